@@ -1,0 +1,79 @@
+"""Where a node listens, and how a user writes it.
+
+Rules kept here: what is not surely an address is refused, since a resolver would make something
+of almost any text ("192.168.1" is 192.168.0.1 to it); every refusal is a ConfigError of one line.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from connmon.errors import ConfigError
+
+DEFAULT_PORT: Final = 5800
+
+
+def shown(text: str) -> str:
+    """Return the text as an error quotes it: one line, not too long."""
+    return repr(text if len(text) <= 100 else text[:97] + "...")
+
+
+@dataclass(frozen=True, order=True)
+class Address:
+    """Where something listens. An IPv6 `host` is kept without brackets."""
+
+    host: str
+    port: int
+    """1 to 65535."""
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(text: str, default_port: int | None = DEFAULT_PORT) -> Address:
+    """Return the address written as host, host:port, [ipv6] or [ipv6]:port.
+
+    `default_port` is taken where none is written; None: it has to be. Raises ConfigError.
+    """
+    match = re.fullmatch(r"(?:\[([^\[\]]*)\]|([^:\[\]]*))(?::([^:]*))?", text)
+    if match is None:
+        raise ConfigError(
+            f"{shown(text)} is not an address; expected HOST:PORT, IPv6 in brackets: [::1]:5800"
+        )
+    bracketed, plain, digits = match.groups()
+    host = _name_host(plain, text) if bracketed is None else _ipv6_host(bracketed, text)
+    if digits is not None:
+        return Address(host, _port(digits, text))
+    if default_port is None:
+        raise ConfigError(f"{shown(text)} has no port; expected HOST:PORT")
+    return Address(host, default_port)
+
+
+def _ipv6_host(host: str, text: str) -> str:
+    try:
+        return str(ipaddress.IPv6Address(host))
+    except ValueError:
+        raise ConfigError(f"{shown(text)}: {shown(host)} is not an IPv6 address") from None
+
+
+def _name_host(host: str, text: str) -> str:
+    if not host:
+        raise ConfigError(f"{shown(text)} has no host; expected HOST:PORT")
+    if len(host) > 253 or not re.fullmatch(r"[\w-]+(\.[\w-]+)*\.?", host):
+        raise ConfigError(f"{shown(text)}: {shown(host)} is not a host name or IP address")
+    if re.fullmatch(r"[\d.]+", host):
+        # Nothing but numbers is meant as IPv4; a resolver would take "192.168.1" for 192.168.0.1.
+        try:
+            ipaddress.IPv4Address(host)
+        except ValueError:
+            raise ConfigError(f"{shown(text)}: {shown(host)} is not an IPv4 address") from None
+    return host
+
+
+def _port(digits: str, text: str) -> int:
+    if re.fullmatch(r"[0-9]{1,5}", digits) and 1 <= int(digits) <= 65535:
+        return int(digits)
+    raise ConfigError(f"{shown(text)}: port {shown(digits)} is not a number from 1 to 65535")

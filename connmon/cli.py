@@ -1,0 +1,250 @@
+"""`connmon`: arguments, and what a command ends with.
+
+- Exit codes: 0 done; 1 no node could be read, or the output could not be written; 2 an
+  argument or the configuration is wrong; 130 ended by Ctrl-C; 141 by a reader of the output
+  that went away. Whatever goes wrong is one line on stderr that begins with "connmon: ".
+- stdout that is no terminal gets plain output, never escape codes, and never waits for a key:
+  the console is then one table.
+- A command imports what it needs when it runs: `snapshot` knows nothing of curses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, NoReturn, TextIO
+
+from connmon import __version__
+from connmon.errors import ConnmonError, UsageError
+from connmon.model import GROUPINGS, Grouping
+
+if TYPE_CHECKING:
+    from connmon.config import Service
+
+DONE: Final = 0
+UNREACHABLE: Final = 1
+USAGE: Final = 2
+INTERRUPTED: Final = 130
+BROKEN_PIPE: Final = 141
+
+_EPILOG: Final = """\
+Without a command the console is run; options may stand before the command or after it.
+exit codes: 0 done, 1 no node could be read, 2 wrong arguments or configuration
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `connmon` with these arguments (default: the process's own) and return its exit code."""
+    try:
+        # A name that the locale cannot write is no reason to fail.
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
+        return _run(_parser().parse_args(argv))
+    except SystemExit as end:  # argparse, after --help and --version
+        return int(end.code or DONE)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        _let_go(sys.stdout)
+        return BROKEN_PIPE
+    except ConnmonError as error:
+        _complain(str(error))
+        return USAGE if isinstance(error, UsageError) else UNREACHABLE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="connmon",
+        description='A "top" for database connections: who holds them, who waits for one.',
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"connmon {__version__}")
+    _add_reading(parser, None)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+
+    summary = "watch live in the terminal (the default)"
+    console = commands.add_parser("console", help=summary, description=summary, allow_abbrev=False)
+    # Suppressed, so that an option left out here does not undo one given before the command.
+    _add_reading(console, argparse.SUPPRESS)
+
+    summary = "print once what a node knows now"
+    snapshot = commands.add_parser("snapshot", help=summary, description=summary, allow_abbrev=False)
+    _add_reading(snapshot, argparse.SUPPRESS)
+    snapshot.add_argument(
+        "--by", choices=GROUPINGS, default="program", help="what a row is (default: program)"
+    )
+    snapshot.add_argument(
+        "--format", choices=("table", "json", "csv"), default="table", help="default: table"
+    )
+
+    summary = "ask every node of the service how it is"
+    status = commands.add_parser(
+        "cluster-status",
+        help=summary,
+        description=summary,
+        epilog="exit codes: 0 healthy, 1 degraded, 2 no quorum or no node reachable",
+        allow_abbrev=False,
+    )
+    _add_reading(status, argparse.SUPPRESS)
+    status.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
+
+    summary = "run three nodes and busy applications here, to try connmon"
+    demo = commands.add_parser("demo", help=summary, description=summary, allow_abbrev=False)
+    demo.add_argument(
+        "--chaos", action="store_true", help="kill and restart the nodes by turns: nothing is lost"
+    )
+    return parser
+
+
+def _add_reading(parser: argparse.ArgumentParser, default: str | None) -> None:
+    """Add the options of every command that reads."""
+    group = parser.add_argument_group("which node to read")
+    for short, long, metavar, text in (
+        ("-s", "--service", "NAME", "service of the config file (default: default)"),
+        ("-H", "--host", "HOST[:PORT]", "this node, without a config file (default port: 5800)"),
+        ("-n", "--node", "NAME", "this node of the service (default: any that can be reached)"),
+        ("-c", "--config", "FILE", "config file (default: $CONNMON_CONFIG, else /etc/connmon.cfg)"),
+    ):
+        group.add_argument(short, long, metavar=metavar, default=default, help=text)
+    # A file, never the secret itself: everybody on the host sees the arguments of a process.
+    group.add_argument(
+        "--secret-file", metavar="FILE", default=default, help="file with the secret (default: the config's)"
+    )
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.command == "demo":
+        for option in ("service", "host", "node", "config", "secret-file"):
+            if getattr(arguments, option.replace("-", "_")) is not None:
+                raise UsageError(f"demo takes no --{option}: it runs nodes of its own")
+        from connmon.demo import run as run_demo
+
+        return run_demo(once=not _is_terminal(sys.stdout), chaos=arguments.chaos)
+
+    service = _service(arguments)
+    if arguments.command == "snapshot":
+        return _print_snapshot(service, arguments.by, arguments.format)
+    if arguments.command == "cluster-status":
+        return _print_status(service, arguments.format, arguments.host is None and arguments.node is None)
+    if not (_is_terminal(sys.stdin) and _is_terminal(sys.stdout)) or os.environ.get("TERM", "") in (
+        "",
+        "dumb",
+    ):
+        return _print_snapshot(service, "program", "table")
+    from connmon.console.app import run as run_console
+    from connmon.credentials import of_client
+
+    return run_console(service.nodes, service.name, of_client(service))
+
+
+def _service(arguments: argparse.Namespace) -> Service:
+    """Return the service that the options mean, with only those nodes that may be read."""
+    from dataclasses import replace
+
+    from connmon.config import DEFAULT_SERVICE, direct, load
+
+    if arguments.host is not None:
+        for option in ("node", "service"):
+            if getattr(arguments, option) is not None:
+                raise UsageError(
+                    f"--{option} and --host exclude each other: --host names a node by its address"
+                )
+        try:
+            service = direct(arguments.host)
+        except UsageError as error:
+            raise UsageError(f"--host: {error}") from None
+        if arguments.config is not None:
+            # The node is the one named; the file has what it takes to talk to it.
+            config = load(arguments.config)
+            known = config.services[0] if len(config.services) == 1 else config.service(DEFAULT_SERVICE)
+            service = replace(known, name=service.name, nodes=service.nodes)
+    else:
+        name = DEFAULT_SERVICE if arguments.service is None else arguments.service
+        service = load(arguments.config).service(name)
+        if arguments.node is not None:
+            service = replace(service, nodes=(service.node(arguments.node),))
+    if arguments.secret_file is not None:
+        service = replace(service, secret=None, secret_file=arguments.secret_file, origin="")
+    return service
+
+
+def _print_status(service: Service, form: str, whole: bool) -> int:
+    from connmon.clusterstatus import ask
+    from connmon.credentials import of_client
+    from connmon.formats import as_json, status_table
+
+    verdict = ask(service, form == "json", whole, of_client(service))
+    _write(as_json(verdict.document) if form == "json" else status_table(verdict.document))
+    return verdict.exit_code
+
+
+def _print_snapshot(service: Service, by: Grouping, form: str) -> int:
+    from connmon.client import read_once
+    from connmon.credentials import of_client
+    from connmon.formats import as_csv, as_json, as_table, short_age
+
+    document = read_once(service.nodes, service.name, by, credentials=of_client(service)).document()
+    if form == "json":
+        text = as_json(document)
+    elif form == "csv":
+        text = as_csv(document, by)
+    else:
+        text = as_table(document, by, _terminal_width())
+    _write(text)
+    if not document["quorum"]:  # a CSV has no other place for it
+        still = short_age(document["stale_seconds"])
+        _complain(f"{document['node']} has no quorum: what it shows has stood still for {still}")
+    return DONE
+
+
+def _write(text: str) -> None:
+    """Write to stdout. Raises ConnmonError where that cannot be, BrokenPipeError where nobody reads."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _let_go(sys.stdout)
+        raise ConnmonError(f"the output cannot be written: {error.strerror}") from None
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    """None: the process was started without this stream."""
+    return stream is not None and not stream.closed and stream.isatty()
+
+
+def _terminal_width() -> int | None:
+    """Return the cells of a line of stdout, or None where it is no terminal."""
+    if not _is_terminal(sys.stdout):
+        return None
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or None
+    except OSError:
+        return None
+
+
+def _complain(message: str) -> None:
+    from connmon.formats import printable
+
+    if sys.stderr is not None:
+        print(f"connmon: {printable(message)}", file=sys.stderr)
+
+
+def _let_go(stream: TextIO) -> None:
+    """Give the stream somewhere to write, since Python flushes it once more at exit and would complain."""
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+    except (OSError, ValueError):  # not a file of the system's
+        pass

@@ -1,0 +1,1 @@
+"""What lives in connmond: the replicated state, the Raft group, and the one port."""

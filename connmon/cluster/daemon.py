@@ -1,0 +1,197 @@
+"""`connmond`: runs one node in the foreground until SIGTERM or SIGINT.
+
+Exit codes: 0 after a signal; 1 where the port cannot be had; 2 where the command line or the
+config file says something that cannot be done. Each of them with one line on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import logging.config
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from connmon import __version__
+from connmon.cluster.datadir import DataDir
+from connmon.cluster.replica import Replica
+from connmon.cluster.server import CLIENTS, SPARE_FILES, Notices, Server
+from connmon.cluster.state import State
+from connmon.cluster.transport import Peers
+from connmon.config import DEFAULT_SERVICE, Config, Node, Service, load
+from connmon.credentials import Credentials, of_client, of_node
+from connmon.errors import ConfigError, ProtocolError, UsageError
+
+logger = logging.getLogger("connmon.connmond")
+
+LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+#: Settings of a service that this version knows but does not honour. Forgetting what was to be
+#: kept would be worse than not running.
+_NOT_YET: Final = ("metrics", "csv_dump", "csv_columns", "csv_token")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a node; return the exit code. `argv` is without the program's name."""
+    options = _parser().parse_args(argv)
+    try:
+        config = load(options.config)
+        service = config.service(options.service)
+        node = service.node(options.node)
+        _check(service)
+        credentials = of_node(service)
+        _set_up_logging(config, options.verbose)
+        kept = (
+            None
+            if service.data_dir is None
+            else DataDir(service.data_dir, service.name, node.name, service.origin)
+        )
+    except UsageError as error:
+        return _complain(str(error), 2)
+    _raise_file_limit()
+    try:
+        return asyncio.run(_serve(service, node, credentials, kept))
+    except KeyboardInterrupt:  # before the loop took over the signal
+        return 0
+    finally:
+        if kept is not None:
+            kept.close()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="connmond", description="Run one connmon node in the foreground.")
+    parser.add_argument(
+        "--config", "-c", metavar="FILE", help="config file (default: $CONNMON_CONFIG, else /etc/connmon.cfg)"
+    )
+    parser.add_argument(
+        "--service", "-s", metavar="NAME", default=DEFAULT_SERVICE, help="default: %(default)s"
+    )
+    parser.add_argument("--node", "-n", metavar="NAME", help="may be left out where the service has one node")
+    parser.add_argument("--verbose", "-v", action="store_true", help="log every connection")
+    parser.add_argument("--version", action="version", version=f"connmond {__version__}")
+    return parser
+
+
+def _complain(message: str, code: int) -> int:
+    with contextlib.suppress(OSError):
+        print(f"connmond: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+def _check(service: Service) -> None:
+    """Raise ConfigError where the service asks for what this version cannot do."""
+    where = f"{service.origin}: " if service.origin else ""
+    for option in _NOT_YET:
+        if getattr(service, option) is not None:
+            raise ConfigError(f"{where}{option}: not in this version; take the line out to run without it")
+
+
+def _set_up_logging(config: Config, verbose: bool) -> None:
+    """Log as the config file says, else to stderr. Raises ConfigError."""
+    logging.raiseExceptions = False  # a full disk or a closed stderr is no reason to print more
+    if not config.logging:
+        level = logging.DEBUG if verbose else logging.INFO
+        logging.basicConfig(level=level, format=LOG_FORMAT, stream=sys.stderr)
+        return
+    try:
+        logging.config.fileConfig(str(config.path), disable_existing_loggers=False, encoding="utf-8")
+    except Exception as error:
+        problem = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"{config.path}: [loggers], [handlers] or [formatters]: {problem}") from None
+    if verbose:
+        logging.getLogger("connmon").setLevel(logging.DEBUG)
+
+
+def _raise_file_limit() -> None:
+    """Allow as many open files as clients need, where the system lets us."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = CLIENTS + SPARE_FILES
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+async def _serve(service: Service, node: Node, credentials: Credentials, kept: DataDir | None) -> int:
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_unexpected(Notices(time.monotonic)))
+    stop = asyncio.Event()
+
+    def stopped(number: int) -> None:
+        logger.info("%s: ending", signal.Signals(number).name)
+        for each in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(each)
+            signal.signal(each, signal.SIG_DFL)  # a second one ends it at once
+        stop.set()
+
+    for each in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(each, stopped, each)
+    peers = Peers(service, node, credentials=of_client(service)) if len(service.nodes) > 1 else None
+    journal = None if kept is None else kept.journal
+    replica = Replica(service.name, node.name, State(), peers=peers, journal=journal, store=kept)
+    server = Server(service, node, replica, credentials=credentials)
+    try:
+        await server.start()
+    except ProtocolError as error:
+        return _complain(str(error if kept is None else kept.damaged(str(error))), 2)
+    except OSError as error:
+        return _complain(f"cannot listen on {node.bind} (bind of node {node.name!r}): {_reason(error)}", 1)
+    logger.info(
+        "connmond %s: node %s of service %s listens on %s", __version__, node.name, service.name, node.bind
+    )
+    if not credentials.any:
+        logger.warning(
+            "neither secret nor TLS is set for service %s: anyone who reaches %s can report and read",
+            service.name,
+            node.bind,
+        )
+    ready = loop.create_task(_tell_ready(service, node, replica, server.port))
+    await stop.wait()
+    ready.cancel()
+    await server.close()
+    logger.info("ended")
+    return 0
+
+
+async def _tell_ready(service: Service, node: Node, replica: Replica, port: int) -> None:
+    """Log the line that says, also to programs, that reports are being applied from now."""
+    while not (replica.quorum and replica.leader):
+        await asyncio.sleep(0.02)
+    logger.info("ready service=%s node=%s port=%d pid=%d", service.name, node.name, port, os.getpid())
+
+
+def _reason(error: OSError) -> str:
+    """Return what the system says, without asyncio's wording around it."""
+    if isinstance(error, socket.gaierror) or error.errno is None:
+        return error.strerror or str(error)
+    return os.strerror(error.errno)
+
+
+def _unexpected(notices: Notices) -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:
+    """Return what logs that for which asyncio has nobody to tell it to.
+
+    One line for the system's errors, and few of them (where files run out, asyncio reports it
+    hundreds of times at once); a traceback for ours.
+    """
+
+    def log(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if isinstance(error, OSError):
+            notices.warning("%s: %s", context.get("message"), error)
+        else:
+            logger.error("%s", context.get("message"), exc_info=error)
+
+    return log
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""State <-> bytes: what a replica hands to another one, and keeps on disk. Pure.
+
+Equal states have equal bytes, also after one of them was loaded; so everything whose order
+matters later is dumped in its order. What can be made from the rest is made again.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from connmon.cluster.records import (
+    NO_GAUGES,
+    PROCESS_WEIGHT,
+    BootRecord,
+    EndedRecord,
+    Group,
+    GroupRecord,
+    ProcessRecord,
+    Tombstones,
+    connection_weight,
+    pool_weight,
+)
+from connmon.cluster.tables import Tables
+from connmon.errors import ProtocolError
+from connmon.model import GROUPINGS, RowKey
+
+
+class _Image(Struct, array_like=True, frozen=True):
+    layout: int
+    version: int
+    clock: float
+    epoch: str
+    boots: list[BootRecord]
+    processes: list[ProcessRecord]
+    groups: list[GroupRecord]
+    gone: list[RowKey]
+    ended: list[EndedRecord]
+
+
+_LAYOUT: Final = 1
+_encoder: Final = msgspec.msgpack.Encoder()
+_decoder: Final = msgspec.msgpack.Decoder(_Image)
+
+
+def dump(tables: Tables) -> bytes:
+    """Return everything as bytes."""
+    return _encoder.encode(
+        _Image(
+            _LAYOUT,
+            tables.version,
+            tables.clock,
+            tables.epoch,
+            list(tables.boots.values()),
+            list(tables.processes.values()),
+            [group.record() for group in tables.groups.values()],
+            list(tables.gone),
+            list(tables.ended.values()),
+        )
+    )
+
+
+def restore(tables: Tables, data: bytes) -> None:
+    """Fill empty tables with what was dumped. Raises ProtocolError where this is no dump."""
+    try:
+        image = _decoder.decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise ProtocolError(f"a dump of the state that cannot be read: {error}") from None
+    if image.layout != _LAYOUT:
+        raise ProtocolError(
+            f"a dump of the state in layout {image.layout}, {_LAYOUT} is known here: "
+            "run the same version of connmon on all nodes"
+        )
+    tables.version = tables.moved = image.version
+    tables.clock, tables.epoch = image.clock, image.epoch
+    tables.boots = {boot.boot: boot for boot in image.boots}
+    tables.groups = {record.key: Group.of(record) for record in image.groups}
+    tables.gone = {key: tables.groups[key].gone_since or 0.0 for key in image.gone}
+    for process in image.processes:
+        _count(tables, process)
+    for record in image.groups:  # counting has touched them
+        tables.groups[record.key].version = record.version
+    for ended in image.ended:
+        tables.remember_ended(ended)
+    # What was removed is not known: who asks from an earlier version on gets everything.
+    tables.tombstones = {by: Tombstones(tables.limits.tombstones, image.version) for by in GROUPINGS}
+
+
+def _count(tables: Tables, process: ProcessRecord) -> None:
+    """Add a process to its groups and to the weight."""
+    tables.processes[process.instance] = process
+    for key in (process.program_key, process.host_key, *process.databases()):
+        tables.enroll(tables.group(key), process)
+    for key in (process.program_key, process.host_key):
+        tables.shift(key, NO_GAUGES if process.lost else process.gauges, process.totals)
+    for pool in process.pools.values():
+        tables.shift(pool.database, NO_GAUGES if process.lost else pool.gauges, pool.totals)
+        tables.weight += pool_weight(pool.info)
+    tables.weight += PROCESS_WEIGHT + sum(map(connection_weight, process.connections.values()))

@@ -1,0 +1,300 @@
+"""What the connection-state machine keeps: of a process, a pool, a connection, a group. Pure.
+
+- Times are of the replica's clock. Versions are those at which something last changed.
+- What is dumped is a Struct; a `Group` has sums besides, which are made again after loading.
+  They are whole numbers, so they come out the same however they were added up.
+- Counts are held down to `LARGEST_COUNT`, and what is kept of all processes together to
+  `Limits.room`: whoever reaches a port may say what he likes, and harms nothing by it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from msgspec import Struct
+
+from connmon.model import (
+    LARGEST,
+    Connection,
+    ConnectionRow,
+    ConnectionState,
+    Figures,
+    Gauges,
+    PoolInfo,
+    Process,
+    RowKey,
+    RowState,
+    Totals,
+    Usage,
+    Vector,
+)
+
+#: The largest count taken from a report: 280 years of 1,000 checkouts a second. The sum over the
+#: pools of one process stays below LARGEST with it.
+LARGEST_COUNT: Final = 2**43
+
+NO_GAUGES: Final = Gauges()
+NO_TOTALS: Final = Totals()
+
+
+class Limits(NamedTuple):
+    """How much is kept at most. All replicas of a group must have the same."""
+
+    processes: int = 50_000
+    pools: int = 1_000
+    """Of one process."""
+    connections: int = 200_000
+    """Of one process."""
+    room: int = 2**30
+    """What all processes, pools and connections may weigh together, about in bytes."""
+    ended: int = 10_000
+    """Processes that ended and are remembered, so that one that comes back is not counted twice."""
+    gone: int = 10_000
+    """Groups without a process."""
+    boots: int = 1_000
+    """Starts of nodes."""
+    tombstones: int = 20_000
+    """Keys of removed rows, for each kind of row."""
+
+
+LIMITS: Final = Limits()
+
+
+def bounded(vector: Vector) -> Vector:
+    """Return the vector with no count above LARGEST_COUNT."""
+    if max(vector) <= LARGEST_COUNT:
+        return vector
+    return type(vector)(*[min(count, LARGEST_COUNT) for count in vector])
+
+
+def saturated(vector: Vector) -> Vector:
+    """Return the vector with no count below 0 or above LARGEST, as readers must get it."""
+    if max(vector) <= LARGEST and min(vector) >= 0:
+        return vector
+    return type(vector)(*[max(0, min(count, LARGEST)) for count in vector])
+
+
+# --- Kept and dumped ------------------------------------------------------------------------
+
+
+class ConnectionRecord(Struct, array_like=True, frozen=True, gc=False):
+    """One connection as last reported. Plain values only, hence no garbage collection."""
+
+    number: int
+    pool: int
+    server_id: int | None
+    state: ConnectionState
+    opened: float
+    held_since: float | None
+    holder: str | None
+    call_site: str | None
+    stack: tuple[str, ...]
+    version: int
+
+
+class PoolRecord(Struct, array_like=True):
+    """One pool as last reported, with its maxima."""
+
+    number: int
+    info: PoolInfo
+    database: RowKey
+    gauges: Gauges = NO_GAUGES
+    totals: Totals = NO_TOTALS
+    max_connections: int = 0
+    max_checked_out: int = 0
+    max_waiting: int = 0
+    longest_wait: float = 0.0
+    waiting_since: float | None = None
+    held_since: float | None = None
+    rate: float = 0.0
+    """Checkouts per second."""
+    version: int = 0
+    """When it was last told of; its row changes with every report of the process."""
+
+    @property
+    def shown(self) -> bool:
+        """Whether it has a row: what remains of closed pools is in the sums only."""
+        return self.gauges.pools > 0
+
+
+class ProcessRecord(Struct, array_like=True):
+    """One process that is connected or lost; `gauges` and `totals` are the sums of its pools."""
+
+    instance: str
+    node: str
+    process: Process
+    """Host and program are those of its first report, whatever later ones say."""
+    sequence: int
+    reported: float
+    version: int
+    started: float | None = None
+    usage: Usage = Usage()
+    lost: bool = False
+    gauges: Gauges = NO_GAUGES
+    totals: Totals = NO_TOTALS
+    max_connections: int = 0
+    max_checked_out: int = 0
+    max_waiting: int = 0
+    longest_wait: float = 0.0
+    waiting_since: float | None = None
+    held_since: float | None = None
+    rate: float = 0.0
+    pools: dict[int, PoolRecord] = {}
+    connections: dict[int, ConnectionRecord] = {}
+
+    @property
+    def state(self) -> RowState:
+        return "lost" if self.lost else "connected"
+
+    @property
+    def program_key(self) -> RowKey:
+        return ("program", self.process.host, self.process.program)
+
+    @property
+    def host_key(self) -> RowKey:
+        return ("host", self.process.host)
+
+    def databases(self) -> dict[RowKey, None]:
+        """Return the keys of the databases that it has pools in, each once, in a fixed order."""
+        return dict.fromkeys([pool.database for pool in self.pools.values()])
+
+    def row_keys(self) -> list[RowKey]:
+        """Return the keys of all rows that this process is, or was, shown with."""
+        keys: list[RowKey] = [("process", self.instance)]
+        keys += [("pool", self.instance, pool.number) for pool in self.pools.values() if pool.shown]
+        keys += [("connection", self.instance, number) for number in self.connections]
+        return keys
+
+
+class EndedRecord(Struct, array_like=True, frozen=True):
+    """A process that was dropped: what of it was added to the ended totals of its groups."""
+
+    instance: str
+    sequence: int
+    at: float
+    version: int
+    totals: tuple[tuple[RowKey, Totals], ...]
+
+
+class BootRecord(Struct, array_like=True, frozen=True):
+    """The last batch of one start of a node."""
+
+    boot: str
+    number: int
+    heard: float
+
+
+class GroupRecord(Struct, array_like=True, frozen=True):
+    """What of a group cannot be made from its processes."""
+
+    key: RowKey
+    ended: Totals
+    maxima: tuple[int, int, int, int]
+    """Processes, connections, checked out, waiting."""
+    reported: float | None
+    version: int
+    born: int
+    gone_since: float | None
+
+
+# --- Kept, and made again after loading -----------------------------------------------------
+
+
+class Group:
+    """A program on a host, a host, or a database: the sums over its processes."""
+
+    __slots__ = (
+        "born", "cached", "cached_at", "ended", "gauges", "gone_since", "key", "lost", "max_checked_out",
+        "max_connections", "max_processes", "max_waiting", "members", "processes", "reported", "totals",
+        "version",
+    )  # fmt: skip
+
+    def __init__(self, key: RowKey, version: int) -> None:
+        self.key = key
+        self.gauges = NO_GAUGES
+        """Of connected processes."""
+        self.totals = NO_TOTALS
+        """Of connected and lost processes."""
+        self.ended = NO_TOTALS
+        """Of processes that were dropped."""
+        self.processes = 0
+        self.lost = 0
+        self.max_processes = self.max_connections = self.max_checked_out = self.max_waiting = 0
+        self.reported: float | None = None
+        self.version = self.born = version
+        self.gone_since: float | None = None
+        self.members: dict[str, ProcessRecord] = {}
+        self.cached: Figures | None = None
+        self.cached_at = -1
+        """The version that the cached figures are of."""
+
+    @property
+    def state(self) -> RowState:
+        return "connected" if self.processes else "lost" if self.lost else "gone"
+
+    def record(self) -> GroupRecord:
+        maxima = (self.max_processes, self.max_connections, self.max_checked_out, self.max_waiting)
+        return GroupRecord(
+            self.key, self.ended, maxima, self.reported, self.version, self.born, self.gone_since
+        )  # fmt: skip
+
+    @classmethod
+    def of(cls, record: GroupRecord) -> Group:
+        """Return the group without its processes."""
+        group = cls(record.key, record.version)
+        group.ended = record.ended
+        group.max_processes, group.max_connections, group.max_checked_out, group.max_waiting = record.maxima
+        group.reported, group.born, group.gone_since = record.reported, record.born, record.gone_since
+        return group
+
+
+class Tombstones:
+    """The keys of rows of one kind that were removed, and when; only the newest are kept.
+
+    They are not dumped: a replica that was loaded sends a reader everything, once.
+    """
+
+    __slots__ = ("_kept", "floor")
+
+    def __init__(self, most: int, floor: int = 0) -> None:
+        self._kept: deque[tuple[int, RowKey]] = deque(maxlen=most)
+        self.floor = floor
+        """What was removed at this version or earlier is not known any more."""
+
+    def add(self, version: int, key: RowKey) -> None:
+        kept = self._kept
+        if len(kept) == kept.maxlen:
+            self.floor = kept[0][0]
+        kept.append((version, key))
+
+    def after(self, version: int) -> Iterator[RowKey]:
+        """Yield the keys that were removed after `version`, the newest first."""
+        for removed, key in reversed(self._kept):
+            if removed <= version:
+                return
+            yield key
+
+
+# --- Weights --------------------------------------------------------------------------------
+
+#: More than any one process can weigh without its pools and connections.
+PROCESS_WEIGHT: Final = 2**14
+
+
+def pool_weight(info: PoolInfo) -> int:
+    """Return about how many bytes a pool takes; at least 2048, which bounds the number of pools."""
+    return 2048 + len(info.url) + len(info.database or "")
+
+
+def connection_weight(connection: Connection | ConnectionRecord | ConnectionRow) -> int:
+    """Return about how many bytes a connection takes."""
+    weight = 256
+    if connection.holder:
+        weight += len(connection.holder)
+    if connection.call_site:
+        weight += len(connection.call_site)
+    if connection.stack:
+        weight += sum([64 + len(line) for line in connection.stack])
+    return weight

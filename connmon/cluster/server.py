@@ -1,0 +1,435 @@
+"""The node's one port: takes clients in, gathers what they report, answers what they ask.
+
+The rules it keeps:
+
+- Reports and departures of the last `GATHER` seconds go into one Batch, at once when idle. They
+  are proposed in the order in which they came, and a report is acknowledged after it has
+  been applied.
+- The leader adds a Tick to its batches, at least every `TICK` seconds: the time that has passed
+  by its own monotonic clock, bounded.
+- A connection that ends is a Departure of its instance: after a goodbye at once, otherwise after
+  `GRACE` seconds unless the instance has reported on another connection here. Silence
+  is not the end of a process: the state's lease judges that.
+- Nothing that clients do makes the node grow without bound: their number, the bytes held for
+  them and the lines logged about them are limited. Who holds the most goes first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+import secrets
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from connmon.cluster import status
+from connmon.cluster.digests import Digests
+from connmon.cluster.link import Link, footprint
+from connmon.cluster.replica import ApplyError, Replica
+from connmon.config import Node, Service
+from connmon.credentials import OPEN, Credentials
+from connmon.errors import ProtocolError
+from connmon.model import Batch, Departure, NodeStatus, Query, Report, Rows, StatusQuery, Tick
+from connmon.wire import Hello, NodeSide
+
+if TYPE_CHECKING:
+    from connmon.tls import Channel
+
+logger = logging.getLogger(__name__)
+
+#: Seconds for which reports are gathered into one batch.
+GATHER: Final = 0.1
+#: Seconds between two ticks of the leader, and the largest step of one.
+TICK: Final = 0.5
+LARGEST_STEP: Final = 2.0
+#: Seconds that a process has to come back on another connection before it counts as ended.
+GRACE: Final = 0.5
+#: Seconds between two looks at the deadlines of all connections.
+SWEEP: Final = 1.0
+#: Bytes of reports in one batch; a larger report goes alone.
+BATCH_BYTES: Final = 2 * 1024 * 1024
+#: Bytes that all clients together may hold: received, waiting to be applied, waiting to be sent.
+MEMORY: Final = 64 * 1024 * 1024
+#: Clients at the same time, and file descriptors kept for anything else.
+CLIENTS: Final = 20_000
+SPARE_FILES: Final = 128
+#: Connections accepted in one go, which asyncio does before it looks at any of them (so fewer than
+#: `SPARE_FILES` by far), and connections that the system keeps until they are accepted.
+ACCEPT: Final = 16
+BACKLOG: Final = 1024
+#: What a departure counts for in memory.
+DEPARTURE_BYTES: Final = 256
+#: Seconds that closing waits for clients to take what was written.
+CLOSING: Final = 0.3
+#: Seconds that a status waits for the version of the state whose digest is asked for.
+DIGEST_WAIT: Final = 1.0
+#: Log lines about clients: so many at once, then one per so many seconds.
+LOG_BURST: Final = 20
+LOG_INTERVAL: Final = 3.0
+
+
+def client_limit() -> int:
+    """Return how many clients the limit on open files allows, at most `CLIENTS`."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return CLIENTS
+    return max(1, min(CLIENTS, soft - SPARE_FILES))
+
+
+class Notices:
+    """Log lines about clients, so few that a flood of bad clients does not fill the disk."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._allowed = float(LOG_BURST)
+        self._at = clock()
+        self._left_out = 0
+
+    def warning(self, message: str, *values: object) -> None:
+        now = self._clock()
+        self._allowed = min(float(LOG_BURST), self._allowed + (now - self._at) / LOG_INTERVAL)
+        self._at = now
+        if self._allowed < 1.0:
+            self._left_out += 1
+            return
+        self._allowed -= 1.0
+        if self._left_out:
+            logger.warning("%d more lines about clients were left out", self._left_out)
+            self._left_out = 0
+        logger.warning(message, *values)
+
+
+class _Waiting(NamedTuple):
+    """A report or departure that is to be applied, and the connection it came from."""
+
+    what: Report | Departure
+    link: Link | None
+    size: int
+    """In bytes, on the wire."""
+    memory: int
+    """In bytes, about."""
+
+
+class Server:
+    """One node's port. `start` and `close` are called on one running event loop.
+
+    `clock` is monotonic, in seconds; `boot` names this run of the node and must be new for each
+    (random where it is not given); `clients` and `memory` (bytes) are the limits.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        node: Node,
+        replica: Replica,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        boot: str | None = None,
+        clients: int | None = None,
+        memory: int = MEMORY,
+        credentials: Credentials = OPEN,
+    ) -> None:
+        self.clock = clock
+        self.credentials: Final = credentials
+        """What clients have to have."""
+        self._service = service
+        self._node = node
+        self._replica = replica
+        self._boot = boot if boot is not None else secrets.token_hex(8)
+        self._limit = clients if clients is not None else client_limit()
+        self._memory = memory
+        self._notices = Notices(clock)
+        self._listener: asyncio.Server | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._links: set[Link] = set()
+        self._speaking: dict[str, Link] = {}
+        """By instance: the connection on which it reported last."""
+        self._grace: dict[str, asyncio.TimerHandle] = {}
+        self._queue: deque[_Waiting] = deque()
+        self._work = asyncio.Event()
+        self._number = 0
+        self._batch_at = float("-inf")
+        self._tick_at: float | None = None
+        """When the last tick was made; None while another node leads."""
+        self._digests = Digests(clock)
+        replica.on_applied = lambda _batch, _outcome: self._digests.moved(replica.state)
+        self._started = clock()
+        self.held = 0
+        """Bytes that clients hold of this node's memory."""
+        self._closing = False
+
+    # --- what the daemon uses ---
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        assert self._listener is not None
+        return int(self._listener.sockets[0].getsockname()[1])
+
+    @property
+    def clients(self) -> int:
+        """How many connections there are."""
+        return len(self._links)
+
+    async def start(self) -> None:
+        """Listen, join the group and begin to work. Raises OSError where it cannot listen."""
+        loop = asyncio.get_running_loop()
+        bind = self._node.bind
+        self._listener = await loop.create_server(
+            lambda: Link(self), bind.host, bind.port, reuse_address=True, backlog=ACCEPT
+        )
+        for each in self._listener.sockets:
+            # asyncio has one number for both; the system takes the later word.
+            with socket.socket(fileno=os.dup(each.fileno())) as twin:
+                twin.listen(BACKLOG)
+        self._replica.start()
+        self._tasks = [loop.create_task(self._pump()), loop.create_task(self._sweep())]
+
+    async def close(self) -> None:
+        """Stop listening, close every connection, leave the group; takes at most about `CLOSING` seconds."""
+        self._closing = True
+        if self._listener is not None:
+            self._listener.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for timer in self._grace.values():
+            timer.cancel()
+        for link in list(self._links):
+            link.close()
+        deadline = self.clock() + CLOSING
+        while self._links and self.clock() < deadline:
+            await asyncio.sleep(0.01)
+        for link in list(self._links):
+            link.abort()
+        await asyncio.sleep(0)
+        self._replica.close()
+
+    # --- what links use (link.Owner) ---
+
+    @property
+    def service_name(self) -> str:
+        return self._service.name
+
+    @property
+    def node_name(self) -> str:
+        return self._node.name
+
+    @property
+    def lease(self) -> float:
+        return self._service.lease
+
+    def joined(self, link: Link) -> str | None:
+        self._links.add(link)
+        if len(self._links) > self._limit:
+            return f"the node has its {self._limit} clients already"
+        return None
+
+    def left(self, link: Link) -> None:
+        self._links.discard(link)
+        instance = link.instance
+        if instance is None or self._speaking.get(instance) is not link:
+            return
+        del self._speaking[instance]
+        if not (link.goodbye or link.silent or self._closing):
+            loop = asyncio.get_running_loop()
+            self._grace[instance] = loop.call_later(GRACE, self._missing, instance, link.sequence)
+
+    def reported(self, link: Link, report: Report, size: int) -> None:
+        self._speaking[report.instance] = link
+        if (timer := self._grace.pop(report.instance, None)) is not None:
+            timer.cancel()
+        self._enqueue(_Waiting(report, link, size, footprint(report, size)))
+
+    def departed(self, link: Link, instance: str, sequence: int) -> None:
+        self._enqueue(_Waiting(Departure(instance, sequence), link, DEPARTURE_BYTES, DEPARTURE_BYTES))
+
+    def peer_refusal(self, hello: Hello) -> str | None:
+        peers = self._replica.peers
+        return "this node is alone in its config" if peers is None else peers.refusal(hello)
+
+    def adopt(
+        self, link: Link, side: NodeSide, channel: Channel | None, transport: asyncio.Transport
+    ) -> None:
+        if self._replica.peers is None or self._closing:
+            transport.abort()
+            return
+        try:
+            self._replica.peers.adopt(side, channel, transport, list(side.pending()))
+        except ProtocolError as error:
+            self.refused(link, str(error))
+            transport.abort()
+
+    def rows(self, query: Query) -> Iterator[Rows]:
+        replica = self._replica
+        return replica.state.rows(
+            query,
+            service=self._service.name,
+            node=self._node.name,
+            leader=replica.leader,
+            quorum=replica.quorum,
+            stale=replica.stale,
+        )
+
+    async def status(self, query: StatusQuery) -> NodeStatus:
+        replica = self._replica
+        digest = None if query.digest_at is None else await self._digest(query.digest_at)
+        return status.of_node(
+            self._service.name,
+            self._node.name,
+            replica.status,
+            replica.state,
+            processes=len(self._speaking),
+            consoles=sum(link.asked for link in self._links),
+            uptime=self.clock() - self._started,
+            digest=digest,
+        )
+
+    async def _digest(self, version: int) -> str | None:
+        """Return the digest of the state at that version, None where it does not come."""
+        made: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+
+        def told(digest: str | None) -> None:
+            if not made.done():
+                made.set_result(digest)
+
+        self._digests.ask(self._replica.state, version, told)
+        try:
+            return await asyncio.wait_for(made, DIGEST_WAIT)
+        except asyncio.TimeoutError:
+            return None
+        finally:
+            self._digests.give_up(version, told)
+
+    def weighed(self, link: Link, change: int) -> None:
+        self.held += change
+        if change > 0:
+            self._shed()
+
+    def refused(self, link: Link, reason: str) -> None:
+        self._notices.warning("client %s: connection closed: %s", link.peer, reason)
+
+    def failed(self, link: Link, error: Exception) -> None:
+        logger.error("the query of %s could not be answered", link.peer, exc_info=error)
+
+    # --- inside ---
+
+    def _missing(self, instance: str, sequence: int) -> None:
+        self._grace.pop(instance, None)
+        self._enqueue(_Waiting(Departure(instance, sequence), None, DEPARTURE_BYTES, DEPARTURE_BYTES))
+
+    def _enqueue(self, waiting: _Waiting) -> None:
+        self._queue.append(waiting)
+        self.held += waiting.memory
+        self._work.set()
+        self._shed()
+
+    def _shed(self) -> None:
+        """Drop who holds the most until the limit is kept."""
+        while self.held > self._memory:
+            greediest = max(self._links, key=lambda link: link.held, default=None)
+            if greediest is None or not greediest.held:
+                return
+            self.refused(greediest, f"the memory for clients ({self._memory} bytes) is used up")
+            greediest.abort()
+
+    async def _pump(self) -> None:
+        """Batch after batch, one at a time, for ever."""
+        while True:
+            try:
+                await self._wait()
+                taken = self._take()
+                if (batch := self._batch(taken)) is not None:
+                    await self._apply(batch, taken)
+                # A group of one applies without ever waiting; clients have to get their turn.
+                await asyncio.sleep(0)
+            except Exception:
+                logger.exception("gathering a batch has failed; going on")
+                await asyncio.sleep(TICK)
+
+    async def _wait(self) -> None:
+        """Return when a batch is due: something is queued, or the leader's clock has to go on."""
+        now = self.clock()
+        due = now + TICK if self._tick_at is None else self._tick_at + TICK
+        if not self._queue and due > now:
+            self._work.clear()
+            # Not wait_for: it can swallow a cancellation that comes when there is work.
+            timer = asyncio.get_running_loop().call_later(due - now, self._work.set)
+            try:
+                await self._work.wait()
+            finally:
+                timer.cancel()
+        if self._queue and (pause := self._batch_at + GATHER - self.clock()) > 0:
+            await asyncio.sleep(pause)
+
+    def _take(self) -> list[_Waiting]:
+        """Take from the queue what goes into the next batch, oldest first."""
+        taken: list[_Waiting] = []
+        size = 0
+        while self._queue and (not taken or size + self._queue[0].size <= BATCH_BYTES):
+            waiting = self._queue.popleft()
+            taken.append(waiting)
+            size += waiting.size
+        return taken
+
+    def _batch(self, taken: list[_Waiting]) -> Batch | None:
+        """Return the next batch; None where there is nothing to say."""
+        now = self.clock()
+        tick: Tick | None = None
+        if not self._replica.is_leader:
+            self._tick_at = None
+        else:
+            since = now - self._tick_at if self._tick_at is not None else 0.0
+            tick = Tick(min(max(since, 0.0), LARGEST_STEP), self._service.lease)
+            self._tick_at = now
+        if taken:
+            self._batch_at = now
+        elif tick is None:
+            return None
+        self._number += 1
+        return Batch(
+            self._node.name,
+            self._boot,
+            self._number,
+            tick,
+            tuple(waiting.what for waiting in taken if isinstance(waiting.what, Report)),
+            tuple(waiting.what for waiting in taken if isinstance(waiting.what, Departure)),
+        )
+
+    async def _apply(self, batch: Batch, taken: list[_Waiting]) -> None:
+        """Have the batch applied and answer those who wait for it."""
+        try:
+            outcome = await self._replica.propose(batch)
+        except Exception as error:
+            if not isinstance(error, ApplyError):  # which was logged where it happened
+                logger.exception("batch %d was given up", batch.number)
+            # Whoever comes back sends everything anew.
+            for waiting in taken:
+                if waiting.link is not None:
+                    waiting.link.refuse("the node could not apply this: see its log")
+            return
+        finally:
+            self.held -= sum(waiting.memory for waiting in taken)
+        full = {(instance, sequence): wanted for instance, sequence, wanted in outcome.answers}
+        for what, link, _, _ in taken:
+            if link is None:
+                continue
+            if isinstance(what, Report):
+                key = (what.instance, what.sequence)
+                # No answer: it was applied by an earlier attempt that was not heard of.
+                link.acknowledge(*key, full.get(key, True))
+            else:
+                link.close()
+
+    async def _sweep(self) -> None:
+        """Look at every connection's deadlines now and then."""
+        while True:
+            await asyncio.sleep(SWEEP)
+            now = self.clock()
+            for link in list(self._links):
+                link.check(now)

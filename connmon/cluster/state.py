@@ -1,0 +1,381 @@
+"""The connection-state machine: takes batches, says who has how many connections. Pure.
+
+The rules kept here:
+
+- No I/O, no clock, no randomness: replicas that apply the same batches in the same order have
+  the same state, byte for byte in `dump`, also where one was loaded from another's dump.
+- `apply` never raises, whatever a batch says: what makes no sense is left out, by a rule that
+  comes out the same everywhere. (A replicated method that raises shakes the leadership.)
+- A batch counts once, by its boot and number; a report counts once, by its sequence number.
+- A full report replaces what is known of a process, but not its maxima. A change counts only on
+  top of the report that it was made after; otherwise a full report is asked for.
+- Within a batch time passes first, then reports count, then departures, and then it is judged
+  who has been silent for too long: so nobody is lost in the batch that brings his report.
+- A program's maximum is the largest, over all reports applied, of the sum of its processes'
+  present values with the reporting process's own peak in place of its present value; a
+  database's, the same of pools.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from connmon.cluster import image, rows
+from connmon.cluster.records import (
+    LARGEST_COUNT,
+    LIMITS,
+    NO_GAUGES,
+    NO_TOTALS,
+    BootRecord,
+    ConnectionRecord,
+    Group,
+    Limits,
+    PoolRecord,
+    ProcessRecord,
+    bounded,
+    connection_weight,
+    pool_weight,
+)
+from connmon.cluster.tables import Tables
+from connmon.model import (
+    Batch,
+    Connection,
+    Departure,
+    Gauges,
+    Peaks,
+    PoolReport,
+    Query,
+    Report,
+    Rows,
+    Totals,
+    database_key,
+    minus,
+    plus,
+)
+
+#: The largest step of the clock, in seconds, that one batch can make.
+LONGEST_STEP: Final = 2.0
+#: The largest rate that is shown (a model.Number).
+LARGEST_RATE: Final = 1e15
+
+NO_PEAKS: Final = Peaks()
+
+
+class Outcome(Struct, frozen=True):
+    """What became of a batch."""
+
+    version: int
+    """Of the state, after the batch."""
+    answers: tuple[tuple[str, int, bool], ...]
+    """For each report, in order: instance, sequence, and whether a full report is wanted."""
+    applied: bool
+    """False: the batch was applied before, and changed nothing now."""
+
+
+class State(Tables):
+    """What the whole service's processes last reported, and what that adds up to."""
+
+    # --- batches
+
+    def apply(self, batch: Batch) -> Outcome:
+        """Apply one replicated command. Never raises."""
+        last = self.boots.get(batch.boot)
+        if last is not None and batch.number <= last.number:
+            answers = tuple((r.instance, r.sequence, self._lacks(r)) for r in batch.reports)
+            return Outcome(self.version, answers, False)
+        self.version += 1
+        if not self.epoch:
+            self.epoch = batch.boot
+        if batch.tick is not None:
+            self.clock += min(max(batch.tick.step, 0.0), LONGEST_STEP)
+        self.boots.pop(batch.boot, None)
+        self.boots[batch.boot] = BootRecord(batch.boot, batch.number, self.clock)
+        answers = tuple((r.instance, r.sequence, self._report(batch.node, r)) for r in batch.reports)
+        for departure in batch.departures:
+            self._depart(batch.node, departure)
+        if batch.tick is not None:
+            self.expire(batch.tick.lease)
+        return Outcome(self.version, answers, True)
+
+    def _depart(self, node: str, departure: Departure) -> None:
+        process = self.processes.get(departure.instance)
+        if process is not None and process.node == node and process.sequence <= departure.sequence:
+            self.drop(process)
+
+    # --- reports
+
+    def _has(self, report: Report) -> bool:
+        """Whether this report, or a later one of its instance, was applied already."""
+        known = self.processes.get(report.instance) or self.ended.get(report.instance)
+        return known is not None and report.sequence <= known.sequence
+
+    def _lacks(self, report: Report) -> bool:
+        """Whether to ask for a full report instead of this one, which is not to be applied.
+
+        Never instead of a full one (it would be no better), nor from a process for which there
+        is no room: it would send nothing but full reports from then on.
+        """
+        if report.full or self._has(report):
+            return False
+        return report.instance in self.processes or self.has_room()
+
+    def _report(self, node: str, report: Report) -> bool:
+        """Apply one report; return whether a full one is wanted instead."""
+        if self._has(report):
+            return False
+        process = self.processes.get(report.instance)
+        if process is not None:
+            if not report.full and report.base != process.sequence:
+                return True
+            if report.sequence == process.sequence + 1:
+                span = report.interval
+            else:  # the reports between were lost, and with them their intervals
+                span = max(report.interval, self.clock - process.reported)
+        elif report.full and report.process is not None and self.has_room():
+            process = ProcessRecord(report.instance, node, report.process, 0, self.clock, self.version)
+            self.admit(process)
+            span = 0.0
+        else:
+            return self._lacks(report)
+        self._take(process, report, span)
+        process.node = node
+        process.sequence = report.sequence
+        process.reported = self.clock
+        process.version = self.version
+        # The dict is in the order of the last reports.
+        self.processes[report.instance] = self.processes.pop(report.instance)
+        return False
+
+    def _take(self, process: ProcessRecord, report: Report, span: float) -> None:
+        """Replace or change what is known of the process, and what its groups add up to.
+
+        `span` is the time in seconds that the report's changes took; 0: not known.
+        """
+        if process.lost:
+            self.find(process)
+        gauges, totals, databases = process.gauges, process.totals, process.databases()
+        self._take_identity(process, report)
+        self._take_pools(process, report, span)
+        self._take_connections(process, report)
+
+        now = process.databases()
+        for key in now:
+            if key not in databases:
+                self.enroll(self.group(key), process)
+        for key in databases:
+            if key not in now:
+                self.unenroll(self.groups[key], process)
+        changes = minus(process.gauges, gauges), minus(process.totals, totals)
+        for key in (process.program_key, process.host_key):
+            self.shift(key, *changes)
+            self._raise(self.groups[key], process.gauges, report.peaks)
+            self.groups[key].reported = self.clock
+        for key in now:
+            group = self.groups[key]
+            self._raise(group, NO_GAUGES, NO_PEAKS)
+            self.touch(group)
+            group.reported = self.clock
+        for told in report.pools:
+            pool = process.pools.get(told.number)
+            if pool is not None:
+                self._raise(self.groups[pool.database], pool.gauges, told.peaks)
+        process.rate = _rate(totals, process.totals, span)
+        self._raise(process, process.gauges, report.peaks)
+        process.longest_wait = report.peaks.longest_wait
+
+    def _take_identity(self, process: ProcessRecord, report: Report) -> None:
+        told = report.process
+        if told is not None:
+            # What groups it counts in must not change while it counts there.
+            was = process.process
+            if told.host != was.host or told.program != was.program:
+                told = msgspec.structs.replace(told, host=was.host, program=was.program)
+            process.process = told
+            process.started = None if told.started is None else self.clock - told.started
+        if report.usage is not None:
+            process.usage = report.usage
+
+    @staticmethod
+    def _raise(what: Group | PoolRecord | ProcessRecord, own: Gauges, peaks: Peaks) -> None:
+        """Raise the maxima to the present values, with these peaks in place of `own` among them."""
+        present = what.gauges
+        largest = present.connections
+        if peaks.connections > own.connections:
+            largest += max(min(peaks.connections, LARGEST_COUNT) - own.connections, 0)
+        if largest > what.max_connections:
+            what.max_connections = largest
+        largest = present.checked_out
+        if peaks.checked_out > own.checked_out:
+            largest += max(min(peaks.checked_out, LARGEST_COUNT) - own.checked_out, 0)
+        if largest > what.max_checked_out:
+            what.max_checked_out = largest
+        largest = present.waiting
+        if peaks.waiting > own.waiting:
+            largest += max(min(peaks.waiting, LARGEST_COUNT) - own.waiting, 0)
+        if largest > what.max_waiting:
+            what.max_waiting = largest
+
+    # --- pools
+
+    def _take_pools(self, process: ProcessRecord, report: Report, span: float) -> None:
+        if report.full:
+            told = {pool.number for pool in report.pools}
+            closed = [number for number in process.pools if number not in told]
+        else:
+            closed = [number for number in report.closed_pools if number in process.pools]
+        # First what is closed, so that the number of a closed pool can be given to a new one.
+        for number in closed:
+            self._close_pool(process, number)
+        if closed and not report.full and process.connections:
+            gone = set(closed)
+            for connection in [c for c in process.connections.values() if c.pool in gone]:
+                self._close_connection(process, connection.number)
+        for pool_report in report.pools:
+            self._take_pool(process, pool_report, span)
+        waiting_since = held_since = None
+        for pool in process.pools.values():
+            if pool.version != self.version:  # nothing was told of it: nothing happened there
+                pool.rate = 0.0
+                if not pool.gauges.waiting:
+                    pool.longest_wait = 0.0
+            since = pool.waiting_since
+            if since is not None and (waiting_since is None or since < waiting_since):
+                waiting_since = since
+            since = pool.held_since
+            if since is not None and (held_since is None or since < held_since):
+                held_since = since
+        process.waiting_since, process.held_since = waiting_since, held_since
+
+    def _close_pool(self, process: ProcessRecord, number: int) -> None:
+        pool = process.pools.pop(number)
+        process.gauges = minus(process.gauges, pool.gauges)
+        process.totals = minus(process.totals, pool.totals)
+        self.shift(pool.database, minus(NO_GAUGES, pool.gauges), minus(NO_TOTALS, pool.totals))
+        self.weight -= pool_weight(pool.info)
+        if pool.shown:
+            self.bury(("pool", process.instance, number))
+
+    def _take_pool(self, process: ProcessRecord, told: PoolReport, span: float) -> None:
+        """Change one pool, or add it; without saying what it is, only a known one."""
+        pool = process.pools.get(told.number)
+        info = told.info or (None if pool is None else pool.info)
+        if info is None:
+            return
+        if pool is None:
+            if len(process.pools) >= self.limits.pools:
+                return
+            if self.weight + pool_weight(info) > self.limits.room:
+                return
+            pool = PoolRecord(told.number, info, database_key(info))
+            process.pools[told.number] = pool
+            self.weight += pool_weight(info)
+        elif info is not pool.info and info != pool.info:
+            key = database_key(info)
+            if key != pool.database:
+                self.shift(pool.database, minus(NO_GAUGES, pool.gauges), minus(NO_TOTALS, pool.totals))
+                self.shift(key, pool.gauges, pool.totals)
+            self.weight += pool_weight(info) - pool_weight(pool.info)
+            pool.info, pool.database = info, key
+        gauges, totals = bounded(told.gauges), bounded(told.totals)
+        more, happened = minus(gauges, pool.gauges), minus(totals, pool.totals)
+        process.gauges = plus(process.gauges, more)
+        process.totals = plus(process.totals, happened)
+        self.shift(pool.database, more, happened)
+        if pool.shown and not gauges.pools:
+            self.bury(("pool", process.instance, told.number))
+        # What remains of closed pools takes over totals of things long past.
+        pool.rate = _rate(pool.totals, totals, span) if gauges.pools else 0.0
+        pool.gauges, pool.totals = gauges, totals
+        self._raise(pool, gauges, told.peaks)
+        pool.longest_wait = told.peaks.longest_wait
+        pool.waiting_since = None if told.wait is None else self.clock - told.wait
+        pool.held_since = None if told.held is None else self.clock - told.held
+        pool.version = self.version
+
+    # --- connections
+
+    def _take_connections(self, process: ProcessRecord, report: Report) -> None:
+        if report.full:
+            before = process.connections
+            for record in before.values():
+                self.weight -= connection_weight(record)
+            process.connections = {}
+            for connection in report.connections:
+                self._take_connection(process, connection)
+            for number in before:
+                if number not in process.connections:
+                    self.bury(("connection", process.instance, number))
+            return
+        for number in report.closed_connections:
+            if number in process.connections:
+                self._close_connection(process, number)
+        for connection in report.connections:
+            self._take_connection(process, connection)
+
+    def _close_connection(self, process: ProcessRecord, number: int) -> None:
+        self.weight -= connection_weight(process.connections.pop(number))
+        self.bury(("connection", process.instance, number))
+
+    def _take_connection(self, process: ProcessRecord, told: Connection) -> None:
+        if told.pool not in process.pools:
+            return
+        weight = connection_weight(told)
+        connections = process.connections
+        known = connections.get(told.number)
+        if known is not None:
+            weight -= connection_weight(known)
+        elif len(connections) >= self.limits.connections:
+            return
+        if weight > 0 and self.weight + weight > self.limits.room:
+            return
+        self.weight += weight
+        clock = self.clock
+        connections[told.number] = ConnectionRecord(
+            told.number,
+            told.pool,
+            told.server_id,
+            told.state,
+            clock - told.age,
+            None if told.held is None else clock - told.held,
+            told.holder,
+            told.call_site,
+            told.stack,
+            self.version,
+        )
+
+    # --- reading, dumping, loading
+
+    def rows(
+        self, query: Query, *, service: str, node: str, leader: str | None, quorum: bool, stale: float
+    ) -> Iterator[Rows]:
+        """Return the answer to a query, in frames; see `rows.answer`."""
+        return rows.answer(
+            self, query, service=service, node=node, leader=leader, quorum=quorum, stale=stale
+        )  # fmt: skip
+
+    def dump(self) -> bytes:
+        """Return the whole state; equal bytes, equal state."""
+        return image.dump(self)
+
+    def digest(self) -> str:
+        """Return a short text (hexadecimal) that is equal where the state is equal."""
+        return hashlib.blake2b(self.dump(), digest_size=16).hexdigest()
+
+    @classmethod
+    def load(cls, data: bytes, limits: Limits = LIMITS) -> State:
+        """Return the state that was dumped. Raises ProtocolError where this is no dump of it."""
+        state = cls(limits)
+        image.restore(state, data)
+        return state
+
+
+def _rate(before: Totals, after: Totals, span: float) -> float:
+    """Return checkouts per second over `span` seconds; 0 where that is not known (0)."""
+    if span <= 0.0:
+        return 0.0
+    return min(max(after.checkouts - before.checkouts, 0) / span, LARGEST_RATE)

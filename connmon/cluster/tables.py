@@ -1,0 +1,249 @@
+"""Which processes there are and which groups they count in. Pure; what reports say is in `state`.
+
+The rules kept here:
+
+- A process counts in three kinds of groups: its program, its host, and each database that it has
+  a pool in (or what remains of a closed one), once in each.
+- A connected process counts with gauges and totals, a lost one with totals only, a dropped one
+  with what its totals were (the group's ended totals). The sum of the totals never goes back.
+- A process that was dropped and comes back is taken out of the ended totals again.
+- Everything is ordered by when it happened, so that what is too old is always at the front.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from connmon.cluster.records import (
+    LIMITS,
+    NO_GAUGES,
+    NO_TOTALS,
+    PROCESS_WEIGHT,
+    BootRecord,
+    EndedRecord,
+    Group,
+    Limits,
+    ProcessRecord,
+    Tombstones,
+    connection_weight,
+    pool_weight,
+    saturated,
+)
+from connmon.model import GROUPINGS, Figures, Gauges, RowKey, Totals, minus, plus
+
+#: Seconds for which an ended process, a group without a process and a node's start are remembered.
+MEMORY: Final = 3600.0
+#: A process is lost after one lease of silence, and dropped after this many.
+LEASES: Final = 5
+#: Rows after which the dropping of silent processes goes on with the next tick: a batch must be
+#: applied in well under 100 ms, however many fell silent together. They count as lost until then.
+DROPPED_AT_ONCE: Final = 20_000
+
+
+class Tables:
+    """All processes and groups, and how a process gets in and out of them."""
+
+    def __init__(self, limits: Limits = LIMITS) -> None:
+        self.limits = limits
+        self.version = 0
+        """Grows by one with each batch that is applied."""
+        self.clock = 0.0
+        """Seconds; moved by ticks only."""
+        self.epoch = ""
+        """Which life of the state this is: versions of another one mean nothing here."""
+        self.processes: dict[str, ProcessRecord] = {}
+        """By instance, the one that has been silent longest first."""
+        self.groups: dict[RowKey, Group] = {}
+        self.tombstones = {by: Tombstones(limits.tombstones) for by in GROUPINGS}
+        self.moved = 0
+        """The version at which a group last changed."""
+        self.header: tuple[int, Figures, int, int] | None = None
+        """The totals that go with each answer, kept by `rows`: version, figures, hosts, programs."""
+        self.ended: dict[str, EndedRecord] = {}
+        """Processes that were dropped, by instance, the first first."""
+        self.ended_totals = 0
+        """How many totals those have together."""
+        self.gone: dict[RowKey, float] = {}
+        """The groups without a process and since when, the first first."""
+        self.boots: dict[str, BootRecord] = {}
+        """The last batch of each node's start, the one not heard of for longest first."""
+        self.weight = 0
+        """What all processes, pools and connections weigh."""
+
+    # --- groups
+
+    def group(self, key: RowKey) -> Group:
+        """Return the group, which is made where there is none."""
+        group = self.groups.get(key)
+        if group is None:
+            group = self.groups[key] = Group(key, self.version)
+            self._empty(group)
+            self.touch(group)
+        return group
+
+    def touch(self, group: Group) -> None:
+        group.version = self.moved = self.version
+
+    def _empty(self, group: Group) -> None:
+        group.gone_since = self.gone[group.key] = self.clock
+
+    def enroll(self, group: Group, process: ProcessRecord) -> None:
+        """Count the process in the group; its gauges and totals are added apart from this."""
+        group.members[process.instance] = process
+        if process.lost:
+            group.lost += 1
+        else:
+            group.processes += 1
+            if group.processes > group.max_processes:
+                group.max_processes = group.processes
+        if group.gone_since is not None:
+            group.gone_since = None
+            self.gone.pop(group.key, None)
+        self.touch(group)
+
+    def unenroll(self, group: Group, process: ProcessRecord) -> None:
+        del group.members[process.instance]
+        if process.lost:
+            group.lost -= 1
+        else:
+            group.processes -= 1
+        if not group.members:
+            self._empty(group)
+        self.touch(group)
+
+    def shift(self, key: RowKey, gauges: Gauges, totals: Totals) -> None:
+        """Add these differences to the group."""
+        group = self.group(key)
+        if any(gauges):
+            group.gauges = plus(group.gauges, gauges)
+        if any(totals):
+            group.totals = plus(group.totals, totals)
+        self.touch(group)
+
+    # --- processes
+
+    def has_room(self) -> bool:
+        """Whether one more process may come in."""
+        return (
+            len(self.processes) < self.limits.processes and self.weight + PROCESS_WEIGHT <= self.limits.room
+        )
+
+    def admit(self, process: ProcessRecord) -> None:
+        """Take in a process that has no pools yet; what it was before it was dropped is taken back."""
+        ended = self.forget_ended(process.instance)
+        if ended is not None:
+            for key, totals in ended.totals:
+                group = self.groups.get(key)
+                # A group made anew since then has never had this process among its ended ones.
+                if group is not None and group.born <= ended.version:
+                    group.ended = saturated(minus(group.ended, totals))
+                    self.touch(group)
+        self.processes[process.instance] = process
+        self.weight += PROCESS_WEIGHT
+        self.enroll(self.group(process.program_key), process)
+        self.enroll(self.group(process.host_key), process)
+
+    def lose(self, process: ProcessRecord) -> None:
+        """Mark a connected process as lost: its gauges leave the groups, its totals stay."""
+        self._turn(process, True)
+
+    def find(self, process: ProcessRecord) -> None:
+        """Mark a lost process as connected again."""
+        self._turn(process, False)
+
+    def _turn(self, process: ProcessRecord, lost: bool) -> None:
+        sign = -1 if lost else 1
+        for key in (process.program_key, process.host_key, *process.databases()):
+            group = self.groups[key]
+            group.processes += sign
+            group.lost -= sign
+            if group.processes > group.max_processes:
+                group.max_processes = group.processes
+        add = minus if lost else plus
+        for key in (process.program_key, process.host_key):
+            self.shift(key, add(NO_GAUGES, process.gauges), NO_TOTALS)
+        for pool in process.pools.values():
+            self.shift(pool.database, add(NO_GAUGES, pool.gauges), NO_TOTALS)
+        process.lost = lost
+        process.version = self.version
+
+    def drop(self, process: ProcessRecord) -> None:
+        """Take the process out; its totals go on in the ended totals of its groups."""
+        if not process.lost:
+            self.lose(process)
+        totals: dict[RowKey, Totals] = dict.fromkeys(process.databases(), NO_TOTALS)
+        for pool in process.pools.values():
+            totals[pool.database] = plus(totals[pool.database], pool.totals)
+            self.weight -= pool_weight(pool.info)
+        totals[process.program_key] = totals[process.host_key] = process.totals
+        for key, happened in totals.items():
+            group = self.groups[key]
+            group.totals = minus(group.totals, happened)
+            group.ended = saturated(plus(group.ended, happened))
+            self.unenroll(group, process)
+        for connection in process.connections.values():
+            self.weight -= connection_weight(connection)
+        self.weight -= PROCESS_WEIGHT
+        for key in process.row_keys():
+            self.bury(key)
+        del self.processes[process.instance]
+        ended = EndedRecord(
+            process.instance, process.sequence, self.clock, self.version, tuple(totals.items())
+        )
+        self.remember_ended(ended)
+
+    def bury(self, key: RowKey) -> None:
+        """Note that there is no row of this key any more."""
+        self.tombstones[str(key[0])].add(self.version, key)  # type: ignore[index]
+
+    # --- what is remembered for a while
+
+    def remember_ended(self, ended: EndedRecord) -> None:
+        self.forget_ended(ended.instance)
+        self.ended[ended.instance] = ended
+        self.ended_totals += len(ended.totals)
+        # A process counts in at least two groups and mostly in three; one with a thousand
+        # databases takes the place of many.
+        while len(self.ended) > self.limits.ended or self.ended_totals > 10 * self.limits.ended:
+            self.forget_ended(next(iter(self.ended)))
+
+    def forget_ended(self, instance: str) -> EndedRecord | None:
+        ended = self.ended.pop(instance, None)
+        if ended is not None:
+            self.ended_totals -= len(ended.totals)
+        return ended
+
+    def expire(self, lease: float) -> None:
+        """Judge by the clock what is lost, what is dropped and what is forgotten."""
+        silent = []
+        for process in self.processes.values():
+            if self.clock - process.reported <= lease:
+                break
+            if not process.lost or self.clock - process.reported > LEASES * lease:
+                silent.append(process)
+        dropped = 0
+        for process in silent:
+            if self.clock - process.reported <= LEASES * lease:
+                self.lose(process)
+            elif dropped < DROPPED_AT_ONCE:
+                dropped += 1 + len(process.pools) + len(process.connections)
+                self.drop(process)
+            elif not process.lost:
+                self.lose(process)
+        while self.ended:
+            oldest = next(iter(self.ended.values()))
+            if self.clock - oldest.at <= MEMORY:
+                break
+            self.forget_ended(oldest.instance)
+        while self.gone:
+            key, since = next(iter(self.gone.items()))
+            if self.clock - since <= MEMORY and len(self.gone) <= self.limits.gone:
+                break
+            del self.gone[key], self.groups[key]
+            self.bury(key)
+            self.moved = self.version
+        while self.boots:
+            boot = next(iter(self.boots.values()))
+            if self.clock - boot.heard <= MEMORY and len(self.boots) <= self.limits.boots:
+                break
+            del self.boots[boot.boot]

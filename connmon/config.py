@@ -1,0 +1,445 @@
+"""The configuration: file, environment and URL options -> frozen Service, Node.
+
+Rules kept here:
+
+- Whatever is read is checked whole, once, before anything uses it: a mistake in one service
+  is an error for all of them. Every mistake is a ConfigError of one line that names the file,
+  the section, the option, what was given and what is expected.
+- A secret is never part of an error or of a repr().
+- The built-in default is a text that the same parser reads.
+- This is imported by applications: nothing slow is imported, nothing is set up on import, and
+  `[loggers]`, `[handlers]` and `[formatters]` are left to who configures logging.
+"""
+
+from __future__ import annotations
+
+import configparser
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal, TypeAlias
+
+from connmon.address import Address, parse_address, shown
+from connmon.errors import ConfigError, one_line
+
+__all__ = [
+    "Address", "Config", "Node", "Service", "UrlOptions", "direct", "load", "parse_address", "url_options",
+]  # fmt: skip
+
+DEFAULT_SERVICE: Final = "default"
+DEFAULT_PATH: Final = "/etc/connmon.cfg"
+ENVIRONMENT: Final = "CONNMON_CONFIG"
+"""The environment variable that names the config file; empty counts as not set."""
+
+BUILT_IN: Final = """\
+[connmon_service_default]
+name: default
+
+nodes:
+    node1 hostname=localhost:5800 bind=0.0.0.0
+"""
+
+_PREFIX: Final = "connmon_service_"
+_LOGGING: Final = re.compile(r"(loggers|handlers|formatters|(logger|handler|formatter)_.+)\Z")
+_SECTIONS: Final = (
+    f"[{_PREFIX}NAME], or of Python's logging [loggers], [handlers], [formatters], [logger_NAME], "
+    "[handler_NAME], [formatter_NAME]"
+)
+_NODE_LINE: Final = "NAME hostname=HOST[:PORT] [bind=HOST[:PORT]]"
+_LARGEST_FILE: Final = 1024 * 1024
+_LONGEST_NAME: Final = 256
+"""In characters; what the wire takes."""
+_LONGEST_LEASE: Final = 86400.0
+
+Trace: TypeAlias = Literal["held", "all", "off"]
+_TRACES: Final[Mapping[str, Trace]] = {"held": "held", "all": "all", "off": "off"}
+
+
+def _error(message: str) -> ConfigError:
+    """Return the error, one line whatever was quoted in it."""
+    return ConfigError(one_line(message))
+
+
+# --- Services and nodes -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Node:
+    """One connmond."""
+
+    name: str
+    address: Address
+    """Where applications, readers and the other nodes reach it."""
+    bind: Address
+    """Where it listens."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """One cluster: the nodes that hold one truth, and how they are run."""
+
+    name: str
+    """ "": whichever service the node serves."""
+    nodes: tuple[Node, ...]
+    """At least one, in the file's order."""
+    lease: float = 15.0
+    """Seconds of silence after which a process counts as lost; above 0, at most a day."""
+    secret: str | None = field(default=None, repr=False)
+    secret_file: str | None = None
+    """At most one of `secret` and `secret_file` is set."""
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
+    """Set where `ssl_certfile` is."""
+    ssl_cafile: str | None = None
+    data_dir: str | None = None
+    metrics: Address | None = None
+    csv_dump: str | None = None
+    csv_columns: tuple[str, ...] | None = None
+    csv_token: str | None = field(default=None, repr=False)
+    origin: str = field(default="", compare=False)
+    """The file and section, for errors."""
+    file: str | None = field(default=None, compare=False)
+    """The config file that it is of; None: of none."""
+
+    def node(self, name: str | None) -> Node:
+        """Return the node of that name; None: the only one there is.
+
+        Raises ConfigError where there is no such node, or several and none was named.
+        """
+        if name is None and len(self.nodes) == 1:
+            return self.nodes[0]
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        names = ", ".join(node.name for node in self.nodes)
+        if name is None:
+            problem = f"service {shown(self.name)} has several nodes, name one of them: {names}"
+        else:
+            problem = f"service {shown(self.name)} has no node {shown(name)}; its nodes are: {names}"
+        raise _error(f"{self.origin} nodes: {problem}" if self.origin else problem)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One config file, or the built-in default."""
+
+    path: str | None
+    """None: the built-in default, which has no file."""
+    services: tuple[Service, ...]
+    """At least one, in the file's order."""
+    logging: bool
+    """The file has sections for `logging.config.fileConfig`."""
+
+    def service(self, name: str) -> Service:
+        """Return the service of that name. Raises ConfigError where there is none."""
+        for service in self.services:
+            if service.name == name:
+                return service
+        names = ", ".join(service.name for service in self.services)
+        raise _error(f"{_origin(self.path)}: no service {shown(name)}; the services there are: {names}")
+
+
+def _origin(path: str | None) -> str:
+    return f"built-in default (there is no {DEFAULT_PATH})" if path is None else path
+
+
+def direct(address: str) -> Service:
+    """Return the service of which only one node's address is known.
+
+    Its name is "", the node is named as the address. Raises ConfigError.
+    """
+    where = parse_address(address)
+    return Service("", (Node(str(where), where, Address("0.0.0.0", where.port)),))
+
+
+# --- The file -----------------------------------------------------------------------------
+
+
+def load(path: str | None = None, environ: Mapping[str, str] = os.environ) -> Config:
+    """Return the configuration of `path`, else $CONNMON_CONFIG, else /etc/connmon.cfg, else the built-in.
+
+    Only /etc/connmon.cfg may be missing. Raises ConfigError for whatever is wrong.
+    """
+    named = path if path is not None else environ.get(ENVIRONMENT) or None
+    used = DEFAULT_PATH if named is None else named
+    text = _read(used, missing_ok=named is None)
+    return _parse(BUILT_IN, None) if text is None else _parse(text, used)
+
+
+def _read(path: str, missing_ok: bool) -> str | None:
+    """Return the file's text, or None where it is missing and may be."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_LARGEST_FILE + 1)
+    except OSError as error:
+        if missing_ok and isinstance(error, FileNotFoundError):
+            return None
+        raise _error(f"{path or repr(path)}: cannot be read: {error.strerror}") from None
+    except ValueError as error:  # a name that no file can have
+        raise _error(f"{path}: cannot be read: {error}") from None
+    if len(content) > _LARGEST_FILE:
+        raise _error(f"{path}: larger than {_LARGEST_FILE} bytes, expected a config file")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise _error(f"{path}: line {line}: not UTF-8, which a config file has to be") from None
+
+
+def _parse(text: str, path: str | None) -> Config:
+    origin = _origin(path)
+    # No interpolation: passwords contain %. And no section whose options go into all others.
+    parser = configparser.ConfigParser(interpolation=None, default_section="")
+    try:
+        parser.read_string(text)
+    except configparser.Error as error:
+        raise _error(f"{origin}: {_ini_problem(error)}") from None
+    services: dict[str, Service] = {}
+    logging = False
+    for section in parser.sections():
+        if _LOGGING.match(section):
+            logging = True
+        elif section.startswith(_PREFIX) and section != _PREFIX:
+            reader = _Section(f"{origin}: [{section}]", parser[section], path)
+            service = reader.service()
+            if service.name in services:
+                other = services[service.name].origin.rpartition(": ")[2]
+                raise reader.error("name", f"{shown(service.name)} is the name of {other} too")
+            services[service.name] = service
+        else:
+            raise _error(f"{origin}: [{section}]: unknown section; possible are {_SECTIONS}")
+    if not services:
+        raise _error(f"{origin}: no service; expected a section [{_PREFIX}NAME]")
+    return Config(path, tuple(services.values()), logging)
+
+
+def _ini_problem(error: configparser.Error) -> str:
+    """Return what is wrong with the file's form, without its lines: they may have secrets."""
+    if isinstance(error, configparser.DuplicateSectionError):
+        return f"[{error.section}]: line {error.lineno}: this section is there twice"
+    if isinstance(error, configparser.DuplicateOptionError):
+        return f"[{error.section}] {error.option}: line {error.lineno}: this option is there twice"
+    if isinstance(error, configparser.MissingSectionHeaderError):
+        return f"line {error.lineno}: comes before any section; expected [{_PREFIX}NAME]"
+    if isinstance(error, configparser.ParsingError):
+        line = error.errors[0][0] if error.errors else getattr(error, "lineno", "?")  # 3.13 has a new kind
+        return f"line {line}: expected 'OPTION: VALUE', '[SECTION]' or '# COMMENT'"
+    return "not a config file; expected sections with options"
+
+
+class _Section:
+    """Reads one service's section, and knows where it is for the errors."""
+
+    def __init__(self, origin: str, values: Mapping[str, str], file: str | None) -> None:
+        self._origin = origin
+        self._file = file
+        self._values = values
+
+    def error(self, option: str, problem: str) -> ConfigError:
+        return _error(f"{self._origin} {option}: {problem}")
+
+    def service(self) -> Service:
+        self._check_options()
+        if "name" not in self._values:
+            raise self.error("name", "missing; expected the service's name")
+        given = {option: self._get(option, convert) for option, convert in _OPTIONS.items()}
+        settings = {option: value for option, value in given.items() if value is not None}
+        if "secret" in settings and "secret_file" in settings:
+            raise self.error("secret_file", "given beside secret; expected one of the two")
+        for one, other in (("ssl_certfile", "ssl_keyfile"), ("ssl_keyfile", "ssl_certfile")):
+            if one in settings and other not in settings:
+                raise self.error(other, f"missing; expected beside {one}")
+        return Service(nodes=self._nodes(), origin=self._origin, file=self._file, **settings)
+
+    def _check_options(self) -> None:
+        for option in self._values:
+            if option not in _OPTIONS and option != "nodes":
+                hint = " (the lines of nodes are indented)" if " hostname" in option else ""
+                possible = ", ".join(["name", "nodes", *(name for name in _OPTIONS if name != "name")])
+                raise self.error(option, f"unknown option{hint}; possible are {possible}")
+
+    def _get(self, option: str, convert: Callable[[str], Any]) -> Any:
+        """Return the option's value, or None where it is not given."""
+        value = self._values.get(option)
+        if value is None:
+            return None
+        if not value:
+            raise self.error(option, "empty; expected a value, or no such line")
+        if not value.isprintable():
+            raise self.error(option, "more than one line, or characters that cannot be printed")
+        try:
+            return convert(value)
+        except ConfigError as error:
+            raise self.error(option, str(error)) from None
+
+    def _nodes(self) -> tuple[Node, ...]:
+        lines = [line.strip() for line in self._values.get("nodes", "").split("\n")]
+        nodes: list[Node] = []
+        for line in filter(None, lines):
+            node = self._node(line)
+            for other in nodes:
+                if other.name == node.name:
+                    raise self.error("nodes", f"{shown(line)}: there are two nodes {shown(node.name)}")
+                if _same(other.address, node.address):
+                    raise self.error(
+                        "nodes", f"{shown(line)}: node {shown(other.name)} has hostname {other.address} too"
+                    )
+            nodes.append(node)
+        if not nodes:
+            raise self.error("nodes", f"no node; expected indented lines like {_NODE_LINE}")
+        return tuple(nodes)
+
+    def _node(self, line: str) -> Node:
+        name, *words = line.split()
+        if "=" in name:
+            raise self.error("nodes", f"{shown(line)} begins without a name; expected {_NODE_LINE}")
+        given: dict[str, str] = {}
+        for word in words:
+            key, equals, value = word.partition("=")
+            if key not in ("hostname", "bind") or not equals:
+                raise self.error("nodes", f"{shown(line)}: unknown word {shown(word)}; expected {_NODE_LINE}")
+            if key in given:
+                raise self.error("nodes", f"{shown(line)}: {key} is given twice; expected {_NODE_LINE}")
+            given[key] = value
+        if "hostname" not in given:
+            raise self.error("nodes", f"{shown(line)} has no hostname; expected {_NODE_LINE}")
+        try:
+            address = parse_address(given["hostname"])
+            bind = parse_address(given.get("bind", "0.0.0.0"), address.port)
+            return Node(_name(name), address, bind)
+        except ConfigError as error:
+            raise self.error("nodes", f"{shown(line)}: {error}; expected {_NODE_LINE}") from None
+
+
+def _same(a: Address, b: Address) -> bool:
+    """Return whether two addresses are written alike, but for what names ignore."""
+    return a.port == b.port and a.host.rstrip(".").casefold() == b.host.rstrip(".").casefold()
+
+
+# --- Values -------------------------------------------------------------------------------
+
+
+def _name(text: str) -> str:
+    if len(text) > _LONGEST_NAME or not text.isprintable():
+        raise _error(f"{shown(text)} is not a name; expected at most {_LONGEST_NAME} printable characters")
+    return text
+
+
+def _positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if math.isfinite(number) and number > 0:
+        return number
+    raise _error(f"{shown(text)} is not a number of seconds above 0")
+
+
+def _lease(text: str) -> float:
+    seconds = _positive(text)
+    if seconds > _LONGEST_LEASE:
+        raise _error(f"{shown(text)} is more than a day; expected at most {_LONGEST_LEASE:.0f} seconds")
+    return seconds
+
+
+def _columns(text: str) -> tuple[str, ...]:
+    columns = tuple(re.split(r"\s*,\s*|\s+", text))
+    if "" in columns or len(set(columns)) < len(columns):
+        raise _error(
+            f"{shown(text)} is not a list of columns; expected names, each once, separated by commas"
+        )
+    return columns
+
+
+#: What a service's section may have besides nodes, and what makes a value of it.
+_OPTIONS: Final[Mapping[str, Callable[[str], Any]]] = {
+    "name": _name,
+    "lease": _lease,
+    "secret": str,
+    "secret_file": str,
+    "ssl_certfile": str,
+    "ssl_keyfile": str,
+    "ssl_cafile": str,
+    "data_dir": str,
+    "metrics": lambda text: parse_address(text, None),
+    "csv_dump": str,
+    "csv_columns": _columns,
+    "csv_token": str,
+}
+
+
+# --- Options of an engine's URL -----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class UrlOptions:
+    """The connmon_ options of one engine's URL."""
+
+    service: str = DEFAULT_SERVICE
+    addr: Address | None = None
+    """Wins over `service` and `config`."""
+    config: str | None = None
+    program: str | None = None
+    trace: Trace = "held"
+    held: float = 30.0
+    """Seconds after which a held connection counts as held long; above 0."""
+    secret_file: str | None = None
+
+    def resolve(self, environ: Mapping[str, str] = os.environ) -> Service:
+        """Return the service to report to. Raises ConfigError."""
+        if self.addr is not None:
+            service = direct(str(self.addr))
+        else:
+            try:
+                service = load(self.config, environ).service(self.service)
+            except ConfigError as error:
+                option = "connmon_service" if self.config is None else "connmon_config"
+                value = self.service if self.config is None else self.config
+                raise _error(f"{option}={value}: {error}") from None
+        if self.secret_file is not None:
+            service = replace(service, secret=None, secret_file=self.secret_file)
+        return service
+
+
+def url_options(query: Mapping[str, str | Iterable[str]]) -> UrlOptions:
+    """Return the connmon_ options among those of a URL; others are not looked at.
+
+    Raises ConfigError that names option and value.
+    """
+    given: dict[str, Any] = {}
+    for key, value in query.items():
+        if not key.startswith("connmon_"):
+            continue
+        convert = _URL_OPTIONS.get(key)
+        values = [value] if isinstance(value, str) else list(value)
+        if convert is None:
+            possible = ", ".join(_URL_OPTIONS)
+            raise _error(f"{key}={','.join(values)}: unknown option; possible are {possible}")
+        if len(values) != 1:
+            raise _error(f"{key}={','.join(values)}: given {len(values)} times; expected once")
+        if not values[0]:
+            raise _error(f"{key}=: empty; expected a value, or no such option")
+        try:
+            given[key.removeprefix("connmon_")] = convert(values[0])
+        except ConfigError as error:
+            raise _error(f"{key}={values[0]}: {error}") from None
+    return UrlOptions(**given)
+
+
+def _trace(text: str) -> Trace:
+    if text not in _TRACES:
+        raise _error(f"{shown(text)} is not one of {', '.join(_TRACES)}")
+    return _TRACES[text]
+
+
+_URL_OPTIONS: Final[Mapping[str, Callable[[str], Any]]] = {
+    "connmon_service": _name,
+    "connmon_addr": parse_address,
+    "connmon_config": str,
+    "connmon_program": _name,
+    "connmon_trace": _trace,
+    "connmon_held": _positive,
+    "connmon_secret_file": str,
+}

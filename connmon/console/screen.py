@@ -1,0 +1,206 @@
+"""The terminal: styled lines -> curses, curses keys -> names. The only import of curses.
+
+Rules kept here:
+
+- A `Screen` is a context manager, and the terminal is as it was when its block has ended, however it ended.
+- A terminal that cannot show the console is a `ScreenError` before anything is drawn, so that the
+  caller can fall back to plain output.
+- Colour is used where the terminal has it and NO_COLOR is not set; nothing depends on it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import curses
+import locale
+import os
+import select
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Final, TypeAlias
+
+from connmon.console.views import Line, Role
+from connmon.errors import UsageError
+
+_COLOURS: Final[Mapping[Role, int]] = {
+    "connected": curses.COLOR_GREEN,
+    "waiting": curses.COLOR_YELLOW,
+    "lost": curses.COLOR_RED,
+    "gone": curses.COLOR_BLUE,
+    "header": curses.COLOR_CYAN,
+}
+_BRIGHTNESS: Final[Mapping[Role, int]] = {
+    "waiting": curses.A_BOLD,
+    "lost": curses.A_BOLD,
+    "gone": curses.A_DIM,
+    "header": curses.A_REVERSE,
+    "cursor": curses.A_REVERSE,
+    "strong": curses.A_BOLD,
+}
+_NAMES: Final[Mapping[int | str, str]] = {
+    curses.KEY_UP: "up", curses.KEY_DOWN: "down", curses.KEY_PPAGE: "pgup", curses.KEY_NPAGE: "pgdn",
+    curses.KEY_HOME: "home", curses.KEY_END: "end", curses.KEY_ENTER: "enter", "\n": "enter", "\r": "enter",
+    curses.KEY_BACKSPACE: "backspace", "\b": "backspace", "\x7f": "backspace", "\x1b": "esc", "\t": "tab",
+    curses.KEY_RESIZE: "resize", **{curses.KEY_F0 + number: f"f{number}" for number in range(1, 13)},
+}  # fmt: skip
+
+#: Milliseconds after which an Escape is the key and not the beginning of a sequence.
+ESCAPE_MS: Final = 25
+
+_Window: TypeAlias = "curses.window"
+
+
+class ScreenError(UsageError):
+    """This terminal cannot show the console."""
+
+
+class TerminalGone(Exception):
+    """The terminal has vanished; there is nothing left to show anything on."""
+
+
+def check(environ: Mapping[str, str] = os.environ) -> None:
+    """Raise ScreenError where the console cannot run: no terminal, or one that cannot place text."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise ScreenError("the console needs a terminal on stdin and stdout: use `connmon snapshot` in pipes")
+    term = environ.get("TERM", "")
+    if term in ("", "dumb"):
+        raise ScreenError(
+            f"the console cannot run with TERM={term or '(not set)'}: set TERM, or use `connmon snapshot`"
+        )
+    try:
+        curses.setupterm()
+    except curses.error as error:
+        raise ScreenError(
+            f"the console cannot run with TERM={term}: {error}: use `connmon snapshot`"
+        ) from None
+    if not curses.tigetstr("cup"):
+        raise ScreenError(
+            f"the console cannot run with TERM={term}: it cannot move its cursor: use `connmon snapshot`"
+        )
+
+
+class Screen:
+    """The terminal while the console has it. Raises ScreenError on entry where `check` would."""
+
+    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+        self._environ = environ
+        self._window: _Window | None = None
+        self._attributes: dict[Role, int] = {"": curses.A_NORMAL}
+        self._encoding = "utf-8"
+
+    def __enter__(self) -> Screen:
+        check(self._environ)
+        locale.setlocale(locale.LC_CTYPE, "")
+        try:
+            window = curses.initscr()
+            self._window = window
+            self._encoding = window.encoding
+            curses.set_escdelay(ESCAPE_MS)
+            curses.noecho()
+            curses.cbreak()
+            window.keypad(True)
+            _hide_cursor()
+            self._attributes |= _attributes(self._environ)
+        except curses.error as error:
+            self._restore()
+            raise ScreenError(
+                f"the console cannot use this terminal: {error}: use `connmon snapshot`"
+            ) from None
+        except BaseException:
+            self._restore()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        """Give the terminal back."""
+        window, self._window = self._window, None
+        if window is None:
+            return
+        with contextlib.suppress(curses.error):  # a terminal that vanished cannot be restored
+            window.keypad(False)
+            curses.nocbreak()
+            curses.echo()
+        with contextlib.suppress(curses.error):
+            curses.endwin()
+
+    def size(self) -> tuple[int, int]:
+        """Return width and height."""
+        assert self._window is not None
+        height, width = self._window.getmaxyx()
+        return width, height
+
+    def draw(self, lines: list[Line]) -> None:
+        """Show these lines and nothing else; only what differs is sent to the terminal."""
+        window = self._window
+        assert window is not None
+        window.erase()
+        for row, line in enumerate(lines):
+            column: int | None = 0
+            for part, role in line:
+                encodable = part.encode(self._encoding, "replace").decode(self._encoding)
+                try:
+                    if column == 0:
+                        window.addstr(row, 0, encodable, self._attributes.get(role, 0))
+                    else:
+                        window.addstr(encodable, self._attributes.get(role, 0))
+                except curses.error:
+                    # curses complains after it has written the last cell of the screen, and
+                    # where the terminal shrank since the lines were made. Both are fine.
+                    break
+                column = None
+        window.refresh()
+
+    def key(self, seconds: float) -> str | None:
+        """Return the name of the next key, or None when none came in time. "resize": the size changed.
+
+        Raises TerminalGone where there is no terminal any more.
+        """
+        window = self._window
+        assert window is not None
+        window.timeout(max(0, round(seconds * 1000)))
+        try:
+            key = window.get_wch()
+        except curses.error:
+            if _vanished(sys.stdin.fileno()):
+                raise TerminalGone from None
+            return None
+        if key == curses.KEY_RESIZE:
+            curses.update_lines_cols()
+        name = _NAMES.get(key)
+        if name is not None:
+            return name
+        return key if isinstance(key, str) and key.isprintable() else None
+
+
+def _hide_cursor() -> None:
+    with contextlib.suppress(curses.error):  # a terminal without that shows it in the last cell
+        curses.curs_set(0)
+
+
+def _attributes(environ: Mapping[str, str]) -> dict[Role, int]:
+    """Return what each role looks like here."""
+    looks: dict[Role, int] = dict(_BRIGHTNESS)
+    if environ.get("NO_COLOR") or not curses.has_colors():
+        return looks
+    curses.start_color()
+    background = curses.COLOR_BLACK
+    with contextlib.suppress(curses.error):
+        curses.use_default_colors()
+        background = -1
+    for number, (role, colour) in enumerate(_COLOURS.items(), 1):
+        curses.init_pair(number, colour, background)
+        looks[role] = looks.get(role, 0) | curses.color_pair(number)
+    return looks
+
+
+def _vanished(descriptor: int) -> bool:
+    """Tell whether the other end of the terminal is closed: curses itself cannot tell that from silence."""
+    watch = select.poll()
+    watch.register(descriptor, 0)
+    return any(events & (select.POLLHUP | select.POLLERR | select.POLLNVAL) for _, events in watch.poll(0))

@@ -1,0 +1,220 @@
+"""The ways to print a snapshot's document: table, JSON, CSV. Pure: no I/O, no time.
+
+Names come from whoever reports: nothing printed here may carry a control character to a
+terminal, so table and CSV have "?" for each character that does not print; JSON is ASCII with
+escapes. A CSV cell of text that a spreadsheet would take for a formula, or that begins with an
+apostrophe, gets an apostrophe in front: taking one away gives the text back.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from wcwidth import wcswidth
+
+from connmon.model import Grouping
+from connmon.snapshot import KEYS
+
+
+def printable(text: str) -> str:
+    """Return the text with "?" for every character that does not print (controls, line ends, bidi marks)."""
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def short_age(seconds: float | None) -> str:
+    """Return an age as 0.4s, 41s, 12m, 5h07m or 3d02h; None as "-"."""
+    if seconds is None:
+        return "-"
+    if seconds < 9.95:
+        return f"{seconds:.1f}s" if seconds else "0s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if not hours:
+        return f"{minutes}m"
+    return f"{days}d{hours % 24:02}h" if days else f"{hours}h{minutes % 60:02}m"
+
+
+def as_json(document: Mapping[str, Any]) -> str:
+    """Return the document as indented JSON, in ASCII, with one line end at its end."""
+    text = msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
+    return _NOT_ASCII.sub(lambda match: "".join(map(_escape, match[0])), text) + "\n"
+
+
+#: Stands only within strings: between them JSON has ASCII and line ends.
+_NOT_ASCII: Final = re.compile(r"[^\n -~]+")
+
+
+def _escape(character: str) -> str:
+    pairs = character.encode("utf-16-be").hex()
+    return "".join(f"\\u{pairs[at : at + 4]}" for at in range(0, len(pairs), 4))
+
+
+def as_csv(document: Mapping[str, Any], by: Grouping) -> str:
+    """Return the rows as CSV under one line of all keys; None is empty, a stack joined by " < "."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(KEYS[by])
+    writer.writerows([_csv_cell(row[key]) for key in KEYS[by]] for row in document["rows"])
+    return file.getvalue()
+
+
+def _csv_cell(value: Any) -> Any:
+    if isinstance(value, list):
+        value = " < ".join(value)
+    if isinstance(value, str):
+        value = printable(value)
+        return f"'{value}" if value.startswith(("=", "+", "-", "@", "'")) else value
+    return value
+
+
+class _Column(NamedTuple):
+    key: str
+    heading: str
+    rank: int
+    """0: always shown. The highest goes first where there is no room."""
+
+
+_HOST: Final = _Column("host", "HOST", 0)
+_STATE: Final = _Column("state", "STATE", 2)
+_WHO: Final = (_HOST, _Column("program", "PROGRAM", 0), _Column("pid", "PID", 0))
+_PROGRAMS: Final = _Column("programs", "PROGRAMS", 3)
+_PROCESSES: Final = _Column("processes", "PROCESSES", 2)
+_NUMBERS: Final = (
+    _Column("capacity", "CAPACITY", 6),
+    _Column("connections", "CONNECTIONS", 0),
+    _Column("max_connections", "MAX CONNECTIONS", 6),
+    _Column("checked_out", "CHECKED OUT", 1),
+    _Column("idle", "IDLE", 3),
+    _Column("overflow", "OVERFLOW", 5),
+    _Column("detached", "DETACHED", 9),
+    _Column("waiting", "WAITING", 1),
+    _Column("longest_wait_seconds", "LONGEST WAIT", 4),
+    _Column("longest_held_seconds", "LONGEST HELD", 4),
+    _Column("checkouts_per_second", "CHECKOUTS/S", 5),
+    _Column("timeouts_total", "TIMEOUTS", 6),
+    _Column("last_report_seconds", "LAST REPORT", 7),
+)
+_TABLE: Final[Mapping[Grouping, tuple[_Column, ...]]] = {
+    "program": (*_WHO[:2], _STATE, _PROCESSES, *_NUMBERS),
+    "host": (_HOST, _STATE, _PROGRAMS, _PROCESSES, *_NUMBERS),
+    "database": (
+        _Column("dialect", "DIALECT", 0),
+        _Column("database_host", "DATABASE HOST", 0),
+        _Column("database_port", "PORT", 0),
+        _Column("database", "DATABASE", 0),
+        *(_STATE, _PROGRAMS, _PROCESSES, *_NUMBERS),
+    ),
+    "process": (
+        *(*_WHO, _STATE, _Column("started_seconds", "STARTED", 7)),
+        *(_Column("cpu_percent", "CPU %", 8), _Column("rss_bytes", "RSS", 8), _Column("pools", "POOLS", 6)),
+        *(*_NUMBERS, _Column("command", "COMMAND", 9)),
+    ),
+    "pool": (*_WHO, _Column("pool", "POOL", 0), _STATE, _Column("pool_class", "CLASS", 8), *_NUMBERS),
+    "connection": (
+        *(*_WHO, _Column("pool", "POOL", 5), _Column("connection", "CONNECTION", 1)),
+        *(_Column("server_id", "SERVER ID", 1), _STATE._replace(rank=0), _Column("age_seconds", "AGE", 4)),
+        *(_Column("held_seconds", "HELD", 2), _Column("holder", "HOLDER", 3)),
+        _Column("call_site", "CALL SITE", 1),
+    ),
+}
+_LEFT: Final = (
+    "host", "program", "state", "dialect", "database_host", "database",
+    "pool", "pool_class", "command", "holder", "call_site",
+    "node", "address", "role", "version", "problems",
+)  # fmt: skip
+
+
+def as_table(document: Mapping[str, Any], by: Grouping, width: int | None = None) -> str:
+    """Return a table for people: who answered, the totals, and a choice of columns.
+
+    `width` in terminal cells: columns are left out until the rows fit, and a row that is still
+    too long is cut. None: no limit.
+    """
+    columns = [(column, _lines_of(column, document["rows"])) for column in _TABLE[by]]
+    while width is not None and sum(_width(lines[0]) + 2 for _, lines in columns) - 2 > width:
+        least = max(reversed(columns), key=lambda entry: entry[0].rank)
+        if not least[0].rank:
+            break
+        columns.remove(least)
+    lines = [_cut("  ".join(cells), width) for cells in zip(*(lines for _, lines in columns), strict=True)]
+    return "".join(f"{line.rstrip()}\n" for line in (*_head(document), "", *lines))
+
+
+def _head(document: Mapping[str, Any]) -> tuple[str, str]:
+    """Who answered, and the totals."""
+    stale, leader = short_age(document["stale_seconds"]), document["leader"]
+    quorum = f"quorum yes  stale {stale}" if document["quorum"] else f"NO QUORUM, stands still for {stale}"
+    totals = {key: _cell(key, value) for key, value in document["totals"].items()}
+    parts = [f"{key} {totals[key]}" for key in ("hosts", "programs", "processes", "capacity")]
+    parts += [
+        f"{key.replace('_', ' ')} {totals[key]} (max {totals['max_' + key]})"
+        for key in ("connections", "checked_out", "waiting")
+    ]
+    names = f"service {document['service']}  node {document['node']}  leader {leader or '-'}"
+    return f"{printable(names)}  {quorum}", "  ".join(
+        [*parts, f"checkouts/s {totals['checkouts_per_second']}"]
+    )
+
+
+_STATUS: Final = tuple(
+    _Column(key, key.removesuffix("_seconds").upper(), 0)
+    for key in (
+        "node", "address", "role", "term", "applied", "lag", "stale_seconds",
+        "processes", "consoles", "uptime_seconds", "version", "problems",
+    )
+)  # fmt: skip
+
+
+def status_table(document: Mapping[str, Any]) -> str:
+    """Return the document of cluster-status as a table for people; a node's problems come last, whole."""
+    quorum = "yes" if document["quorum"] else "NO"
+    names = f"service {document['service']}  quorum {quorum}  leader {document['leader'] or '-'}"
+    head = f"{document['health'].upper()}  {printable(names)}  term {_cell('term', document['term'])}"
+    rows = [{**row, "problems": "; ".join(row["problems"]) or None} for row in document["nodes"]]
+    columns = [_lines_of(column, rows) for column in _STATUS]
+    lines = ["  ".join(cells) for cells in zip(*columns, strict=True)]
+    return "".join(f"{line.rstrip()}\n" for line in (head, "", *lines))
+
+
+def _lines_of(column: _Column, rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The heading and all cells of a column, padded to one width."""
+    cells = [column.heading, *(_cell(column.key, row[column.key]) for row in rows)]
+    widths = [_width(cell) for cell in cells]
+    size = max(widths)
+    if column.key in _LEFT:
+        return [cell + " " * (size - width) for cell, width in zip(cells, widths, strict=True)]
+    return [" " * (size - width) + cell for cell, width in zip(cells, widths, strict=True)]
+
+
+def _cell(key: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if key.endswith("_seconds"):
+        return short_age(value)
+    if key == "rss_bytes":
+        return f"{value / 2**20:.0f} MiB"
+    return f"{value:.1f}" if isinstance(value, float) else printable(str(value))
+
+
+def _width(text: str) -> int:
+    """Terminal cells of a printable text."""
+    return len(text) if text.isascii() else wcswidth(text)
+
+
+def _cut(text: str, width: int | None) -> str:
+    """Return as much of the text as `width` cells hold."""
+    if width is None or _width(text) <= width:
+        return text
+    end = min(len(text), width)
+    while _width(text[:end]) > width:
+        end -= 1
+    return text[:end]

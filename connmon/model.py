@@ -1,0 +1,464 @@
+"""The vocabulary: what processes report, what nodes replicate, what readers are told.
+
+Rules kept here:
+
+- Everything is frozen, typed and bounded, so that decoding is validating: a number out of
+  range or a text too long never gets past the wire (`msgspec` raises).
+- Structs are encoded as arrays. A new field goes to the end and has a default.
+- A report carries absolute totals and ages, never increments and never clock times, because
+  hosts' clocks differ and because repeating a report must be harmless.
+- A row carries times of the replica's own clock (`*_since`, `reported`), so that a row changes
+  only when something happened; the reader subtracts them from the `clock` sent beside.
+
+Units: seconds as floats, sizes in bytes. A value that is not known is None, never 0.
+"""
+
+from __future__ import annotations
+
+from operator import add, sub
+from typing import Annotated, Final, Literal, NamedTuple, TypeAlias, TypeVar, Union
+
+from msgspec import Meta, Struct
+
+#: The largest integer that JSON readers keep exact; no count can pass it.
+LARGEST = 2**53 - 1
+
+#: How many pools and connections one report can tell of. They bound what a hostile one costs.
+MOST_POOLS: Final = 10_000
+MOST_CONNECTIONS: Final = 200_000
+
+Count: TypeAlias = Annotated[int, Meta(ge=0, le=LARGEST)]
+Integer: TypeAlias = Annotated[int, Meta(ge=-LARGEST, le=LARGEST)]
+Seconds: TypeAlias = Annotated[float, Meta(ge=0.0, le=1e12)]
+Number: TypeAlias = Annotated[float, Meta(ge=0.0, le=1e15)]
+Name: TypeAlias = Annotated[str, Meta(max_length=256)]
+Text: TypeAlias = Annotated[str, Meta(max_length=2048)]
+Instance: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
+
+IDLE: Final = "idle"
+CHECKED_OUT: Final = "checked_out"
+DETACHED: Final = "detached"
+ConnectionState: TypeAlias = Literal["idle", "checked_out", "detached"]
+
+CONNECTED: Final = "connected"
+LOST: Final = "lost"
+GONE: Final = "gone"
+RowState: TypeAlias = Literal["connected", "lost", "gone"]
+
+NodeRole: TypeAlias = Literal["leader", "follower", "candidate"]
+
+Grouping: TypeAlias = Literal["program", "host", "database", "process", "pool", "connection"]
+GROUPINGS: tuple[Grouping, ...] = (
+    "program", "host", "database", "process", "pool", "connection",
+)  # fmt: skip
+
+
+class Gauges(NamedTuple):
+    """What there is now, of a pool or of anything that pools add up to."""
+
+    pools: Count = 0
+    capacity: Count = 0
+    """pool_size + max_overflow, summed over the pools that have a limit."""
+    unbounded: Count = 0
+    """Pools without a limit (NullPool, max_overflow=-1); where there is one, capacity is not known."""
+    connections: Count = 0
+    """Open connections to the database: idle + checked out + detached."""
+    checked_out: Count = 0
+    overflow: Count = 0
+    """Open, attached connections beyond pool_size."""
+    detached: Count = 0
+    waiting: Count = 0
+
+    @property
+    def idle(self) -> int:
+        """Open connections that nobody holds."""
+        return max(0, self.connections - self.checked_out - self.detached)
+
+
+class Totals(NamedTuple):
+    """What has happened since the beginning, of a pool or of anything that pools add up to.
+
+    Once quiet, connects - closes = connections, and checkouts - checkins = checked_out +
+    detached: a checkin is the end of a checkout, however it ended (given back, invalidated,
+    closed while detached, or collected as garbage). Connections inherited through a fork are
+    in neither connects nor closes.
+    """
+
+    connects: Count = 0
+    closes: Count = 0
+    checkouts: Count = 0
+    checkins: Count = 0
+    invalidations: Count = 0
+    timeouts: Count = 0
+    connect_errors: Count = 0
+
+
+class Peaks(NamedTuple):
+    """The largest values since the last acknowledged report, the present included."""
+
+    connections: Count = 0
+    checked_out: Count = 0
+    waiting: Count = 0
+    longest_wait: Seconds = 0.0
+
+
+Vector = TypeVar("Vector", Gauges, Totals)
+
+
+def plus(a: Vector, b: Vector) -> Vector:
+    """Return a + b, field by field."""
+    return type(a)(*map(add, a, b))
+
+
+def minus(a: Vector, b: Vector) -> Vector:
+    """Return a - b, field by field."""
+    return type(a)(*map(sub, a, b))
+
+
+# --- What a process reports ---------------------------------------------------------------
+
+
+class Process(Struct, frozen=True, array_like=True):
+    """Who reports. `instance` is random, new for every process and after every fork."""
+
+    host: Name
+    program: Name
+    pid: Count
+    ppid: Count
+    user: Name | None
+    command: Text | None
+    """The command line, secrets masked."""
+    started: Seconds | None
+    """Seconds since the process started, when this was sent."""
+
+
+class Usage(Struct, frozen=True, array_like=True):
+    """What the process takes of its host, sampled now and then."""
+
+    cpu_percent: Number | None = None
+    rss_bytes: Count | None = None
+    threads: Count | None = None
+    open_files: Count | None = None
+
+
+class PoolInfo(Struct, frozen=True, array_like=True):
+    """What a pool is; it does not change while the pool lives."""
+
+    url: Text
+    """The engine's URL without password and query."""
+    dialect: Name
+    database_host: Name | None
+    """None: the server is reached in a way that has no host (a file, a socket)."""
+    database_port: Count | None
+    database: Text | None
+    pool_class: Name
+    pool_size: Count | None
+    """None: a pool class without a size."""
+    max_overflow: Integer | None
+    """-1: no limit. None: a pool class without overflow."""
+    timeout: Seconds | None
+    """How long a checkout waits before it fails. None: it never waits."""
+
+
+class PoolReport(Struct, frozen=True, array_like=True):
+    """One pool's present, totals and peaks; all of them absolute.
+
+    A pool whose engine is gone is reported as closed once more; its totals then go on
+    in a pool report of the same database with `gauges.pools == 0` (the pool's `remains`),
+    so that no total ever goes back.
+    """
+
+    number: Count
+    """Which pool of this process."""
+    info: PoolInfo | None
+    """None: as reported before."""
+    gauges: Gauges
+    totals: Totals
+    peaks: Peaks
+    wait: Seconds | None = None
+    """How long the one who waits longest has waited by now. None: nobody waits."""
+    held: Seconds | None = None
+    """How long the connection held longest has been held by now. None: none is held."""
+
+
+class Connection(Struct, frozen=True, array_like=True):
+    """One physical connection."""
+
+    number: Count
+    """Which connection of this process; never used again for another one."""
+    pool: Count
+    server_id: Integer | None
+    """MySQL thread id or PostgreSQL backend pid."""
+    state: ConnectionState
+    age: Seconds
+    held: Seconds | None
+    """How long its holder has had it. None: nobody has."""
+    holder: Name | None
+    """The thread, task or greenlet that checked it out."""
+    call_site: Text | None = None
+    stack: Annotated[tuple[Text, ...], Meta(max_length=64)] = ()
+
+
+class Report(Struct, frozen=True, array_like=True, tag="report"):
+    """What a process tells: everything (`base` 0), or what changed since report `base`.
+
+    Sequence numbers grow by one from 1 for each report of an instance. A node that does not
+    have report `base` as the instance's latest asks for a full one; a report that it already
+    has is acknowledged and ignored.
+    """
+
+    instance: Instance
+    sequence: Annotated[int, Meta(ge=1, le=LARGEST)]
+    base: Count
+    interval: Seconds
+    """Seconds since report `sequence - 1` was made, by the process's own monotonic clock."""
+    peaks: Peaks
+    """Of the process as a whole."""
+    pools: Annotated[tuple[PoolReport, ...], Meta(max_length=MOST_POOLS)] = ()
+    closed_pools: Annotated[tuple[Count, ...], Meta(max_length=MOST_POOLS)] = ()
+    connections: Annotated[tuple[Connection, ...], Meta(max_length=MOST_CONNECTIONS)] = ()
+    closed_connections: Annotated[tuple[Count, ...], Meta(max_length=MOST_CONNECTIONS)] = ()
+    process: Process | None = None
+    """Given in every full report."""
+    usage: Usage | None = None
+    """None: as reported before."""
+
+    @property
+    def full(self) -> bool:
+        return self.base == 0
+
+
+# --- What nodes replicate -----------------------------------------------------------------
+
+
+class Departure(Struct, frozen=True, array_like=True):
+    """The connection on which `instance` sent `sequence` as its last report has ended.
+
+    It counts only if no later report of the instance was applied since, over any node.
+    """
+
+    instance: Instance
+    sequence: Count
+
+
+class Tick(Struct, frozen=True, array_like=True):
+    """The leader's word that time has passed. Only this moves the replica's clock."""
+
+    step: Annotated[float, Meta(ge=0.0, le=2.0)]
+    """Seconds; bounded, so that a leader that slept does not expire the world on waking."""
+    lease: Annotated[float, Meta(gt=0.0, le=86400.0)]
+
+
+class Batch(Struct, frozen=True, array_like=True):
+    """One replicated command: what a node heard in the last moment, in order.
+
+    `boot` is random per start of the node and `number` grows by one from 1, so a batch that
+    was proposed twice is applied once.
+    """
+
+    node: Name
+    boot: Instance
+    number: Annotated[int, Meta(ge=1, le=LARGEST)]
+    tick: Tick | None = None
+    reports: tuple[Report, ...] = ()
+    departures: tuple[Departure, ...] = ()
+
+
+# --- What readers are told ----------------------------------------------------------------
+
+
+class Figures(Struct, frozen=True, array_like=True):
+    """The numbers of one row, whatever it groups."""
+
+    processes: Count
+    lost_processes: Count
+    gauges: Gauges
+    totals: Totals
+    max_processes: Count
+    max_connections: Count
+    max_checked_out: Count
+    max_waiting: Count
+    longest_wait: Seconds
+    """The longest wait that the latest reports tell of, those that have ended included."""
+    waiting_since: float | None
+    """By the replica's clock, as all times of rows; may be negative: before that clock began."""
+    held_since: float | None
+    checkouts_per_second: Number
+    reported: Seconds | None
+    """When the latest report was applied."""
+
+
+class ProgramRow(Struct, frozen=True, array_like=True, tag="program"):
+    host: str
+    program: str
+    state: RowState
+    figures: Figures
+
+    @property
+    def key(self) -> RowKey:
+        return ("program", self.host, self.program)
+
+
+class HostRow(Struct, frozen=True, array_like=True, tag="host"):
+    host: str
+    programs: int
+    state: RowState
+    figures: Figures
+
+    @property
+    def key(self) -> RowKey:
+        return ("host", self.host)
+
+
+class DatabaseRow(Struct, frozen=True, array_like=True, tag="database"):
+    dialect: str
+    database_host: str | None
+    database_port: int | None
+    database: str | None
+    programs: int
+    state: RowState
+    figures: Figures
+
+    @property
+    def key(self) -> RowKey:
+        return database_key(self)
+
+
+class ProcessRow(Struct, frozen=True, array_like=True, tag="process"):
+    instance: str
+    node: str
+    """The node that it reports to."""
+    process: Process
+    started: float | None
+    """By the replica's clock; may be negative: before the replica's clock began."""
+    usage: Usage
+    state: RowState
+    figures: Figures
+
+    @property
+    def key(self) -> RowKey:
+        return ("process", self.instance)
+
+
+class PoolRow(Struct, frozen=True, array_like=True, tag="pool"):
+    instance: str
+    number: int
+    info: PoolInfo
+    state: RowState
+    figures: Figures
+
+    @property
+    def key(self) -> RowKey:
+        return ("pool", self.instance, self.number)
+
+
+class ConnectionRow(Struct, frozen=True, array_like=True, tag="connection"):
+    instance: str
+    number: int
+    pool: int
+    server_id: int | None
+    state: ConnectionState
+    opened: float
+    """By the replica's clock; may be negative."""
+    held_since: float | None
+    holder: str | None
+    call_site: str | None
+    stack: tuple[str, ...]
+
+    @property
+    def key(self) -> RowKey:
+        return ("connection", self.instance, self.number)
+
+
+Row: TypeAlias = Union[ProgramRow, HostRow, DatabaseRow, ProcessRow, PoolRow, ConnectionRow]
+RowKey: TypeAlias = tuple[Union[str, int, None], ...]
+"""The row's table, then what identifies it there."""
+
+
+def database_key(where: DatabaseRow | PoolInfo) -> RowKey:
+    """Return the key of the database row that a pool belongs to."""
+    return (
+        "database", where.dialect, where.database_host, where.database_port, where.database,
+    )  # fmt: skip
+
+
+class Query(Struct, frozen=True, array_like=True, tag="query"):
+    """Asks for the rows of one grouping that changed since the version the reader has.
+
+    Groupings pool and connection are answered with the rows of the processes and pools
+    that they belong to as well, since those identify them.
+    """
+
+    by: Grouping
+    epoch: Annotated[str, Meta(max_length=64)] = ""
+    """The epoch that `since` belongs to; another than the node's: everything is sent."""
+    since: Count = 0
+    host: Name | None = None
+    program: Name | None = None
+    instance: Annotated[str, Meta(max_length=64)] | None = None
+    """These three narrow the answer, where not None, to the rows that belong to them."""
+
+
+class Rows(Struct, frozen=True, array_like=True, tag="rows"):
+    """The answer to a query, in one or several frames; `more` says that another follows.
+
+    The header (everything but rows, removed and more) is the same in all frames of an answer.
+    """
+
+    service: str
+    node: str
+    leader: str | None
+    quorum: bool
+    stale: Seconds
+    """Seconds since the node's replica last moved."""
+    epoch: str
+    version: Count
+    clock: Seconds
+    complete: bool
+    """The rows are all there are, and replace what the reader has."""
+    hosts: Count
+    programs: Count
+    totals: Figures
+    rows: tuple[Row, ...] = ()
+    removed: tuple[RowKey, ...] = ()
+    more: bool = False
+
+
+class StatusQuery(Struct, frozen=True, array_like=True, tag="status"):
+    """Asks what a node has to say of itself."""
+
+    digest_at: Count | None = None
+    """The version of the state whose digest is wanted; the node waits a moment for it. None: no digest."""
+
+
+class NodeStatus(Struct, frozen=True, array_like=True, tag="node-status"):
+    """What a node says of itself."""
+
+    service: str
+    node: str
+    software: str
+    """The version of connmon that it runs."""
+    role: NodeRole
+    leader: str | None
+    term: Count
+    applied: Count
+    """The index of the last log entry applied."""
+    lag: Count
+    """How many entries the leader had committed, when the node last heard of it, that are not applied."""
+    quorum: bool
+    stale: Seconds
+    """Seconds since the node's replica last moved."""
+    processes: Count
+    """That report to this node."""
+    consoles: Count
+    """And readers that have asked it for rows."""
+    uptime: Seconds
+    linked: tuple[str, ...]
+    """The other nodes of the group to which it has a link."""
+    unlinked: tuple[str, ...]
+    """And those to which it has none."""
+    epoch: str
+    version: Count
+    """Of the state."""
+    digest: str | None = None
+    """Of the state as it was at the version asked for. None: not known."""

@@ -1,0 +1,340 @@
+"""The account of one pool: its connections, its waits, its totals. No I/O, no time, no threads.
+
+Who may write what, so that no lock is needed where the application runs:
+
+1. What happens to a connection is written to that connection's `Entry`, by whoever has the
+   connection at that moment. Plain attribute writes, nothing else: a garbage collection inside
+   a listener can run another checkin on the same thread, so a lock there would deadlock.
+2. Totals are never counted in a shared variable. They are the sum over the entries, and over
+   what entries that have ended left behind (`fold`).
+3. Only `Ledger` (one thread at a time) sums, folds and deletes. An entry that has ended is
+   taken out of its dict once, so it is folded once.
+4. `Live` counts the present beside that, for peaks alone: a peak must be seen when it happens.
+   If a lost update ever let it drift, `settle` sets it right when the pool has been quiet.
+5. An ended connection is `Entry.closed`, whoever notices it first: a close event, the end of the
+   `Token` in `record.info`, or of the driver's connection. Further notices do nothing.
+
+Times are seconds of one monotonic clock, handed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from connmon.model import Gauges, Peaks, PoolInfo, Totals, plus
+
+if TYPE_CHECKING:
+    from connmon.plugin.ledger import Ledger
+
+#: A difference between the sum over the entries and what is counted beside it is one, and not a
+#: moment, after this many seconds in which nothing happened.
+QUIET = 3.0
+
+
+class Live:
+    """The present of a pool, or of the whole process, and the peaks since the last report."""
+
+    __slots__ = (
+        "checked_out", "longest_wait", "open", "peak_checked_out", "peak_open", "peak_waiting", "waiting",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.open = self.checked_out = self.waiting = 0
+        self.peak_open = self.peak_checked_out = self.peak_waiting = 0
+        self.longest_wait = 0.0
+
+    def collect(self, longest: float) -> Peaks:
+        """Return the peaks, the longest of the waits that go on included, and begin anew."""
+        # Each is read and begun anew before any call: at a call another thread may come in,
+        # and a peak that it saw would be lost.
+        peak_open, self.peak_open = self.peak_open, self.open
+        peak_checked_out, self.peak_checked_out = self.peak_checked_out, self.checked_out
+        peak_waiting, self.peak_waiting = self.peak_waiting, self.waiting
+        longest_wait, self.longest_wait = self.longest_wait, 0.0
+        return Peaks(
+            max(peak_open, self.peak_open),
+            max(peak_checked_out, self.peak_checked_out),
+            max(peak_waiting, self.peak_waiting),
+            max(longest_wait, longest),
+        )
+
+
+def highest(a: Peaks | None, b: Peaks) -> Peaks:
+    """Return the larger of each."""
+    if a is None:
+        return b
+    return Peaks(
+        max(a.connections, b.connections),
+        max(a.checked_out, b.checked_out),
+        max(a.waiting, b.waiting),
+        max(a.longest_wait, b.longest_wait),
+    )
+
+
+def within(gauges: Gauges, peaks: Peaks, whole: Peaks, others: Gauges) -> Gauges:
+    """Return the gauges of a pool, lowered to what there can have been at any one moment.
+
+    They are summed while the application goes on: a connection is seen held, given back, and
+    the next one taken and seen held. That may show for a second, but maxima are made of it, and
+    these never come down again. `peaks` and `whole` tell what there was at most, in this pool
+    and in the process; `others` are the pools of the process that have been lowered before.
+    """
+    connections = min(gauges.connections, peaks.connections, whole.connections - others.connections)
+    detached = min(gauges.detached, connections)
+    attached = connections - detached
+    return gauges._replace(
+        connections=connections,
+        checked_out=min(
+            gauges.checked_out, peaks.checked_out, whole.checked_out - others.checked_out, attached
+        ),
+        overflow=min(gauges.overflow, attached),
+        detached=detached,
+        waiting=min(gauges.waiting, peaks.waiting, whole.waiting - others.waiting),
+    )
+
+
+class Entry:
+    """One physical connection, from its connect (or adoption) to its end."""
+
+    __slots__ = (
+        "checkins", "checkouts", "closed", "detached", "holder", "invalidations", "key", "number", "opened",
+        "owned", "pool", "seen", "seen_at", "server_id", "since", "site", "told", "told_at", "weak",
+    )  # fmt: skip
+
+    def __init__(self, number: int, pool: PoolAccount, key: int, opened: float, owned: bool) -> None:
+        self.number = number
+        self.pool = pool
+        self.key = key
+        """id() of the DBAPI connection: all that some events give."""
+        self.opened = opened
+        self.owned = owned
+        """False: inherited through a fork, so another process has counted its connect."""
+        self.server_id: int | None = None
+        self.since = 0.0
+        """When the present holder got it; 0.0: nobody holds it."""
+        self.holder: Any = 0
+        """Who got it last, as `holder.asking` told."""
+        self.site: Any = None
+        """Where in the code, where that is asked for at every checkout."""
+        self.seen: tuple[str | None, tuple[str, ...]] | None = None
+        """Where its holder, who has it for long, was when last looked at; and when that was."""
+        self.seen_at = 0.0
+        self.checkouts = 0
+        self.checkins = 0
+        """Checkouts that have ended. Written, not derived: a total must not go back for a moment."""
+        self.invalidations = 0
+        self.detached = False
+        self.closed = False
+        self.weak: Any = None
+        self.told: object = None
+        """What the last report said of it; None: nothing yet."""
+        self.told_at = 0.0
+
+    def end(self) -> None:
+        """Note that the connection is no more."""
+        if self.closed:
+            return
+        self.closed = True
+        pool = self.pool
+        pool.live.open -= 1
+        pool.process.open -= 1
+        if self.detached:
+            pool.detached.pop(self.key, None)
+            self.weak = None  # its callback knows this entry: a cycle
+        elif self.since:
+            pool.live.checked_out -= 1
+            pool.process.checked_out -= 1
+        self.since = 0.0
+        self.checkins = self.checkouts
+
+
+class Token:
+    """Lives in `record.info` and dies with the connection's real owner: SQLAlchemy clears `info`
+    on reconnect and copies it on detach, and no event tells of a pool that is dropped."""
+
+    __slots__ = ("entry",)
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+
+    def __del__(self) -> None:
+        try:
+            if self.entry.weak is None:  # else the driver's connection itself tells
+                self.entry.end()
+        except Exception:
+            pass
+
+
+class Lifeline:
+    """Held by a pool's listeners alone, which SQLAlchemy hands from a pool to the one recreated
+    from it; when it dies, the last of these pools is gone."""
+
+    __slots__ = ("pool",)
+
+    def __init__(self, pool: PoolAccount) -> None:
+        self.pool = pool
+
+    def __del__(self) -> None:
+        self.pool.retired = True
+
+
+class PoolAccount:
+    """The account of one engine's pool, over all its recreations."""
+
+    def __init__(self, ledger: Ledger, number: int, info: PoolInfo) -> None:
+        self.ledger = ledger
+        self.number = number
+        self.info = info
+        self.process = ledger.live
+        self.live = Live()
+        self.retired = False
+        self.look_after: float | None = None
+        """Seconds after which a held connection's holder is looked at; None: never."""
+        self.asked: Callable[[], Any] = int
+        """Tells who calls it: the holder, at a checkout."""
+        self.entries: dict[int, Entry] = {}
+        self.detached: dict[int, Entry] = {}
+        self.waits: dict[int, float] = {}
+        self.timeouts = 0
+        self.connect_errors = 0
+        self.ended = Totals()
+        """What the entries that have ended left behind."""
+        self.gone: list[int] = []
+        """Told connections that have ended since the last report."""
+        self.told: object = None
+        self.unacknowledged: Peaks | None = None
+        self.drift: object = None
+        self.drift_since, self.drift_seen = 0.0, 0
+
+    def forget(self) -> None:
+        """Begin anew after a fork: all of this was the parent's."""
+        for entry in list(self.entries.values()):
+            entry.closed = True
+            entry.since = 0.0
+        self.entries = {}
+        self.detached = {}
+        self.waits = {}
+        self.timeouts = self.connect_errors = 0
+        self.ended = Totals()
+        self.gone = []
+        self.told = self.unacknowledged = self.drift = None
+        self.live.reset()
+
+    def opened(self, key: int, now: float, *, owned: bool = True) -> Entry:
+        """Add a connection that was just made (or, not owned, that was found in use)."""
+        entry = Entry(next(self.ledger.numbers), self, key, now, owned)
+        self.entries[entry.number] = entry
+        # No call and no loop in between here, nor where it is counted back: there another thread
+        # may come in, and find (and peak at) a process that is not the sum of its pools.
+        live, process = self.live, self.process
+        live.open = count = live.open + 1
+        if count > live.peak_open:
+            live.peak_open = count
+        process.open = count = process.open + 1
+        if count > process.peak_open:
+            process.peak_open = count
+        return entry
+
+    def wait_begins(self, now: float) -> int:
+        """Note that somebody waits; return what to end it with."""
+        wait = next(self.ledger.numbers)
+        self.waits[wait] = now
+        live, process = self.live, self.process
+        live.waiting = count = live.waiting + 1
+        if count > live.peak_waiting:
+            live.peak_waiting = count
+        process.waiting = count = process.waiting + 1
+        if count > process.peak_waiting:
+            process.peak_waiting = count
+        return wait
+
+    def wait_ends(self, wait: int, now: float) -> None:
+        """Note that a wait has ended, by a connection, a timeout or a cancellation."""
+        began = self.waits.get(wait)
+        if began is None:  # forgotten: the process forked meanwhile
+            return
+        live, process = self.live, self.process
+        live.waiting -= 1
+        process.waiting -= 1
+        waited = now - began
+        if waited > live.longest_wait:
+            live.longest_wait = waited
+        if waited > process.longest_wait:
+            process.longest_wait = waited
+        self.waits.pop(wait, None)
+
+    def fold(self) -> None:
+        """Move what ended entries counted into `ended`. One thread at a time."""
+        ended = [entry for entry in list(self.entries.values()) if entry.closed]
+        for entry in ended:
+            if self.entries.pop(entry.number, None) is None:
+                continue
+            owned = int(entry.owned)
+            self.ended = plus(
+                self.ended,
+                Totals(owned, owned, entry.checkouts, entry.checkouts, entry.invalidations),
+            )
+            if entry.told is not None:
+                self.gone.append(entry.number)
+
+    def count(self) -> tuple[Gauges, Totals, float | None]:
+        """Return the present, the totals, and since when the connection held longest is held."""
+        connects = closes = checkouts = checkins = connections = held = detached = invalidations = 0
+        longest: float | None = None
+        for entry in list(self.entries.values()):
+            connects += entry.owned
+            checkouts += entry.checkouts
+            invalidations += entry.invalidations
+            if entry.closed:  # since `fold`
+                closes += entry.owned
+                checkins += entry.checkouts
+                continue
+            connections += 1
+            checkins += entry.checkins
+            since = entry.since
+            if since:  # a detached one always has it, until it ends, maybe just now
+                held += 1
+                detached += entry.detached
+                if longest is None or since < longest:
+                    longest = since
+        info = self.info
+        size, beyond = info.pool_size, info.max_overflow
+        limit = None
+        if size is not None and (beyond is None or beyond >= 0):
+            limit = size + (beyond or 0)
+        attached = connections - detached
+        gauges = Gauges(
+            pools=int(not self.retired),
+            capacity=0 if limit is None or self.retired else limit,
+            unbounded=int(limit is None and not self.retired),
+            connections=connections,
+            checked_out=held - detached,
+            overflow=0 if size is None else max(0, attached - size),
+            detached=detached,
+            waiting=len(self.waits),
+        )
+        totals = plus(
+            self.ended,
+            Totals(connects, closes, checkouts, checkins, invalidations, self.timeouts, self.connect_errors),
+        )
+        return gauges, totals, longest
+
+    def settle(self, gauges: Gauges, totals: Totals, now: float) -> None:
+        """Set `live` right if it differs from the sum, and nothing has moved for a while.
+
+        Not at the second sight already: a thread may stand in the middle of a listener, and the
+        whole process may have been stopped there.
+        """
+        drift = (self.live.open - gauges.connections, self.live.checked_out - gauges.checked_out)
+        if self.drift != (gauges, totals, drift):
+            self.drift, self.drift_since, self.drift_seen = (gauges, totals, drift), now, 0
+        self.drift_seen += 1
+        if any(drift) and self.drift_seen > 3 and now - self.drift_since > QUIET:
+            for live in (self.live, self.process):
+                live.open -= drift[0]
+                live.checked_out -= drift[1]
+            self.drift = None

@@ -1,0 +1,321 @@
+"""From an engine to an instrumented pool: `?plugin=connmon`, `attach(engine)`, and what both URL forms share.
+
+Rules kept here:
+
+- There is one split of the URL and one way to attach; a pool is attached once, whoever asks
+  and however often, and the first one's options count.
+- Options that are wrong fail with ArgumentError, where the engine is made. Anything else that
+  goes wrong in here is one warning in the log, and an engine that works without connmon.
+- What is told of an engine has no password and no query option in it.
+- No listener of ConnectionEvents is ever registered: it would slow every statement.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import os
+import re
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from sqlalchemy.engine import URL, CreateEnginePlugin, Engine
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.pool import AssertionPool, Pool, QueuePool, SingletonThreadPool, StaticPool
+
+from connmon.config import url_options
+from connmon.errors import ConfigError
+from connmon.model import PoolInfo
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine.interfaces import Dialect
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+_log = logging.getLogger(__name__)
+
+Options: TypeAlias = Mapping[str, "str | Sequence[str]"]
+"""The connmon_ options of a URL, as they stand there."""
+
+_PREFIX: Final = "connmon_"
+
+# --- The URL ------------------------------------------------------------------------------
+
+
+def split(url: URL) -> tuple[URL, Options]:
+    """Return the URL as it would be without connmon, and the connmon options in it."""
+    options = {key: value for key, value in url.query.items() if key.startswith(_PREFIX)}
+    drivername = plain_drivername(url.drivername)
+    if options:
+        url = url.difference_update_query(options)
+    return (url if drivername == url.drivername else url.set(drivername=drivername)), options
+
+
+def plain_drivername(drivername: str) -> str:
+    """Return a URL's `backend+driver` without connmon in it.
+
+    `mysql+connmon` is what `mysql` is, SQLAlchemy's default: to be watched is no reason to
+    change the driver. Where that default, mysqlclient, is not installed, plain `mysql` could
+    not work at all; there it is PyMySQL, which connmon brings along.
+    """
+    backend, _, driver = drivername.partition("+")
+    if driver == "connmon":
+        needs_pymysql = backend in ("mysql", "mariadb") and not _has_mysqldb()
+        return f"{backend}+pymysql" if needs_pymysql else backend
+    if driver.endswith("_connmon"):
+        return f"{backend}+{driver.removesuffix('_connmon')}"
+    return drivername
+
+
+@functools.cache
+def _has_mysqldb() -> bool:
+    try:
+        importlib.import_module("MySQLdb")
+    except ImportError:
+        return False
+    return True
+
+
+# --- Attaching ----------------------------------------------------------------------------
+
+
+class ConnmonPlugin(CreateEnginePlugin):
+    """`?plugin=connmon`, the form that leaves the URL's driver as it is."""
+
+    def __init__(self, url: URL, kwargs: dict[str, Any]) -> None:
+        super().__init__(url, kwargs)
+        self._options: Options = {}
+
+    def update_url(self, url: URL) -> URL:
+        # This takes a `_connmon` out of the driver as well: with both forms at once, this one
+        # has the options, and the dialect is the plain one.
+        url, self._options = split(url)
+        return url
+
+    def engine_created(self, engine: Engine) -> None:
+        created(engine, self._options)
+
+
+def attach(engine: Engine | AsyncEngine, **options: object) -> None:
+    """Watch the pool of an engine that is there already.
+
+    The options are those of the URL without their prefix: `attach(engine, service="default",
+    program="nova-api", held=10)`; one that is None counts as not given. An engine that
+    connmon watches already stays as it is. Raises ArgumentError for options that are wrong.
+    """
+    sync_engine = getattr(engine, "sync_engine", engine)
+    if not isinstance(sync_engine, Engine):
+        raise ArgumentError(f"attach() got {engine!r}, expected an Engine or an AsyncEngine")
+    created(
+        sync_engine,
+        {_PREFIX + name: str(value) for name, value in options.items() if value is not None},
+    )
+
+
+#: Pools that have been attached by a process; one that came of them by recreate() is not in here.
+_attached: Final[weakref.WeakSet[Pool]] = weakref.WeakSet()
+
+
+def created(engine: Engine, options: Options) -> None:
+    """Watch the pool of an engine, its URL being the plain one.
+
+    Raises ArgumentError for options that are wrong, and nothing else.
+    """
+    try:
+        given = url_options(options)
+        if engine.pool in _attached:
+            return
+        service = given.resolve()
+        # Here, and not above: should they fail to import, the application does not notice.
+        from connmon.plugin.holder import Tracing
+        from connmon.plugin.pool import instrument
+        from connmon.plugin.reporter import ledger_for
+
+        ledger = ledger_for(service, given.program or program_name())
+        tracing = Tracing(given.trace, given.held)
+        instrument(engine.pool, ledger, describe(engine), server_id_of(engine.dialect), tracing)
+        _attached.add(engine.pool)
+    except ConfigError as error:
+        raise ArgumentError(str(error)) from None
+    except Exception as error:
+        name = f"{engine.dialect.name}+{engine.dialect.driver}"
+        _log.warning("connmon does not watch this engine (%s): %r", name, error, exc_info=True)
+
+
+# --- Which program ------------------------------------------------------------------------
+
+
+def program_name() -> str:
+    """Return what this process's program is called, where no option says so.
+
+    For `python -m x` that is x, as it was written; for `python -c` "python -c"; for an
+    interpreter that reads its standard input "python"; else the basename of sys.argv[0].
+    """
+    main = getattr(sys.modules.get("__main__"), "__spec__", None)
+    name = getattr(main, "name", None)
+    if isinstance(name, str) and name not in ("", "__main__"):
+        # Unlike sys.orig_argv this is right in the children of multiprocessing too.
+        return _text(name.removesuffix(".__main__"), 256)
+    argv = getattr(sys, "argv", None) or [""]
+    if argv[0] == "-m":  # not found yet: the module's own package is just being imported
+        return _text(_module_asked_for(sys.orig_argv) or "python", 256)
+    if argv[0] == "-c":
+        return "python -c"
+    directory, name = os.path.split(argv[0].rstrip(os.sep))
+    if name == "__main__.py":
+        name = os.path.basename(directory) or name
+    return _text(name, 256) or "python"
+
+
+def _module_asked_for(argv: Sequence[str]) -> str | None:
+    """Return x of `python ... -m x ...`."""
+    words = iter(argv[1:])
+    for word in words:
+        if word == "--check-hash-based-pycs":
+            next(words, None)
+        elif word.startswith("-") and not word.startswith("--"):
+            # Letters without a value may be joined, and the last may have its value behind it.
+            flag = re.fullmatch(r"-[^mWX]*([mWX])(.*)", word, re.DOTALL)
+            value = flag and (flag[2] or next(words, None))
+            if flag and flag[1] == "m":
+                return value
+    return None
+
+
+# --- Which pool and database --------------------------------------------------------------
+
+_DEFAULT_PORTS: Final = {"mysql": 3306, "mariadb": 3306, "postgresql": 5432}
+
+
+def describe(engine: Engine) -> PoolInfo:
+    """Return what is told of an engine's pool: nothing secret, all of it within the wire's bounds."""
+    url, dialect, pool = engine.url, engine.dialect.name, engine.pool
+    name = _text(url.database or "", 2048)
+    if dialect == "sqlite":
+        host, port = None, None
+        if name.startswith("file:"):
+            name = name.partition("?")[0]
+        database = name or ":memory:"
+        if not database.startswith((":memory:", "file:")):
+            database = os.path.abspath(database)
+    else:
+        host, port = _server(url, _DEFAULT_PORTS.get(dialect))
+        # libpq takes a whole connection string for a database's name, password included.
+        database = name = "" if re.search("=|://", name) else name
+    shown = URL.create(
+        url.drivername, _text(url.username or "", 256) or None, None, url.host, url.port, name or None
+    )
+    size, overflow, timeout = _limits(pool)
+    return PoolInfo(
+        url=_text(shown.render_as_string(), 2048),
+        dialect=_text(dialect, 256),
+        database_host=_text(host, 256) if host else None,
+        database_port=port,
+        database=_text(database, 2048) if database else None,
+        pool_class=_text(type(pool).__name__, 256),
+        pool_size=size,
+        max_overflow=overflow,
+        timeout=timeout,
+    )
+
+
+def _server(url: URL, default_port: int | None) -> tuple[str | None, int | None]:
+    """Return host and port of the server; None for those of a socket, or where they are not known.
+
+    Several hosts are one text with commas between, with a port if they all have the same.
+    """
+    if "unix_socket" in url.query or "unix_sock" in url.query:
+        return None, None
+    # As in the drivers, where a host or port among the query's options wins over the URL's own.
+    hosts = list(_words(url.query.get("host"))) or [url.host or ""]
+    ports = list(_words(url.query.get("port"))) or [str(url.port or "")]
+    if len(ports) != len(hosts):
+        ports = ports[:1] * len(hosts)
+    found: dict[str, int | None] = {}
+    for host, port in zip(hosts, ports, strict=True):
+        inside = re.fullmatch(r"([A-Za-z0-9.-]*):(\d*)", host)
+        if inside:
+            host, port = inside[1], inside[2] or port
+        if host and not host.startswith(("/", "@", "%2F", "%2f")):
+            found[host] = default_port if not port else int(port) if re.fullmatch(r"\d{1,5}", port) else None
+    common = set(found.values())
+    return ",".join(found) or None, common.pop() if len(common) == 1 else None
+
+
+def _words(value: str | Sequence[str] | None) -> Iterator[str]:
+    for text in (value,) if isinstance(value, str) else value or ():
+        yield from text.split(",")
+
+
+def _limits(pool: Pool) -> tuple[int | None, int | None, float | None]:
+    """Return pool_size, max_overflow and timeout in seconds, as PoolInfo has them."""
+    if isinstance(pool, QueuePool):  # the one for asyncio is a subclass
+        overflow = getattr(pool, "_max_overflow", None)
+        # pool_timeout=None, to wait for ever, has no number; it is told as not known.
+        seconds: float | None = pool.timeout()
+        return max(0, pool.size()), overflow, None if seconds is None else max(0.0, float(seconds))
+    if isinstance(pool, SingletonThreadPool):
+        return pool.size, None, None
+    if isinstance(pool, (StaticPool, AssertionPool)):
+        return 1, None, None
+    return None, None, None
+
+
+def _text(value: str, limit: int) -> str:
+    """Return the text as the wire can take it: no lone surrogates, at most `limit` characters."""
+    return value.encode("utf-8", "replace").decode()[:limit]
+
+
+# --- Which session of the server ----------------------------------------------------------
+
+ServerId: TypeAlias = Callable[[Any], "int | None"]
+
+
+def _thread_id(connection: Any) -> Any:
+    return connection.thread_id()
+
+
+def _connection_id(connection: Any) -> Any:
+    return connection.connection_id
+
+
+def _pg8000(connection: Any) -> Any:
+    # Process id and cancel key, as the server sent them; pg8000 offers nothing public.
+    return int.from_bytes(connection._backend_key_data[:4], "big")
+
+
+_SERVER_IDS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "pymysql": _thread_id,
+    "mysqldb": _thread_id,
+    "aiomysql": _thread_id,
+    "asyncmy": _thread_id,
+    "cymysql": _thread_id,
+    "mysqlconnector": _connection_id,
+    "mariadbconnector": _connection_id,
+    "psycopg2": lambda connection: connection.get_backend_pid(),
+    "psycopg2cffi": lambda connection: connection.get_backend_pid(),
+    "psycopg": lambda connection: connection.info.backend_pid,
+    "asyncpg": lambda connection: connection.get_server_pid(),
+    "pg8000": _pg8000,
+}
+"""By the dialect's driver."""
+
+
+def server_id_of(dialect: Dialect) -> ServerId:
+    """Return what tells the server's session id of a driver connection of this dialect.
+
+    It sends nothing, never raises, and returns None where there is no id to be had.
+    """
+    ask = _SERVER_IDS.get(dialect.driver)
+
+    def server_id(connection: Any) -> int | None:
+        if ask is None or connection is None:
+            return None
+        try:
+            return int(ask(connection)) or None
+        except Exception:
+            return None
+
+    return server_id

@@ -1,0 +1,191 @@
+"""Who has a connection, and in which line of code: threads, asyncio tasks, greenlets.
+
+Rules:
+
+1. A checkout keeps a holder, nothing more: a thread's number (40 ns), or a weak reference to the
+   task or greenlet. Names and lines are found when a report is made, by the reporter's thread.
+2. Of a connection that is held long, what the holder does *now* is looked at from outside:
+   `sys._current_frames()`, the chain of awaits of a task, the frame of a greenlet that waits.
+3. Only where every call site was asked for (`connmon_trace=all`) does a checkout walk its own
+   stack, and it keeps a code object and a number.
+4. The line that counts is the application's: the first one, seen from the innermost, that is not
+   in SQLAlchemy, oslo.db, connmon or Python's own library, nor below SQLAlchemy (a driver's).
+5. No locks: under eventlet and gevent threading's belong to greenlets, and the reporter is a
+   native thread. Nothing here raises.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import sysconfig
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from types import CodeType, FrameType
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+
+from connmon.plugin import native
+
+#: Frames that a stack is told with at most, and characters of a line.
+DEPTH: Final = 32
+LONGEST: Final = 256
+
+Holder: TypeAlias = Any
+"""A thread's number, or a weak reference to a task or a greenlet."""
+Site: TypeAlias = "tuple[CodeType, int]"
+
+_active: dict[int, threading.Thread] = getattr(threading, "_active", {})
+_LIBRARY: Final = tuple(
+    {os.path.join(path, "") for path in (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))}
+)
+_BETWEEN: Final = ("sqlalchemy", "oslo_db")
+
+
+class Tracing(NamedTuple):
+    """Where a checkout came from: `held` is looked for after so many seconds, `all` at once, `off` never."""
+
+    trace: Literal["held", "all", "off"] = "held"
+    held: float = 30.0
+
+
+# --- At the checkout ------------------------------------------------------------------------
+
+
+def asking(asynchronous: bool) -> Callable[[], Holder]:
+    """Return what tells who calls it, for a pool of an asyncio dialect or of another."""
+    if asynchronous:
+        current_task = importlib.import_module("asyncio").current_task
+
+        def task() -> Holder:
+            try:
+                return weakref.ref(current_task())
+            except (RuntimeError, TypeError):  # no loop here, or no task
+                return native.get_ident()
+
+        return task
+    if native.patched():
+        current: Callable[[], Any] = importlib.import_module("greenlet").getcurrent
+        return lambda: weakref.ref(current())
+    return native.get_ident
+
+
+def call_site() -> Site | None:
+    """Return the line of the application that this was called from."""
+    return _site(_stack_here())
+
+
+def _stack_here() -> Iterator[tuple[CodeType, int]]:
+    frame: FrameType | None = sys._getframe(2)
+    yield from _upwards(frame)
+    # SQLAlchemy's asyncio runs in a greenlet of its own, below the task's.
+    greenlet = sys.modules.get("greenlet")
+    if greenlet is not None:
+        parent = greenlet.getcurrent().parent
+        while parent is not None:
+            yield from _upwards(parent.gr_frame)
+            parent = parent.parent
+
+
+# --- At the report --------------------------------------------------------------------------
+
+
+def name(holder: Holder) -> str:
+    """Return the name of a thread, task or greenlet.
+
+    "thread <ident>" where a thread has no name or has ended; the wire takes 256 characters.
+    """
+    if isinstance(holder, int):
+        thread = _active.get(holder)
+        told = getattr(thread, "_name", None)
+        return _text(told) if isinstance(told, str) else f"thread {holder}"
+    who = holder()
+    if who is None:
+        return "(ended)"
+    try:
+        if hasattr(who, "get_name"):
+            return _text(str(who.get_name()))
+        return _text(str(getattr(who, "name", None) or f"greenlet {id(who):#x}"))
+    except Exception:
+        return "(no name)"
+
+
+def look(holder: Holder) -> tuple[str | None, tuple[str, ...]]:
+    """Return the line of the application where the holder is now, and its stack, innermost first.
+
+    (None, ()) where it has ended, or runs where nobody can look.
+    """
+    try:
+        stack = list(_stack_of(holder))
+    except Exception:  # it went on while it was looked at
+        return None, ()
+    site = _site(stack)
+    return None if site is None else line(*site), tuple(line(*place) for place in stack[:DEPTH])
+
+
+def line(code: CodeType, number: int) -> str:
+    """Return "file.py:412 function", the file below the directory that it was imported from."""
+    path = code.co_filename
+    roots = [root for root in sys.path if root and path.startswith(os.path.join(root, ""))]
+    if roots:
+        path = path[len(os.path.join(max(roots, key=len), "")) :]
+    return _text(f"{path}:{number} {code.co_name}")
+
+
+def _stack_of(holder: Holder) -> Iterable[tuple[CodeType, int]]:
+    if isinstance(holder, int):
+        return _upwards(sys._current_frames().get(holder))
+    who = holder()
+    if who is None:
+        return ()
+    if hasattr(who, "get_coro"):
+        return reversed(list(_awaited(who.get_coro())))
+    return _upwards(getattr(who, "gr_frame", None))
+
+
+def _upwards(frame: FrameType | None) -> Iterator[tuple[CodeType, int]]:
+    while frame is not None:
+        yield frame.f_code, frame.f_lineno or 0
+        frame = frame.f_back
+
+
+def _awaited(coroutine: Any) -> Iterator[tuple[CodeType, int]]:
+    """Yield where each of a chain of coroutines stands, the outermost first."""
+    for _ in range(1000):
+        frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "gi_frame", None)
+        if frame is None:
+            frame = getattr(coroutine, "ag_frame", None)
+        if frame is None:
+            return
+        yield frame.f_code, frame.f_lineno or 0
+        inner = getattr(coroutine, "cr_await", None)
+        coroutine = inner if inner is not None else getattr(coroutine, "gi_yieldfrom", None)
+
+
+def _site(stack: Iterable[tuple[CodeType, int]]) -> Site | None:
+    found = first = None
+    for code, number in stack:
+        path = code.co_filename
+        if path.startswith("<"):  # made by exec: SQLAlchemy's own, mostly
+            continue
+        parts = path.replace("\\", "/").split("/")
+        if any(part in _BETWEEN for part in parts):
+            found = None  # what was below is a driver's
+        elif found is None and not _ours(parts) and not _library(path, parts):
+            found = (code, number)
+        first = first or (code, number)
+    return found or first
+
+
+def _ours(parts: list[str]) -> bool:
+    return parts[-3:-1] == ["connmon", "plugin"]
+
+
+def _library(path: str, parts: list[str]) -> bool:
+    return path.startswith(_LIBRARY) and "site-packages" not in parts and "dist-packages" not in parts
+
+
+def _text(text: str) -> str:
+    """Return the text as the wire can take it: no lone surrogates, not too long."""
+    return text[:LONGEST].encode("utf-8", "replace").decode()

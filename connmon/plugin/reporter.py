@@ -1,0 +1,292 @@
+"""The one thread: it carries reports from this process's ledgers to their nodes.
+
+Rules:
+
+1. One native daemon thread for all ledgers, started when the first connection is seen and not
+   when an engine is made, since what is made before a fork is used after it.
+2. Nothing in here is ever waited for by the application, but at its exit, for at most `EXIT`.
+3. After a fork the child has a new instance, no thread, no sockets, and empty accounts; its
+   first connection starts its own thread.
+4. Secret and certificates are first read when the engine is made, by who may read them; what is
+   wrong with them is a complaint in the log, like a node that is not there.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import random
+import sys
+from time import monotonic
+from typing import Any
+
+from connmon import __version__, procinfo
+from connmon.config import Service
+from connmon.credentials import Credentials, of_client
+from connmon.errors import ConfigError
+from connmon.model import Process, Usage
+from connmon.plugin import forks, holder, native
+from connmon.plugin.ledger import Ledger
+from connmon.plugin.line import READ, Line
+from connmon.plugin.uplink import Uplink
+
+#: Seconds that the exit of the process may wait for its last report to be acknowledged.
+EXIT = 0.3
+#: Seconds between two looks at what the process takes of its host.
+SAMPLE = 5.0
+#: Seconds that a fork may wait for the thread, which is through in a few milliseconds.
+FORK = 0.5
+
+log = logging.getLogger("connmon")
+
+
+def _instance() -> str:
+    return os.urandom(8).hex()
+
+
+class Reporter:
+    """The process's thread and its lines, one for each ledger."""
+
+    def __init__(self) -> None:
+        self.instance = _instance()
+        self._lines: dict[tuple[Service, str], Line] = {}
+        self._guard = native.lock()
+        self._starting = native.lock()
+        self._running = False
+        self._leaving = False
+        self._left = native.lock()
+        self._whole = native.lock()
+        self._forking = 0
+        """The thread that holds `_whole` for a fork."""
+        self._alarm: tuple[int, int] | None = None
+        self._poller: Any = None
+        self._host = procinfo.host()
+        self._usage: Usage | None = None
+        self._sampled = -SAMPLE
+
+    # -- in the application's threads
+
+    def ledger_for(self, service: Service, program: str) -> Ledger:
+        """Return the ledger of this process towards `service`, under the name `program`."""
+        with self._guard:
+            line = self._lines.get((service, program))
+            if line is None:
+                # One process under two names is two rows: the second ledger is an instance of its own.
+                instance = self.instance if not self._lines else _instance()
+                ledger = Ledger(instance, native.lock, holder)
+                line = self._open(ledger, service, program, _credentials(service))
+        return line.uplink.ledger
+
+    def _open(self, ledger: Ledger, service: Service, program: str, credentials: Credentials | None) -> Line:
+        uplink = Uplink(
+            service,
+            ledger,
+            lambda full: self._describe(program, full),
+            random.Random(os.urandom(8)),
+            f"connmon {__version__} {program} pid {os.getpid()}"[:256],
+        )
+        ledger.wake = self._wake(ledger)
+        line = self._lines[service, program] = Line(uplink, self._whole, credentials)
+        return line
+
+    def _wake(self, ledger: Ledger) -> Any:
+        def wake() -> None:
+            ledger.used = True
+            if forks.threads_allowed():  # else it is asked again at the next connect, or in `settled`
+                ledger.wake = None
+                self._start()
+
+        return wake
+
+    def _start(self) -> None:
+        # A lock of its own: this one must only be busy while the thread is being started, and
+        # will then see all that is used by now.
+        if not self._starting.acquire(False):
+            return
+        try:
+            if self._running:
+                self._ring()
+            elif not self._leaving:
+                self._launch()
+        finally:
+            self._starting.release()
+
+    def _launch(self) -> None:
+        try:
+            self._alarm = os.pipe()
+            for end in self._alarm:
+                os.set_blocking(end, False)
+            # Not in the thread, since eventlet imports for it: see `native` on forks.
+            self._poller = native.poll()
+            self._left.acquire(False)
+            _at_exit_of_workers()
+            self._running = True
+            native.start_thread(self._run)
+        except Exception as error:  # no thread, no descriptor: the application goes on unwatched
+            self._running = False
+            self._drop_alarm()
+            log.warning("connmon: this process cannot be reported: %r", error)
+
+    def _drop_alarm(self) -> None:
+        alarm, self._alarm = self._alarm, None
+        for end in alarm or ():
+            try:
+                os.close(end)
+            except OSError:
+                pass  # the application has closed all it found
+
+    def _ring(self) -> None:
+        """Have the thread look up from its poll."""
+        if self._alarm is not None:
+            try:
+                os.write(self._alarm[1], b"!")
+            except OSError:
+                pass  # full: it will look anyway
+
+    def leave(self) -> None:
+        """The process ends: have the last reports sent, and wait for that, but not long."""
+        if self._running and not self._leaving:
+            self._leaving = True
+            self._ring()
+            self._left.acquire(True, EXIT)
+
+    def forking(self) -> None:
+        """Before a fork: wait until the thread is not in the middle of what a child must not inherit.
+
+        That is OpenSSL at work (its locks would never be released, and the child, or the
+        application in it, would wait for ever where it uses TLS itself), and a socket that is made
+        and not yet known here: the child would keep it open, and the node would not see the
+        parent end (one child in three, where a program forks right after it used an engine).
+        """
+        if self._whole.acquire(True, FORK):
+            self._forking = native.thread_id()
+
+    def went_on(self) -> None:
+        """In the parent, after a fork."""
+        if self._forking == native.thread_id():
+            self._forking = 0
+            self._whole.release()
+
+    def settled(self) -> None:
+        """Threads are allowed from now on: start, if there is something to report."""
+        for line in list(self._lines.values()):
+            ledger = line.uplink.ledger
+            if ledger.used and ledger.wake is not None:
+                ledger.wake()
+
+    def forked(self) -> None:
+        """In the child: everything so far was the parent's."""
+        self.instance = _instance()
+        self._whole = native.lock()
+        self._forking = 0
+        self._guard = native.lock()
+        self._starting = native.lock()
+        self._left = native.lock()
+        self._running = self._leaving = False
+        self._drop_alarm()
+        self._usage, self._sampled = None, -SAMPLE
+        lines, self._lines = self._lines, {}
+        for number, ((service, program), old) in enumerate(lines.items()):
+            old.close()
+            ledger = old.uplink.ledger
+            ledger.forked(_instance() if number else self.instance)
+            self._open(ledger, service, program, old.credentials)
+
+    # -- in the reporter's thread
+
+    def _run(self) -> None:
+        try:
+            self._loop()
+        except BaseException as error:
+            if not sys.is_finalizing():
+                self._say(
+                    logging.ERROR, f"connmon: the reporter has failed, nothing more is reported: {error!r}"
+                )
+        finally:
+            for line in list(self._lines.values()):
+                line.close()
+            try:
+                self._left.release()
+            except RuntimeError:
+                pass
+
+    def _loop(self) -> None:
+        assert self._alarm is not None
+        poller = self._poller
+        while True:
+            now = monotonic()
+            lines = [line for line in list(self._lines.values()) if line.uplink.ledger.used]
+            if self._leaving:
+                for line in lines:
+                    line.uplink.leave(now)
+            for line in lines:
+                line.step(now)
+                self._complain(line.uplink)
+            if self._leaving and all(line.uplink.finished or line.uplink.hopeless for line in lines):
+                return
+            watched: dict[int, Line] = {}
+            poller.register(self._alarm[0], READ)
+            for line in lines:
+                if line.socket is not None:
+                    watched[line.socket.fileno()] = line
+                    poller.register(line.socket.fileno(), line.events())
+            due = min((line.uplink.due for line in lines), default=now + 60.0)
+            events = poller.poll(max(0.0, due - monotonic()) * 1000.0 + 1.0)
+            for descriptor in watched:
+                poller.unregister(descriptor)
+            now = monotonic()
+            for descriptor, flags in events:
+                if descriptor == self._alarm[0]:
+                    os.read(descriptor, 512)
+                else:
+                    watched[descriptor].ready(flags, now)
+
+    def _complain(self, uplink: Uplink) -> None:
+        if uplink.complaint is not None:
+            self._say(logging.WARNING, uplink.complaint)
+            uplink.complaint = None
+
+    def _say(self, level: int, line: str) -> None:
+        # Under eventlet and gevent the locks of logging belong to greenlets, which this is not.
+        if native.patched():
+            try:
+                os.write(2, f"{line}\n".encode("utf-8", "replace"))
+            except OSError:
+                pass
+        else:
+            try:
+                log.log(level, "%s", line)
+            except Exception:
+                pass
+
+    def _describe(self, program: str, full: bool) -> tuple[Process | None, Usage | None]:
+        now = monotonic()
+        fresh = now - self._sampled >= SAMPLE
+        if fresh:
+            self._sampled = now
+            self._usage = procinfo.usage()
+        process = procinfo.identity(self._host, program) if full else None
+        return process, self._usage if full or fresh else None
+
+
+def _credentials(service: Service) -> Credentials | None:
+    try:
+        return of_client(service)
+    except ConfigError:
+        return None  # the reporter tries again, and says what is wrong
+
+
+_reporter = Reporter()
+ledger_for = _reporter.ledger_for
+
+atexit.register(_reporter.leave)
+os.register_at_fork(before=_reporter.forking, after_in_parent=_reporter.went_on)
+forks.tell(_reporter.forked, _reporter.settled)
+
+
+def _at_exit_of_workers() -> None:
+    """Have `leave` called where multiprocessing ends a worker, which runs no atexit functions."""
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        util.Finalize(None, _reporter.leave, exitpriority=-100)

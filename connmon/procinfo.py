@@ -1,0 +1,118 @@
+"""What the operating system knows of a process. The only import of psutil.
+
+Nothing in here raises: what cannot be had is None.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import psutil
+
+from connmon.model import Process, Usage
+
+T = TypeVar("T")
+
+_COMMAND_LIMIT = 2048
+_SECRET = r"(?:passw(?:or)?d|passphrase|pwd|secret|token|credential|api_?key|(?<![a-z])(?:pass|key)(?![a-z]))"
+# Each starts with something that is rarely there, and what it repeats is bounded, as is the word
+# it looks at: an argument can have 100,000 characters, and a search holds back all threads.
+# Where a password may have characters in it that should not be there, too much is masked.
+_WORD_LIMIT = 4 * _COMMAND_LIMIT
+_IN_URL = re.compile(r"(://[^:/?#@\s]{0,256}):\S*@")
+_QUERY = re.compile(r"(://[^\s?]{0,2048})\?\S*")
+_ASSIGNED = re.compile(rf"(?is)({_SECRET}[\w.-]{{0,64}}[\"']?\s{{0,8}}[=:]).+")
+_OPTION = re.compile(rf"(?i)-(?=.{{0,256}}\Z)[\w.-]*{_SECRET}[\w.-]*\Z")
+
+
+def host() -> str:
+    """Return this host's name."""
+    return printable(socket.gethostname())[:256] or "localhost"
+
+
+def printable(text: str) -> str:
+    """Return the text as the wire can take it: what was no UTF-8 becomes "?"."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def masked(command: Sequence[str]) -> str:
+    """Return a command line with what looks like a secret in it replaced by ***.
+
+    Passwords and query options of URLs, values of options and variables whose name says
+    password, secret, token or key, and the argument after such an option.
+    """
+    words: list[str] = []
+    hide = False
+    for word in command[:_COMMAND_LIMIT]:  # each takes a character at least: the space after it
+        if hide and not word.startswith("-"):
+            words.append("***")
+            hide = False
+            continue
+        word = word[:_WORD_LIMIT]
+        hide = bool(_OPTION.match(word))
+        word = _IN_URL.sub(r"\1:***@", word)
+        word = _QUERY.sub(r"\1?***", word)
+        words.append(_ASSIGNED.sub(r"\1***", word))
+    return printable(" ".join(words))[:_COMMAND_LIMIT]
+
+
+def identity(host: str, program: str) -> Process:
+    """Return who this process is."""
+    process = _self()
+    pid = os.getpid()
+    if process is None:
+        return Process(host, program, pid, os.getppid(), None, None, None)
+    user = _try(process.username)
+    command = _try(process.cmdline)
+    created = _try(process.create_time)
+    return Process(
+        host,
+        program,
+        pid,
+        os.getppid(),
+        None if user is None else printable(user)[:256],
+        None if command is None else masked(command),
+        None if created is None else max(0.0, time.time() - created),
+    )
+
+
+def usage() -> Usage:
+    """Return what this process takes: CPU since the last call, memory, threads, descriptors."""
+    global _measured
+    process = _self()
+    if process is None:
+        return Usage()
+    first, _measured = _measured is not process, process
+    percent = _try(process.cpu_percent)
+    memory = _try(process.memory_info)
+    return Usage(
+        None if first or percent is None else max(0.0, percent),
+        None if memory is None else memory.rss,
+        _try(process.num_threads),
+        _try(process.num_fds),
+    )
+
+
+_cached: psutil.Process | None = None
+_measured: psutil.Process | None = None
+"""Whose CPU was asked for before: the first answer of psutil is always 0."""
+
+
+def _self() -> psutil.Process | None:
+    """Return this process, and after a fork the child: one object for its life, as cpu_percent needs."""
+    global _cached
+    if _cached is None or _cached.pid != os.getpid():
+        _cached = _try(psutil.Process)
+    return _cached
+
+
+def _try(ask: Callable[[], T]) -> T | None:
+    try:
+        return ask()
+    except Exception:  # psutil raises what it likes where /proc is not what it expects
+        return None

@@ -1,0 +1,357 @@
+"""What a reader has of one grouping. Pure: no I/O, no time.
+
+`Snapshot` follows a node's answers and makes the document of the JSON contract of them.
+
+- An answer counts only when its last frame is there. One that broke off leaves no trace, and
+  is asked again from the same version.
+- Ages are `clock` minus the row's own times, both of the replica, and never negative. Floats
+  have three digits. What is not known is None, never 0.
+- Of a process that is lost, and of its pools, the present is not known (`PRESENT`, and the
+  process's own usage); maxima and totals are. A connection of a lost process keeps what was
+  last heard of it, but its `state` and `held_seconds` are not known.
+- Where nobody waits or holds anything, `longest_*_seconds` is 0.0: that is known.
+- `capacity` is None as soon as one of the pools has no limit.
+
+Which figures a row has: all `FIGURES`, but process rows are without processes and max_processes
+(a process is one process), pool rows without these and pools, and connection rows without any.
+`totals` has all of them in every grouping, with hosts and programs in front.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from operator import itemgetter
+from typing import Any, Final, TypeAlias
+
+from connmon.model import (
+    LOST,
+    ConnectionRow,
+    DatabaseRow,
+    Figures,
+    Grouping,
+    HostRow,
+    PoolRow,
+    ProcessRow,
+    ProgramRow,
+    Query,
+    Row,
+    RowKey,
+    Rows,
+)
+
+Cells: TypeAlias = dict[str, Any]
+_Sorted: TypeAlias = list[tuple[tuple[Any, ...], RowKey, Cells]]
+
+#: No age is shown as longer than this (seconds), whatever a peer says.
+LONGEST: Final = 1e12
+
+#: The keys of a row's figures, in the order of the contract.
+FIGURES: Final = (
+    "processes", "max_processes", "pools", "capacity",
+    "connections", "max_connections", "checked_out", "max_checked_out", "idle", "overflow", "detached",
+    "waiting", "max_waiting", "longest_wait_seconds", "longest_held_seconds",
+    "connects_total", "closes_total", "checkouts_total", "checkins_total",
+    "invalidations_total", "timeouts_total", "connect_errors_total",
+    "checkouts_per_second", "last_report_seconds",
+)  # fmt: skip
+#: Those of them that tell the present, which is not known of what is lost.
+PRESENT: Final = (
+    "pools", "capacity", "connections", "checked_out", "idle", "overflow", "detached", "waiting",
+    "longest_wait_seconds", "longest_held_seconds", "checkouts_per_second",
+)  # fmt: skip
+_OF_PROCESS: Final = tuple(key for key in FIGURES if key not in ("processes", "max_processes"))
+_OF_POOL: Final = tuple(key for key in _OF_PROCESS if key != "pools")
+
+_USAGE: Final = ("cpu_percent", "rss_bytes", "threads", "open_files")
+_PROCESS: Final = (
+    "host", "program", "pid", "instance", "ppid", "node", "user", "command", "started_seconds", *_USAGE,
+)  # fmt: skip
+_DATABASE: Final = ("dialect", "database_host", "database_port", "database")
+_POOL: Final = ("pool", "pool_class", "pool_size", "max_overflow", "timeout_seconds", *_DATABASE)
+
+#: The keys of a row of each grouping, in order.
+KEYS: Final[Mapping[Grouping, tuple[str, ...]]] = {
+    "program": ("host", "program", "state", *FIGURES),
+    "host": ("host", "programs", "state", *FIGURES),
+    "database": (*_DATABASE, "programs", "state", *FIGURES),
+    "process": (*_PROCESS, "state", *_OF_PROCESS),
+    "pool": (*_PROCESS, *_POOL, "state", *_OF_POOL),
+    "connection": (
+        *_PROCESS, *_POOL, "connection", "server_id", "state",
+        "age_seconds", "held_seconds", "holder", "call_site", "stack",
+    ),
+}  # fmt: skip
+
+_UNKNOWN_PRESENT: Final[Cells] = dict.fromkeys(PRESENT)
+_UNKNOWN_USAGE: Final[Cells] = dict.fromkeys(_USAGE)
+_UNKNOWN_PROCESS: Final[Cells] = dict.fromkeys(_PROCESS)
+_UNKNOWN_POOL: Final[Cells] = dict.fromkeys(_POOL)
+
+
+class Snapshot:
+    """What a reader has of one grouping; `host`, `program` and `instance` narrow it."""
+
+    def __init__(
+        self,
+        by: Grouping,
+        host: str | None = None,
+        program: str | None = None,
+        instance: str | None = None,
+    ) -> None:
+        self.by: Final = by
+        self.header: Rows | None = None
+        """The last frame of the last complete answer. None: there was none yet."""
+        self._narrow = (host, program, instance)
+        self._epoch = ""
+        self._since = 0
+        self._rows: dict[RowKey, Row] = {}
+        self._answer: tuple[str, str, int, bool] | None = None
+        self._coming: dict[RowKey, Row | None] = {}  # None: removed
+
+    def query(self) -> Query:
+        """Return what to ask next: everything that changed since the last complete answer."""
+        return Query(self.by, self._epoch, self._since, *self._narrow)
+
+    def apply(self, rows: Rows) -> None:
+        """Take one frame of an answer; with its last frame the whole answer takes effect."""
+        answer = (rows.node, rows.epoch, rows.version, rows.complete)
+        if answer != self._answer:  # else: the same answer, or the same asked again
+            self._answer = answer
+            self._coming = {}
+        coming = self._coming
+        for key in rows.removed:
+            coming.setdefault(key, None)  # a row that is there was removed before it came back
+        for row in rows.rows:
+            coming[row.key] = row
+        if rows.more:
+            return
+        if rows.complete or rows.epoch != self._epoch:
+            self._rows = {}
+        for key, changed in coming.items():
+            if changed is None:
+                self._rows.pop(key, None)
+            else:
+                self._rows[key] = changed
+        self._epoch, self._since, self.header = rows.epoch, rows.version, rows
+        self._answer, self._coming = None, {}
+
+    def document(self) -> dict[str, Any]:
+        """Return the document of the JSON contract.
+
+        Raises ValueError while there is no complete answer yet.
+        """
+        header = self.header
+        if header is None:
+            raise ValueError("no complete answer was applied yet")
+        return {
+            "service": header.service,
+            "node": header.node,
+            "leader": header.leader,
+            "quorum": header.quorum,
+            "stale_seconds": round(header.stale, 3),
+            "totals": {
+                "hosts": header.hosts,
+                "programs": header.programs,
+                **_figures(header.totals, header.clock),
+            },
+            "rows": self.rows(),
+        }
+
+    def rows(self) -> list[Cells]:
+        """Return the rows of the document; empty while there is no complete answer."""
+        return [cells for _, cells in self.keyed_rows()]
+
+    def keyed_rows(self) -> list[tuple[RowKey, Cells]]:
+        """Return the rows, each with the key that it keeps for as long as it lives."""
+        if self.header is None:
+            return []
+        clock = self.header.clock
+        if self.by == "process":
+            rows = self._processes(clock)
+        elif self.by == "pool":
+            rows = self._pools(clock)
+        elif self.by == "connection":
+            rows = self._connections(clock)
+        else:
+            rows = self._groups(clock)
+        rows.sort(key=itemgetter(0))
+        return [(key, cells) for _, key, cells in rows]
+
+    def _groups(self, clock: float) -> _Sorted:
+        """Rows by program, host or database."""
+        found: _Sorted = []
+        for key, row in self._rows.items():
+            head: Cells
+            if self.by == "program" and isinstance(row, ProgramRow):
+                head, order = {"host": row.host, "program": row.program}, (row.host, row.program)
+            elif self.by == "host" and isinstance(row, HostRow):
+                head, order = {"host": row.host, "programs": row.programs}, (row.host, "")
+            elif self.by == "database" and isinstance(row, DatabaseRow):
+                head, order = {**_database(row), "programs": row.programs}, _sortable(key)
+            else:
+                continue
+            found.append((order, key, {**head, "state": row.state, **_figures(row.figures, clock)}))
+        return found
+
+    def _processes(self, clock: float) -> _Sorted:
+        found: _Sorted = []
+        for key, row in self._rows.items():
+            if isinstance(row, ProcessRow):
+                figures = _figures_of_one(row.figures, clock, row.state != LOST)
+                cells = {**_process(row, clock), "state": row.state, **figures}
+                found.append((_order(row), key, cells))
+        return found
+
+    def _pools(self, clock: float) -> _Sorted:
+        found: _Sorted = []
+        processes = self._process_cells(clock)
+        for key, row in self._rows.items():
+            if isinstance(row, PoolRow):
+                order, process, _ = processes.get(row.instance) or _stranger(row.instance)
+                figures = _figures_of_one(row.figures, clock, row.state != LOST)
+                del figures["pools"]
+                cells = {**process, **_pool(row), "state": row.state, **figures}
+                found.append(((*order, row.number), key, cells))
+        return found
+
+    def _connections(self, clock: float) -> _Sorted:
+        found: _Sorted = []
+        processes = self._process_cells(clock)
+        pools = {
+            (row.instance, row.number): _pool(row) for row in self._rows.values() if isinstance(row, PoolRow)
+        }
+        for key, row in self._rows.items():
+            if isinstance(row, ConnectionRow):
+                order, process, lost = processes.get(row.instance) or _stranger(row.instance)
+                held = None if lost or row.held_since is None else _age(clock, row.held_since)
+                cells = {
+                    **process,
+                    **(pools.get((row.instance, row.pool)) or _UNKNOWN_POOL),
+                    "connection": row.number,
+                    "server_id": row.server_id,
+                    "state": None if lost else row.state,
+                    "age_seconds": _age(clock, row.opened),
+                    "held_seconds": held,
+                    "holder": row.holder,
+                    "call_site": row.call_site,
+                    "stack": list(row.stack),
+                }
+                found.append(((*order, row.pool, row.number), key, cells))
+        return found
+
+    def _process_cells(self, clock: float) -> dict[str, tuple[tuple[Any, ...], Cells, bool]]:
+        """Per instance: where it sorts, its identifying cells, and whether it is lost."""
+        return {
+            row.instance: (_order(row), _process(row, clock), row.state == LOST)
+            for row in self._rows.values()
+            if isinstance(row, ProcessRow)
+        }
+
+
+def _age(clock: float, since: float) -> float:
+    return round(min(max(0.0, clock - since), LONGEST), 3)
+
+
+def _round(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
+
+
+def _sortable(key: RowKey) -> tuple[Any, ...]:
+    """None before everything, so that keys with and without it can be compared."""
+    return tuple((part is not None, part if part is not None else 0) for part in key)
+
+
+def _order(row: ProcessRow) -> tuple[Any, ...]:
+    return (row.process.host, row.process.program, row.process.pid, row.instance)
+
+
+def _stranger(instance: str) -> tuple[tuple[Any, ...], Cells, bool]:
+    """Of a process whose row did not come."""
+    return ("", "", 0, instance), {**_UNKNOWN_PROCESS, "instance": instance}, False
+
+
+def _process(row: ProcessRow, clock: float) -> Cells:
+    process, usage = row.process, row.usage
+    cells: Cells = {
+        "host": process.host,
+        "program": process.program,
+        "pid": process.pid,
+        "instance": row.instance,
+        "ppid": process.ppid,
+        "node": row.node,
+        "user": process.user,
+        "command": process.command,
+        "started_seconds": None if row.started is None else _age(clock, row.started),
+        "cpu_percent": _round(usage.cpu_percent),
+        "rss_bytes": usage.rss_bytes,
+        "threads": usage.threads,
+        "open_files": usage.open_files,
+    }
+    if row.state == LOST:
+        cells.update(_UNKNOWN_USAGE)
+    return cells
+
+
+def _pool(row: PoolRow) -> Cells:
+    info = row.info
+    return {
+        "pool": info.url,
+        "pool_class": info.pool_class,
+        "pool_size": info.pool_size,
+        "max_overflow": info.max_overflow,
+        "timeout_seconds": _round(info.timeout),
+        "dialect": info.dialect,
+        "database_host": info.database_host,
+        "database_port": info.database_port,
+        "database": info.database,
+    }
+
+
+def _database(row: DatabaseRow) -> Cells:
+    return {
+        "dialect": row.dialect,
+        "database_host": row.database_host,
+        "database_port": row.database_port,
+        "database": row.database,
+    }
+
+
+def _figures(figures: Figures, clock: float) -> Cells:
+    gauges, totals = figures.gauges, figures.totals
+    waited, waiting, held = figures.longest_wait, figures.waiting_since, figures.held_since
+    if waiting is not None:
+        waited = max(waited, clock - waiting)
+    return {
+        "processes": figures.processes,
+        "max_processes": figures.max_processes,
+        "pools": gauges.pools,
+        "capacity": None if gauges.unbounded else gauges.capacity,
+        "connections": gauges.connections,
+        "max_connections": figures.max_connections,
+        "checked_out": gauges.checked_out,
+        "max_checked_out": figures.max_checked_out,
+        "idle": gauges.idle,
+        "overflow": gauges.overflow,
+        "detached": gauges.detached,
+        "waiting": gauges.waiting,
+        "max_waiting": figures.max_waiting,
+        "longest_wait_seconds": round(waited, 3),
+        "longest_held_seconds": 0.0 if held is None else _age(clock, held),
+        "connects_total": totals.connects,
+        "closes_total": totals.closes,
+        "checkouts_total": totals.checkouts,
+        "checkins_total": totals.checkins,
+        "invalidations_total": totals.invalidations,
+        "timeouts_total": totals.timeouts,
+        "connect_errors_total": totals.connect_errors,
+        "checkouts_per_second": round(figures.checkouts_per_second, 3),
+        "last_report_seconds": None if figures.reported is None else _age(clock, figures.reported),
+    }
+
+
+def _figures_of_one(figures: Figures, clock: float, present: bool) -> Cells:
+    cells = _figures(figures, clock)
+    del cells["processes"], cells["max_processes"]
+    if not present:
+        cells.update(_UNKNOWN_PRESENT)
+    return cells

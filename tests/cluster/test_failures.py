@@ -1,0 +1,235 @@
+"""Nodes of a cluster are killed, stopped, started again and cut off while applications work.
+
+Each application keeps its own books (tests/application.py). In every scenario they work
+all the while; when they are quiet, `connmon snapshot` of every node has to show, to the unit, what
+they know; and none of their calls may have failed or been slow (Worker.told judges that).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.fleet import Fleet, FleetNode
+from tests.cluster.namespaces import APPLICATIONS, Network, network
+from tests.cluster.trio import NAMES
+from tests.site import TOTALS
+from tests.waiting import wait_for
+
+pytestmark = pytest.mark.slow
+
+PROGRAMS = ("alpha", "alpha", "beta")
+
+
+@contextlib.contextmanager
+def working(fleet: Fleet) -> Iterator[Fleet]:
+    """Have the nodes well and the applications work; judge the nodes' logs in the end."""
+    try:
+        fleet.start_nodes()
+        fleet.start(*PROGRAMS)
+        fleet.work(0.5)
+        yield fleet
+        for node in fleet.nodes:
+            assert "Traceback" not in node.log, node.log
+            assert " ERROR " not in node.log, node.log
+    finally:
+        fleet.remove()
+
+
+@pytest.fixture(name="fleet")
+def a_fleet(tmp_path: Path) -> Iterator[Fleet]:
+    """Three nodes that are well, and three applications that work."""
+    with working(Fleet(tmp_path)) as fleet:
+        yield fleet
+
+
+@pytest.fixture(name="net")
+def a_network() -> Iterator[Network]:
+    """A host for each node, and one for the applications."""
+    with network([*NAMES, APPLICATIONS]) as made:
+        yield made
+
+
+@pytest.fixture(name="apart")
+def a_fleet_of_hosts(tmp_path: Path, net: Network) -> Iterator[Fleet]:
+    """The same, each node on a host of its own as far as the network goes."""
+    with working(Fleet(tmp_path, net)) as fleet:
+        yield fleet
+
+
+def proven(fleet: Fleet) -> None:
+    """Quiet now, all nodes show what the applications counted; so they do after more work."""
+    fleet.quiet()
+    fleet.equal_everywhere()
+    for key in TOTALS:
+        if key not in ("connect_errors_total", "timeouts_total", "invalidations_total"):
+            assert sum(worker.sum()[key] for worker in fleet.workers), f"the load did nothing for {key}"
+
+
+def test_kill_of_the_leader(fleet: Fleet) -> None:
+    """After kill -9 of the leader the others go on; when it is back, all three show the truth."""
+    leader = fleet.leader()
+    leader.kill()
+    wait_for(lambda: fleet.command_status()[1]["leader"] not in (None, leader.name), 15, "another leader")
+    code, document = fleet.command_status()
+    assert code == 1 and document["quorum"]
+    fleet.work()
+    fleet.start_nodes()
+    fleet.work()
+    proven(fleet)
+
+
+def test_kill_of_a_follower(fleet: Fleet) -> None:
+    """After kill -9 of a follower the leader stays; when the node is back, it shows the truth too."""
+    leader, (victim, _) = fleet.leader(), fleet.followers()
+    victim.kill()
+    fleet.work()
+    code, document = fleet.command_status()
+    assert (code, document["quorum"], document["leader"]) == (1, True, leader.name)
+    roles = {node["node"]: node["role"] for node in document["nodes"]}
+    assert roles[victim.name] == "unreachable"
+    fleet.start_nodes()
+    fleet.work()
+    proven(fleet)
+
+
+def test_leader_that_is_stopped_like_a_process(fleet: Fleet) -> None:
+    """While the leader is stopped by SIGSTOP another one leads; going on, it expires nobody."""
+    leader = fleet.leader()
+    leader.pause()
+    wait_for(lambda: fleet.command_status()[1]["leader"] not in (None, leader.name), 15, "another leader")
+    fleet.work(12.0)
+    fleet.quiet()  # and here every call is judged
+    fleet.load()
+    leader.resume()
+    fleet.until_well()
+    fleet.work()
+    proven(fleet)
+
+
+def test_rolling_restart(fleet: Fleet) -> None:
+    """Each node is ended and started again, the leader too: the applications do not notice."""
+    for node in fleet.nodes:
+        node.stop()
+        fleet.work(0.5)
+        fleet.start_nodes()
+    fleet.work()
+    proven(fleet)
+    assert not any(worker.last["log"] for worker in fleet.workers), "there was always a node"
+
+
+def test_restart_of_all_nodes(fleet: Fleet) -> None:
+    """Nodes that kept nothing have the present back, all of it, once they run again."""
+    for node in fleet.nodes:
+        node.kill()
+    fleet.work()
+    fleet.start_nodes()
+    proven(fleet)
+    assert all(len(worker.last["log"]) <= 1 for worker in fleet.workers), "one warning for one outage"
+
+
+def test_nodes_that_return_take_applications(fleet: Fleet) -> None:
+    """With two nodes down nobody waits; back, each takes new applications, and nobody is stuck."""
+    for node in fleet.followers():
+        node.kill()
+    fleet.work()
+    fleet.quiet()  # and here every call is judged
+    fleet.load()
+    fleet.start_nodes()
+    for node in fleet.nodes:
+        fleet.start_at(node, "gamma")
+    fleet.work()
+    proven(fleet)
+    owners = {row["pid"]: row["node"] for row in fleet.nodes[0].rows("process")}
+    assert [owners[worker.pid] for worker in fleet.workers[-3:]] == list(NAMES)
+    assert sum(fleet.applications_of(node) for node in fleet.nodes) == len(fleet.workers)
+
+
+def others(node: FleetNode) -> list[str]:
+    return [name for name in NAMES if name != node.name]
+
+
+def all_applications_at(fleet: Fleet, net: Network, node: FleetNode) -> None:
+    """Have all applications report to this node, so that what happens to it concerns them."""
+    net.refuse(APPLICATIONS, others(node))
+
+    def there() -> bool:
+        owners = [row["node"] for row in node.rows("process")]
+        return owners == [node.name] * len(fleet.workers)
+
+    wait_for(there, 15, f"all applications to report to {node.name}")
+    net.heal()
+
+
+def until_it_stands_still(node: FleetNode) -> None:
+    """Wait until the node says itself, to whoever asks on its own host, that it has no quorum."""
+
+    def says_so() -> bool:
+        document, complaint = node.says()
+        assert not document["quorum"]
+        assert f"{node.name} has no quorum: what it shows has stood still for" in complaint
+        return True
+
+    wait_for(says_so, 15, f"{node.name} to notice that it has no quorum")
+
+
+def until_the_rest_goes_on(fleet: Fleet, cut: FleetNode) -> None:
+    """Wait until the majority has a leader, and all applications, none of them on the node that is cut."""
+
+    def goes_on() -> bool:
+        code, document = fleet.command_status()
+        assert code == 1 and document["quorum"], document
+        assert document["leader"] not in (None, cut.name)
+        node = next(node for node in fleet.nodes if node.name == document["leader"])
+        rows = node.rows("process")
+        assert {row["pid"] for row in rows if row["state"] == "connected"} == {
+            worker.pid for worker in fleet.workers
+        }
+        assert cut.name not in {row["node"] for row in rows}
+        return True
+
+    wait_for(goes_on, 30, "the majority to go on with all applications")
+
+
+def test_a_follower_is_cut_off(apart: Fleet, net: Network) -> None:
+    """A follower that nobody reaches says that it has no quorum; all its applications move on."""
+    cut, _ = apart.followers()
+    all_applications_at(apart, net, cut)
+    net.cut(cut.name)
+    until_it_stands_still(cut)
+    code, document = cut.status()
+    assert code == 2 and not document["quorum"]
+    until_the_rest_goes_on(apart, cut)
+    net.heal()
+    apart.until_well()
+    apart.work(0.5)
+    proven(apart)
+
+
+def test_the_leader_is_cut_off_from_the_nodes(apart: Fleet, net: Network) -> None:
+    """A leader that only applications reach leads no more; they leave it for the new one's majority."""
+    cut = apart.leader()
+    all_applications_at(apart, net, cut)
+    net.part(cut.name, others(cut))
+    until_it_stands_still(cut)
+    until_the_rest_goes_on(apart, cut)
+    net.heal()
+    apart.until_well()
+    apart.work(0.5)
+    proven(apart)
+
+
+def test_one_direction_only(apart: Fleet, net: Network) -> None:
+    """A leader that hears no other node is followed by nobody for long; healed, all show the truth."""
+    cut = apart.leader()
+    all_applications_at(apart, net, cut)
+    net.deafen(cut.name, others(cut))
+    until_it_stands_still(cut)
+    until_the_rest_goes_on(apart, cut)
+    net.heal()
+    apart.until_well()
+    apart.work(0.5)
+    proven(apart)

@@ -1,0 +1,334 @@
+"""What a node says of itself, its digests, and `connmon cluster-status` over three real nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from connmon.cluster import server as server_module
+from connmon.cluster.digests import REST, Digests
+from connmon.cluster.state import State
+from connmon.model import NodeStatus, Query, StatusQuery
+from tests.cluster.fakes import FakeState
+from tests.cluster.test_server import Client, until, with_server
+from tests.cluster.trio import NAMES, Trio, free_ports
+from tests.nodes import command
+from tests.waiting import wait_for
+
+# --- Digests ------------------------------------------------------------------------------
+
+
+class Moving:
+    """A state of which only the version is looked at; a digest of it takes `cost` seconds."""
+
+    epoch = "e"
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.now = 0.0
+        self.cost = 0.0
+        self.made: list[int] = []
+
+    def digest(self) -> str:
+        self.made.append(self.version)
+        self.now += self.cost
+        return f"digest {self.version}"
+
+
+@given(st.lists(st.one_of(st.just(None), st.integers(0, 20)), max_size=60))
+def test_a_digest_is_of_the_version_asked_for(steps: list[int | None]) -> None:
+    """Each who asks is told once, the digest of that version or None, and each digest is made once."""
+    state, told = Moving(), list[tuple[int, str | None, int]]()
+    digests = Digests(lambda: state.now)
+    asked = 0
+
+    def teller(version: int) -> Callable[[str | None], None]:
+        return lambda digest: told.append((version, digest, state.version))
+
+    for version in steps:
+        if version is None:
+            state.version += 1
+            digests.moved(state)
+        else:
+            asked += 1
+            digests.ask(state, version, teller(version))
+    for version, digest, then in told:
+        assert digest == (f"digest {version}" if version == then else None)
+        assert then >= version
+    assert len(state.made) == len(set(state.made))
+    state.version = 100
+    digests.moved(state)
+    assert len(told) == asked
+
+
+def test_a_costly_digest_is_rarely_made() -> None:
+    """After a digest that took T seconds none is made for REST * T; the one made is told again."""
+    state, told = Moving(), list[str | None]()
+    state.cost = 0.1
+    digests = Digests(lambda: state.now)
+    for _ in range(3):
+        digests.ask(state, 0, told.append)
+    state.version = 1
+    digests.ask(state, 1, told.append)
+    state.now += REST * 0.1 + 0.001
+    digests.ask(state, 1, told.append)
+    assert told == ["digest 0"] * 3 + [None, "digest 1"]
+
+
+def test_who_gave_up_is_not_told() -> None:
+    """Nothing is kept for one who waits no more."""
+    state, told = Moving(), list[str | None]()
+    digests = Digests(lambda: state.now)
+    digests.ask(state, 1, told.append)
+    digests.give_up(1, told.append)
+    digests.give_up(1, told.append)
+    state.version = 1
+    digests.moved(state)
+    assert (told, state.made) == ([], [])
+
+
+# --- One node -----------------------------------------------------------------------------
+
+
+async def ask(client: Client, digest_at: int | None = None) -> NodeStatus:
+    client.send(StatusQuery(digest_at))
+    status = await client.next()
+    assert isinstance(status, NodeStatus)
+    return status
+
+
+def test_a_node_says_how_it_is() -> None:
+    """Role, term, who reports to it and who watches; asking for a status makes no console of a reader."""
+
+    async def body(server: Any, state: FakeState) -> None:
+        application = await Client.connect(server)
+        await application.report("i1")
+        reader, console = await Client.connect(server, "reader"), await Client.connect(server, "reader")
+        console.send(Query("process"))
+        await console.next()
+        status = await ask(reader)
+        assert (status.service, status.node, status.role, status.leader) == (
+            "default", "node1", "leader", "node1",
+        )  # fmt: skip
+        assert (status.quorum, status.processes, status.consoles, status.lag) == (True, 1, 1, 0)
+        assert (status.linked, status.unlinked, status.digest) == ((), (), None)
+        assert status.version == state.version
+        assert status.applied > 0
+
+    with_server(body)
+
+
+def test_a_digest_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The digest is of the version asked for, also of one still to come; one that does not come is None."""
+    monkeypatch.setattr(server_module, "DIGEST_WAIT", 1.5)
+
+    async def body(server: Any, state: FakeState) -> None:
+        reader = await Client.connect(server, "reader")
+        await until(lambda: state.version > 0)
+        ahead = state.version + 1  # the leader's ticks move it on
+        status = await ask(reader, ahead)
+        assert status.digest == f"digest at {ahead}"
+        assert (await ask(reader, 0)).digest is None
+        assert (await ask(reader, ahead + 1000)).digest is None
+        assert not server._digests._waiting
+        # The node goes on with others meanwhile, and with this one afterwards.
+        reader.send(StatusQuery(ahead + 1000))
+        assert (await ask(await Client.connect(server, "reader"))).node == "node1"
+        assert isinstance(await reader.next(), NodeStatus)
+        reader.send(Query("process"))
+        await reader.next()
+
+    with_server(body)
+
+
+def test_an_application_may_not_ask() -> None:
+    """A status is for readers."""
+
+    async def body(server: Any, state: FakeState) -> None:
+        application = await Client.connect(server)
+        application.send(StatusQuery())
+        (refusal,) = await application.rest()
+        assert "cannot be read" in refusal.reason
+
+    with_server(body)
+
+
+def test_a_reader_that_leaves_is_not_waited_for() -> None:
+    """Who asks for a digest to come and closes leaves nothing behind."""
+
+    async def body(server: Any, state: FakeState) -> None:
+        reader = await Client.connect(server, "reader")
+        reader.send(StatusQuery(10**6))
+        await until(lambda: bool(server._digests._waiting))
+        reader.kill()
+        await until(lambda: not server._digests._waiting)
+
+    with_server(body)
+
+
+# --- Three nodes --------------------------------------------------------------------------
+
+
+def test_three_nodes_have_one_digest() -> None:
+    """Asked for the digest of one version to come, all nodes of a group tell the same."""
+
+    async def body() -> None:
+        async with Trio(state=State) as trio:
+            replicas = trio.replicas.values()
+            clients = [await Client.connect(server, "reader") for server in trio.servers.values()]
+            ahead = max(replica.state.version for replica in replicas) + 1
+            asking = [asyncio.ensure_future(ask(client, ahead)) for client in clients]
+            await trio.until(lambda: all(server._digests._waiting for server in trio.servers.values()))
+            await trio.replicas["node2"].propose(_tick("node2"))
+            statuses = await asyncio.gather(*asking)
+            assert len({status.digest for status in statuses}) == 1
+            assert statuses[0].digest is not None
+            for status in statuses:
+                assert set(status.linked) == set(NAMES) - {status.node}
+                assert status.leader == trio.replicas["node1"].leader
+            while Client.made:
+                Client.made.pop().kill()
+
+    _run(body)
+
+
+def _tick(node: str) -> Any:
+    from connmon.model import Batch, Tick
+
+    return Batch(node, "boot", 1, Tick(0.1, 15.0), (), ())
+
+
+def _run(body: Callable[[], Awaitable[None]]) -> None:
+    async def limited() -> None:
+        await asyncio.wait_for(body(), 30.0)
+
+    asyncio.run(limited())
+
+
+class Nodes:
+    """Three connmond processes, and the real command that asks them."""
+
+    def __init__(self, directory: Path) -> None:
+        self.config = directory / "connmon.cfg"
+        lines = "".join(
+            f"    {name} hostname=127.0.0.1:{port} bind=127.0.0.1\n"
+            for name, port in zip(NAMES, free_ports(len(NAMES)), strict=True)
+        )
+        self.config.write_text(f"[connmon_service_default]\nname: default\nnodes:\n{lines}")
+        self._log = directory / "connmond.log"
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, name: str) -> None:
+        with self._log.open("ab") as output:
+            self._processes[name] = subprocess.Popen(
+                [command("connmond"), "--config", str(self.config), "--node", name],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                start_new_session=True,
+            )
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        self._processes[name].send_signal(number)
+
+    def kill(self, name: str) -> None:
+        process = self._processes.pop(name)
+        process.send_signal(signal.SIGCONT)
+        process.kill()
+        process.wait()
+
+    def close(self) -> None:
+        for name in list(self._processes):
+            self.kill(name)
+
+    def connmon(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [command("connmon"), *arguments, "--config", str(self.config)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            stdin=subprocess.DEVNULL,
+        )
+
+    def status(self) -> tuple[int, Any]:
+        """Return exit code and document."""
+        done = self.connmon("cluster-status", "--format", "json")
+        assert done.stderr == ""
+        return done.returncode, json.loads(done.stdout)
+
+    def until(self, code: int, health: str) -> Any:
+        """Wait for this health; return the document."""
+
+        def so() -> Any:
+            got, document = self.status()
+            assert (got, document["health"]) == (code, health), document
+            return document
+
+        return wait_for(so, 30, health)
+
+
+@pytest.fixture(name="nodes")
+def three_nodes(tmp_path: Path) -> Iterator[Nodes]:
+    nodes = Nodes(tmp_path)
+    try:
+        for name in NAMES:
+            nodes.start(name)
+        yield nodes
+    finally:
+        nodes.close()
+
+
+def trouble(document: Any) -> dict[str, str]:
+    """Return the first word of each node's first problem."""
+    return {node["node"]: node["problems"][0].split(":")[0] for node in document["nodes"] if node["problems"]}
+
+
+@pytest.mark.slow
+def test_nodes_killed_stopped_and_back(nodes: Nodes) -> None:
+    """Healthy with three and identical digests; one killed or stopped: 1; two: 2; back: 0 again."""
+    document = nodes.until(0, "healthy")
+    (digest,) = {(node["digest_version"], node["digest"]) for node in document["nodes"]}
+    assert None not in digest
+    assert [node["role"] for node in document["nodes"]].count("leader") == 1
+
+    nodes.signal("node3", signal.SIGSTOP)
+    document = nodes.until(1, "degraded")
+    assert trouble(document)["node3"] == "unreachable"
+    nodes.signal("node3", signal.SIGCONT)
+    document = nodes.until(0, "healthy")
+
+    leader = document["leader"]
+    nodes.kill(leader)
+    document = nodes.until(1, "degraded")
+    wait_for(lambda: trouble(nodes.status()[1]) == {leader: "unreachable"}, 30, "another leader")
+    second, last = (name for name in NAMES if name != leader)
+    nodes.kill(second)
+    document = nodes.until(2, "no quorum")
+    assert trouble(document)[last] in ("candidate", "stale")
+    assert document["leader"] is None
+
+    # What the last node has is still shown, and that it stands still.
+    done = nodes.connmon("snapshot", "--format", "json")
+    assert (done.returncode, json.loads(done.stdout)["quorum"]) == (0, False)
+    assert done.stderr.startswith(f"connmon: {last} has no quorum: what it shows has stood still for ")
+    assert "NO QUORUM" in nodes.connmon("snapshot").stdout
+
+    nodes.start(leader)
+    nodes.until(1, "degraded")
+    nodes.start(second)
+    document = nodes.until(0, "healthy")
+    assert len({node["digest"] for node in document["nodes"]}) == 1
+    nodes.close()
+    nodes.until(2, "unreachable")

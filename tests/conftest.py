@@ -1,0 +1,55 @@
+"""What all tests share: the private database servers as fixtures, and Hypothesis's settings.
+
+A server that is not installed skips the tests that ask for it; with CONNMON_TEST_SERVERS=required
+(as CI runs) they fail instead.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.servers import MariaDB, NotInstalled, PostgreSQL, Server
+
+# Timings are never asserted. In CI the default is Hypothesis's profile for it: the same examples each time.
+settings.register_profile(
+    "connmon", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("connmon")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what needs a real server."""
+    for item in items:
+        names = getattr(item, "fixturenames", ())
+        if "mariadb" in names or "postgresql" in names:
+            item.add_marker(pytest.mark.slow)
+
+
+def _running(kind: type[Server]) -> Iterator[Server]:
+    try:
+        server = kind()
+    except NotInstalled as error:
+        problem = f"{kind.__name__} is not installed: no {error}"
+        if os.environ.get("CONNMON_TEST_SERVERS") == "required":
+            pytest.fail(f"{problem}, and CONNMON_TEST_SERVERS=required")
+        pytest.skip(problem)
+    try:
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[Server]:
+    """A private MariaDB, the same one for all tests."""
+    yield from _running(MariaDB)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Server]:
+    """A private PostgreSQL, the same one for all tests."""
+    yield from _running(PostgreSQL)

@@ -1,0 +1,277 @@
+"""A picture of an operator's fleet, and a small node that answers with it: for the console's tests.
+
+Run as a program, it serves until stdin ends: `python console_fakes.py [PORT]`; it prints its port.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from typing import Final
+
+from connmon import model, wire
+from connmon.model import (
+    ConnectionRow,
+    Figures,
+    Gauges,
+    PoolInfo,
+    PoolRow,
+    Process,
+    ProcessRow,
+    ProgramRow,
+    Query,
+    Row,
+    Rows,
+    Totals,
+    Usage,
+)
+
+#: The replica's clock at which the picture was taken.
+CLOCK: Final = 400_000.0
+INFO: Final = PoolInfo(
+    "mysql+pymysql://nova@db1/nova", "mysql", "db1", 3306, "nova", "QueuePool", 5, 10, 30.0
+)
+
+
+COMMAND: Final = "/usr/bin/nova-api --config x"
+
+
+def figures(
+    connections: int = 0,
+    out: int = 0,
+    waiting: int = 0,
+    *,
+    wait: float | None = None,
+    held: float | None = None,
+    processes: int = 1,
+    lost: int = 0,
+    rate: float = 0.0,
+    capacity: int = 15,
+    pools: int = 1,
+    ago: float = 0.8,
+    most: int | None = None,
+) -> Figures:
+    """Figures of a row at CLOCK; `wait`, `held` and `ago` in seconds before it."""
+    checkouts = out + round(rate * 300)
+    return Figures(
+        processes,
+        lost,
+        Gauges(pools, capacity, 0, connections, out, max(0, connections - 5 * pools), 0, waiting),
+        Totals(connections + 13, 13, checkouts, checkouts - out, 1, 3 if waiting else 0),
+        processes,
+        most or connections + 2,
+        out + 16,
+        waiting + 4,
+        wait or 0.0,
+        None if wait is None else CLOCK - wait,
+        None if held is None else CLOCK - held,
+        rate,
+        CLOCK - ago,
+    )
+
+
+FLEET: Final[tuple[Row, ...]] = (
+    ProgramRow(
+        "ctl1",
+        "nova-api",
+        "connected",
+        figures(78, 31, 5, wait=12.4, held=41, processes=8, rate=310.2, capacity=240, pools=16),
+    ),
+    ProgramRow(
+        "ctl1",
+        "neutron-server",
+        "connected",
+        figures(40, 4, held=0.4, processes=4, rate=88.1, capacity=60, pools=4),
+    ),
+    ProgramRow("ctl1", "keystone", "connected", figures(12, 0, processes=3, rate=4.0, capacity=45, pools=3)),
+    ProgramRow(
+        "ctl2",
+        "cinder-volume",
+        "lost",
+        figures(6, 2, held=266_400, processes=0, lost=2, capacity=30, pools=2, ago=21),
+    ),
+    ProgramRow(
+        "ctl2", "glance-api", "gone", figures(0, 0, processes=0, capacity=0, pools=0, ago=751, most=22)
+    ),
+    ProcessRow(
+        "i-4711",
+        "node1",
+        Process("ctl1", "nova-api", 4711, 1, "nova", COMMAND, None),
+        CLOCK - 7500,
+        Usage(12.5, 148_000_000, 9, 77),
+        "connected",
+        figures(15, 15, 5, wait=12.4, held=41, rate=120.5, pools=2, capacity=20),
+    ),
+    ProcessRow(
+        "i-4712",
+        "node1",
+        Process("ctl1", "nova-api", 4712, 1, "nova", COMMAND, None),
+        CLOCK - 7400,
+        Usage(2.5, 141_000_000, 9, 70),
+        "connected",
+        figures(9, 2, held=3, rate=80.0, pools=2, capacity=20),
+    ),
+    ProcessRow(
+        "i-4713",
+        "node1",
+        Process("ctl1", "nova-api", 4713, 1, "nova", None, None),
+        None,
+        Usage(),
+        "lost",
+        figures(9, 2, held=3, rate=80.0, pools=2, capacity=20, ago=19),
+    ),
+    PoolRow("i-4711", 0, INFO, "connected", figures(14, 14, 5, wait=12.4, held=41, rate=100.0)),
+    PoolRow("i-4711", 1, INFO, "connected", figures(1, 1, held=2.4, rate=20.5, capacity=5)),
+    *(
+        ConnectionRow(
+            "i-4711",
+            number,
+            0,
+            884_200 + number,
+            "checked_out",
+            CLOCK - 900 - number,
+            CLOCK - 41 + number,
+            f"Thread-{number}",
+            None,
+            (),
+        )
+        for number in range(14)
+    ),
+    PoolRow("i-4713", 0, INFO, "lost", figures(9, 2, held=3, rate=80.0, ago=19)),
+    ConnectionRow("i-4713", 0, 0, 884_300, "checked_out", CLOCK - 90, CLOCK - 3, "MainThread", None, ()),
+    ConnectionRow("i-4711", 14, 1, None, "idle", CLOCK - 60, None, None, None, ()),
+)
+TOTALS: Final = figures(
+    136, 37, 5, wait=12.4, held=266_400, processes=15, lost=2, rate=402.3, capacity=375, pools=23
+)
+
+
+def wanted(rows: Iterable[Row], query: Query) -> tuple[Row, ...]:
+    """Return the rows that belong into the answer to a query."""
+    kinds: dict[str, tuple[type, ...]] = {
+        "program": (ProgramRow,),
+        "process": (ProcessRow,),
+        "pool": (ProcessRow, PoolRow),
+        "connection": (ProcessRow, PoolRow, ConnectionRow),
+    }
+
+    def fits(row: Row) -> bool:
+        if not isinstance(row, kinds.get(query.by, ())):
+            return False
+        if query.instance is not None and getattr(row, "instance", None) != query.instance:
+            return False
+        who = row.process if isinstance(row, ProcessRow) else row
+        return query.host in (None, getattr(who, "host", query.host)) and query.program in (
+            None,
+            getattr(who, "program", query.program),
+        )
+
+    return tuple(row for row in rows if fits(row))
+
+
+def answer(
+    query: Query,
+    rows: Iterable[Row] = FLEET,
+    *,
+    node: str = "node1",
+    quorum: bool = True,
+    clock: float = CLOCK,
+) -> Rows:
+    """Return a node's whole answer to a query."""
+    rows = tuple(rows)
+    return Rows(
+        "default",
+        node,
+        node if quorum else None,
+        quorum,
+        0.2 if quorum else 41.0,
+        "e-" + node,
+        1,
+        clock,
+        True,
+        len({row.host for row in rows if isinstance(row, ProgramRow)}),
+        sum(isinstance(row, ProgramRow) for row in rows),
+        TOTALS if rows else figures(processes=0, capacity=0, pools=0),
+        wanted(rows, query),
+    )
+
+
+class FakeNode:
+    """A node on loopback, in threads. Change `rows`, `quorum`; `stop` breaks all connections."""
+
+    def __init__(
+        self, name: str = "node1", rows: Iterable[Row] = FLEET, port: int = 0, lively: bool = False
+    ) -> None:
+        self.name = name
+        self.rows = tuple(rows)
+        self.quorum = True
+        self.queries: list[Query] = []
+        self._lively = lively
+        self._began = time.monotonic()
+        self._open: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", port))
+        self.port: int = self._listener.getsockname()[1]
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
+
+    def stop(self) -> None:
+        for sock in (self._listener, *self._open):
+            with contextlib.suppress(OSError):  # the other side was first
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+        self._accepting.join(5)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            self._open.append(sock)
+            threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
+
+    def _serve(self, sock: socket.socket) -> None:
+        side = wire.NodeSide()
+        try:
+            while data := sock.recv(65536):
+                for message in side.receive(data):
+                    if isinstance(message, wire.Hello):
+                        sock.sendall(side.welcome("default", self.name))
+                    elif isinstance(message, Query):
+                        self.queries.append(message)
+                        sock.sendall(wire.frame(self._answer(message)))
+        except OSError:
+            return
+
+    def _answer(self, query: Query) -> Rows:
+        clock = CLOCK + (time.monotonic() - self._began if self._lively else 0.0)
+        rows: tuple[Row, ...] = self.rows
+        if self._lively:
+            wave = round(10 + 10 * math.sin(clock))
+            busy = ProgramRow(
+                "ctl1", "keystone", "connected", figures(12 + wave, wave, processes=3, rate=float(wave))
+            )
+            rows = tuple(busy if row.key == busy.key else row for row in rows)
+        return answer(query, rows, node=self.name, quorum=self.quorum, clock=clock)
+
+
+def many(programs: int) -> tuple[model.Row, ...]:
+    """Return a fleet of many programs."""
+    return tuple(
+        ProgramRow(
+            f"host{number % 50:03}", f"program-{number:04}", "connected", figures(number % 97, number % 13)
+        )
+        for number in range(programs)
+    )
+
+
+if __name__ == "__main__":
+    served = FakeNode(port=int(sys.argv[1]) if len(sys.argv) > 1 else 0, lively=True)
+    print(served.port, flush=True)
+    sys.stdin.read()
+    served.stop()

@@ -1,0 +1,317 @@
+"""The console on a real terminal: `run` in a pseudo-terminal, its bytes rendered by pyte."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pty
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyte
+import pytest
+
+from connmon.console.screen import ScreenError, check
+from tests.console_fakes import FLEET, FakeNode
+from tests.waiting import wait_for
+
+PROGRAM = """
+import signal
+import sys
+from connmon.config import Address, Node
+from connmon.console import app
+nodes = []
+for number, port in enumerate(sys.argv[2:], 1):
+    address = Address("127.0.0.1", int(port))
+    nodes.append(Node(f"node{number}", address, address))
+if sys.argv[1] == "crash":
+    app.views.view = lambda *given: 1 / 0
+if sys.argv[1] == "no-hup":
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+sys.exit(app.run(nodes, "default"))
+"""
+
+
+class Terminal:
+    """A console in a pseudo-terminal, and what an eye would see of it."""
+
+    def __init__(
+        self, *ports: int, columns: int = 80, lines: int = 24, mode: str = "run", **environ: str
+    ) -> None:
+        self._screen = pyte.Screen(columns, lines)
+        self._stream = pyte.ByteStream(self._screen)
+        self._lock = threading.Lock()
+        self._done = False
+        self.master, self._slave = pty.openpty()
+        self._set_size(columns, lines)
+        self._before = termios.tcgetattr(self._slave)
+        self.raw = b""
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, mode, *map(str, ports)],
+            stdin=self._slave, stdout=self._slave, stderr=subprocess.PIPE, start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            env={**os.environ, "TERM": "linux", "PYTHONPATH": str(Path(__file__).parent.parent), **environ},
+        )  # fmt: skip
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        # Never blocked in read: that would keep the terminal open beyond its close.
+        with contextlib.suppress(OSError):
+            while not self._done:
+                if not select.select([self.master], [], [], 0.02)[0]:
+                    continue
+                data = os.read(self.master, 65536)
+                with self._lock:
+                    self.raw += data
+                    self._stream.feed(data)
+
+    def _set_size(self, columns: int, lines: int) -> None:
+        fcntl.ioctl(self._slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+
+    def resize(self, columns: int, lines: int) -> None:
+        with self._lock:
+            self._screen.resize(lines, columns)
+        self._set_size(columns, lines)
+
+    def press(self, keys: str) -> None:
+        os.write(self.master, keys.encode())
+
+    @property
+    def lines(self) -> list[str]:
+        with self._lock:
+            return [line.rstrip() for line in self._screen.display]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+    def shows(self, *facts: str) -> None:
+        """Wait until all of these are on the screen."""
+
+        def there() -> bool:
+            missing = [fact for fact in facts if fact not in self.text]
+            assert not missing, f"{missing} not in:\n{self.text}"
+            return True
+
+        wait_for(there, what="the screen")
+
+    def ended(self) -> tuple[int, str]:
+        """Wait for the end; return exit code and stderr."""
+        _, errors = self.process.communicate(timeout=10)
+        return self.process.returncode, errors.decode()
+
+    @property
+    def restored(self) -> bool:
+        """Whether the terminal's modes are as they were."""
+        return termios.tcgetattr(self._slave) == self._before
+
+    def hang_up(self) -> None:
+        """Close the terminal's other end, as when a terminal window is closed."""
+        self._stop_reading()
+        os.close(self._slave)
+        os.close(self.master)
+        self.master = self._slave = -1
+
+    def _stop_reading(self) -> None:
+        self._done = True
+        self._reader.join(5)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        if self.process.stderr is not None:
+            self.process.stderr.close()
+        self._stop_reading()
+        for descriptor in {self._slave, self.master} - {-1}:
+            os.close(descriptor)
+
+
+@pytest.fixture
+def node() -> Iterator[FakeNode]:
+    served = FakeNode()
+    yield served
+    served.stop()
+
+
+def test_an_operators_walk(node: FakeNode) -> None:
+    """Open, drill down twice, resize, come back, sort, ask for help, quit: each shows, and exit is 0."""
+    with contextlib.closing(Terminal(node.port)) as terminal:
+        terminal.shows("node node1", "waiting 5", ">ctl1 nova-api", "q quit", "cinder-volume")
+        terminal.press("\r")
+        terminal.shows("programs > nova-api on ctl1", ">4711", "4713")
+        terminal.press("\r")
+        terminal.shows("> pid 4711", "mysql+pymysql://nova@db1/nova", "884200", "Thread-0")
+        terminal.resize(200, 50)
+        terminal.shows("server session", "QueuePool", "overflow")
+        terminal.resize(40, 10)
+        terminal.shows("node node1")
+        wait_for(lambda: len(terminal.lines) == 10 and "quit" in terminal.lines[-1])
+        terminal.resize(80, 24)
+        terminal.press("\x1b")
+        terminal.shows("programs > nova-api on ctl1", "4713")
+        terminal.press("\x1b")
+        terminal.shows("cinder-volume")
+        terminal.press("j")
+        terminal.shows(">ctl1 neutron-server", "2 of 5")
+        terminal.press("I")
+        terminal.shows("smallest first", ">ctl1 neutron-server")
+        terminal.press("?")
+        terminal.shows("connmon help", "invert the order")
+        terminal.press("q")
+        assert terminal.ended() == (0, "")
+        assert terminal.restored
+
+
+def test_arrow_keys_are_read(node: FakeNode) -> None:
+    """Keys that come as escape sequences are keys, not Escape and letters."""
+    with contextlib.closing(Terminal(node.port, TERM="xterm-256color")) as terminal:
+        terminal.shows(">ctl1 nova-api")
+        terminal.press("\x1bOB")
+        terminal.shows("2 of 5")
+        terminal.press("\x1bOF")
+        terminal.press("\x1b[17~")
+        terminal.shows("by longest wait")
+        terminal.press("q")
+        assert terminal.ended()[0] == 0
+
+
+def test_a_node_that_dies_is_replaced_with_a_note() -> None:
+    """Another node is read, and a line says so; with none left, one says since when, until one returns."""
+    first, second = FakeNode("node1"), FakeNode("node2")
+    both = {"node1": first, "node2": second}
+    with contextlib.closing(Terminal(first.port, second.port)) as terminal:
+        terminal.shows("nova-api", "leader node")
+        dead = "node1" if "node node1" in terminal.lines[0] else "node2"
+        alive = "node2" if dead == "node1" else "node1"
+        both[dead].stop()
+        terminal.shows(f"{dead} does not answer: now reading from {alive}", f"node {alive}")
+        both[alive].stop()
+        terminal.shows("DISCONNECTED since", "this is the last picture", "nova-api")
+        again = FakeNode(alive, port=both[alive].port)
+        terminal.shows(f"connected again, to {alive}")
+        assert "DISCONNECTED" not in terminal.text
+        terminal.press("q")
+        assert terminal.ended() == (0, "")
+        again.stop()
+
+
+def test_a_node_without_quorum_is_left_for_one_that_has_it() -> None:
+    """Without quorum the screen says so; a node that has it is read instead, with a note."""
+    first = FakeNode("node1")
+    first.quorum = False
+    second = FakeNode("node2")
+    second.stop()
+    with contextlib.closing(Terminal(first.port, second.port)) as terminal:
+        terminal.shows("NO QUORUM on node1", "quorum NO")
+        second = FakeNode("node2", port=second.port)
+        terminal.shows("node1 has no quorum: now reading from node2", "quorum yes")
+        terminal.press("q")
+        assert terminal.ended()[0] == 0
+    first.stop()
+    second.stop()
+
+
+def test_only_changes_are_asked_for(node: FakeNode) -> None:
+    """After the first answer, queries name the version that the console has; rows that change are shown."""
+    with contextlib.closing(Terminal(node.port)) as terminal:
+        wait_for(lambda: len(node.queries) >= 3)
+        assert [(query.since, query.epoch) for query in node.queries[:3]] == [
+            (0, ""),
+            (1, "e-node1"),
+            (1, "e-node1"),
+        ]
+        node.rows = FLEET[1:]
+        wait_for(lambda: "nova-api" not in terminal.text)
+        terminal.press("q")
+        terminal.ended()
+
+
+def test_ctrl_c_ends_it_cleanly(node: FakeNode) -> None:
+    """Ctrl-C is a way to quit: exit 0, nothing on stderr, terminal restored."""
+    with contextlib.closing(Terminal(node.port)) as terminal:
+        terminal.shows("nova-api")
+        terminal.press("\x03")
+        assert terminal.ended() == (0, "")
+        assert terminal.restored
+
+
+def test_sigterm_restores_the_terminal(node: FakeNode) -> None:
+    """SIGTERM ends it with 143 and the terminal restored."""
+    with contextlib.closing(Terminal(node.port)) as terminal:
+        terminal.shows("nova-api")
+        terminal.process.send_signal(signal.SIGTERM)
+        assert terminal.ended() == (143, "")
+        assert terminal.restored
+
+
+def test_a_bug_restores_the_terminal_before_its_traceback(node: FakeNode) -> None:
+    """After an exception the terminal is as it was, and the traceback is on stderr."""
+    with contextlib.closing(Terminal(node.port, mode="crash")) as terminal:
+        code, errors = terminal.ended()
+        assert code == 1
+        assert "ZeroDivisionError" in errors
+        assert terminal.restored
+
+
+@pytest.mark.parametrize("mode", ["run", "no-hup"])
+def test_a_terminal_that_vanishes_ends_it(node: FakeNode, mode: str) -> None:
+    """When the terminal window is closed, the console ends by itself, also where SIGHUP does not come."""
+    terminal = Terminal(node.port, mode=mode)
+    with contextlib.closing(terminal):
+        terminal.shows("nova-api")
+        terminal.hang_up()
+        assert terminal.ended() == (0, "")
+
+
+def test_no_node_at_the_start_is_one_line_and_exit_1(node: FakeNode) -> None:
+    """When no node can be reached, nothing is drawn: one line on stderr, exit 1."""
+    node.stop()
+    with contextlib.closing(Terminal(node.port)) as terminal:
+        code, errors = terminal.ended()
+        assert code == 1
+        assert errors.count("\n") == 1
+        assert errors.startswith("connmon: no node could be read: node1 (127.0.0.1:")
+        assert terminal.raw == b""
+
+
+@pytest.mark.parametrize("term", ["dumb", "", "no-such-terminal"])
+def test_a_terminal_that_cannot_show_it_is_one_clear_error(node: FakeNode, term: str) -> None:
+    """TERM=dumb, none, or an unknown one: ScreenError, one line, before anything is drawn."""
+    with contextlib.closing(Terminal(node.port, TERM=term)) as terminal:
+        code, errors = terminal.ended()
+        assert code == 1
+        last = errors.splitlines()[-1]
+        assert last.startswith("connmon.console.screen.ScreenError: the console cannot run with TERM=")
+        assert terminal.raw == b""
+
+
+@pytest.mark.parametrize(
+    ("environ", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "vt220"}, False)]
+)
+def test_colour_only_where_it_is_wanted_and_there(
+    node: FakeNode, environ: dict[str, Any], coloured: bool
+) -> None:
+    """With NO_COLOR, or on a terminal without colours, no colour is sent; the text is the same."""
+    with contextlib.closing(Terminal(node.port, **environ)) as terminal:
+        terminal.shows(">ctl1 nova-api", "cinder-volume", "lost")
+        assert (b"\x1b[31" in terminal.raw or b";31m" in terminal.raw) is coloured
+        terminal.press("q")
+        assert terminal.ended()[0] == 0
+
+
+def test_pipes_are_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where stdin or stdout is no terminal, `check` says what to use instead."""
+    with open(os.devnull) as null, pytest.raises(ScreenError, match="connmon snapshot"):
+        monkeypatch.setattr(sys, "stdin", null)
+        check({"TERM": "xterm"})
