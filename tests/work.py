@@ -120,10 +120,10 @@ class Work(Account):
                 connection.rollback()
                 try:
                     self.select(connection)  # takes another one from the pool
-                except exc.TimeoutError:
-                    self.count("timeouts")
-                except exc.StatementError as error:
-                    if not isinstance(error.orig, ToldToFail):
+                except exc.StatementError as error:  # what a statement meets on its way is wrapped
+                    if isinstance(error.orig, exc.TimeoutError):
+                        self.count("timeouts")
+                    elif not isinstance(error.orig, ToldToFail):
                         raise
                 else:
                     self.count("checkouts")
