@@ -22,8 +22,9 @@ from typing import Any, Final
 
 from connmon import __version__
 from connmon.cluster.datadir import DataDir
+from connmon.cluster.notices import Notices
 from connmon.cluster.replica import Replica
-from connmon.cluster.server import CLIENTS, SPARE_FILES, Notices, Server
+from connmon.cluster.server import CLIENTS, SPARE_FILES, Server
 from connmon.cluster.state import State
 from connmon.cluster.transport import Peers
 from connmon.config import DEFAULT_SERVICE, Config, Node, Service, load
