@@ -43,7 +43,8 @@ SLICE: Final = 400
 """Statements."""
 CONDITIONS: Final = (
     "without connmon", "without, once more", "node is well", "no node", "stopped by SIGSTOP",
-    "behind a firewall", "closes at once", "answers rubbish", "answers a byte a second", "accepts, says nothing",
+    "behind a firewall", "closes at once", "answers rubbish", "answers a byte a second",
+    "accepts, says nothing",
 )  # fmt: skip
 NAMESPACE: Final = f"connmon-harmless-{os.getpid()}"
 
@@ -246,17 +247,14 @@ def feel(places: dict[str, tuple[str, tuple[str, ...]]], directory: Path, rounds
 
 def memory(places: dict[str, tuple[str, tuple[str, ...]]], directory: Path, events: int) -> None:
     """Print the memory of a process after a tenth of so many checkouts and checkins, and after all."""
-    print(
-        f"\nresident memory, MiB, after {events // 20:,} and after {events // 2:,} statements (2 events each)"
-    )
+    first, all_of_them = events // 20, events // 2
+    print(f"\nresident memory, MiB, after {first:,} and after {all_of_them:,} statements of 2 events each")
     for number, (name, (address, prefix)) in enumerate(places.items()):
         worker = Worker(address, directory / f"memory{number}.db", prefix)
-        before = worker.run(events // 20)[3]
-        after = worker.run(events // 2 - events // 20)[3]
+        seen = [worker.run(SLICE)[3] / 1024 for _ in range(all_of_them // SLICE)]
         worker.end()
-        print(
-            f"  {name:24}{before / 1024:9.1f}{after / 1024:9.1f}   {(after - before) / 1024:+.2f}", flush=True
-        )
+        before, after = seen[first // SLICE], seen[-1]
+        print(f"  {name:24}{before:9.1f}{after:9.1f}   {after - before:+.2f}", flush=True)
 
 
 def exits(places: dict[str, tuple[str, tuple[str, ...]]], directory: Path, times: int) -> None:
