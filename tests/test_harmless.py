@@ -1,0 +1,173 @@
+"""A failure within the plugin stays there: each function that a pool's work reaches is made to fail.
+
+Which functions these are is not written down here but found, by watching the work once.
+"""
+
+from __future__ import annotations
+
+import ast
+import gc
+import itertools
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import pytest
+from sqlalchemy import exc
+from sqlalchemy.pool import NullPool, Pool, QueuePool
+
+import connmon.plugin
+from connmon.plugin import holder
+from connmon.plugin.engine import describe
+from connmon.plugin.ledger import Ledger
+from connmon.plugin.pool import instrument
+from tests.fake_dbapi import Database, Disconnected
+
+PLUGIN = str(Path(connmon.plugin.__file__).parent)
+
+
+class Injected(RuntimeError):
+    """What a function raises where it is made to fail."""
+
+
+class Work:
+    """A pool, and everything that an application does with one."""
+
+    def __init__(self, poolclass: type[Pool]) -> None:
+        self.database = Database()
+        options: dict[str, Any] = {}
+        if poolclass is QueuePool:
+            options = {"pool_size": 1, "max_overflow": 1, "pool_timeout": 0.001, "pool_pre_ping": True}
+        self.engine = self.database.engine(poolclass, **options)
+        self.connect().close()  # found in use later, where the pool keeps it
+        ledger = Ledger("i", threading.Lock, time.monotonic, holder)
+        ledger.wake = lambda: None
+        tracing = holder.Tracing("all", 0.001)
+        self.account = instrument(self.engine.pool, ledger, describe(self.engine), lambda _: 7, tracing)
+
+    def connect(self) -> Any:
+        return self.engine.raw_connection()
+
+    def pieces(self) -> Iterator[Callable[[], None]]:
+        """What is done, one after the other."""
+        yield lambda: self.connect().close()
+        yield self.waits_in_vain
+        yield lambda: self.connect().invalidate()
+        yield lambda: self.connect().invalidate(soft=True)
+        yield self.detaches
+        yield self.drops
+        yield self.cannot_connect
+        yield self.finds_it_dead
+        yield self.engine.dispose
+        yield lambda: self.connect().close()
+
+    def waits_in_vain(self) -> None:
+        held = [self.connect(), self.connect()]
+        if isinstance(self.engine.pool, QueuePool):
+            with pytest.raises(exc.TimeoutError):
+                self.connect()
+        for connection in held:
+            connection.close()
+
+    def detaches(self) -> None:
+        connection = self.connect()
+        connection.detach()
+        connection.close()
+        connection = self.connect()
+        connection.detach()
+        del connection
+        gc.collect()
+
+    def drops(self) -> None:
+        connection = self.connect()
+        del connection
+        gc.collect()
+
+    def cannot_connect(self) -> None:
+        self.engine.dispose()
+        self.database.refuse = Disconnected("no")
+        with pytest.raises(Disconnected):
+            self.connect()
+        self.database.refuse = None
+
+    def finds_it_dead(self) -> None:
+        self.connect().close()
+        self.database.dead |= self.database.open
+        if isinstance(self.engine.pool, QueuePool):
+            self.connect().close()
+
+
+def within(frame: FrameType | None) -> bool:
+    return frame is not None and frame.f_code.co_filename.startswith(PLUGIN)
+
+
+def watched(piece: Callable[[], None], look: Callable[[CodeType], None]) -> None:
+    """Do a piece of work, and have `look` called where a function of the plugin calls another one."""
+
+    def profile(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and within(frame) and within(frame.f_back):
+            look(frame.f_code)
+
+    sys.setprofile(profile)
+    try:
+        piece()
+    finally:
+        sys.setprofile(None)
+
+
+def reached(poolclass: type[Pool]) -> list[CodeType]:
+    """Return the functions of the plugin that are called by others of it, and can fail.
+
+    Those cannot that do nothing outside of a `try` that catches everything; what they call is made to fail.
+    """
+    found: dict[CodeType, None] = {}
+    for piece in Work(poolclass).pieces():
+        watched(piece, lambda code: found.setdefault(code, None))
+    return [code for code in found if not guarded(code)]
+
+
+def guarded(code: CodeType) -> bool:
+    """Whether the function is one `try` with `except Exception`, whose handlers do next to nothing."""
+    tree = ast.parse(Path(code.co_filename).read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.lineno == code.co_firstlineno:
+            body = [s for s in node.body if not isinstance(s, ast.Expr | ast.Global | ast.Nonlocal)]
+            if len(body) != 1 or not isinstance(body[0], ast.Try):
+                return False
+            last = body[0].handlers[-1]
+            quiet = all(isinstance(s, ast.Pass | ast.Return) for h in body[0].handlers for s in h.body)
+            return quiet and isinstance(last.type, ast.Name) and last.type.id == "Exception"
+    return False
+
+
+@pytest.mark.parametrize("poolclass", [QueuePool, NullPool])
+def test_a_failure_in_any_function_stays_within(poolclass: type[Pool]) -> None:
+    """Whichever function fails, every time or once, the application sees nothing and loses no slot."""
+    functions = reached(poolclass)
+    names = {code.co_name for code in functions}
+    assert {"opened", "end", "relieve", "seen", "call_site", "_detach", "_site"} <= names
+    assert {"found", "wait_begins", "wait_ends"} <= names or poolclass is NullPool
+    for code, turn in itertools.product(functions, ("first", "each")):
+        work, failures = Work(poolclass), 0
+
+        def fail(at: CodeType, code: CodeType = code, turn: str = turn) -> None:
+            nonlocal failures
+            if at is code and (turn == "each" or not failures):
+                failures += 1
+                raise Injected(code.co_name)
+
+        try:
+            for piece in work.pieces():
+                watched(piece, fail)
+        except Injected as error:
+            pytest.fail(f"a failure of {code.co_name} ({turn}) reached the application: {error!r}")
+        assert failures, f"{code.co_name} was not called again"
+        pool: Any = work.engine.pool
+        if poolclass is QueuePool:
+            assert (pool.checkedout(), pool.overflow()) == (0, -pool.size() + pool.checkedin()), code.co_name
+        for connection in [work.connect(), work.connect()]:
+            connection.close()
