@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import ast
 import gc
-import itertools
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 from sqlalchemy import exc
@@ -105,12 +104,17 @@ def within(frame: FrameType | None) -> bool:
     return frame is not None and frame.f_code.co_filename.startswith(PLUGIN)
 
 
-def watched(piece: Callable[[], None], look: Callable[[CodeType], None]) -> None:
+Site: TypeAlias = "tuple[CodeType, int, CodeType]"
+"""A call within the plugin: in which function, in which line, and of which function."""
+
+
+def watched(piece: Callable[[], None], look: Callable[[Site], None]) -> None:
     """Do a piece of work, and have `look` called where a function of the plugin calls another one."""
 
     def profile(frame: FrameType, event: str, _: Any) -> None:
-        if event == "call" and within(frame) and within(frame.f_back):
-            look(frame.f_code)
+        caller = frame.f_back
+        if event == "call" and within(frame) and caller is not None and within(caller):
+            look((caller.f_code, caller.f_lineno, frame.f_code))
 
     sys.setprofile(profile)
     try:
@@ -119,15 +123,15 @@ def watched(piece: Callable[[], None], look: Callable[[CodeType], None]) -> None
         sys.setprofile(None)
 
 
-def reached(poolclass: type[Pool]) -> list[CodeType]:
-    """Return the functions of the plugin that are called by others of it, and can fail.
+def reached(poolclass: type[Pool]) -> list[Site]:
+    """Return the calls within the plugin of functions that can fail.
 
     Those cannot that do nothing outside of a `try` that catches everything; what they call is made to fail.
     """
-    found: dict[CodeType, None] = {}
+    found: dict[Site, None] = {}
     for piece in Work(poolclass).pieces():
-        watched(piece, lambda code: found.setdefault(code, None))
-    return [code for code in found if not guarded(code)]
+        watched(piece, lambda site: found.setdefault(site, None))
+    return [site for site in found if not guarded(site[2])]
 
 
 def guarded(code: CodeType) -> bool:
@@ -146,28 +150,31 @@ def guarded(code: CodeType) -> bool:
 
 @pytest.mark.parametrize("poolclass", [QueuePool, NullPool])
 def test_a_failure_in_any_function_stays_within(poolclass: type[Pool]) -> None:
-    """Whichever function fails, every time or once, the application sees nothing and loses no slot."""
-    functions = reached(poolclass)
-    names = {code.co_name for code in functions}
+    """Wherever a function of the plugin calls another one and that fails, the application sees nothing
+    and loses no slot of its pool."""
+    sites = reached(poolclass)
+    names = {callee.co_name for _, _, callee in sites}
     assert {"opened", "end", "relieve", "seen", "call_site", "_detach", "_site"} <= names
     assert {"found", "wait_begins", "wait_ends"} <= names or poolclass is NullPool
-    for code, turn in itertools.product(functions, ("first", "each")):
-        work, failures = Work(poolclass), 0
+    for site in sites:
+        caller, line, callee = site
+        what = f"{callee.co_name}, called by {caller.co_name} in line {line}"
+        work = Work(poolclass)
+        failed: list[bool] = []
 
-        def fail(at: CodeType, code: CodeType = code, turn: str = turn) -> None:
-            nonlocal failures
-            if at is code and (turn == "each" or not failures):
-                failures += 1
-                raise Injected(code.co_name)
+        def fail(at: Site, site: Site = site, failed: list[bool] = failed) -> None:
+            if at == site:
+                failed.append(True)  # the interpreter stops looking when this raises
+                raise Injected
 
         try:
             for piece in work.pieces():
                 watched(piece, fail)
-        except Injected as error:
-            pytest.fail(f"a failure of {code.co_name} ({turn}) reached the application: {error!r}")
-        assert failures, f"{code.co_name} was not called again"
+        except Injected:
+            pytest.fail(f"a failure of {what}, reached the application")
+        assert failed, f"{what}, was not called again"
         pool: Any = work.engine.pool
         if poolclass is QueuePool:
-            assert (pool.checkedout(), pool.overflow()) == (0, -pool.size() + pool.checkedin()), code.co_name
+            assert (pool.checkedout(), pool.overflow()) == (0, pool.checkedin() - pool.size()), what
         for connection in [work.connect(), work.connect()]:
             connection.close()

@@ -163,6 +163,13 @@ class Entry:
         self.checkins = self.checkouts
         self.since = 0.0  # last: from now on it may be folded
 
+    def ended(self, _: object = None) -> None:
+        """The same, where nobody is there to take an exception: it would be written to stderr."""
+        try:
+            self.end()
+        except Exception:
+            pass
+
 
 class Token:
     """Lives in `record.info` and dies with the connection's real owner: SQLAlchemy clears `info`
@@ -174,11 +181,8 @@ class Token:
         self.entry = entry
 
     def __del__(self) -> None:
-        try:
-            if self.entry.weak is None:  # else the driver's connection itself tells
-                self.entry.end()
-        except Exception:
-            pass
+        if self.entry.weak is None:  # else the driver's connection itself tells
+            self.entry.ended()
 
 
 class Lifeline:

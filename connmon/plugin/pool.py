@@ -201,7 +201,7 @@ def _detach(account: PoolAccount, connection: Any, record: Any) -> None:
     try:
         # The application may keep the driver's connection and drop SQLAlchemy's proxy, in whose
         # `info` the token lives on. Where the driver's object can be watched, it decides.
-        entry.weak = weakref.ref(connection, lambda _: entry.end())
+        entry.weak = weakref.ref(connection, entry.ended)
     except TypeError:
         pass
 
