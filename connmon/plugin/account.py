@@ -181,8 +181,11 @@ class Token:
         self.entry = entry
 
     def __del__(self) -> None:
-        if self.entry.weak is None:  # else the driver's connection itself tells
-            self.entry.ended()
+        try:
+            if self.entry.weak is None:  # else the driver's connection itself tells
+                self.entry.end()
+        except Exception:
+            pass
 
 
 class Lifeline:
