@@ -101,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
 
     _add_whois(commands)
+    _add_reconcile(commands)
 
     summary = "run three nodes and busy applications here, to try connmon"
     demo = commands.add_parser("demo", help=summary, description=summary, allow_abbrev=False)
@@ -125,6 +126,32 @@ def _add_whois(commands: _Commands) -> None:
         "--database", metavar="HOST[:PORT]", help="only of this server, named as in the applications' URLs"
     )
     whois.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
+
+
+def _add_reconcile(commands: _Commands) -> None:
+    summary = "compare a database server's own session list with what processes report"
+    reconcile = commands.add_parser(
+        "reconcile",
+        help=summary,
+        description=f"{summary}. A read-only account will do; it has to see the sessions of others "
+        "(PROCESS, or pg_read_all_stats). The password may be in ~/.my.cnf or ~/.pgpass.",
+        epilog="exit codes: 0 done, 1 no node or no database server answers, 2 wrong arguments or login",
+        allow_abbrev=False,
+    )
+    _add_reading(reconcile, argparse.SUPPRESS)
+    reconcile.add_argument(
+        "url", metavar="URL", help="mysql://, mariadb:// or postgresql://USER@HOST/DATABASE"
+    )
+    reconcile.add_argument(
+        "--database",
+        metavar="HOST[:PORT]",
+        action="append",
+        default=[],
+        help="what applications call this server besides the URL's name; may be repeated",
+    )
+    reconcile.add_argument(
+        "--format", choices=("table", "json", "csv"), default="table", help="default: table"
+    )
 
 
 def _add_reading(parser: argparse.ArgumentParser, default: str | None) -> None:
@@ -159,6 +186,8 @@ def _run(arguments: argparse.Namespace) -> int:
         return _print_status(service, arguments.format, arguments.host is None and arguments.node is None)
     if arguments.command == "whois":
         return _print_whois(service, arguments.session, arguments.database, arguments.format)
+    if arguments.command == "reconcile":
+        return _print_reconcile(service, arguments.url, arguments.database, arguments.format)
     if not (_is_terminal(sys.stdin) and _is_terminal(sys.stdout)) or os.environ.get("TERM", "") in (
         "",
         "dumb",
@@ -228,6 +257,43 @@ def _print_whois(service: Service, session: str, database: str | None, form: str
     if problem is not None:
         raise ConnmonError(problem)
     return DONE
+
+
+def _print_reconcile(service: Service, url: str, also: Sequence[str], form: str) -> int:
+    from connmon.credentials import of_client
+    from connmon.dbserver import parse_server
+    from connmon.formats import as_json
+    from connmon.reconcileformats import reconcile_csv, reconcile_text
+    from connmon.reconciling import compare
+
+    try:
+        others = tuple(parse_server(each) for each in also)
+    except UsageError as error:
+        raise UsageError(f"--database: {error}") from None
+    document = compare(service, of_client(service), url, others, _ask_password if _can_ask() else None)
+    if form == "json":
+        text = as_json(document)
+    else:
+        text = reconcile_csv(document) if form == "csv" else reconcile_text(document)
+    _write(text)
+    _mention_quorum(document)
+    return DONE
+
+
+def _can_ask() -> bool:
+    return _is_terminal(sys.stdin) and _is_terminal(sys.stderr)
+
+
+def _ask_password(prompt: str) -> str:
+    """Ask on the terminal, without an echo. Raises UsageError where nothing is given."""
+    from getpass import getpass
+
+    from connmon.formats import printable
+
+    try:
+        return getpass(printable(prompt), sys.stderr)
+    except EOFError:
+        raise UsageError("no password given") from None
 
 
 def _print_snapshot(service: Service, by: Grouping, form: str) -> int:

@@ -161,6 +161,12 @@ class Snapshot:
         """Return the rows of the document; empty while there is no complete answer."""
         return [cells for _, cells in self.keyed_rows()]
 
+    def pool_rows(self) -> list[Cells]:
+        """Return the rows by pool, which came with those by connection; for the same moment's sake."""
+        rows = [] if self.header is None else self._pools(self.header.clock)
+        rows.sort(key=itemgetter(0))
+        return [cells for _, _, cells in rows]
+
     def keyed_rows(self) -> list[tuple[RowKey, Cells]]:
         """Return the rows, each with the key that it keeps for as long as it lives."""
         if self.header is None:

@@ -143,8 +143,11 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"connmon {connmon.__version__}\n"
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(word in text for word in ("console", "snapshot", "cluster-status", "whois", "demo", "--host"))
-    assert not any(word in text for word in ("reconcile", "record", "replay"))
+    assert all(
+        word in text
+        for word in ("console", "snapshot", "cluster-status", "whois", "reconcile", "demo", "--host")
+    )
+    assert not any(word in text for word in ("record", "replay"))
 
 
 # --- Who is called ------------------------------------------------------------------------
