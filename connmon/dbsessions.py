@@ -35,6 +35,9 @@ LIMIT: Final = 10.0
 #: Seconds that a driver itself has for connecting, where it takes such a limit.
 CONNECT: Final = 5
 
+#: Seconds that a server has for ending the session in good order.
+GOODBYE: Final = 1.0
+
 #: Drivers that wait, by the kind of server, the best known first.
 DRIVERS: Final[Mapping[str, tuple[str, ...]]] = {
     "mysql": ("pymysql", "mysqldb", "mysqlconnector"),
@@ -116,10 +119,14 @@ class DatabaseSessions:
                 raise UsageError(str(again)) from None
 
     def _connect(self, url: URL) -> None:
-        limits = _LIMITS.get(url.get_driver_name(), {})
+        driver = url.get_driver_name()
+        arguments = dict(_LIMITS.get(driver, {}))
+        if driver == "pymysql" and url.password:
+            # It would make Latin-1 of a text; the servers' own clients send what a terminal does.
+            arguments["password"] = str(url.password).encode()
 
         def connect() -> Connection:
-            engine = create_engine(url, poolclass=NullPool, connect_args=dict(limits))
+            engine = create_engine(url, poolclass=NullPool, connect_args=arguments)
             self._engine = engine
             return engine.connect().execution_options(isolation_level="AUTOCOMMIT")
 
@@ -145,7 +152,9 @@ class DatabaseSessions:
             if engine is not None:
                 engine.dispose()
 
-        threading.Thread(target=_silently(close), name="close-database", daemon=True).start()
+        thread = threading.Thread(target=_silently(close), name="close-database", daemon=True)
+        thread.start()
+        thread.join(GOODBYE)
 
     def __enter__(self) -> DatabaseSessions:
         return self

@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -88,11 +87,10 @@ def test_urls_that_cannot_be(url: str, capsys: pytest.CaptureFixture[str]) -> No
     assert "SAme" not in error
 
 
-@pytest.mark.parametrize("wrong", ["mysql://a:seSAme@h/", "seSAme"])
-def test_arguments_beside_it_show_no_password(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_arguments_beside_it_show_no_password(capsys: pytest.CaptureFixture[str]) -> None:
     """A URL in the wrong place is not repeated with its password."""
-    assert cli.main(["reconcile", "mysql://u:seSAme@h/", "--database", wrong]) == 2
-    assert ":seSAme@" not in capsys.readouterr().err
+    assert cli.main(["reconcile", "mysql://u:seSAme@h/", "--database", "mysql://a:seSAme@h/"]) == 2
+    assert "seSAme" not in capsys.readouterr().err
 
 
 # --- Passwords ----------------------------------------------------------------------------
@@ -118,7 +116,7 @@ def test_password_files(home: Path) -> None:
 
 
 def test_password_files_open_to_others(home: Path) -> None:
-    """A ~/.pgpass that others can read, or a ~/.my.cnf that they can write, is not used, as by the clients."""
+    """A ~/.pgpass that others can read, or a ~/.my.cnf that they can write, is not used."""
     (home / ".pgpass").write_text("*:*:*:*:secret\n")
     (home / ".pgpass").chmod(0o640)
     (home / ".my.cnf").write_text("[client]\npassword=secret\n")
@@ -161,9 +159,10 @@ def account(server: Server, user: str, rights: str) -> Iterator[str]:
         ]
 
     def do(*statements: str) -> None:
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        with contextlib.closing(engine.raw_connection()) as connection:
             for statement in statements:
-                connection.exec_driver_sql(statement.replace("%", "%%") if statement is None else statement)
+                connection.cursor().execute(statement)  # as it stands, with whatever is in the password
+            connection.commit()
 
     do(*made)
     try:
@@ -198,7 +197,7 @@ RIGHTS = {"mysql": "PROCESS", "postgresql": "pg_read_all_stats"}
 
 
 def test_reconcile(server: Server, node: RunningNode, capsys: pytest.CaptureFixture[str]) -> None:
-    """A read-only account sees which sessions are the program's and which nobody's; the numbers are the server's."""
+    """A read-only account sees which sessions are the program's, which nobody's, and the server's limits."""
     with account(server, "auditor", RIGHTS[server.backend]) as user, application(server, node, 2) as engine:
         stranger = sqlalchemy.create_engine(server.url(DRIVERS[server.backend]), poolclass=NullPool).connect()
         try:
@@ -328,7 +327,7 @@ def a_port_that_says_nothing() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-@pytest.mark.parametrize("dialect", ["mysql", "mysql+mysqldb", "postgresql+psycopg", "postgresql+pg8000"])
+@pytest.mark.parametrize("dialect", ["mysql", "mysql+mysqldb", "postgresql+psycopg", "postgresql+psycopg2"])
 def test_server_that_does_not_answer(mute: int, dialect: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that takes the connection and says nothing is given up."""
     monkeypatch.setattr(dbsessions, "LIMIT", 0.3)

@@ -111,7 +111,7 @@ def test_two_looks() -> None:
 
 def test_other_servers_with_the_same_ids() -> None:
     """A connection to another server accounts for no session here, whatever its id, and is told of."""
-    elsewhere = {"database_host": "db2"}
+    elsewhere: dict[str, Any] = {"database_host": "db2"}
     found = look([conn(1, **elsewhere)], session(1), pools=[POOL, {**POOL, **elsewhere}])
     document = reconcile(found, None, NAMING)
     assert counts(document) == (0, 1, 0, 0)
@@ -215,7 +215,7 @@ def test_every_session_is_in_one_place(
 
 def hostile() -> dict[str, Any]:
     evil = '=a\n\x1b[2J"\u202e,b'
-    bad = {key: evil for key in ("host", "program", "holder", "call_site", "command")}
+    bad: dict[str, Any] = dict.fromkeys(("host", "program", "holder", "call_site", "command"), evil)
     found = look(
         [conn(1, **bad), conn(2, 2, **bad), conn(9, 9, database_host=evil)],
         session(1), session(3, user=evil, client_host=evil, database=evil, application=evil, state=evil),
