@@ -152,7 +152,7 @@ class Snapshot:
             "totals": {
                 "hosts": header.hosts,
                 "programs": header.programs,
-                **_figures(header.totals, header.clock),
+                **figure_cells(header.totals, header.clock),
             },
             "rows": self.rows(),
         }
@@ -196,7 +196,7 @@ class Snapshot:
                 head, order = {**_database(row), "programs": row.programs}, _sortable(key)
             else:
                 continue
-            found.append((order, key, {**head, "state": row.state, **_figures(row.figures, clock)}))
+            found.append((order, key, {**head, "state": row.state, **figure_cells(row.figures, clock)}))
         return found
 
     def _processes(self, clock: float) -> _Sorted:
@@ -322,7 +322,8 @@ def _database(row: DatabaseRow) -> Cells:
     }
 
 
-def _figures(figures: Figures, clock: float) -> Cells:
+def figure_cells(figures: Figures, clock: float) -> Cells:
+    """Return the `FIGURES` of a row, ages as of the replica's `clock`."""
     gauges, totals = figures.gauges, figures.totals
     waited, waiting, held = figures.longest_wait, figures.waiting_since, figures.held_since
     if waiting is not None:
@@ -356,7 +357,7 @@ def _figures(figures: Figures, clock: float) -> Cells:
 
 
 def _figures_of_one(figures: Figures, clock: float, present: bool) -> Cells:
-    cells = _figures(figures, clock)
+    cells = figure_cells(figures, clock)
     del cells["processes"], cells["max_processes"]
     if not present:
         cells.update(_UNKNOWN_PRESENT)

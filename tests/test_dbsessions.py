@@ -20,7 +20,7 @@ import sqlalchemy
 from sqlalchemy import text
 from sqlalchemy.pool import NullPool
 
-from connmon import cli, dbsessions
+from connmon import cli, dbsessions, reconciling
 from connmon.dbserver import DatabaseServer
 from connmon.dbsessions import DatabaseSessions, parse_url, server_of_url, with_password
 from connmon.errors import UnreachableError, UsageError
@@ -45,6 +45,12 @@ def an_empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("PGPASSWORD", "PGPASSFILE", "PGUSER", "CONNMON_CONFIG"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def little_time_between_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compared in these tests stands still."""
+    monkeypatch.setattr(reconciling, "SETTLE", 0.2)
 
 
 # --- The URL ------------------------------------------------------------------------------

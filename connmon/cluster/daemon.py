@@ -18,7 +18,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from connmon import __version__
 from connmon.cluster.datadir import DataDir
@@ -30,13 +30,16 @@ from connmon.config import DEFAULT_SERVICE, Config, Node, Service, load
 from connmon.credentials import Credentials, of_client, of_node
 from connmon.errors import ConfigError, ProtocolError, UsageError
 
+if TYPE_CHECKING:
+    from connmon.cluster.scrape import ScrapePort
+
 logger = logging.getLogger("connmon.connmond")
 
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 #: Settings of a service that this version knows but does not honour. Forgetting what was to be
 #: kept would be worse than not running.
-_NOT_YET: Final = ("metrics", "csv_dump", "csv_columns", "csv_token")
+_NOT_YET: Final = ("csv_dump", "csv_columns", "csv_token")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -145,6 +148,12 @@ async def _serve(service: Service, node: Node, credentials: Credentials, kept: D
         return _complain(str(error if kept is None else kept.damaged(str(error))), 2)
     except OSError as error:
         return _complain(f"cannot listen on {node.bind} (bind of node {node.name!r}): {_reason(error)}", 1)
+    scrapes = None
+    if service.metrics is not None:
+        scrapes = await _serve_metrics(service, server, replica)
+        if scrapes is None:
+            await server.close()
+            return 1
     logger.info(
         "connmond %s: node %s of service %s listens on %s", __version__, node.name, service.name, node.bind
     )
@@ -157,9 +166,28 @@ async def _serve(service: Service, node: Node, credentials: Credentials, kept: D
     ready = loop.create_task(_tell_ready(service, node, replica, server.port))
     await stop.wait()
     ready.cancel()
+    if scrapes is not None:
+        await scrapes.close()
     await server.close()
     logger.info("ended")
     return 0
+
+
+async def _serve_metrics(service: Service, server: Server, replica: Replica) -> ScrapePort | None:
+    """Return the port of the metrics, which listens; None, after saying why, where it cannot."""
+    from connmon.cluster.metrics import Metrics  # prometheus_client takes a while, and few need it
+    from connmon.cluster.scrape import ScrapePort
+
+    assert service.metrics is not None
+    scrapes = ScrapePort(service.metrics, Metrics(server, replica).page)
+    try:
+        await scrapes.start()
+    except OSError as error:
+        where = f"{service.origin} metrics: " if service.origin else ""
+        _complain(f"{where}cannot listen on {service.metrics}: {_reason(error)}", 1)
+        return None
+    logger.info("metrics are at http://%s/metrics, for anyone who reaches it", service.metrics)
+    return scrapes
 
 
 async def _tell_ready(service: Service, node: Node, replica: Replica, port: int) -> None:

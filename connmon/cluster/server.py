@@ -158,6 +158,8 @@ class Server:
         """When the last tick was made; None while another node leads."""
         self._digests = Digests(clock)
         replica.on_applied = lambda _batch, _outcome: self._digests.moved(replica.state)
+        self.on_command: Callable[[Batch, float], None] | None = None
+        """Called after each batch of this node's with the seconds from proposing to applying it."""
         self._started = clock()
         self.held = 0
         """Bytes that clients hold of this node's memory."""
@@ -403,6 +405,7 @@ class Server:
 
     async def _apply(self, batch: Batch, taken: list[_Waiting]) -> None:
         """Have the batch applied and answer those who wait for it."""
+        proposed = self.clock()
         try:
             outcome = await self._replica.propose(batch)
         except Exception as error:
@@ -415,6 +418,8 @@ class Server:
             return
         finally:
             self.held -= sum(waiting.memory for waiting in taken)
+        if self.on_command is not None:
+            self.on_command(batch, self.clock() - proposed)
         full = {(instance, sequence): wanted for instance, sequence, wanted in outcome.answers}
         for what, link, _, _ in taken:
             if link is None:

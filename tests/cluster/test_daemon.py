@@ -251,7 +251,6 @@ def test_a_mistake_in_the_file_is_one_line(
 @pytest.mark.parametrize(
     "setting",
     [
-        "metrics: localhost:9000",
         "csv_dump: /tmp/x.csv",
         "csv_columns: host",
         "csv_token: abc",
