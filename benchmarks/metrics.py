@@ -166,9 +166,8 @@ def main() -> int:
     except Wrong as error:
         print(f"WRONG: {error}")
         return 1
-    print(
-        f"{figures['programs']} programs, a page of {figures['page_bytes'] / 1e6:.1f} MB, load {figures['load']:.1f}"
-    )
+    size = figures["page_bytes"] / 1e6
+    print(f"{figures['programs']} programs, a page of {size:.1f} MB, load {figures['load']:.1f}")
     for name, text in (
         ("scrape_seconds", "a scrape (target: at most 500 ms)"),
         ("report_seconds_without_scrapes", "a report until acknowledged, nobody scrapes"),

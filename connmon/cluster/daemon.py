@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from connmon import __version__
 from connmon.cluster.datadir import DataDir
+from connmon.cluster.dump import Dump, open_dump
+from connmon.cluster.dumpfile import DumpFile
 from connmon.cluster.replica import Replica
 from connmon.cluster.server import CLIENTS, SPARE_FILES, Notices, Server
 from connmon.cluster.state import State
@@ -37,10 +39,6 @@ logger = logging.getLogger("connmon.connmond")
 
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
-#: Settings of a service that this version knows but does not honour. Forgetting what was to be
-#: kept would be worse than not running.
-_NOT_YET: Final = ("csv_dump", "csv_columns", "csv_token")
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a node; return the exit code. `argv` is without the program's name."""
@@ -49,9 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load(options.config)
         service = config.service(options.service)
         node = service.node(options.node)
-        _check(service)
         credentials = of_node(service)
         _set_up_logging(config, options.verbose)
+        dump_file = open_dump(service)
         kept = (
             None
             if service.data_dir is None
@@ -61,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(str(error), 2)
     _raise_file_limit()
     try:
-        return asyncio.run(_serve(service, node, credentials, kept))
+        return asyncio.run(_serve(service, node, credentials, kept, dump_file))
     except KeyboardInterrupt:  # before the loop took over the signal
         return 0
     finally:
@@ -87,14 +85,6 @@ def _complain(message: str, code: int) -> int:
     with contextlib.suppress(OSError):
         print(f"connmond: {message}", file=sys.stderr, flush=True)
     return code
-
-
-def _check(service: Service) -> None:
-    """Raise ConfigError where the service asks for what this version cannot do."""
-    where = f"{service.origin}: " if service.origin else ""
-    for option in _NOT_YET:
-        if getattr(service, option) is not None:
-            raise ConfigError(f"{where}{option}: not in this version; take the line out to run without it")
 
 
 def _set_up_logging(config: Config, verbose: bool) -> None:
@@ -124,7 +114,13 @@ def _raise_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-async def _serve(service: Service, node: Node, credentials: Credentials, kept: DataDir | None) -> int:
+async def _serve(
+    service: Service,
+    node: Node,
+    credentials: Credentials,
+    kept: DataDir | None,
+    dump_file: DumpFile | None,
+) -> int:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_unexpected(Notices(time.monotonic)))
     stop = asyncio.Event()
@@ -163,9 +159,12 @@ async def _serve(service: Service, node: Node, credentials: Credentials, kept: D
             service.name,
             node.bind,
         )
-    ready = loop.create_task(_tell_ready(service, node, replica, server.port))
+    tasks = [loop.create_task(_tell_ready(service, node, replica, server.port))]
+    if dump_file is not None:
+        tasks.append(loop.create_task(Dump(service, node.name, server, replica, dump_file).run()))
     await stop.wait()
-    ready.cancel()
+    for task in tasks:
+        task.cancel()
     if scrapes is not None:
         await scrapes.close()
     await server.close()

@@ -357,7 +357,7 @@ def test_without_quorum(tmp_path: Path) -> None:
     node.which = ("--node", "node1")
     try:
         node.begin()
-        page = wait_for(lambda: _page_or_none(node), 15, "the page")
+        page = wait_for(lambda: _page_or_none(node), 15, "the page") or ""
         found = samples(page)
         assert found["connmon_node_quorum"] == [({}, 0)]
         assert not [name for name in found if not name.startswith("connmon_node_")]
