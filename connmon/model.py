@@ -20,6 +20,8 @@ from typing import Annotated, Final, Literal, NamedTuple, TypeAlias, TypeVar, Un
 
 from msgspec import Meta, Struct
 
+from connmon import histogram
+
 #: The largest integer that JSON readers keep exact; no count can pass it.
 LARGEST = 2**53 - 1
 
@@ -102,6 +104,21 @@ class Peaks(NamedTuple):
     longest_wait: Seconds = 0.0
 
 
+Buckets: TypeAlias = Annotated[tuple[Count, ...], Meta(max_length=histogram.BUCKETS)]
+
+
+class Times(NamedTuple):
+    """How long things took, since the beginning; see the module `histogram`."""
+
+    waits: Buckets = ()
+    """Waits that have ended, by a connection, a timeout or a cancellation. Who got a connection at
+    once has not waited."""
+    holds: Buckets = ()
+    """From checkout to checkin, however that came about."""
+    connects: Buckets = ()
+    """Making a connection; those that failed are not in here."""
+
+
 Vector = TypeVar("Vector", Gauges, Totals)
 
 
@@ -130,6 +147,8 @@ class Process(Struct, frozen=True, array_like=True):
     """The command line, secrets masked."""
     started: Seconds | None
     """Seconds since the process started, when this was sent."""
+    container: Name | None = None
+    """The id of the container that it runs in. None: in none, as far as can be seen from inside."""
 
 
 class Usage(Struct, frozen=True, array_like=True):
@@ -179,6 +198,7 @@ class PoolReport(Struct, frozen=True, array_like=True):
     """How long the one who waits longest has waited by now. None: nobody waits."""
     held: Seconds | None = None
     """How long the connection held longest has been held by now. None: none is held."""
+    times: Times = Times()
 
 
 class Connection(Struct, frozen=True, array_like=True):
@@ -267,6 +287,14 @@ class Batch(Struct, frozen=True, array_like=True):
 # --- What readers are told ----------------------------------------------------------------
 
 
+class Quantiles(NamedTuple):
+    """What half, 95 % and 99 % of something took at most, lately. None: there was nothing."""
+
+    p50: Seconds | None = None
+    p95: Seconds | None = None
+    p99: Seconds | None = None
+
+
 class Figures(Struct, frozen=True, array_like=True):
     """The numbers of one row, whatever it groups."""
 
@@ -286,6 +314,10 @@ class Figures(Struct, frozen=True, array_like=True):
     checkouts_per_second: Number
     reported: Seconds | None
     """When the latest report was applied."""
+    waits: Quantiles = Quantiles()
+    """Of those that ended in the last one to two minutes, as the two that follow; see `Times`."""
+    holds: Quantiles = Quantiles()
+    connects: Quantiles = Quantiles()
 
 
 class ProgramRow(Struct, frozen=True, array_like=True, tag="program"):

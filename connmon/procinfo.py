@@ -61,12 +61,46 @@ def masked(command: Sequence[str]) -> str:
     return printable(" ".join(words))[:_COMMAND_LIMIT]
 
 
+_PROC = "/proc/self"
+# Docker, Podman, containerd and CRI-O: 64 hexadecimal digits, as part of a control group's name, or of
+# the path of a file that they mount over one of /etc; LXC: the name that the container has.
+_CONTAINER = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
+_LXC = re.compile(r"/lxc(?:\.payload[./]|/)([^/\s]+)")
+_MOUNTED = re.compile(r" /etc/(?:hostname|hosts|resolv\.conf) ")
+_PROC_LIMIT = 1 << 20
+
+
+def container() -> str | None:
+    """Return the id of the container that this process runs in, None where it sees none.
+
+    Hosts' names and pids repeat in containers; this tells one from the other.
+    """
+    groups = _read("cgroup")
+    found = _CONTAINER.search(groups)
+    if found is None:  # in a namespace of control groups a container does not see its own name
+        mounts = [line for line in _read("mountinfo").splitlines() if _MOUNTED.search(line)]
+        found = _CONTAINER.search("\n".join(mounts))
+    if found is not None:
+        return found[0]
+    lxc = _LXC.search(groups)
+    return None if lxc is None else printable(lxc[1])[:256]
+
+
+def _read(name: str) -> str:
+    try:
+        with open(f"{_PROC}/{name}", "rb") as file:
+            return file.read(_PROC_LIMIT).decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
 def identity(host: str, program: str) -> Process:
     """Return who this process is."""
     process = _self()
     pid = os.getpid()
+    within = container()
     if process is None:
-        return Process(host, program, pid, os.getppid(), None, None, None)
+        return Process(host, program, pid, os.getppid(), None, None, None, within)
     user = _try(process.username)
     command = _try(process.cmdline)
     created = _try(process.create_time)
@@ -78,6 +112,7 @@ def identity(host: str, program: str) -> Process:
         None if user is None else printable(user)[:256],
         None if command is None else masked(command),
         None if created is None else max(0.0, time.time() - created),
+        within,
     )
 
 

@@ -5,7 +5,7 @@
 - An answer counts only when its last frame is there. One that broke off leaves no trace, and
   is asked again from the same version.
 - Ages are `clock` minus the row's own times, both of the replica, and never negative. Floats
-  have three digits. What is not known is None, never 0.
+  have three digits, quantiles six. What is not known is None, never 0.
 - Of a process that is lost, and of its pools, the present is not known (`PRESENT`, and the
   process's own usage); maxima and totals are. A connection of a lost process keeps what was
   last heard of it, but its `state` and `held_seconds` are not known.
@@ -33,6 +33,7 @@ from connmon.model import (
     PoolRow,
     ProcessRow,
     ProgramRow,
+    Quantiles,
     Query,
     Row,
     RowKey,
@@ -45,6 +46,13 @@ _Sorted: TypeAlias = list[tuple[tuple[Any, ...], RowKey, Cells]]
 #: No age is shown as longer than this (seconds), whatever a peer says.
 LONGEST: Final = 1e12
 
+#: What half, 95 % and 99 % of the waits, the holds and the connects took at most, of those that ended
+#: in the last one to two minutes; None where there were none.
+QUANTILES: Final = (
+    "wait_p50_seconds", "wait_p95_seconds", "wait_p99_seconds",
+    "held_p50_seconds", "held_p95_seconds", "held_p99_seconds",
+    "connect_p50_seconds", "connect_p95_seconds", "connect_p99_seconds",
+)  # fmt: skip
 #: The keys of a row's figures, in the order of the contract.
 FIGURES: Final = (
     "processes", "max_processes", "pools", "capacity",
@@ -52,19 +60,21 @@ FIGURES: Final = (
     "waiting", "max_waiting", "longest_wait_seconds", "longest_held_seconds",
     "connects_total", "closes_total", "checkouts_total", "checkins_total",
     "invalidations_total", "timeouts_total", "connect_errors_total",
-    "checkouts_per_second", "last_report_seconds",
+    "checkouts_per_second", "last_report_seconds", *QUANTILES,
 )  # fmt: skip
 #: Those of them that tell the present, which is not known of what is lost.
 PRESENT: Final = (
     "pools", "capacity", "connections", "checked_out", "idle", "overflow", "detached", "waiting",
     "longest_wait_seconds", "longest_held_seconds", "checkouts_per_second",
+    *QUANTILES,
 )  # fmt: skip
 _OF_PROCESS: Final = tuple(key for key in FIGURES if key not in ("processes", "max_processes"))
 _OF_POOL: Final = tuple(key for key in _OF_PROCESS if key != "pools")
 
 _USAGE: Final = ("cpu_percent", "rss_bytes", "threads", "open_files")
 _PROCESS: Final = (
-    "host", "program", "pid", "instance", "ppid", "node", "user", "command", "started_seconds", *_USAGE,
+    "host", "program", "pid", "instance", "ppid", "node", "user", "command", "started_seconds", "container",
+    *_USAGE,
 )  # fmt: skip
 _DATABASE: Final = ("dialect", "database_host", "database_port", "database")
 _POOL: Final = ("pool", "pool_class", "pool_size", "max_overflow", "timeout_seconds", *_DATABASE)
@@ -288,6 +298,7 @@ def _process(row: ProcessRow, clock: float) -> Cells:
         "user": process.user,
         "command": process.command,
         "started_seconds": None if row.started is None else _age(clock, row.started),
+        "container": process.container,
         "cpu_percent": _round(usage.cpu_percent),
         "rss_bytes": usage.rss_bytes,
         "threads": usage.threads,
@@ -353,6 +364,17 @@ def figure_cells(figures: Figures, clock: float) -> Cells:
         "connect_errors_total": totals.connect_errors,
         "checkouts_per_second": round(figures.checkouts_per_second, 3),
         "last_report_seconds": None if figures.reported is None else _age(clock, figures.reported),
+        **_quantiles("wait", figures.waits),
+        **_quantiles("held", figures.holds),
+        **_quantiles("connect", figures.connects),
+    }
+
+
+def _quantiles(what: str, quantiles: Quantiles) -> Cells:
+    # Six digits: what takes 0.2 ms would be nothing with three.
+    return {
+        f"{what}_{name}_seconds": None if value is None else round(value, 6)
+        for name, value in zip(quantiles._fields, quantiles, strict=True)
     }
 
 

@@ -96,7 +96,7 @@ def watched(make: Callable[[str], Any], url: str, tracing: holder.Tracing) -> An
     """Return an engine whose pool is accounted for, in a ledger of its own."""
     engine = make(url)
     sync = getattr(engine, "sync_engine", engine)
-    ledger = Ledger("i", threading.Lock, holder)
+    ledger = Ledger("i", threading.Lock, time.monotonic, holder)
     instrument(sync.pool, ledger, describe(sync), lambda _: None, tracing)
     return engine
 

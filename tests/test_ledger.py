@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
+from itertools import zip_longest
 from typing import Any
 
 import pytest
@@ -23,8 +25,9 @@ from hypothesis.stateful import (
 from msgspec import structs
 from sqlalchemy.pool import NullPool
 
+from connmon.cluster.records import added_times
 from connmon.cluster.state import State
-from connmon.model import Batch, Gauges, Peaks, PoolInfo, Process, Report, Totals, database_key
+from connmon.model import Batch, Gauges, Peaks, PoolInfo, Process, Report, Times, Totals, database_key
 from connmon.plugin import ledger as module
 from connmon.plugin.account import PoolAccount, highest, within
 from connmon.plugin.ledger import Ledger
@@ -53,7 +56,7 @@ def info(database: str = "neutron", size: int | None = 5, overflow: int | None =
 
 
 def make_ledger(instance: str = "one") -> Ledger:
-    return Ledger(instance, threading.Lock, Holders())
+    return Ledger(instance, threading.Lock, time.monotonic, Holders())
 
 
 class Driver:
@@ -499,7 +502,7 @@ def test_a_take_that_cannot_fold_in_time_is_none(monkeypatch: pytest.MonkeyPatch
         def release(self) -> None:
             raise AssertionError
 
-    ledger = Ledger("one", Taken)
+    ledger = Ledger("one", Taken, time.monotonic)
     assert ledger.take(1.0, alive=True) is None
 
 
@@ -560,6 +563,8 @@ class Facts:
         self.unfinished: dict[int, int] = {}
         """Checkouts of each connection that have not ended."""
         self.waits: list[int] = []
+        self.holds = self.waited = 0
+        """Holds and waits that have ended."""
         self.most = [0, 0, 0]
 
 
@@ -576,7 +581,7 @@ class Ledgers(RuleBasedStateMachine):
         self.facts: list[Facts] = []
         self.connections: list[Truth] = []
         self.most = [0, 0, 0]
-        self.seen = Totals()
+        self.seen, self.times = Totals(), Times()
         self.pool(0)
 
     # -- the application
@@ -633,6 +638,7 @@ class Ledgers(RuleBasedStateMachine):
     def _finish(self, truth: Truth) -> None:
         facts = self.facts[truth.pool]
         facts.totals["checkins"] += facts.unfinished.pop(id(truth), 0)
+        facts.holds += truth.held
         truth.held = False
 
     @rule(pick=st.integers(0, 99))
@@ -744,6 +750,7 @@ class Ledgers(RuleBasedStateMachine):
         if waiting:
             facts = waiting[pick % len(waiting)]
             facts.account.wait_ends(facts.waits.pop(), self.now)
+            facts.waited += 1
             if timeout:
                 facts.account.timeouts += 1
                 facts.totals["timeouts"] += 1
@@ -781,10 +788,11 @@ class Ledgers(RuleBasedStateMachine):
         """From here on this is the child."""
         self.ledger.forked(str(self.instances))
         self.instances += 1
-        self.most, self.seen = [0, 0, 0], Totals()
+        self.most, self.seen, self.times = [0, 0, 0], Totals(), Times()
         for facts in self.facts:
             facts.totals = dict.fromkeys(Totals._fields, 0)
             facts.unfinished, facts.waits, facts.most = {}, [], [0, 0, 0]
+            facts.holds = facts.waited = 0
         for truth in list(self.connections):
             truth.held = truth.known = False
             if truth.detached or self.facts[truth.pool].pool is None:
@@ -834,6 +842,10 @@ class Ledgers(RuleBasedStateMachine):
         process = self.state.processes[self.ledger.instance]
         assert all(now >= then for now, then in zip(process.totals, self.seen, strict=True))
         self.seen = process.totals
+        times = added_times([pool.times for pool in process.pools.values()])
+        for now, then in zip(times, self.times, strict=True):
+            assert all(a >= b for a, b in zip_longest(now, then, fillvalue=0))
+        self.times = times
         return wanted
 
     def _check_report(self, report: Report) -> None:
@@ -854,6 +866,8 @@ class Ledgers(RuleBasedStateMachine):
         known = [c for c in self.connections if c.known]
         expected = Totals(*(sum(f.totals[field] for f in self.facts) for field in Totals._fields))
         assert process.totals == expected
+        assert sum(self.times.holds) == sum(facts.holds for facts in self.facts)
+        assert sum(self.times.waits) == sum(facts.waited for facts in self.facts)
         gauges = process.gauges
         assert gauges.pools == sum(facts.pool is not None for facts in self.facts)
         assert gauges[3:5] == (len(known), sum(c.held and not c.detached for c in known))
@@ -870,6 +884,8 @@ class Ledgers(RuleBasedStateMachine):
             if facts.pool is not None:
                 assert record is not None
                 assert record.totals == Totals(**facts.totals)
+                assert sum(record.times.holds) == facts.holds
+                assert sum(record.times.waits) == facts.waited
                 assert [record.max_connections, record.max_checked_out, record.max_waiting] == facts.most
             group = self.state.groups.get(database_key(facts.account.info))
             if group is None:

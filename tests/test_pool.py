@@ -31,6 +31,7 @@ from sqlalchemy.pool import (
 )
 from sqlalchemy.util import await_only
 
+from connmon import histogram
 from connmon.model import Gauges, PoolInfo, Totals
 from connmon.plugin import pool as plugin_pool
 from connmon.plugin import queuepool
@@ -47,7 +48,7 @@ every_class = pytest.mark.parametrize("poolclass", CLASSES)
 
 
 def make_ledger() -> Ledger:
-    return Ledger("i", threading.Lock)
+    return Ledger("i", threading.Lock, time.monotonic)
 
 
 class Watched:
@@ -79,6 +80,9 @@ class Watched:
             assert (totals.connects, totals.closes) == (database.connects, database.closes)
             assert account.live.peak_open <= database.most
         self.check_live(gauges)
+        times = account.times()
+        assert sum(times.holds) == totals.checkins
+        assert sum(times.connects) == totals.connects
         return totals
 
     def check_live(self, gauges: Gauges) -> None:
@@ -639,6 +643,83 @@ def test_the_server_id_is_kept() -> None:
     watched.connect().close()
     (entry,) = watched.account.entries.values()
     assert entry.server_id == 7
+
+
+# --- How long things take -------------------------------------------------------------------
+
+
+class Clock:
+    """The clock of all that is measured, moved by the test."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        for module in (plugin_pool, queuepool):
+            patch.setattr(module, "monotonic", self)
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def timed(*seconds: float) -> tuple[int, ...]:
+    """Return the histogram of these."""
+    counts = [0] * histogram.BUCKETS
+    for each in seconds:
+        counts[histogram.bucket(each)] += 1
+    return histogram.trimmed(counts)
+
+
+@pytest.mark.parametrize("poolclass", [QueuePool, NullPool])
+def test_how_long_things_take(poolclass: type[Pool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connects from the creator's call to its return, holds from checkout to whatever ends them."""
+    clock = Clock(monkeypatch)
+    watched = Watched(poolclass, Ledger("i", threading.Lock, clock))
+
+    def slow() -> None:
+        clock.now += 0.3
+
+    watched.database.on_connect = slow
+    connects, holds = [], []
+    for took, end in (
+        (0.002, lambda c: c.close()),
+        (0.03, lambda c: c.invalidate()),
+        (7.0, lambda c: (c.detach(), c.close())),
+        (0.5, lambda c: None),  # dropped: the garbage collection gives it back
+    ):
+        before = watched.database.connects
+        connection = watched.connect()
+        connects += [0.3] * (watched.database.connects - before)
+        clock.now += took
+        end(connection)
+        del connection
+        gc.collect()
+        holds.append(took)
+        assert watched.account.times() == ((), timed(*holds), timed(*connects))
+    watched.database.refuse = Disconnected("no")
+    watched.engine.dispose()
+    with pytest.raises(Disconnected):
+        watched.connect()
+    watched.account.fold()
+    assert watched.account.times() == ((), timed(*holds), timed(*connects))
+
+
+def test_how_long_waits_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wait counts when it ends, by a connection or a timeout; who gets one at once has not waited."""
+    clock = Clock(monkeypatch)
+    watched = Watched(pool_size=1, max_overflow=0, pool_timeout=30.0)
+    held = watched.connect()
+    assert watched.account.times().waits == ()
+    thread = threading.Thread(target=lambda: watched.connect().close())
+    thread.start()
+    wait_for(lambda: watched.account.live.waiting == 1)
+    clock.now += 2.0
+    held.close()
+    thread.join(10)
+    pool: Any = watched.engine.pool
+    held, pool._timeout = watched.connect(), 0.01
+    with pytest.raises(exc.TimeoutError):
+        watched.connect()
+    held.close()
+    assert watched.account.times().waits == timed(2.0, 0.0)
 
 
 # --- Waits and timeouts ---------------------------------------------------------------------

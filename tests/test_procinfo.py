@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 
 import msgspec
 import psutil
@@ -170,3 +171,48 @@ def test_host(name: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A host has a name, and not a longer one than the wire takes."""
     monkeypatch.setattr(socket, "gethostname", lambda: name)
     assert procinfo.host() == told
+
+
+# --- Containers -----------------------------------------------------------------------------
+
+_ID = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+_SANDBOX = "60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752"
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "mountinfo", "found"),
+    [
+        (f"12:pids:/docker/{_ID}\n0::/system.slice", "", _ID),
+        (f"0::/system.slice/docker-{_ID}.scope\n", "", _ID),
+        (f"0::/machine.slice/libpod-{_ID}.scope/container\n", "", _ID),
+        (f"0::/kubepods.slice/kubepods-podb7c5_1.slice/cri-containerd-{_ID}.scope\n", "", _ID),
+        (f"1:name=systemd:/kubepods/besteffort/pod0b7c51d2-83e4/{_ID}\n", "", _ID),
+        # Docker and Podman with a namespace of control groups, which is what they do by default now.
+        ("0::/\n", f"612 590 254:1 /var/lib/docker/containers/{_ID}/hostname /etc/hostname rw - ext4", _ID),
+        ("0::/\n", f"7 5 0:1 /containers/overlay-containers/{_ID}/userdata/hosts /etc/hosts rw - tmpfs", _ID),
+        ("0::/\n", f"7 5 8:1 /var/lib/containerd/io.cri/sandboxes/{_SANDBOX}/resolv.conf /etc/resolv.conf rw",
+         _SANDBOX),
+        # The host of containers, and a checkout with a long hash in its name.
+        ("0::/init.scope\n", f"99 1 8:1 /x /var/lib/docker/containers/{_ID}/mounts/shm rw - tmpfs", None),
+        (f"0::/user.slice/build-{_ID}{_ID}.scope\n", "", None),
+        ("0::/lxc.payload.web1/system.slice/nova.service\n", "", "web1"),
+        ("4:memory:/lxc/db-2\n", "", "db-2"),
+        ("0::/system.slice/nova-api.service\n", "23 1 8:1 / / rw - ext4 /dev/sda1", None),
+        ("", "", None),
+    ],
+)  # fmt: skip
+def test_container(
+    cgroup: str, mountinfo: str, found: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The container's id, wherever its engine lets it be seen; on a host that runs containers, none."""
+    (tmp_path / "cgroup").write_text(cgroup)
+    (tmp_path / "mountinfo").write_text(mountinfo)
+    monkeypatch.setattr(procinfo, "_PROC", str(tmp_path))
+    assert procinfo.container() == found
+    assert procinfo.identity("h", "p").container == found
+
+
+def test_no_container_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where nothing can be read, nothing is said."""
+    monkeypatch.setattr(procinfo, "_PROC", str(tmp_path / "missing"))
+    assert procinfo.container() is None

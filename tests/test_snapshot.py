@@ -27,6 +27,7 @@ from connmon.model import (
     Process,
     ProcessRow,
     ProgramRow,
+    Quantiles,
     Query,
     Row,
     RowKey,
@@ -53,6 +54,8 @@ FIGURES_1 = Figures(
     held_since=59.0,
     checkouts_per_second=310.23456,
     reported=99.2,
+    waits=Quantiles(0.0001234567, 3.5, 12.0),
+    holds=Quantiles(0.002, 0.03, 0.04),
 )
 #: No maxima, nobody waits, nothing held, no report.
 FIGURES_2_REST: Any = (0, 0, 0, 0, 0.0, None, None, 0.0, None)
@@ -85,6 +88,15 @@ SHOWN_1 = {
     "connect_errors_total": 4,
     "checkouts_per_second": 310.235,
     "last_report_seconds": 0.8,
+    "wait_p50_seconds": 0.000123,
+    "wait_p95_seconds": 3.5,
+    "wait_p99_seconds": 12.0,
+    "held_p50_seconds": 0.002,
+    "held_p95_seconds": 0.03,
+    "held_p99_seconds": 0.04,
+    "connect_p50_seconds": None,
+    "connect_p95_seconds": None,
+    "connect_p99_seconds": None,
 }
 SHOWN_PROCESS = {
     "host": "ctl1",
@@ -96,6 +108,7 @@ SHOWN_PROCESS = {
     "user": "nova",
     "command": "nova-api --x",
     "started_seconds": 150.5,
+    "container": "9f86d081884c",
     "cpu_percent": 1.235,
     "rss_bytes": 2**27,
     "threads": 3,
@@ -124,7 +137,7 @@ def process(
     state: RowState = "connected",
     figures: Figures = FIGURES_1,
 ) -> ProcessRow:
-    who = Process(host, program, pid, 1, "nova", "nova-api --x", 3.0)
+    who = Process(host, program, pid, 1, "nova", "nova-api --x", 3.0, "9f86d081884c")
     return ProcessRow(instance, "node1", who, -50.5, Usage(1.23456, 2**27, 3, 9), state, figures)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ class World:
 
     def __init__(self, count: int = 3, seed: int = 1) -> None:
         self.now = 1000.0
-        self.ledger = Ledger("i", threading.Lock)
+        self.ledger = Ledger("i", threading.Lock, time.monotonic)
         self.account = self.ledger.pool(INFO)
         self.uplink = Uplink(service(count), self.ledger, self.describe, random.Random(seed), "connmon test")
         self.node = NodeSide()

@@ -10,11 +10,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from msgspec import Struct
 
+from connmon import histogram
 from connmon.model import (
     LARGEST,
     Connection,
@@ -26,6 +27,7 @@ from connmon.model import (
     Process,
     RowKey,
     RowState,
+    Times,
     Totals,
     Usage,
     Vector,
@@ -37,6 +39,10 @@ LARGEST_COUNT: Final = 2**43
 
 NO_GAUGES: Final = Gauges()
 NO_TOTALS: Final = Totals()
+NO_TIMES: Final = Times()
+
+#: What took how long "lately" is what ended in this window of the replica's clock and in the one before.
+WINDOW: Final = 60.0
 
 
 class Limits(NamedTuple):
@@ -76,6 +82,23 @@ def saturated(vector: Vector) -> Vector:
     return type(vector)(*[max(0, min(count, LARGEST)) for count in vector])
 
 
+def bounded_times(times: Times, most: int = LARGEST_COUNT) -> Times:
+    """Return the times with no count above `most`."""
+    if max(map(max, filter(None, times)), default=0) <= most:
+        return times
+    return Times(*[tuple([min(count, most) for count in counts]) for counts in times])
+
+
+def added_times(parts: Sequence[Times]) -> Times:
+    """Return the sum."""
+    return Times(*[histogram.added(counts) for counts in zip(*parts, strict=True)]) if parts else NO_TIMES
+
+
+def times_since(now: Times, before: Times) -> Times:
+    """Return what has come since `before`; where a count went back, nothing has."""
+    return Times(*map(histogram.since, now, before))
+
+
 # --- Kept and dumped ------------------------------------------------------------------------
 
 
@@ -112,11 +135,38 @@ class PoolRecord(Struct, array_like=True):
     """Checkouts per second."""
     version: int = 0
     """When it was last told of; its row changes with every report of the process."""
+    times: Times = NO_TIMES
+    window: int = 0
+    """The window in which it was last told of."""
+    mark: Times = NO_TIMES
+    """What `times` was before that window; and before the one before it."""
+    mark_before: Times = NO_TIMES
 
     @property
     def shown(self) -> bool:
         """Whether it has a row: what remains of closed pools is in the sums only."""
         return self.gauges.pools > 0
+
+    def tell_times(self, times: Times, clock: float) -> None:
+        """Take what it was just told of."""
+        window = int(clock // WINDOW)
+        if window != self.window:
+            self.mark_before = self.mark if window == self.window + 1 else self.times
+            self.mark, self.window = self.times, window
+        self.times = times
+
+    def forget_times(self, clock: float) -> None:
+        """Take for long past what it was told of so far."""
+        self.mark = self.mark_before = self.times
+        self.window = int(clock // WINDOW)
+
+    def lately(self, clock: float) -> Times:
+        """Return what took how long in this window and the one before."""
+        passed = int(clock // WINDOW) - self.window
+        if passed > 1 or not self.shown:  # what remains of closed pools takes over things long past
+            return NO_TIMES
+        before = self.mark if passed else self.mark_before
+        return NO_TIMES if self.times == before else times_since(self.times, before)
 
 
 class ProcessRecord(Struct, array_like=True):
@@ -176,6 +226,8 @@ class EndedRecord(Struct, array_like=True, frozen=True):
     at: float
     version: int
     totals: tuple[tuple[RowKey, Totals], ...]
+    times: tuple[Times, ...] = ()
+    """One for each of `totals`."""
 
 
 class BootRecord(Struct, array_like=True, frozen=True):
@@ -197,6 +249,7 @@ class GroupRecord(Struct, array_like=True, frozen=True):
     version: int
     born: int
     gone_since: float | None
+    ended_times: Times = NO_TIMES
 
 
 # --- Kept, and made again after loading -----------------------------------------------------
@@ -206,9 +259,9 @@ class Group:
     """A program on a host, a host, or a database: the sums over its processes."""
 
     __slots__ = (
-        "born", "cached", "cached_at", "ended", "gauges", "gone_since", "key", "lost", "max_checked_out",
-        "max_connections", "max_processes", "max_waiting", "members", "processes", "reported", "totals",
-        "version",
+        "born", "cached", "cached_at", "ended", "ended_times", "gauges", "gone_since", "key", "lately",
+        "lost", "max_checked_out", "max_connections", "max_processes", "max_waiting", "members", "processes",
+        "reported", "totals", "version",
     )  # fmt: skip
 
     def __init__(self, key: RowKey, version: int) -> None:
@@ -219,6 +272,7 @@ class Group:
         """Of connected and lost processes."""
         self.ended = NO_TOTALS
         """Of processes that were dropped."""
+        self.ended_times = NO_TIMES
         self.processes = 0
         self.lost = 0
         self.max_processes = self.max_connections = self.max_checked_out = self.max_waiting = 0
@@ -227,6 +281,8 @@ class Group:
         self.gone_since: float | None = None
         self.members: dict[str, ProcessRecord] = {}
         self.cached: Figures | None = None
+        self.lately = NO_TIMES
+        """What took how long lately, of its processes; kept with the figures."""
         self.cached_at = -1
         """The version that the cached figures are of."""
 
@@ -234,17 +290,31 @@ class Group:
     def state(self) -> RowState:
         return "connected" if self.processes else "lost" if self.lost else "gone"
 
+    def pools(self, present: bool = False) -> list[PoolRecord]:
+        """Return the pools that count in it, of connected and, but for the present, of lost processes."""
+        members = [process for process in self.members.values() if not (present and process.lost)]
+        pools = [pool for process in members for pool in process.pools.values()]
+        if self.key[0] == "database":
+            return [pool for pool in pools if pool.database == self.key]
+        return pools
+
+    @property
+    def times(self) -> Times:
+        """What took how long, ended processes included. It never goes back, as totals."""
+        return added_times([self.ended_times, *(pool.times for pool in self.pools())])
+
     def record(self) -> GroupRecord:
         maxima = (self.max_processes, self.max_connections, self.max_checked_out, self.max_waiting)
         return GroupRecord(
-            self.key, self.ended, maxima, self.reported, self.version, self.born, self.gone_since
+            self.key, self.ended, maxima, self.reported, self.version, self.born, self.gone_since,
+            self.ended_times,
         )  # fmt: skip
 
     @classmethod
     def of(cls, record: GroupRecord) -> Group:
         """Return the group without its processes."""
         group = cls(record.key, record.version)
-        group.ended = record.ended
+        group.ended, group.ended_times = record.ended, record.ended_times
         group.max_processes, group.max_connections, group.max_checked_out, group.max_waiting = record.maxima
         group.reported, group.born, group.gone_since = record.reported, record.born, record.gone_since
         return group

@@ -20,12 +20,15 @@ from typing import Final
 
 import msgspec
 
+from connmon import histogram
 from connmon.cluster.records import (
     NO_GAUGES,
+    NO_TIMES,
     NO_TOTALS,
     Group,
     PoolRecord,
     ProcessRecord,
+    added_times,
     connection_weight,
     saturated,
 )
@@ -35,15 +38,19 @@ from connmon.model import (
     ConnectionRow,
     DatabaseRow,
     Figures,
+    Gauges,
     Grouping,
     HostRow,
     PoolRow,
     ProcessRow,
     ProgramRow,
+    Quantiles,
     Query,
     Row,
     RowKey,
     Rows,
+    Times,
+    Totals,
     plus,
 )
 
@@ -51,6 +58,8 @@ from connmon.model import (
 CHUNK: Final = 2_000
 #: What the rows of one frame may weigh before it is closed, about in characters.
 CHUNK_WEIGHT: Final = 4 * 1024 * 1024
+
+UNKNOWN: Final = Quantiles()
 
 #: Whose rows are sent, for each grouping.
 _TABLES: Final[dict[Grouping, tuple[Grouping, ...]]] = {
@@ -193,7 +202,7 @@ def _row(tables: Tables, key: RowKey) -> Row | None:
     """Return the row of this key as it is now; None where there is none any more."""
     if key[0] in _GROUPS:
         group = tables.groups.get(key)
-        return None if group is None else _group_row(group)
+        return None if group is None else _group_row(tables, group)
     process = tables.processes.get(str(key[1]))
     if process is None:
         return None
@@ -205,7 +214,7 @@ def _row(tables: Tables, key: RowKey) -> Row | None:
             process.started,
             process.usage,
             process.state,
-            _own_figures(process, process),
+            _own_figures(tables, process, process),
         )
     number = key[2]
     assert isinstance(number, int)
@@ -214,7 +223,7 @@ def _row(tables: Tables, key: RowKey) -> Row | None:
         if pool is None or not pool.shown:
             return None
         return PoolRow(
-            process.instance, number, pool.info, process.state, _own_figures(process, pool)
+            process.instance, number, pool.info, process.state, _own_figures(tables, process, pool)
         )  # fmt: skip
     c = process.connections.get(number)
     if c is None:
@@ -225,9 +234,11 @@ def _row(tables: Tables, key: RowKey) -> Row | None:
     )  # fmt: skip
 
 
-def _own_figures(process: ProcessRecord, what: ProcessRecord | PoolRecord) -> Figures:
+def _own_figures(tables: Tables, process: ProcessRecord, what: ProcessRecord | PoolRecord) -> Figures:
     """Return the figures of a process, or of one of its pools."""
     lost = process.lost
+    pools = [what] if isinstance(what, PoolRecord) else list(process.pools.values())
+    lately = NO_TIMES if lost else _lately(pools, tables.clock)
     return Figures(
         0 if lost else 1,
         1 if lost else 0,
@@ -242,11 +253,24 @@ def _own_figures(process: ProcessRecord, what: ProcessRecord | PoolRecord) -> Fi
         None if lost else what.held_since,
         0.0 if lost else what.rate,
         process.reported,
+        *map(_quantiles, lately),
     )
 
 
-def _group_row(group: Group) -> ProgramRow | HostRow | DatabaseRow:
-    key, figures = group.key, _figures(group)
+def _lately(pools: Iterable[PoolRecord], clock: float) -> Times:
+    """Return what took how long lately in these pools together."""
+    return added_times([lately for pool in pools if (lately := pool.lately(clock)) is not NO_TIMES])
+
+
+def _quantiles(counts: histogram.Histogram) -> Quantiles:
+    """Return what half, 95 % and 99 % of what is counted took at most."""
+    return (
+        Quantiles(*[histogram.quantile(counts, share) for share in (0.5, 0.95, 0.99)]) if counts else UNKNOWN
+    )
+
+
+def _group_row(tables: Tables, group: Group) -> ProgramRow | HostRow | DatabaseRow:
+    key, figures = group.key, _figures(tables, group)
     if key[0] == "program":
         return ProgramRow(str(key[1]), str(key[2]), group.state, figures)
     programs = {(process.process.host, process.process.program) for process in group.members.values()}
@@ -260,7 +284,7 @@ def _group_row(group: Group) -> ProgramRow | HostRow | DatabaseRow:
     return DatabaseRow(dialect, host, port, database, len(programs), group.state, figures)
 
 
-def _figures(group: Group) -> Figures:
+def _figures(tables: Tables, group: Group) -> Figures:
     """Return the figures of a group; those that are not sums are looked up among its members."""
     if group.cached is not None and group.cached_at == group.version:
         return group.cached
@@ -273,6 +297,7 @@ def _figures(group: Group) -> Figures:
         else:
             alive.append(process)
     group.cached_at = group.version
+    group.lately = _lately(group.pools(present=True), tables.clock)
     group.cached = Figures(
         group.processes,
         group.lost,
@@ -288,6 +313,7 @@ def _figures(group: Group) -> Figures:
         # Rounded once, so the order of the members does not show.
         min(fsum(what.rate for what in alive), 1e15),
         group.reported,
+        *map(_quantiles, group.lately),
     )
     return group.cached
 
@@ -301,15 +327,17 @@ def totals(tables: Tables) -> tuple[Figures, int, int]:
         return tables.header[1:]
     hosts = programs = 0
     rows: list[Figures] = []
+    lately: list[Times] = []
     for group in tables.groups.values():
         if group.key[0] == "host":
             hosts += bool(group.members)
         elif group.key[0] == "program":
             programs += bool(group.members)
-            rows.append(_figures(group))
-    gauges, happened = NO_GAUGES, NO_TOTALS
-    for row in rows:
-        gauges, happened = plus(gauges, row.gauges), plus(happened, row.totals)
+            rows.append(_figures(tables, group))
+            if group.lately is not NO_TIMES:
+                lately.append(group.lately)
+    gauges = Gauges(*map(sum, zip(NO_GAUGES, *[row.gauges for row in rows], strict=True)))
+    happened = Totals(*map(sum, zip(NO_TOTALS, *[row.totals for row in rows], strict=True)))
     figures = Figures(
         sum(row.processes for row in rows),
         sum(row.lost_processes for row in rows),
@@ -324,6 +352,7 @@ def totals(tables: Tables) -> tuple[Figures, int, int]:
         min((row.held_since for row in rows if row.held_since is not None), default=None),
         min(fsum(row.checkouts_per_second for row in rows), 1e15),
         max((row.reported for row in rows if row.reported is not None), default=None),
+        *map(_quantiles, added_times(lately)),
     )
     tables.header = (tables.moved, figures, hosts, programs)
     return figures, hosts, programs

@@ -30,6 +30,7 @@ from connmon.cluster.records import (
     LARGEST_COUNT,
     LIMITS,
     NO_GAUGES,
+    NO_TIMES,
     NO_TOTALS,
     BootRecord,
     ConnectionRecord,
@@ -38,6 +39,7 @@ from connmon.cluster.records import (
     PoolRecord,
     ProcessRecord,
     bounded,
+    bounded_times,
     connection_weight,
     pool_weight,
 )
@@ -235,8 +237,10 @@ class State(Tables):
             gone = set(closed)
             for connection in [c for c in process.connections.values() if c.pool in gone]:
                 self._close_connection(process, connection.number)
+        # Of a process that is new here but not new, nobody knows when the things it tells of were.
+        young = report.sequence == 1 or process.sequence > 0
         for pool_report in report.pools:
-            self._take_pool(process, pool_report, span)
+            self._take_pool(process, pool_report, span, young)
         waiting_since = held_since = None
         for pool in process.pools.values():
             if pool.version != self.version:  # nothing was told of it: nothing happened there
@@ -260,8 +264,11 @@ class State(Tables):
         if pool.shown:
             self.bury(("pool", process.instance, number))
 
-    def _take_pool(self, process: ProcessRecord, told: PoolReport, span: float) -> None:
-        """Change one pool, or add it; without saying what it is, only a known one."""
+    def _take_pool(self, process: ProcessRecord, told: PoolReport, span: float, young: bool) -> None:
+        """Change one pool, or add it; without saying what it is, only a known one.
+
+        `young`: a pool that is new here is new, so what it tells of has just happened.
+        """
         pool = process.pools.get(told.number)
         info = told.info or (None if pool is None else pool.info)
         if info is None:
@@ -274,6 +281,8 @@ class State(Tables):
             pool = PoolRecord(told.number, info, database_key(info))
             process.pools[told.number] = pool
             self.weight += pool_weight(info)
+            pool.times = NO_TIMES if young else bounded_times(told.times)
+            pool.forget_times(self.clock)
         elif info is not pool.info and info != pool.info:
             key = database_key(info)
             if key != pool.database:
@@ -288,6 +297,7 @@ class State(Tables):
         self.shift(pool.database, more, happened)
         if pool.shown and not gauges.pools:
             self.bury(("pool", process.instance, told.number))
+        pool.tell_times(bounded_times(told.times), self.clock)
         # What remains of closed pools takes over totals of things long past.
         pool.rate = _rate(pool.totals, totals, span) if gauges.pools else 0.0
         pool.gauges, pool.totals = gauges, totals

@@ -25,11 +25,14 @@ from connmon.cluster.records import (
     Limits,
     ProcessRecord,
     Tombstones,
+    added_times,
+    bounded_times,
     connection_weight,
     pool_weight,
     saturated,
+    times_since,
 )
-from connmon.model import GROUPINGS, Figures, Gauges, RowKey, Totals, minus, plus
+from connmon.model import GROUPINGS, LARGEST, Figures, Gauges, RowKey, Times, Totals, minus, plus
 
 #: Seconds for which an ended process, a group without a process and a node's start are remembered.
 MEMORY: Final = 3600.0
@@ -132,11 +135,12 @@ class Tables:
         """Take in a process that has no pools yet; what it was before it was dropped is taken back."""
         ended = self.forget_ended(process.instance)
         if ended is not None:
-            for key, totals in ended.totals:
+            for (key, totals), times in zip(ended.totals, ended.times, strict=True):
                 group = self.groups.get(key)
                 # A group made anew since then has never had this process among its ended ones.
                 if group is not None and group.born <= ended.version:
                     group.ended = saturated(minus(group.ended, totals))
+                    group.ended_times = times_since(group.ended_times, times)
                     self.touch(group)
         self.processes[process.instance] = process
         self.weight += PROCESS_WEIGHT
@@ -172,14 +176,19 @@ class Tables:
         if not process.lost:
             self.lose(process)
         totals: dict[RowKey, Totals] = dict.fromkeys(process.databases(), NO_TOTALS)
+        took: dict[RowKey, list[Times]] = {key: [] for key in totals}
         for pool in process.pools.values():
             totals[pool.database] = plus(totals[pool.database], pool.totals)
+            took[pool.database].append(pool.times)
             self.weight -= pool_weight(pool.info)
+        times = {key: added_times(parts) for key, parts in took.items()}
         totals[process.program_key] = totals[process.host_key] = process.totals
+        times[process.program_key] = times[process.host_key] = added_times(list(times.values()))
         for key, happened in totals.items():
             group = self.groups[key]
             group.totals = minus(group.totals, happened)
             group.ended = saturated(plus(group.ended, happened))
+            group.ended_times = bounded_times(added_times([group.ended_times, times[key]]), LARGEST)
             self.unenroll(group, process)
         for connection in process.connections.values():
             self.weight -= connection_weight(connection)
@@ -188,7 +197,12 @@ class Tables:
             self.bury(key)
         del self.processes[process.instance]
         ended = EndedRecord(
-            process.instance, process.sequence, self.clock, self.version, tuple(totals.items())
+            process.instance,
+            process.sequence,
+            self.clock,
+            self.version,
+            tuple(totals.items()),
+            tuple(times[key] for key in totals),
         )
         self.remember_ended(ended)
 

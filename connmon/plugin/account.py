@@ -11,7 +11,8 @@ Who may write what, so that no lock is needed where the application runs:
    taken out of its dict once, so it is folded once.
 4. `Live` counts the present beside that, for peaks alone: a peak must be seen when it happens.
    If a lost update ever let it drift, `settle` sets it right when the pool has been quiet.
-5. An ended connection is `Entry.closed`, whoever notices it first: a close event, the end of the
+5. How long things took is counted like totals: of a connection in its entry, of waits in their pool.
+6. An ended connection is `Entry.closed`, whoever notices it first: a close event, the end of the
    `Token` in `record.info`, or of the driver's connection. Further notices do nothing.
 
 Times are seconds of one monotonic clock, handed in.
@@ -20,9 +21,11 @@ Times are seconds of one monotonic clock, handed in.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from connmon.model import Gauges, Peaks, PoolInfo, Totals, plus
+from connmon.histogram import BUCKETS, added, bucket, trimmed
+from connmon.model import Gauges, Peaks, PoolInfo, Times, Totals, plus
 
 if TYPE_CHECKING:
     from connmon.plugin.ledger import Ledger
@@ -101,11 +104,14 @@ class Entry:
     """One physical connection, from its connect (or adoption) to its end."""
 
     __slots__ = (
-        "checkins", "checkouts", "closed", "detached", "holder", "invalidations", "key", "number", "opened",
-        "owned", "pool", "seen", "seen_at", "server_id", "since", "site", "told", "told_at", "weak",
+        "checkins", "checkouts", "closed", "detached", "holder", "holds", "invalidations", "key", "number",
+        "opened", "owned", "pool", "seen", "seen_at", "server_id", "since", "site", "told", "told_at", "took",
+        "weak",
     )  # fmt: skip
 
-    def __init__(self, number: int, pool: PoolAccount, key: int, opened: float, owned: bool) -> None:
+    def __init__(
+        self, number: int, pool: PoolAccount, key: int, opened: float, owned: bool, took: float | None
+    ) -> None:
         self.number = number
         self.pool = pool
         self.key = key
@@ -113,6 +119,10 @@ class Entry:
         self.opened = opened
         self.owned = owned
         """False: inherited through a fork, so another process has counted its connect."""
+        self.took = took
+        """Seconds that it took to make. None: not known."""
+        self.holds = [0] * BUCKETS
+        """How long it was held, each time, as a histogram."""
         self.server_id: int | None = None
         self.since = 0.0
         """When the present holder got it; 0.0: nobody holds it."""
@@ -148,8 +158,10 @@ class Entry:
         elif self.since:
             pool.live.checked_out -= 1
             pool.process.checked_out -= 1
-        self.since = 0.0
+        if self.since:
+            self.holds[bucket(pool.ledger.clock() - self.since)] += 1
         self.checkins = self.checkouts
+        self.since = 0.0  # last: from now on it may be folded
 
 
 class Token:
@@ -201,8 +213,11 @@ class PoolAccount:
         self.waits: dict[int, float] = {}
         self.timeouts = 0
         self.connect_errors = 0
+        self.waited = [0] * BUCKETS
+        """How long each wait took that has ended, as a histogram."""
         self.ended = Totals()
         """What the entries that have ended left behind."""
+        self.ended_times = Times()
         self.gone: list[int] = []
         """Told connections that have ended since the last report."""
         self.told: object = None
@@ -219,14 +234,16 @@ class PoolAccount:
         self.detached = {}
         self.waits = {}
         self.timeouts = self.connect_errors = 0
+        self.waited = [0] * BUCKETS
         self.ended = Totals()
+        self.ended_times = Times()
         self.gone = []
         self.told = self.unacknowledged = self.drift = None
         self.live.reset()
 
-    def opened(self, key: int, now: float, *, owned: bool = True) -> Entry:
-        """Add a connection that was just made (or, not owned, that was found in use)."""
-        entry = Entry(next(self.ledger.numbers), self, key, now, owned)
+    def opened(self, key: int, now: float, *, owned: bool = True, took: float | None = None) -> Entry:
+        """Add a connection that was just made, in `took` seconds (or, not owned, that was found in use)."""
+        entry = Entry(next(self.ledger.numbers), self, key, now, owned, took)
         self.entries[entry.number] = entry
         # No call and no loop in between here, nor where it is counted back: there another thread
         # may come in, and find (and peak at) a process that is not the sum of its pools.
@@ -265,14 +282,18 @@ class PoolAccount:
             live.longest_wait = waited
         if waited > process.longest_wait:
             process.longest_wait = waited
+        number = bucket(waited)
+        self.waited[number] += 1
         self.waits.pop(wait, None)
 
     def fold(self) -> None:
         """Move what ended entries counted into `ended`. One thread at a time."""
-        ended = [entry for entry in list(self.entries.values()) if entry.closed]
+        ended = [entry for entry in list(self.entries.values()) if entry.closed and not entry.since]
+        folded: list[Entry] = []
         for entry in ended:
             if self.entries.pop(entry.number, None) is None:
                 continue
+            folded.append(entry)
             owned = int(entry.owned)
             self.ended = plus(
                 self.ended,
@@ -280,6 +301,32 @@ class PoolAccount:
             )
             if entry.told is not None:
                 self.gone.append(entry.number)
+        if folded:
+            self.ended_times = self._times(folded)
+
+    def _times(self, entries: list[Entry]) -> Times:
+        """Return how long things took with these connections, and with those that ended before."""
+        made, holds = [0] * BUCKETS, []
+        for entry in entries:
+            if entry.took is not None:
+                made[bucket(entry.took)] += 1
+            if entry.checkins:
+                holds.append(entry.holds)
+        before = self.ended_times
+        return Times((), added([before.holds, *holds]), added([before.connects, made]))
+
+    def times(self) -> Times:
+        """Return how long things took."""
+        return self._times(list(self.entries.values()))._replace(waits=trimmed(self.waited))
+
+    def inherit(self, times: Times) -> None:
+        """Add how long things took in a pool that is gone."""
+        self.waited = [a + b for a, b in zip_longest(self.waited, times.waits, fillvalue=0)]
+        self.ended_times = Times(
+            (),
+            added([self.ended_times.holds, times.holds]),
+            added([self.ended_times.connects, times.connects]),
+        )
 
     def count(self) -> tuple[Gauges, Totals, float | None]:
         """Return the present, the totals, and since when the connection held longest is held."""

@@ -67,9 +67,19 @@ class Ledger:
     `instance` names this process for as long as it lives; it is new after a fork.
     """
 
-    def __init__(self, instance: str, lock: Callable[[], Lock], holders: Holders | None = None) -> None:
-        """`lock` makes a lock of the native kind; `holders` knows who has a connection."""
+    def __init__(
+        self,
+        instance: str,
+        lock: Callable[[], Lock],
+        clock: Callable[[], float],
+        holders: Holders | None = None,
+    ) -> None:
+        """`lock` makes a lock of the native kind; `holders` knows who has a connection.
+
+        `clock` is the one that all times are of: nobody hands one in where a connection just ends.
+        """
         self.instance = instance
+        self.clock = clock
         self._lock = lock
         self._folding = lock()
         self.numbers = itertools.count(1)
@@ -170,14 +180,14 @@ class Ledger:
             longest = max(longest, wait or 0.0)
             peaks = account.live.collect(wait or 0.0)
             account.unacknowledged = highest(account.unacknowledged, peaks)
-            counted.append((account, gauges, totals, peaks, held_since, first, wait))
+            counted.append((account, gauges, totals, account.times(), peaks, held_since, first, wait))
         whole = self.live.collect(longest)
         self._unacknowledged = highest(self._unacknowledged, whole)
-        for account, gauges, totals, peaks, held_since, first, wait in counted:
+        for account, gauges, totals, times, peaks, held_since, first, wait in counted:
             gauges = within(gauges, peaks, whole, present)
             present = plus(present, gauges)
             peaks = account.unacknowledged or peaks
-            facts = (gauges, totals, peaks, held_since, first)
+            facts = (gauges, totals, times, peaks, held_since, first)
             if full or facts != account.told:
                 pools.append(
                     PoolReport(
@@ -188,6 +198,7 @@ class Ledger:
                         peaks,
                         wait,
                         None if held_since is None else max(0.0, now - held_since),
+                        times,
                     )
                 )
                 account.told = facts
@@ -273,6 +284,7 @@ class Ledger:
             remains = self._remains_of(account)
             lost = Totals(timeouts=account.timeouts, connect_errors=account.connect_errors)
             remains.ended = plus(plus(remains.ended, account.ended), lost)
+            remains.inherit(account.times())
             remains.gone += account.gone
             if account.told is not None:
                 self._closed_pools.append(account.number)

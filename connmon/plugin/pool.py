@@ -15,6 +15,7 @@ Rules, each paid for:
 from __future__ import annotations
 
 import weakref
+from bisect import bisect_left
 from collections.abc import Callable
 from time import monotonic
 from typing import Any, TypeAlias
@@ -22,6 +23,7 @@ from typing import Any, TypeAlias
 from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
+from connmon.histogram import BOUNDS
 from connmon.model import PoolInfo
 from connmon.plugin import forks, holder
 from connmon.plugin.account import Entry, Lifeline, PoolAccount, Token
@@ -125,6 +127,7 @@ def _listen(
             if dbapi_connection is None:  # it is gone: a reconnect failed
                 entry.end()
             elif entry.since:
+                entry.holds[bisect_left(BOUNDS, monotonic() - entry.since)] += 1
                 entry.checkins = entry.checkouts
                 entry.since = 0.0
                 live.checked_out -= 1
@@ -208,19 +211,27 @@ def _wrap_creator(pool: Pool, account: PoolAccount) -> None:
 
     # SQLAlchemy tells by the signature whether it takes the record.
     def creator(connection_record: Any) -> Any:
+        began = _clock()
         try:
             connection = invoke(connection_record)
         except BaseException:  # a cancelled connect has failed as well
             _count_connect_error(account)
             raise
-        _enter(account, connection_record, connection)
+        _enter(account, connection_record, connection, began)
         return connection
 
     setattr(creator, KEY, account)
     pool._creator = creator  # type: ignore[assignment]  # mypy: a setter
 
 
-def _enter(account: PoolAccount, record: Any, connection: Any) -> None:
+def _clock() -> float | None:
+    try:
+        return monotonic()
+    except Exception:
+        return None
+
+
+def _enter(account: PoolAccount, record: Any, connection: Any, began: float | None) -> None:
     """Enter a connection as soon as it is there.
 
     Its connect event may never come: an asyncio task can be cancelled while it waits for the
@@ -228,7 +239,8 @@ def _enter(account: PoolAccount, record: Any, connection: Any) -> None:
     """
     try:
         account.ledger.seen()
-        entry = account.opened(id(connection), monotonic())
+        now = monotonic()
+        entry = account.opened(id(connection), now, took=None if began is None else now - began)
         record.info[KEY] = Token(entry)
     except Exception:
         pass

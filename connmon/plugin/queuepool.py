@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
+from bisect import bisect_left
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
@@ -24,6 +25,7 @@ from typing import Any
 from sqlalchemy import exc
 from sqlalchemy.pool import Pool, QueuePool
 
+from connmon.histogram import BOUNDS
 from connmon.plugin.account import PoolAccount
 
 #: The key in `record.info`, the mark on a wrapped creator, and on a class made here.
@@ -98,6 +100,7 @@ def _watched_class(cls: type[Any]) -> type[Pool]:
                 entry.end()
             elif entry.since:
                 account = entry.pool
+                entry.holds[bisect_left(BOUNDS, monotonic() - entry.since)] += 1
                 entry.checkins = entry.checkouts
                 entry.since = 0.0
                 account.live.checked_out -= 1

@@ -74,7 +74,7 @@ class Reporter:
             if line is None:
                 # One process under two names is two rows: the second ledger is an instance of its own.
                 instance = self.instance if not self._lines else _instance()
-                ledger = Ledger(instance, native.lock, holder)
+                ledger = Ledger(instance, native.lock, monotonic, holder)
                 line = self._open(ledger, service, program, _credentials(service))
         return line.uplink.ledger
 

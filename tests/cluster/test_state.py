@@ -11,6 +11,7 @@ from connmon.cluster import tables
 from connmon.cluster.records import Limits
 from connmon.cluster.state import Outcome, State
 from connmon.errors import ProtocolError
+from connmon.histogram import BOUNDS
 from connmon.model import (
     GROUPINGS,
     LARGEST,
@@ -29,12 +30,14 @@ from connmon.model import (
     Process,
     ProcessRow,
     ProgramRow,
+    Quantiles,
     Query,
     Report,
     Row,
     RowKey,
     Rows,
     Tick,
+    Times,
     Totals,
     Usage,
     database_key,
@@ -141,6 +144,11 @@ class Group:
     def process(self, instance: str = "a") -> ProcessRow:
         row = self.rows("process")["process", instance]
         assert isinstance(row, ProcessRow)
+        return row
+
+    def pool(self, instance: str = "a", number: int = 1) -> PoolRow:
+        row = self.rows("pool")["pool", instance, number]
+        assert isinstance(row, PoolRow)
         return row
 
 
@@ -841,3 +849,79 @@ def test_a_dump_of_another_layout_is_refused(group: Group) -> None:
     image = msgspec.msgpack.decode(group.state.dump())
     with pytest.raises(ProtocolError, match="same version"):
         State.load(msgspec.msgpack.encode([99, *image[1:]]))
+
+
+# --- how long things took -----------------------------------------------------------------------
+
+
+def timed(holds: tuple[int, ...], number: int = 1, **more: Any) -> PoolReport:
+    return pool(number, times=Times(holds=holds), **more)
+
+
+def p50(group: Group) -> float | None:
+    """What half of the program's holds took at most, lately; its process and pool say the same."""
+    found = {row.figures.holds.p50 for row in (group.program(), group.process(), group.pool())}
+    assert len(found) == 1
+    return found.pop()
+
+
+def test_quantiles_are_of_the_last_one_to_two_minutes(group: Group) -> None:
+    """What a new process tells of is new; a minute of the replica's clock later it is half forgotten."""
+    group.say(full("a", 1, timed((4,))), tick=Tick(1.0, LEASE))
+    assert p50(group) == pytest.approx(0.00005)
+    group.wait(58.0, lease=1000.0)
+    group.say(change("a", 2, timed((4, 8))))
+    assert p50(group) == pytest.approx(0.000115)
+    group.wait(2.0, lease=1000.0)
+    group.say(change("a", 3, timed((4, 8, 12))))
+    assert p50(group) == BOUNDS[1]  # all of it is within two minutes
+    group.wait(60.0, lease=1000.0)
+    group.say(change("a", 4, timed((4, 8, 12))))
+    assert p50(group) == pytest.approx((BOUNDS[1] + BOUNDS[2]) / 2)
+    group.wait(60.0, lease=1000.0)
+    group.say(change("a", 5))
+    assert p50(group) is None
+    assert group.state.groups["program", "ctl1", "nova-api"].times == Times(holds=(4, 8, 12))
+
+
+def test_what_is_new_here_need_not_be_new(group: Group) -> None:
+    """Of a process that has reported elsewhere before, only what comes from now on is of now."""
+    group.say(full("a", 7, timed((1000,))))
+    assert p50(group) is None
+    group.say(change("a", 8, timed((1000, 3))))
+    assert p50(group) == pytest.approx((BOUNDS[0] + BOUNDS[1]) / 2)
+    group.say(change("a", 9, timed((0, 0, 5), number=2)))
+    assert group.program().figures.holds.p99 == pytest.approx(BOUNDS[1] + (BOUNDS[2] - BOUNDS[1]) * 0.984)
+
+
+def test_times_of_closed_pools_are_not_of_now(group: Group) -> None:
+    """What remains of closed pools takes over their times, which then count in the sums alone."""
+    group.say(full("a", 1, timed((3,)), timed((5,), number=2)))
+    group.say(change("a", 2, timed((5,), number=3, pools=0), closed_pools=(2,)))
+    assert p50(group) == pytest.approx(0.00005)
+    assert group.state.groups["program", "ctl1", "nova-api"].times == Times(holds=(8,))
+
+
+def test_times_of_ended_processes(group: Group) -> None:
+    """They go on in the sums; a process that comes back is not counted twice; lost ones have no present."""
+    key = ("program", "ctl1", "nova-api")
+    group.say(full("a", 1, timed((3, 1))), full("b", 1, timed((0, 2))))
+    group.say(Departure("a", 1))
+    assert group.state.groups[key].times == Times(holds=(3, 3))
+    assert group.program().figures.holds.p50 == pytest.approx((BOUNDS[0] + BOUNDS[1]) / 2)
+    group.say(full("a", 2, timed((3, 4))))
+    assert group.state.groups[key].times == Times(holds=(3, 6))
+    group.wait(20.0)
+    assert (group.program().state, group.program().figures.holds.p50) == ("lost", None)
+    assert group.process("b").figures.holds == Quantiles()
+    loaded = State.load(group.state.dump())
+    assert loaded.groups[key].times == Times(holds=(3, 6))
+    assert loaded.digest() == group.state.digest()
+
+
+def test_quantiles_of_everything(group: Group) -> None:
+    """The totals have them too, of all programs together."""
+    group.say(full("a", 1, timed((1,))), full("b", 1, timed((0, 9)), process=process(program="agent")))
+    (answer,) = group.answer(Query("program"))
+    assert answer.totals.holds.p95 == pytest.approx(BOUNDS[0] + (BOUNDS[1] - BOUNDS[0]) * 8.5 / 9)
+    assert answer.totals.waits == Quantiles()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import zip_longest
 from random import Random
 
 import msgspec
@@ -25,8 +26,9 @@ from hypothesis.stateful import (
     rule,
 )
 
-from connmon.cluster.records import NO_GAUGES, NO_TOTALS, Limits
+from connmon.cluster.records import NO_GAUGES, NO_TIMES, NO_TOTALS, Limits, added_times
 from connmon.cluster.state import Outcome, State
+from connmon.histogram import BUCKETS
 from connmon.model import (
     GROUPINGS,
     Batch,
@@ -50,6 +52,7 @@ from connmon.model import (
     RowKey,
     Rows,
     Tick,
+    Times,
     Totals,
     database_key,
     plus,
@@ -91,6 +94,7 @@ class Pool:
         self.connections: dict[int, bool] = {}
         """Whether each is checked out."""
         self.totals = NO_TOTALS
+        self.times = NO_TIMES
         self.peak = 0
 
     @property
@@ -107,7 +111,7 @@ class Pool:
         held = 1.0 if any(self.connections.values()) else None
         peaks = Peaks(max(self.peak, len(self.connections)), self.gauges.checked_out)
         return PoolReport(
-            number, self.info if with_info else None, self.gauges, self.totals, peaks, None, held
+            number, self.info if with_info else None, self.gauges, self.totals, peaks, None, held, self.times
         )  # fmt: skip
 
 
@@ -131,6 +135,7 @@ class Application:
         """The most connections it ever had."""
         self.told: dict[int, dict[RowKey, Totals]] = {0: {}}
         """What its totals were, by database, in each report."""
+        self.told_times: dict[int, Times] = {0: NO_TIMES}
         self.accepted = 0
         """The latest report that the group has."""
 
@@ -149,6 +154,8 @@ class Application:
     def _count(self, number: int, **more: int) -> None:
         pool = self.pools[number]
         pool.totals = plus(pool.totals, Totals(**more))
+        happened = [(0,) * (bucket % 3) + (count,) for bucket, count in enumerate(more.values())]
+        pool.times = added_times([pool.times, Times((), *(happened * 2)[:2])])
         self.changed_pools.setdefault(number, False)
         pool.peak = max(pool.peak, len(pool.connections))
         self.peak = max(self.peak, self.gauges.connections)
@@ -172,6 +179,7 @@ class Application:
             self.pools[remains] = Pool(str(pool.info.database), real=False)
             self.changed_pools[remains] = True
         self.pools[remains].totals = plus(self.pools[remains].totals, pool.totals)
+        self.pools[remains].times = added_times([self.pools[remains].times, pool.times])
         self.changed_pools.setdefault(remains, False)
 
     def open(self, number: int) -> None:
@@ -219,6 +227,7 @@ class Application:
         for pool in self.pools.values():
             pool.peak = 0
         self.told[self.sequence] = self.by_database()
+        self.told_times[self.sequence] = added_times([pool.times for pool in self.pools.values()])
         return report
 
     def by_database(self) -> dict[RowKey, Totals]:
@@ -306,6 +315,7 @@ class Cluster(RuleBasedStateMachine):
         self.heard: dict[tuple[str, str], int] = {}
         """By node and instance: the last sequence that came there."""
         self.known_totals: dict[RowKey, Totals] = {}
+        self.known_times: dict[RowKey, Times] = {}
         self.followers = [Follower(by) for by in GROUPINGS]
         self.followers += [
             Follower("connection", host="ctl1"),
@@ -516,7 +526,10 @@ class Cluster(RuleBasedStateMachine):
             before = self.known_totals.get(key)
             if before is not None:
                 assert all(a >= b for a, b in zip(now[key], before, strict=True))
+            for then, counts in zip(self.known_times.get(key, NO_TIMES), group.times, strict=True):
+                assert all(a >= b for a, b in zip_longest(counts, then, fillvalue=0))
         self.known_totals = now
+        self.known_times = {key: group.times for key, group in self.state.groups.items()}
 
     @invariant()
     def maxima_could_have_been(self) -> None:
@@ -549,6 +562,7 @@ class Cluster(RuleBasedStateMachine):
         alive = [application for application in self.all.values() if application.alive]
         gauges: dict[RowKey, Gauges] = {}
         totals: dict[RowKey, Totals] = {}
+        times: dict[RowKey, list[Times]] = {}
         processes: Counter[RowKey] = Counter()
         expected: set[RowKey] = set()
         for application in self.all.values():
@@ -559,6 +573,7 @@ class Cluster(RuleBasedStateMachine):
             told = application.told[application.accepted]
             for key in keys:
                 totals[key] = plus(totals.get(key, NO_TOTALS), add_totals(iter(told.values())))
+                times.setdefault(key, []).append(application.told_times[application.accepted])
             for key, part in told.items():
                 totals[key] = plus(totals.get(key, NO_TOTALS), part)
             if application.alive:
@@ -593,6 +608,8 @@ class Cluster(RuleBasedStateMachine):
                 assert each.figures.totals == totals[key]
                 assert each.figures.processes == processes[key]
                 assert each.figures.lost_processes == 0
+                if key in times:
+                    assert state.groups[key].times == added_times(times[key])
                 assert each.state == ("connected" if processes[key] else "gone")
         header = ask(state, Query("program"))[0]
         assert header.totals.processes == len(alive)
@@ -672,8 +689,10 @@ _counts = st.integers(0, 5) | st.just(2**53 - 1)
 _gauges = st.tuples(*[_counts] * 8).map(Gauges._make)
 _totals = st.tuples(*[_counts] * 7).map(Totals._make)
 _peaks = st.tuples(_counts, _counts, _counts, _seconds).map(Peaks._make)
+_histograms = st.lists(_counts, max_size=BUCKETS).map(tuple)
 _pools = st.builds(
-    PoolReport, _small, _infos, _gauges, _totals, _peaks, st.none() | _seconds, st.none() | _seconds
+    PoolReport, _small, _infos, _gauges, _totals, _peaks, st.none() | _seconds, st.none() | _seconds,
+    st.builds(Times, _histograms, _histograms, _histograms),
 )  # fmt: skip
 _connections = st.builds(
     Connection, _small, _small, st.none() | st.integers(-5, 5), st.sampled_from(["idle", "detached"]),
