@@ -25,10 +25,12 @@ from typing import Any, Final
 
 from simulated import WAIT, Wrong, _Speaker, free_ports, launched, until
 
-from connmon.model import Gauges, Peaks, PoolInfo, PoolReport, Process, Report, Totals
+from connmon.model import Gauges, Peaks, PoolInfo, PoolReport, Process, Report, Times, Totals
 from connmon.wire import Ack
 
 CHECKOUTS: Final = 7
+#: Waits, holds and connects that reach up to half a second.
+TIMES: Final = Times(*[tuple(range(1, 20))] * 3)
 #: Processes that report while pages are made, and how often.
 PROBES: Final = 20
 EVERY: Final = 0.2
@@ -48,7 +50,9 @@ class One(_Speaker):
     def report(self) -> None:
         self.sequence += 1
         info = PoolInfo("mysql://db/x", "mysql", "db", 3306, f"d{self.number % 50}", "QueuePool", 5, 10, 30.0)
-        pool = PoolReport(1, info, Gauges(1, 15, 0, 3, 2), Totals(3, 0, CHECKOUTS, 5), Peaks(3, 2, 0, 0.0))
+        pool = PoolReport(
+            1, info, Gauges(1, 15, 0, 3, 2), Totals(3, 0, CHECKOUTS, 5), Peaks(3, 2, 0, 0.0), times=TIMES
+        )
         who = Process(f"host{self.number % 100}", f"program-{self.number}", self.number, 1, None, None, 1.0)
         self.sent = time.perf_counter()
         self.answered.clear()

@@ -11,11 +11,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import accumulate
+from typing import Any, Final, NamedTuple, TypeVar
 
-from connmon.model import DatabaseRow, ProgramRow
+from connmon.histogram import BOUNDS, BUCKETS
+from connmon.model import DatabaseRow, ProgramRow, RowKey, Times
 from connmon.snapshot import figure_cells
+
+T = TypeVar("T")
+
+#: Rows whose histograms are written at once.
+AT_ONCE: Final = 250
 
 
 class _Family(NamedTuple):
@@ -76,9 +84,13 @@ class Fleet:
     def __init__(self) -> None:
         self._rows: dict[str, dict[str, Mapping[str, Any]]] = {"connmon": {}, "connmon_database": {}}
         """By prefix of the names, and by labels."""
+        self._times: dict[str, dict[str, Times]] = {"connmon": {}, "connmon_database": {}}
 
-    def take(self, rows: Iterable[object], clock: float) -> None:
-        """Take rows of programs and databases in; `clock` is the replica's."""
+    def take(self, rows: Iterable[object], clock: float, times: Callable[[RowKey], Times | None]) -> None:
+        """Take rows of programs and databases in.
+
+        `clock` is the replica's; `times` returns what took how long, by a row's key.
+        """
         for row in rows:
             if isinstance(row, ProgramRow):
                 prefix, labels = "connmon", f"host={label(row.host)},program={label(row.program)}"
@@ -90,45 +102,84 @@ class Fleet:
                 )
             else:
                 continue
+            if labels in self._rows[prefix]:
+                continue
             cells = figure_cells(row.figures, clock)
             cells["lost_processes"] = row.figures.lost_processes
-            self._rows[prefix].setdefault(labels, cells)
+            self._rows[prefix][labels] = cells
+            if (took := times(row.key)) is not None:
+                self._times[prefix][labels] = took
 
     def pages(self) -> Iterator[str]:
-        """Yield the text of each family."""
+        """Yield the text in pieces, each made in some milliseconds."""
         for prefix, rows in self._rows.items():
             for family in _FAMILIES:
-                yield _text(f"{prefix}_{family.name}", family, rows)
+                yield from _text(f"{prefix}_{family.name}", family, rows)
+            for timed in _TIMED:
+                yield from _histogram(f"{prefix}_{timed.name}", timed, self._times[prefix])
 
 
-def _text(name: str, family: _Family, rows: Mapping[str, Mapping[str, Any]]) -> str:
-    lines = [f"# HELP {name} {family.help}\n# TYPE {name} {family.kind}"]
+def _head(name: str, help: str, kind: str) -> str:
+    return f"# HELP {name} {help}\n# TYPE {name} {kind}\n"
+
+
+def _slices(rows: Mapping[str, T], size: int) -> Iterator[list[tuple[str, T]]]:
+    items = list(rows.items())
+    for at in range(0, len(items), size):
+        yield items[at : at + size]
+
+
+def _text(name: str, family: _Family, rows: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    yield _head(name, family.help, family.kind)
     for key, own in family.samples:
-        more = f",{own}" if own else ""
-        lines += [
-            f"{name}{{{labels}{more}}} {cells[key]}"
-            for labels, cells in rows.items()
-            if cells[key] is not None
-        ]
-    lines.append("")
-    return "\n".join(lines)
+        begin, end = f"{name}{{", f",{own}}} " if own else "} "
+        for some in _slices(rows, 4 * AT_ONCE):
+            yield "".join(
+                [f"{begin}{labels}{end}{cells[key]}\n" for labels, cells in some if cells[key] is not None]
+            )
 
 
-def histogram(name: str, help: str, rows: Iterable[tuple[str, Sequence[float], Sequence[int], float]]) -> str:
-    """Return a histogram's text: the one place where a group's histogram becomes Prometheus's.
+class _Timed(NamedTuple):
+    """A histogram: of which of the `Times`, and which of the buckets' bounds are told."""
 
-    `name` ends in the unit. Of each row: its labels as in this module, the upper bounds of the
-    buckets in ascending order, the counts of these and of what is above the last (not
-    cumulated), and the sum of all values.
+    name: str
+    help: str
+    field: str
+    bounds: tuple[float, ...]
+
+
+def _bounds(low: float, high: float) -> tuple[float, ...]:
+    """Return two bounds a decade of those that are counted by: five would be too much to scrape."""
+    steps = [bound for bound in BOUNDS if f"{bound:e}"[:3] in ("1.0", "2.5")]
+    return tuple(bound for bound in steps if low <= bound <= high)
+
+
+_TIMED: Final = (
+    _Timed("wait_seconds", "Waits for a connection that have ended.", "waits", _bounds(1e-3, 100.0)),
+    _Timed("hold_seconds", "From checkout to checkin.", "holds", _bounds(1e-4, 100.0)),
+    _Timed("connect_seconds", "Opening a connection.", "connects", _bounds(1e-3, 10.0)),
+)
+
+
+def _histogram(name: str, timed: _Timed, rows: Mapping[str, Times]) -> Iterator[str]:
+    """Yield a histogram's text: the one place where a group's becomes Prometheus's.
+
+    Where nothing was counted yet there is none. There is no sum, since none is kept: what would be
+    made of the buckets would not be one.
     """
-    lines = [f"# HELP {name} {help}\n# TYPE {name} histogram"]
-    for labels, bounds, counts, total in rows:
-        seen = 0
-        comma = "," if labels else ""
-        for bound, count in zip((*map(float, bounds), "+Inf"), counts, strict=True):
-            seen += count
-            lines.append(f'{name}_bucket{{{labels}{comma}le="{bound}"}} {seen}')
-        braces = f"{{{labels}}}" if labels else ""
-        lines += [f"{name}_sum{braces} {total}", f"{name}_count{braces} {seen}"]
-    lines.append("")
-    return "\n".join(lines)
+    yield _head(name, timed.help, "histogram")
+    ends = [f',le="{bound}"}} ' for bound in timed.bounds]
+    numbers = [bisect_left(BOUNDS, bound) for bound in timed.bounds]
+    for some in _slices(rows, AT_ONCE):
+        lines: list[str] = []
+        for labels, times in some:
+            counts = getattr(times, timed.field)
+            if not counts:
+                continue
+            seen = list(accumulate(counts))
+            count = seen[-1]
+            seen += [count] * (BUCKETS - len(seen))
+            begin = f"{name}_bucket{{{labels}"
+            lines += [f"{begin}{end}{seen[number]}\n" for end, number in zip(ends, numbers, strict=True)]
+            lines.append(f'{begin},le="+Inf"}} {count}\n{name}_count{{{labels}}} {count}\n')
+        yield "".join(lines)

@@ -22,10 +22,12 @@ from connmon import procinfo
 from connmon.cluster.exposition import Fleet
 from connmon.cluster.replica import Replica
 from connmon.cluster.server import Server
-from connmon.model import Batch, Grouping, NodeStatus, Query, StatusQuery
+from connmon.model import Batch, Grouping, NodeStatus, Query, RowKey, StatusQuery, Times
 
 #: Seconds for which a page is served again.
 FRESH: Final = 0.5
+#: Rows that are taken in at once.
+AT_ONCE: Final = 250
 #: The upper bounds (seconds) of the buckets of the latency of commands.
 BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -73,13 +75,19 @@ class Metrics:
         if status.quorum:
             fleet = Fleet()
             for by in _FLEET:
-                for rows in self._server.rows(Query(by)):
-                    fleet.take(rows.rows, rows.clock)
-                    await asyncio.sleep(0)
+                for frame in self._server.rows(Query(by)):
+                    for at in range(0, len(frame.rows), AT_ONCE):
+                        fleet.take(frame.rows[at : at + AT_ONCE], frame.clock, self._times)
+                        await asyncio.sleep(0)
             for text in fleet.pages():
                 pieces.append(text.encode())
                 await asyncio.sleep(0)
         return b"".join(pieces)
+
+    def _times(self, key: RowKey) -> Times | None:
+        """Return what took how long in this group, ended processes included; None: it has gone meanwhile."""
+        group = self._replica.state.groups.get(key)
+        return None if group is None else group.times
 
     def _own(self, status: NodeStatus) -> Iterable[Metric]:
         """Yield what the node has to say of itself."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import socket
@@ -22,8 +23,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from connmon.cluster.exposition import Fleet, histogram, label
-from connmon.model import DatabaseRow, ProgramRow
+from connmon.cluster.exposition import Fleet, label
+from connmon.histogram import BUCKETS, bucket, trimmed
+from connmon.model import DatabaseRow, ProgramRow, Times
+from connmon.snapshot import QUANTILES
 from tests.nodes import RunningNode
 from tests.prometheus import promtool, running_prometheus
 from tests.servers import _free_port
@@ -31,6 +34,11 @@ from tests.test_snapshot import FIGURES_1, SHOWN_1
 from tests.waiting import wait_for
 
 CONTRIB = Path(__file__).parents[2] / "contrib"
+#: What took how long, by the last part of a row's key.
+HOLDS = {bucket(0.0002): 3, bucket(0.001): 2, BUCKETS - 2: 1, BUCKETS - 1: 1}
+TIMES = {
+    "timed": Times((), tuple(HOLDS.get(number, 0) for number in range(BUCKETS)), (*([0] * bucket(0.02)), 9))
+}
 HOSTILE = 'a\\"\n}{\x00\r\x1b[2J\u202e=1,b="'
 
 
@@ -45,11 +53,15 @@ def samples(page: str) -> dict[str, list[tuple[dict[str, str], float]]]:
 
 def fleet(*rows: object) -> str:
     made = Fleet()
-    made.take(rows, 100.0)
+    made.take(rows, 100.0, lambda key: TIMES.get(str(key[-1])))
     return "".join(made.pages())
 
 
 # --- The page -----------------------------------------------------------------------------
+
+
+#: Told of by another name, with the state as a label.
+STATES = ("processes", "connections", "checked_out", "idle", "detached")
 
 
 def test_the_numbers_of_a_snapshot() -> None:
@@ -58,7 +70,7 @@ def test_the_numbers_of_a_snapshot() -> None:
     found = samples(page)
     labels = {"host": "ctl1", "program": "nova-api"}
     for name, value in SHOWN_1.items():
-        if name in ("processes", "connections", "checked_out", "idle", "detached", "checkouts_per_second"):
+        if name in (*STATES, *QUANTILES, "checkouts_per_second"):
             continue
         assert found[f"connmon_{name}"] == [(labels, value)], name
     assert {row[0]["state"]: row[1] for row in found["connmon_connections"]} == {
@@ -129,20 +141,42 @@ def test_label(text: str) -> None:
     assert labels == {"a": text}
 
 
-def test_histogram() -> None:
-    """A histogram's buckets are cumulated, the last has no bound, and promtool takes it."""
-    page = histogram(
-        "connmon_wait_seconds",
-        "Time.",
-        [('host="h"', (0.1, 1.0), (3, 2, 1), 4.5), ("", (0.1, 1.0), (0, 0, 0), 0.0)],
+def test_histograms() -> None:
+    """Histograms of waits, holds and connects have fixed buckets, cumulated; no empty one is there."""
+    page = fleet(
+        ProgramRow("h", "p", "connected", FIGURES_1),
+        ProgramRow("h", "timed", "connected", FIGURES_1),
+        DatabaseRow("mysql", "db", 3306, "timed", 2, "connected", FIGURES_1),
     )
     found = samples(page)
-    assert [(row[0]["le"], row[1]) for row in found["connmon_wait_seconds_bucket"]][:3] == [
-        ("0.1", 3), ("1.0", 5), ("+Inf", 6),
-    ]  # fmt: skip
-    assert found["connmon_wait_seconds_sum"][0] == ({"host": "h"}, 4.5)
-    assert found["connmon_wait_seconds_count"] == [({"host": "h"}, 6), ({}, 0)]
+    for prefix in ("connmon", "connmon_database"):
+        buckets = {float(labels["le"]): value for labels, value in found[f"{prefix}_hold_seconds_bucket"]}
+        assert buckets[0.001] == 5
+        assert buckets[0.00025] == 3
+        assert buckets[100.0] == 5
+        assert buckets[math.inf] == 7
+        assert list(buckets.values()) == sorted(buckets.values())
+        assert [value for _, value in found[f"{prefix}_hold_seconds_count"]] == [7]
+        assert {float(labels["le"]) for labels, _ in found[f"{prefix}_connect_seconds_bucket"]} == {
+            each for each in buckets if 0.001 <= each <= 10 or each == math.inf
+        }
+        assert f"{prefix}_wait_seconds_count" not in found
     promtool("check", "metrics", stdin=page.encode())
+
+
+@given(st.lists(st.floats(0, 3000), min_size=1, max_size=30))
+def test_histogram_counts(seconds: list[float]) -> None:
+    """A bucket has what took no longer than its bound, whichever bounds are told of."""
+    counts = [0] * BUCKETS
+    for each in seconds:
+        counts[bucket(each)] += 1
+    made = Fleet()
+    row = ProgramRow("h", "p", "connected", FIGURES_1)
+    made.take([row], 1.0, lambda _: Times(trimmed(counts), trimmed(counts), trimmed(counts)))
+    found = samples("".join(made.pages()))
+    for name in ("wait", "hold", "connect"):
+        for labels, value in found[f"connmon_{name}_seconds_bucket"]:
+            assert value == sum(each <= float(labels["le"]) for each in seconds)
 
 
 # --- A node -------------------------------------------------------------------------------
