@@ -333,13 +333,13 @@ def _database(row: DatabaseRow) -> Cells:
     }
 
 
-def figure_cells(figures: Figures, clock: float) -> Cells:
-    """Return the `FIGURES` of a row, ages as of the replica's `clock`."""
+def figure_cells(figures: Figures, clock: float, quantiles: bool = True) -> Cells:
+    """Return the `FIGURES` of a row, ages as of the replica's `clock`, with quantiles or without."""
     gauges, totals = figures.gauges, figures.totals
     waited, waiting, held = figures.longest_wait, figures.waiting_since, figures.held_since
     if waiting is not None:
         waited = max(waited, clock - waiting)
-    return {
+    cells: Cells = {
         "processes": figures.processes,
         "max_processes": figures.max_processes,
         "pools": gauges.pools,
@@ -364,10 +364,12 @@ def figure_cells(figures: Figures, clock: float) -> Cells:
         "connect_errors_total": totals.connect_errors,
         "checkouts_per_second": round(figures.checkouts_per_second, 3),
         "last_report_seconds": None if figures.reported is None else _age(clock, figures.reported),
-        **_quantiles("wait", figures.waits),
-        **_quantiles("held", figures.holds),
-        **_quantiles("connect", figures.connects),
     }
+    if quantiles:
+        cells.update(_quantiles("wait", figures.waits))
+        cells.update(_quantiles("held", figures.holds))
+        cells.update(_quantiles("connect", figures.connects))
+    return cells
 
 
 def _quantiles(what: str, quantiles: Quantiles) -> Cells:

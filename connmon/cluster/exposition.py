@@ -105,7 +105,7 @@ class Fleet:
                 continue
             if labels in self._rows[prefix]:
                 continue
-            cells = figure_cells(row.figures, clock)
+            cells = figure_cells(row.figures, clock, quantiles=False)
             cells["lost_processes"] = row.figures.lost_processes
             self._rows[prefix][labels] = cells
             if (took := times(row.key)) is not None:
