@@ -1,7 +1,7 @@
 """`connmond`: runs one node in the foreground until SIGTERM or SIGINT.
 
-Exit codes: 0 after a signal; 1 where the port cannot be had; 2 where the command line or the
-config file says something that cannot be done. Each of them with one line on stderr.
+Exit codes: 0 after a signal, or where --check-config finds nothing; 1 where a port cannot be had; 2 where
+the command line or the config file says something that cannot be done. 1 and 2 with one line on stderr.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from connmon import __version__
 from connmon.cluster.datadir import DataDir
-from connmon.cluster.dump import Dump, open_dump
+from connmon.cluster.dump import Dump, check_dump, open_dump
 from connmon.cluster.dumpfile import DumpFile
+from connmon.cluster.manager import Manager, reload
 from connmon.cluster.replica import Replica
 from connmon.cluster.server import CLIENTS, SPARE_FILES, Notices, Server
 from connmon.cluster.state import State
@@ -45,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         config = load(options.config)
+        if options.check_config:
+            return _check(config)
         service = config.service(options.service)
         node = service.node(options.node)
         credentials = of_node(service)
@@ -68,7 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="connmond", description="Run one connmon node in the foreground.")
+    parser = argparse.ArgumentParser(
+        prog="connmond",
+        description="Run one connmon node in the foreground.",
+        epilog="exit codes: 0 ended by a signal, or the config file is right; 1 a port cannot be had; "
+        "2 wrong arguments or configuration. SIGHUP opens log files anew and reads certificates again.",
+    )
     parser.add_argument(
         "--config", "-c", metavar="FILE", help="config file (default: $CONNMON_CONFIG, else /etc/connmon.cfg)"
     )
@@ -77,8 +85,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--node", "-n", metavar="NAME", help="may be left out where the service has one node")
     parser.add_argument("--verbose", "-v", action="store_true", help="log every connection")
+    parser.add_argument(
+        "--check-config",
+        action="store_true",
+        help="say whether the config file is right, the secrets and certificates it names too, and end",
+    )
     parser.add_argument("--version", action="version", version=f"connmond {__version__}")
     return parser
+
+
+def _check(config: Config) -> int:
+    """Look at what all services name, without touching anything. Raises ConfigError."""
+    for service in config.services:
+        of_node(service)
+        of_client(service)
+        check_dump(service)
+        count = len(service.nodes)
+        print(f"service {service.name}: {count} node{'s' if count > 1 else ''}")
+    print(f"{config.path or 'the built-in default'} is right")
+    return 0
 
 
 def _complain(message: str, code: int) -> int:
@@ -134,6 +159,8 @@ async def _serve(
 
     for each in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(each, stopped, each)
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)  # until there is something to reload
+    manager = Manager()
     peers = Peers(service, node, credentials=of_client(service)) if len(service.nodes) > 1 else None
     journal = None if kept is None else kept.journal
     replica = Replica(service.name, node.name, State(), peers=peers, journal=journal, store=kept)
@@ -159,10 +186,16 @@ async def _serve(
             service.name,
             node.bind,
         )
-    tasks = [loop.create_task(_tell_ready(service, node, replica, server.port))]
+    loop.add_signal_handler(signal.SIGHUP, reload, service, server, peers, manager)
+    manager.tell("READY=1")
+    tasks = [
+        loop.create_task(_tell_ready(service, node, replica, server.port)),
+        loop.create_task(manager.attend(replica)),
+    ]
     if dump_file is not None:
         tasks.append(loop.create_task(Dump(service, node.name, server, replica, dump_file).run()))
     await stop.wait()
+    manager.tell("STOPPING=1")
     for task in tasks:
         task.cancel()
     if scrapes is not None:

@@ -63,16 +63,23 @@ def columns_of(service: Service) -> tuple[str, ...]:
     return service.csv_columns
 
 
-def open_dump(service: Service) -> DumpFile | None:
-    """Return the file of the service's dump, None where it has none.
-
-    Raises ConfigError where the file cannot be written to.
-    """
+def check_dump(service: Service) -> None:
+    """Raise ConfigError where what is said of the dump does not fit; its file is not looked at."""
     where = f"{service.origin} " if service.origin else ""
     if service.csv_dump is None:
         for option in ("csv_columns", "csv_token", "csv_by", "csv_size", "csv_keep"):
             if getattr(service, option) is not None:
                 raise ConfigError(f"{where}{option}: without csv_dump, which names the file")
+    columns_of(service)
+
+
+def open_dump(service: Service) -> DumpFile | None:
+    """Return the file of the service's dump, None where it has none.
+
+    Raises ConfigError where the file cannot be written to.
+    """
+    check_dump(service)
+    if service.csv_dump is None:
         return None
     heading = _line(columns_of(service))
     size = DEFAULT_SIZE if service.csv_size is None else service.csv_size
@@ -81,6 +88,7 @@ def open_dump(service: Service) -> DumpFile | None:
     try:
         file.check()
     except (OSError, ValueError) as error:
+        where = f"{service.origin} " if service.origin else ""
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ConfigError(
             one_line(f"{where}csv_dump: {service.csv_dump} cannot be written: {reason}")

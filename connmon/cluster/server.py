@@ -135,8 +135,8 @@ class Server:
         credentials: Credentials = OPEN,
     ) -> None:
         self.clock = clock
-        self.credentials: Final = credentials
-        """What clients have to have."""
+        self.credentials = credentials
+        """What clients that connect from now on have to have."""
         self._service = service
         self._node = node
         self._replica = replica
