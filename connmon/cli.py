@@ -62,6 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE if isinstance(error, UsageError) else UNREACHABLE
 
 
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser, for what makes completions of it (shtab)."""
+    return _parser()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="connmon",

@@ -70,6 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             kept.close()
 
 
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser, for what makes completions of it (shtab)."""
+    return _parser()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="connmond",
