@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import stat
 import threading
@@ -29,6 +30,8 @@ from connmon.passwords import from_my_cnf, from_pgpass
 from connmon.reconcile import ServerView, Session
 
 T = TypeVar("T")
+
+_UNHEARD: Final = logging.NullHandler()
 
 #: Seconds for connecting, and for each look.
 LIMIT: Final = 10.0
@@ -102,7 +105,11 @@ class DatabaseSessions:
         self.server: Final = server_of_url(url)
         self._family = FAMILIES[url.get_backend_name()]
         self._engine: Engine | None = None
+        self._waits = False
+        """A thread has not come back from the driver."""
         self._connection: Connection | None = None
+        # What SQLAlchemy has to say of a connection that broke is said in one line by the error.
+        logging.getLogger("sqlalchemy").addHandler(_UNHEARD)
         url = with_password(_with_driver(url, self._family), self.server)
         try:
             self._connect(url)
@@ -142,7 +149,9 @@ class DatabaseSessions:
         return self._within(lambda: how(connection, self._url.get_backend_name(), self.server), self._url)
 
     def close(self) -> None:
-        """End the session; a server that does not answer is left alone."""
+        """End the session; a server that does not answer is left alone, as is a driver that still waits."""
+        if self._waits:
+            return
         connection, self._connection = self._connection, None
         engine, self._engine = self._engine, None
 
@@ -178,6 +187,7 @@ class DatabaseSessions:
 
         threading.Thread(target=run, name="ask-database", daemon=True).start()
         if not done.wait(LIMIT):
+            self._waits = True
             raise UnreachableError(f"{self.server}: no answer within {LIMIT:g} s")
         if not errors:
             return results[0]

@@ -8,9 +8,11 @@ import io
 import json
 import os
 import pty
+import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -295,10 +297,10 @@ def test_wrong_password(server: Server) -> None:
         assert str(caught.value).isprintable()
 
 
-def test_password_that_is_asked_for(server: Server, node: RunningNode) -> None:
+def test_password_that_is_asked_for(mariadb: Server, node: RunningNode) -> None:
     """On a terminal the password is asked for, and not echoed."""
     here, there = pty.openpty()
-    arguments = ("reconcile", url_of(server, server.user), "-H", node.address, "--format", "json")
+    arguments = ("reconcile", url_of(mariadb, mariadb.user), "-H", node.address, "--format", "json")
     with subprocess.Popen(
         command(*arguments),
         stdin=there,
@@ -311,15 +313,15 @@ def test_password_that_is_asked_for(server: Server, node: RunningNode) -> None:
         shown = b""
         while b"Password of connmon at " not in shown:
             shown += os.read(here, 1000)
-        os.write(here, f"{server.password}\n".encode())
+        os.write(here, f"{mariadb.password}\n".encode())
         output, _ = process.communicate(timeout=30)
         with contextlib.suppress(OSError):  # how the end of a terminal is read
             while data := os.read(here, 1000):
                 shown += data
         os.close(here)
     assert process.returncode == 0, shown
-    assert json.loads(output)["server"]["port"] == server.port
-    assert server.password.encode() not in shown
+    assert json.loads(output)["server"]["port"] == mariadb.port
+    assert mariadb.password.encode() not in shown
 
 
 # --- No server ----------------------------------------------------------------------------
@@ -339,6 +341,26 @@ def test_server_that_does_not_answer(mute: int, dialect: str, monkeypatch: pytes
     monkeypatch.setattr(dbsessions, "LIMIT", 0.3)
     with pytest.raises(UnreachableError, match=r"127\.0\.0\.1:\d+: no answer within 0\.3 s"):
         DatabaseSessions(parse_url(f"{dialect}://u:seSAme@127.0.0.1:{mute}/x"))
+
+
+@pytest.mark.parametrize("driver", ["pymysql", "mysqldb"])
+def test_server_that_stops_answering(
+    mariadb: Server, driver: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A server that hangs in the middle is given up within the time, and nothing else is said about it."""
+    with DatabaseSessions(parse_url(mariadb.url(driver))) as database:
+        assert database.look().max_connections == 500
+        monkeypatch.setattr(dbsessions, "LIMIT", 0.5)
+        os.kill(mariadb.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(UnreachableError, match=r"no answer within 0\.5 s"):
+                database.look()
+            database.close()
+        finally:
+            os.kill(mariadb.pid, signal.SIGCONT)
+        wait_for(lambda: not any(thread.name == "ask-database" for thread in threading.enumerate()))
+        database._waits = False
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("dialect", ["mysql", "postgresql+psycopg", "postgresql+psycopg2"])

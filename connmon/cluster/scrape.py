@@ -2,8 +2,9 @@
 
 - GET and HEAD of /metrics; anything else is answered with what is there, and the connection closed.
 - Nothing that a client does takes long or much: a request has `HEAD_BYTES` and `HEAD_SECONDS`, its
-  answer `ANSWER_SECONDS`, and there are `CLIENTS` at a time. A page is shared by all who ask for it
-  and written in pieces, so a slow client holds one of those.
+  answer `ANSWER_SECONDS`, and there are `CLIENTS` at a time: for one more the oldest goes, so that
+  clients which only stay keep nobody out. A page is shared by all who ask for it and written in
+  pieces, so a slow client holds one of those.
 - Whoever reaches the port can read, and only read.
 """
 
@@ -40,7 +41,8 @@ class ScrapePort:
         self._address = address
         self._page = page
         self._listener: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}
+        """The oldest first."""
 
     @property
     def port(self) -> int:
@@ -63,11 +65,12 @@ class ScrapePort:
 
     def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._tasks) >= CLIENTS:
-            writer.transport.abort()
-            return
+            oldest = next(iter(self._tasks))
+            del self._tasks[oldest]
+            oldest.cancel()
         task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(lambda done: self._tasks.pop(done, None))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
