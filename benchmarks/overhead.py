@@ -1,6 +1,7 @@
-"""What it costs an application to be watched: per pool checkout + checkin, and per `SELECT 1`.
+"""What it costs an application to be watched: per checkout + checkin, per statement, and beside them.
 
-    python benchmarks/overhead.py [--quick] [--rounds N] [--json FILE] [--instructions]
+    python benchmarks/overhead.py [--quick] [--rounds N] [--load LOAD] [--json FILE] [--instructions]
+    python benchmarks/overhead.py --beside      what importing it takes, and its thread with 100 connections
 
 Exit code 1 where connmond has not counted what happened, or a ConnectionEvents listener is
 registered; the targets of time are shown and not judged.
@@ -16,12 +17,14 @@ Rules kept here, since the machine is noisier than what is measured:
   variant is bare as well: what it shows as added is the error.
 - connmon is measured as it is used: reporter thread running, reports going to a real connmond.
   At the end connmond must know as many checkouts as the processes say they did.
-- Threads beside the main one are told apart: the median does not see what comes once a second.
+- CPU is of the whole process. Threads beside the main one are told apart as well: the median does
+  not see what comes once a second.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import importlib
 import importlib.util
@@ -37,6 +40,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -44,7 +48,21 @@ from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy
-from sqlalchemy import URL, Engine, create_engine, event, make_url, text
+from sqlalchemy import (
+    URL,
+    Column,
+    Engine,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    create_engine,
+    event,
+    make_url,
+    orm,
+    select,
+    text,
+)  # fmt: skip
 from sqlalchemy.dialects import registry
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.pool import QueuePool
@@ -60,10 +78,23 @@ VARIANTS: Final[dict[str, tuple[str, str]]] = {
     "opentelemetry": ("opentelemetry", "opentelemetry.instrumentation.sqlalchemy opentelemetry.sdk greenlet"),
 }
 #: Title, statements per slice, and connmon's target as a ratio of CPU time.
-LOADS: Final[dict[str, tuple[str, int, float]]] = {
-    "pool": ("pool checkout + checkin, dummy driver", 1500, 1.35),
-    "select": ("SELECT 1, PyMySQL and MariaDB", 100, 1.04),
+LOADS: Final[dict[str, tuple[str, int, float | None]]] = {
+    "pool": ("pool checkout + checkin, dummy driver", 1500, 1.30),
+    "threads": ("the same, 8 threads at a pool of 4", 800, None),
+    "asyncio": ("SELECT 1, aiosqlite, 8 tasks at a pool of 4", 96, None),
+    "orm": ("Session and select of one object, SQLite", 100, None),
+    "select": ("SELECT 1, PyMySQL and MariaDB", 100, 1.03),
 }
+#: Threads or tasks of the loads that have several, and the size of the pool that they share.
+TOGETHER: Final = 8
+SHARED: Final = 4
+FIRST: Final = TOGETHER
+"""Statements before any is measured."""
+PREPARING: Final = {"orm": 2}
+"""Checkouts before those: of making the table, and of looking for the object."""
+#: What the reporter's thread and the import may take: a share of a core, and seconds beyond SQLAlchemy.
+REPORTER_TARGET: Final = 0.002
+IMPORT_TARGET: Final = 0.060
 GENERATIONS: Final = 12
 WARM: Final = 5
 """One in so many statements of a slice is run once more before it, unmeasured."""
@@ -106,15 +137,23 @@ class DummyDialect(DefaultDialect):
     def initialize(self, connection: Any) -> None: ...
 
 
-def make_engine(variant: str, url: URL, report_to: str) -> Engine:
+def make_engine(variant: str, url: URL, report_to: str, load: str = "pool") -> Engine:
     """Return an engine watched by a variant as its own documentation says."""
     registry.register("dummy", __name__, "DummyDialect")
+    options: dict[str, Any] = {} if load == "asyncio" else {"poolclass": QueuePool}
+    if load in ("threads", "asyncio"):
+        options |= {"pool_size": SHARED, "max_overflow": 0}
     if variant == "connmon":
         url = url.update_query_dict({"plugin": "connmon", "connmon_addr": report_to})
     elif variant == "collectd":
         host, port = report_to.split(":")
         url = url.update_query_dict({"plugin": "collectd", "collectd_host": host, "collectd_port": port})
-    engine = create_engine(url, poolclass=QueuePool)
+    if load == "asyncio":
+        from sqlalchemy.ext.asyncio import create_async_engine
+
+        engine = create_async_engine(url, **options).sync_engine
+    else:
+        engine = create_engine(url, **options)
     if variant == "listeners":
         event.listen(engine, "checkout", lambda connection, record, proxy: None)
         event.listen(engine, "checkin", lambda connection, record: None)
@@ -156,18 +195,91 @@ def _opentelemetry(engine: Engine) -> None:
     instrumentation.SQLAlchemyInstrumentor().instrument(engine=engine, skip_dep_check=True)
 
 
-def statement(engine: Engine, load: str) -> Callable[[], Any]:
+def runner(engine: Engine, load: str) -> Callable[[int], Any]:
+    """Return what runs so many statements."""
+    if load == "threads":
+        return _in_threads(engine)
+    if load == "asyncio":
+        return _in_tasks(engine)
+    once = _statement(engine, load)
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            once()
+
+    return run
+
+
+def _statement(engine: Engine, load: str) -> Callable[[], Any]:
     """Return what is run once per statement."""
     if load == "pool":
         connect = engine.raw_connection
         return lambda: connect().close()
-    select = text("SELECT 1")
+    if load == "orm":
+        return _orm(engine)
+    select_1 = text("SELECT 1")
 
     def select_one() -> None:
         with engine.connect() as connection:
-            connection.scalar(select)
+            connection.scalar(select_1)
 
     return select_one
+
+
+def _orm(engine: Engine) -> Callable[[], Any]:
+    things = Table("things", MetaData(), Column("id", Integer, primary_key=True), Column("name", String))
+    things.metadata.create_all(engine)
+
+    class Thing:
+        name: str
+
+    orm.registry().map_imperatively(Thing, things)
+    with orm.Session(engine) as session:
+        if session.get(Thing, 1) is None:
+            session.execute(things.insert().values(id=1, name="one"))
+            session.commit()
+    wanted = select(Thing).where(things.c.id == 1)
+
+    def one() -> None:
+        with orm.Session(engine) as session:
+            assert session.scalars(wanted).one().name == "one"
+
+    return one
+
+
+def _in_threads(engine: Engine) -> Callable[[int], Any]:
+    connect = engine.raw_connection
+
+    def some(count: int) -> None:
+        for _ in range(count):
+            connection = connect()
+            time.sleep(0.0)  # while it holds it: the others get their turn, and wait
+            connection.close()
+
+    def run(count: int) -> None:
+        threads = [threading.Thread(target=some, args=(count // TOGETHER,)) for _ in range(TOGETHER)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    return run
+
+
+def _in_tasks(engine: Engine) -> Callable[[int], Any]:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    asynchronous, select_1, loop = AsyncEngine(engine), text("SELECT 1"), asyncio.new_event_loop()
+
+    async def some(count: int) -> None:
+        for _ in range(count):
+            async with asynchronous.connect() as connection:
+                await connection.scalar(select_1)
+
+    async def all_of(count: int) -> None:
+        await asyncio.gather(*[some(count // TOGETHER) for _ in range(TOGETHER)])
+
+    return lambda count: loop.run_until_complete(all_of(count))
 
 
 def connection_listeners(engine: Engine) -> list[str]:
@@ -177,23 +289,26 @@ def connection_listeners(engine: Engine) -> list[str]:
     return found + ["_has_events"] * bool(engine._has_events)
 
 
+def warming(statements: int) -> int:
+    """Return how many statements are run unmeasured before so many."""
+    return TOGETHER * max(1, statements // WARM // TOGETHER)
+
+
 def work(variant: str, load: str, url: str, report_to: str) -> None:
     """Be a measured process: each number on stdin is answered with what so many statements took."""
     logging.disable()  # sqlalchemy-collectd's own warnings would be measured as well
     answer = os.fdopen(os.dup(1), "w", buffering=1)
-    engine = make_engine(variant, URL.create("dummy") if load == "pool" else make_url(url), report_to)
-    once = statement(engine, load)
-    once()
+    engine = make_engine(variant, make_url(url), report_to, load)
+    run = runner(engine, load)
+    run(FIRST)
     print(json.dumps(connection_listeners(engine)), file=answer)
     for line in sys.stdin:
-        numbers = range(int(line))
+        statements = int(line)
         # What ran less lately would be slower for that alone: its code and data have left the caches.
-        for _ in range(1 + len(numbers) // WARM):
-            once()
+        run(warming(statements))
         others = time.process_time_ns() - time.thread_time_ns()
         wall, cpu = time.perf_counter_ns(), time.process_time_ns()
-        for _ in numbers:
-            once()
+        run(statements)
         cpu, wall = time.process_time_ns() - cpu, time.perf_counter_ns() - wall
         print(json.dumps([cpu, wall, others]), file=answer)
 
@@ -294,6 +409,7 @@ class Worker:
             [sys.executable, __file__, "--work", variant, load, url, report_to],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
+        self._load = load
         self.listeners: list[str] = []
         self.statements = 0
         self.others = 0
@@ -309,7 +425,7 @@ class Worker:
     def started(self) -> None:
         """Wait until it has started."""
         self.listeners = self._read()
-        self.statements = 1
+        self.statements = FIRST + PREPARING.get(self._load, 0)
 
     def run(self, statements: int) -> tuple[float, float]:
         """Run a slice; return nanoseconds per statement, of CPU and by the clock."""
@@ -317,7 +433,7 @@ class Worker:
         self._process.stdin.write(f"{statements}\n")
         self._process.stdin.flush()
         cpu, wall, self.others = self._read()
-        self.statements += statements + 1 + statements // WARM
+        self.statements += statements + warming(statements)
         return cpu / statements, wall / statements
 
     def close(self) -> None:
@@ -428,7 +544,7 @@ def instructions(
             done = subprocess.run(
                 command, input=f"{slice_}\n", text=True, capture_output=True, env=environment, check=True
             )
-            statements += 2 + slice_ + slice_ // WARM
+            statements += PREPARING.get(load, 0) + FIRST + slice_ + warming(slice_)
             match = re.search(counter[1], done.stderr)
             if match is None:
                 return None, statements
@@ -451,6 +567,65 @@ def _counter(output: Path) -> tuple[list[str], str] | None:
     return None
 
 
+# --- Beside the statements ----------------------------------------------------------------
+
+_IMPORT: Final = "import time; a = time.perf_counter(); import {}; print(time.perf_counter() - a)"
+_BARE: Final = "sqlalchemy, sqlalchemy.dialects.mysql.pymysql, socket, threading, logging"
+_WATCHED: Final = f"{_BARE}, connmon.plugin.dialect, connmon.plugin.pool, connmon.plugin.reporter"
+_HUNDRED: Final = """
+import sys, time
+from sqlalchemy import create_engine
+engines = [create_engine(sys.argv[2], pool_size=10, max_overflow=0) for _ in range(10)]
+held = [engine.raw_connection() for engine in engines for _ in range(10)]
+for connection in held:
+    connection.close()
+time.sleep(3.0)
+others = lambda: time.process_time_ns() - time.thread_time_ns()
+before, began = others(), time.perf_counter_ns()
+while time.perf_counter_ns() - began < float(sys.argv[1]) * 1e9:
+    if sys.argv[3] == "busy":
+        for engine in engines:
+            taken = [engine.raw_connection() for _ in range(10)]
+            for connection in taken:
+                connection.close()
+    time.sleep(0.1)
+print((others() - before) / (time.perf_counter_ns() - began))
+"""
+
+
+def beside(rounds: int) -> int:
+    """Print what the import takes beyond SQLAlchemy's, and the reporter's thread with 100 connections."""
+
+    def said(*command: str) -> float:
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True)
+        return float(done.stdout)
+
+    took: dict[str, list[float]] = {_BARE: [], _WATCHED: []}
+    for _ in range(rounds):
+        for modules in random.sample([*took], 2):
+            took[modules].append(said("-c", _IMPORT.format(modules)))
+    bare, watched = (statistics.median(took[modules]) for modules in (_BARE, _WATCHED))
+    print(f"import, medians of {rounds}: SQLAlchemy with PyMySQL {bare * 1000:.0f} ms, with connmon ", end="")
+    print(f"{(watched - bare) * 1000:+.0f} ms   target: at most +{IMPORT_TARGET * 1000:.0f} ms", flush=True)
+    with tempfile.TemporaryDirectory(prefix="connmon-overhead-") as name, connmond(Path(name)) as address:
+        plain = f"sqlite:///{name}/x.db"
+        for kind in ("idle", "busy"):
+            shares: dict[str, list[float]] = {"without": [], "with": []}
+            for _ in range(3):
+                shares["without"].append(said("-c", _HUNDRED, "5", plain, kind))
+                shares["with"].append(
+                    said("-c", _HUNDRED, "10", f"{plain}?plugin=connmon&connmon_addr={address}", kind)
+                )
+            without, reporter = (100 * statistics.median(shares[which]) for which in ("without", "with"))
+            what = "all at rest" if kind == "idle" else "each used 10 times a second"
+            print(
+                f"threads beside the main one, 100 connections, {what}: {without:.3f} % of a core without "
+                f"connmon, {reporter:.3f} % with it   target: at most {REPORTER_TARGET * 100:.1f} %",
+                flush=True,
+            )
+    return 0
+
+
 # --- Telling ------------------------------------------------------------------------------
 
 
@@ -471,7 +646,7 @@ def table(measured: Measured) -> Iterator[str]:
             f"{label}{found['cpu_ns'] / 1000:8.2f}  {_ratio(found['cpu_ratios']):<19}"
             f"{_ratio(found['wall_ratios']):<19}{row.others:8.2f} ms/s"
             + (f"{row.instructions:8.0f} x{row.instructions / bare:.2f}" if row.instructions and bare else "")
-        ) + (f"   target: at most x{target:.2f}" if row.variant == "connmon" else "")
+        ) + (f"   target: at most x{target:.2f}" if row.variant == "connmon" and target else "")
     names = sorted(set(measured.connmon_listeners))
     if measured.connmon_checkouts:
         yield f"  ConnectionEvents listeners registered: {', '.join(names) or 'none'}"
@@ -505,7 +680,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=120, help="rounds of each load (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="20 rounds: a first look")
-    parser.add_argument("--load", choices=[*LOADS], action="append", help="default: both")
+    parser.add_argument("--load", choices=[*LOADS], action="append", help="default: all")
+    parser.add_argument("--beside", action="store_true", help="the import and the reporter's thread instead")
     parser.add_argument("--only", choices=[*VARIANTS], action="append", help="variants beside the bare one")
     parser.add_argument("--instructions", action="store_true", help="count these as well (perf or valgrind)")
     parser.add_argument("--json", metavar="FILE", help="write the figures to FILE, too")
@@ -514,6 +690,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.work:
         work(*options.work)
         return 0
+    if options.beside:
+        return beside(5 if options.quick else 15)
     rounds = min(options.rounds, 20) if options.quick else options.rounds
     chosen = {"bare", *(options.only or VARIANTS)}
     measured: list[Measured] = []
@@ -533,7 +711,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "connmon" in installed:
             report_to["connmon"] = stack.enter_context(connmond(directory))
         for load in options.load or LOADS:
-            url = ""
+            url = "dummy://"
+            if load in ("orm", "asyncio"):
+                driver = "aiosqlite" if load == "asyncio" else "pysqlite"
+                url = f"sqlite+{driver}:///{directory}/{load}.db"
+            if load == "asyncio" and not _installed("aiosqlite greenlet"):
+                print(f"{LOADS[load][0]}: aiosqlite or greenlet not installed\n")
+                continue
             if load == "select":
                 try:
                     url = stack.enter_context(mariadb(directory))

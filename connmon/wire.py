@@ -102,6 +102,8 @@ class Ack(Struct, frozen=True, array_like=True, tag="ack"):
     instance: Instance
     sequence: Count
     full: bool = False
+    elsewhere: Name | None = None
+    """A node that has fewer applications: one that knows it by that name does well to go there."""
 
 
 class Goodbye(Struct, frozen=True, array_like=True, tag="goodbye"):

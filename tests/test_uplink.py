@@ -72,8 +72,8 @@ class World:
                 return report
         raise AssertionError("nothing is sent")
 
-    def ack(self, report: Report, full: bool = False) -> None:
-        self.uplink.received(frame(Ack(report.instance, report.sequence, full)), self.now)
+    def ack(self, report: Report, full: bool = False, elsewhere: str | None = None) -> None:
+        self.uplink.received(frame(Ack(report.instance, report.sequence, full, elsewhere)), self.now)
 
 
 # --- Which node -----------------------------------------------------------------------------
@@ -335,6 +335,54 @@ def test_no_complaint_where_another_node_takes_over() -> None:
         world.connect()
         world.fail()
     assert world.uplink.complaint is None
+
+
+def test_it_goes_where_the_node_asks_it_to() -> None:
+    """At once, with a full report; where that node is away, back again, and nobody complains."""
+    world = World()
+    world.greet()
+    elsewhere = next(node for node in service().nodes if node.address.host != world.tried[0])
+    world.ack(world.report())
+    world.ack(world.report(), elsewhere=elsewhere.name)
+    assert world.uplink.overdue(world.now) == f"sent to {elsewhere.address}"
+    before, world.now = world.now, world.now
+    world.fail("sent")
+    assert world.uplink.due == before
+    world.greet()
+    assert world.tried[-1] == elsewhere.address.host
+    assert world.report().full
+    world.fail()
+    world.connect()
+    world.fail()
+    world.greet()
+    assert sorted([*world.tried[-2:], elsewhere.address.host]) == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
+    assert world.uplink.complaint is None
+
+
+def test_a_node_that_is_away_is_left_for_the_one_before() -> None:
+    """Where the node that it was sent to cannot be reached, it is at the one before without a pause."""
+    world = World()
+    world.greet()
+    elsewhere = next(node for node in service().nodes if node.address.host != world.tried[0])
+    world.ack(world.report(), elsewhere=elsewhere.name)
+    world.fail("sent")
+    start = world.now
+    world.connect()
+    world.fail()
+    world.greet()
+    assert world.tried == [world.tried[0], elsewhere.address.host, world.tried[0]]
+    assert world.now == start
+
+
+@pytest.mark.parametrize("name", ["n9", "", "here"])
+def test_it_stays_where_it_knows_no_other(name: str) -> None:
+    """A name that it does not know, or that of the node where it is, is no reason to go."""
+    world = World()
+    world.greet()
+    here = next(node.name for node in service().nodes if node.address.host == world.tried[0])
+    world.ack(world.report(), elsewhere=here if name == "here" else name)
+    assert world.uplink.overdue(world.now) is None
+    assert world.uplink.state == "ready"
 
 
 def test_a_node_that_only_welcomes_is_an_outage() -> None:

@@ -25,8 +25,9 @@ from connmon.cluster.datadir import DataDir
 from connmon.cluster.dump import Dump, check_dump, open_dump
 from connmon.cluster.dumpfile import DumpFile
 from connmon.cluster.manager import Manager, reload
+from connmon.cluster.notices import Notices
 from connmon.cluster.replica import Replica
-from connmon.cluster.server import CLIENTS, SPARE_FILES, Notices, Server
+from connmon.cluster.server import CLIENTS, SPARE_FILES, Server
 from connmon.cluster.state import State
 from connmon.cluster.transport import Peers
 from connmon.config import DEFAULT_SERVICE, Config, Node, Service, load

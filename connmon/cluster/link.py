@@ -140,6 +140,8 @@ class Link(asyncio.Protocol):
         self.goodbye = False
         self.asked = False
         """It is a reader that has asked for rows."""
+        self.elsewhere: str | None = None
+        """The node that the application is asked to go to."""
         self.silent = False
         """Ended because nothing was heard, which does not say that the process has ended."""
 
@@ -203,7 +205,7 @@ class Link(asyncio.Protocol):
 
     def acknowledge(self, instance: str, sequence: int, full: bool) -> None:
         """The report was applied, or (`full`) a full one is wanted: tell the client, go on."""
-        self._write(self._side.frame(Ack(instance, sequence, full)))
+        self._write(self._side.frame(Ack(instance, sequence, full, self.elsewhere)))
         self._busy = False
         self._advance()
 
@@ -212,6 +214,15 @@ class Link(asyncio.Protocol):
         if self._closing_since is None:
             reason = one_line(reason, REASON_LENGTH)
             self._owner.refused(self, reason)
+            self._write(self._side.frame(Refuse(reason)))
+            self.close()
+
+    def give_up(self, reason: str, patience: float) -> None:
+        """Have an application whose report has waited for `patience` seconds try another node."""
+        if self._side.role == "application" and self._busy and self._closing_since is None:
+            if self._owner.clock() - self._heard < patience:
+                return
+            self.silent = True  # the process goes on
             self._write(self._side.frame(Refuse(reason)))
             self.close()
 

@@ -10,6 +10,8 @@ The rules it keeps:
 - A connection that ends is a Departure of its instance: after a goodbye at once, otherwise after
   `GRACE` seconds unless the instance has reported on another connection here. Silence
   is not the end of a process: the state's lease judges that.
+- Where there are several nodes, an application whose report waits here without quorum is told to try
+  another one, and where this node has more applications than others, some are asked to go there.
 - Nothing that clients do makes the node grow without bound: their number, the bytes held for
   them and the lines logged about them are limited. Who holds the most goes first.
 """
@@ -19,18 +21,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 import resource
 import secrets
 import socket
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from connmon.cluster import status
 from connmon.cluster.digests import Digests
+from connmon.cluster.intake import Intake, Waiting
 from connmon.cluster.link import Link, footprint
+from connmon.cluster.notices import Notices
 from connmon.cluster.replica import ApplyError, Replica
+from connmon.cluster.spread import Spread
 from connmon.config import Node, Service
 from connmon.credentials import OPEN, Credentials
 from connmon.errors import ProtocolError
@@ -49,6 +54,12 @@ TICK: Final = 0.5
 LARGEST_STEP: Final = 2.0
 #: Seconds that a process has to come back on another connection before it counts as ended.
 GRACE: Final = 0.5
+#: The same for one that was asked to go to another node: its next report comes there.
+MOVING: Final = 5.0
+#: Seconds for which a report waits at a node without quorum, before the application is told to try another.
+PATIENCE: Final = 3.0
+#: Seconds between two looks at whether the nodes have about as many applications each.
+SPREAD: Final = 5.0
 #: Seconds between two looks at the deadlines of all connections.
 SWEEP: Final = 1.0
 #: Bytes of reports in one batch; a larger report goes alone.
@@ -68,9 +79,6 @@ DEPARTURE_BYTES: Final = 256
 CLOSING: Final = 0.3
 #: Seconds that a status waits for the version of the state whose digest is asked for.
 DIGEST_WAIT: Final = 1.0
-#: Log lines about clients: so many at once, then one per so many seconds.
-LOG_BURST: Final = 20
-LOG_INTERVAL: Final = 3.0
 
 
 def client_limit() -> int:
@@ -79,40 +87,6 @@ def client_limit() -> int:
     if soft == resource.RLIM_INFINITY:
         return CLIENTS
     return max(1, min(CLIENTS, soft - SPARE_FILES))
-
-
-class Notices:
-    """Log lines about clients, so few that a flood of bad clients does not fill the disk."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._allowed = float(LOG_BURST)
-        self._at = clock()
-        self._left_out = 0
-
-    def warning(self, message: str, *values: object) -> None:
-        now = self._clock()
-        self._allowed = min(float(LOG_BURST), self._allowed + (now - self._at) / LOG_INTERVAL)
-        self._at = now
-        if self._allowed < 1.0:
-            self._left_out += 1
-            return
-        self._allowed -= 1.0
-        if self._left_out:
-            logger.warning("%d more lines about clients were left out", self._left_out)
-            self._left_out = 0
-        logger.warning(message, *values)
-
-
-class _Waiting(NamedTuple):
-    """A report or departure that is to be applied, and the connection it came from."""
-
-    what: Report | Departure
-    link: Link | None
-    size: int
-    """In bytes, on the wire."""
-    memory: int
-    """In bytes, about."""
 
 
 class Server:
@@ -150,12 +124,14 @@ class Server:
         self._speaking: dict[str, Link] = {}
         """By instance: the connection on which it reported last."""
         self._grace: dict[str, asyncio.TimerHandle] = {}
-        self._queue: deque[_Waiting] = deque()
+        self._intake: Intake[Link] = Intake()
         self._work = asyncio.Event()
         self._number = 0
         self._batch_at = float("-inf")
         self._tick_at: float | None = None
         """When the last tick was made; None while another node leads."""
+        self._spread = Spread(node.name, random.Random(self._boot))
+        self._spread_at = self._quorum_at = clock()
         self._digests = Digests(clock)
         replica.on_applied = lambda _batch, _outcome: self._digests.moved(replica.state)
         self.on_command: Callable[[Batch, float], None] | None = None
@@ -240,16 +216,17 @@ class Server:
         del self._speaking[instance]
         if not (link.goodbye or link.silent or self._closing):
             loop = asyncio.get_running_loop()
-            self._grace[instance] = loop.call_later(GRACE, self._missing, instance, link.sequence)
+            grace = GRACE if link.elsewhere is None else MOVING
+            self._grace[instance] = loop.call_later(grace, self._missing, instance, link.sequence)
 
     def reported(self, link: Link, report: Report, size: int) -> None:
         self._speaking[report.instance] = link
         if (timer := self._grace.pop(report.instance, None)) is not None:
             timer.cancel()
-        self._enqueue(_Waiting(report, link, size, footprint(report, size)))
+        self._enqueue(Waiting(report, link, size, footprint(report, size)))
 
     def departed(self, link: Link, instance: str, sequence: int) -> None:
-        self._enqueue(_Waiting(Departure(instance, sequence), link, DEPARTURE_BYTES, DEPARTURE_BYTES))
+        self._enqueue(Waiting(Departure(instance, sequence), link, DEPARTURE_BYTES, DEPARTURE_BYTES))
 
     def peer_refusal(self, hello: Hello) -> str | None:
         peers = self._replica.peers
@@ -323,11 +300,14 @@ class Server:
 
     def _missing(self, instance: str, sequence: int) -> None:
         self._grace.pop(instance, None)
-        self._enqueue(_Waiting(Departure(instance, sequence), None, DEPARTURE_BYTES, DEPARTURE_BYTES))
+        self._enqueue(Waiting(Departure(instance, sequence), None, DEPARTURE_BYTES, DEPARTURE_BYTES))
 
-    def _enqueue(self, waiting: _Waiting) -> None:
-        self._queue.append(waiting)
+    def _enqueue(self, waiting: Waiting[Link]) -> None:
         self.held += waiting.memory
+        if (dropped := self._intake.put(waiting)) is not None:
+            self.held -= dropped.memory
+            if dropped.link is not None:
+                dropped.link.abort()  # its process speaks on another connection now
         self._work.set()
         self._shed()
 
@@ -345,7 +325,7 @@ class Server:
         while True:
             try:
                 await self._wait()
-                taken = self._take()
+                taken = self._intake.take(BATCH_BYTES)
                 if (batch := self._batch(taken)) is not None:
                     await self._apply(batch, taken)
                 # A group of one applies without ever waiting; clients have to get their turn.
@@ -358,7 +338,7 @@ class Server:
         """Return when a batch is due: something is queued, or the leader's clock has to go on."""
         now = self.clock()
         due = now + TICK if self._tick_at is None else self._tick_at + TICK
-        if not self._queue and due > now:
+        if not self._intake and due > now:
             self._work.clear()
             # Not wait_for: it can swallow a cancellation that comes when there is work.
             timer = asyncio.get_running_loop().call_later(due - now, self._work.set)
@@ -366,20 +346,10 @@ class Server:
                 await self._work.wait()
             finally:
                 timer.cancel()
-        if self._queue and (pause := self._batch_at + GATHER - self.clock()) > 0:
+        if self._intake and (pause := self._batch_at + GATHER - self.clock()) > 0:
             await asyncio.sleep(pause)
 
-    def _take(self) -> list[_Waiting]:
-        """Take from the queue what goes into the next batch, oldest first."""
-        taken: list[_Waiting] = []
-        size = 0
-        while self._queue and (not taken or size + self._queue[0].size <= BATCH_BYTES):
-            waiting = self._queue.popleft()
-            taken.append(waiting)
-            size += waiting.size
-        return taken
-
-    def _batch(self, taken: list[_Waiting]) -> Batch | None:
+    def _batch(self, taken: list[Waiting[Link]]) -> Batch | None:
         """Return the next batch; None where there is nothing to say."""
         now = self.clock()
         tick: Tick | None = None
@@ -403,7 +373,7 @@ class Server:
             tuple(waiting.what for waiting in taken if isinstance(waiting.what, Departure)),
         )
 
-    async def _apply(self, batch: Batch, taken: list[_Waiting]) -> None:
+    async def _apply(self, batch: Batch, taken: list[Waiting[Link]]) -> None:
         """Have the batch applied and answer those who wait for it."""
         proposed = self.clock()
         try:
@@ -432,9 +402,29 @@ class Server:
                 link.close()
 
     async def _sweep(self) -> None:
-        """Look at every connection's deadlines now and then."""
+        """Look at every connection's deadlines now and then, and at who would be better off elsewhere."""
         while True:
             await asyncio.sleep(SWEEP)
             now = self.clock()
             for link in list(self._links):
                 link.check(now)
+            if self._replica.peers is not None:
+                self._send_away(now)
+
+    def _send_away(self, now: float) -> None:
+        """Have applications go to a node that has quorum, or that has fewer of them."""
+        status = self._replica.status
+        self._spread.look([node for node, linked in status.connected.items() if linked], now)
+        if not status.quorum:
+            if now - self._quorum_at > PATIENCE:
+                for link in list(self._links):
+                    link.give_up(f"this node has had no quorum for {now - self._quorum_at:.0f} s", PATIENCE)
+            return
+        self._quorum_at = now
+        if now - self._spread_at < SPREAD:
+            return
+        self._spread_at = now
+        reporting = [process.node for process in self._replica.state.processes.values() if not process.lost]
+        own = [instance for instance, link in self._speaking.items() if link.elsewhere is None]
+        for instance, node in self._spread.moves(reporting, own, now):
+            self._speaking[instance].elsewhere = node

@@ -9,7 +9,8 @@ Rules:
 3. The first report on every connection is a full one, and so is the one after an
    acknowledgement that asks for it.
 4. A report a second while something changes, one every `ALIVE` seconds as a sign of life.
-5. One complaint per outage: when every node has failed and none had answered since the last.
+5. When a node asks to go to another one, that one is tried next.
+6. One complaint per outage: when every node has failed and none had answered since the last.
 """
 
 from __future__ import annotations
@@ -70,6 +71,8 @@ class Uplink:
         self._last_sent = 0.0
         self._leaving = False
         self._said_goodbye = False
+        self._elsewhere: Address | None = None
+        """Where the node asks to go."""
 
     @property
     def finished(self) -> bool:
@@ -138,6 +141,9 @@ class Uplink:
                 self._last_sent = 0.0
             return
         self.ledger.acknowledged(ack.sequence)
+        if ack.elsewhere is not None and not self._leaving:
+            named = (node.address for node in self.service.nodes if node.name == ack.elsewhere)
+            self._elsewhere = next((address for address in named if address != self._address), None)
         self.delivered += 1
         self._proven = True
         self._pause = PAUSE_MIN
@@ -195,6 +201,8 @@ class Uplink:
 
     def overdue(self, now: float) -> str | None:
         """Return what the node did not do in time, or None. The caller closes, and calls `failed`."""
+        if self._elsewhere is not None and self.state == "ready":
+            return f"sent to {self._elsewhere}"
         if self.state == "resting" or now < self.due:
             return None
         if self.state == "connecting":
@@ -213,7 +221,13 @@ class Uplink:
         self._in_flight = None
         if self._address is not None:
             self._failures[str(self._address)] = reason
-        if self._proven:
+        elsewhere, self._elsewhere = self._elsewhere, None
+        if elsewhere is not None:
+            self._new_turn()
+            # Last in the list, first to be tried; and where that fails, this one at once again.
+            self._turn.sort(key=lambda address: 2 if address == elsewhere else address == self._address)
+            self.due = now
+        elif self._proven:
             # It was well until now: a new turn, but not all applications at the same moment.
             self._new_turn()
             self._turn.sort(key=lambda address: address != self._address)

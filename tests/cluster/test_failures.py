@@ -101,7 +101,7 @@ def test_leader_that_is_stopped_like_a_process(fleet: Fleet) -> None:
     leader = fleet.leader()
     leader.pause()
     wait_for(lambda: fleet.command_status()[1]["leader"] not in (None, leader.name), 15, "another leader")
-    fleet.work(12.0)
+    fleet.work(20.0)
     fleet.quiet()  # and here every call is judged
     fleet.load()
     leader.resume()
@@ -146,6 +146,26 @@ def test_nodes_that_return_take_applications(fleet: Fleet) -> None:
     owners = {row["pid"]: row["node"] for row in fleet.nodes[0].rows("process")}
     assert [owners[worker.pid] for worker in fleet.workers[-3:]] == list(NAMES)
     assert sum(fleet.applications_of(node) for node in fleet.nodes) == len(fleet.workers)
+
+
+def test_applications_spread_over_nodes_that_return(fleet: Fleet) -> None:
+    """All at one node when the others come back; soon each has its share, and on the way there each
+    process is shown once, connected."""
+    for node in fleet.followers():
+        node.kill()
+    fleet.work()
+    fleet.start_nodes()
+    pids = sorted(worker.pid for worker in fleet.workers)
+
+    def each_has_one() -> bool:
+        rows = fleet.nodes[0].rows("process")
+        if sorted(row["pid"] for row in rows) != pids or {row["state"] for row in rows} != {"connected"}:
+            pytest.fail(f"a process that moves is not shown once, connected: {rows}")
+        return {row["node"] for row in rows} == set(NAMES)
+
+    wait_for(each_has_one, 60, "each node to have one of three applications")
+    fleet.work()
+    proven(fleet)
 
 
 def others(node: FleetNode) -> list[str]:

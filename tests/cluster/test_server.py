@@ -13,6 +13,7 @@ import pytest
 
 from connmon.cluster import link as link_module
 from connmon.cluster import server as module
+from connmon.cluster.intake import Waiting
 from connmon.cluster.replica import Replica
 from connmon.cluster.server import Server
 from connmon.config import Address, Node, Service
@@ -93,12 +94,15 @@ Body = Callable[[Server, FakeState], Awaitable[None]]
 
 def with_server(body: Body, lease: float = 15.0, **options: Any) -> None:
     """Run `body` beside a started server, for at most `LIMIT` seconds."""
+    node = Node("node1", Address("127.0.0.1", 1), Address("127.0.0.1", 0))
+    _run(body, Service("default", (node,), lease=lease), None, **options)
 
+
+def _run(body: Body, service: Service, others: Any, **options: Any) -> None:
     async def run() -> None:
         state: Any = FakeState()
-        node = Node("node1", Address("127.0.0.1", 1), Address("127.0.0.1", 0))
-        service = Service("default", (node,), lease=lease)
-        server = Server(service, node, Replica("default", "node1", state), **options)
+        node = service.nodes[0]
+        server = Server(service, node, Replica("default", node.name, state, peers=others), **options)
         await server.start()
         try:
             await asyncio.wait_for(body(server, state), LIMIT)
@@ -108,7 +112,7 @@ def with_server(body: Body, lease: float = 15.0, **options: Any) -> None:
                 Client.made.pop().kill()
             await asyncio.sleep(0)
             assert server.clients == 0
-            assert server.held == sum(waiting.memory for waiting in server._queue)
+            assert server.held == sum(waiting.memory for waiting in server._intake)
 
     asyncio.run(run())
 
@@ -297,6 +301,93 @@ def test_without_quorum_readers_are_answered_and_reports_wait() -> None:
         assert (rows.leader, rows.quorum, rows.rows) == (None, False, ())
         del group.tick
         assert await application.next() == Ack("i1", 1, False)
+
+    with_server(body)
+
+
+class Elsewhere:
+    """The other nodes, as far as the server asks for them."""
+
+    names = ("node2",)
+
+    def start(self, *_: object) -> None: ...
+
+    def close(self) -> None: ...
+
+    def send(self, name: str, message: object) -> bool:
+        return False
+
+    def room(self, name: str) -> bool:
+        return False
+
+
+def with_a_node_cut_off(body: Body) -> None:
+    """Run `body` beside the server of a node that is one of two and never sees the other."""
+
+    nodes = tuple(Node(f"node{n}", Address("127.0.0.1", n), Address("127.0.0.1", 0)) for n in (1, 2))
+    _run(body, Service("default", nodes), Elsewhere())
+
+
+def test_applications_leave_a_node_without_quorum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose report waits there is told to try another node; readers stay, and nobody counts as ended."""
+    monkeypatch.setattr(module, "PATIENCE", 0.2)
+    monkeypatch.setattr(module, "SWEEP", 0.05)
+    monkeypatch.setattr(module, "GRACE", 0.1)
+
+    async def body(server: Server, state: FakeState) -> None:
+        reader, application = await Client.connect(server, "reader"), await Client.connect(server)
+        idle = await Client.connect(server)
+        application.send(full("i1"))
+        (refusal,) = await application.rest()
+        assert isinstance(refusal, Refuse)
+        assert refusal.reason.startswith("this node has had no quorum for")
+        await asyncio.sleep(0.2)  # longer than the grace time of who ends without a word
+        assert await reader.ask() == {}
+        assert not any(isinstance(waiting.what, Departure) for waiting in server._intake)
+        assert not server._grace
+        assert server.clients == 2
+        idle.kill()
+
+    with_a_node_cut_off(body)
+
+
+def test_who_comes_again_and_again_without_quorum_costs_the_same() -> None:
+    """What waits for a quorum is bounded by how many processes there are, not by how long it takes."""
+
+    async def body(server: Server, state: FakeState) -> None:
+        held: list[int] = []
+        for sequence in range(1, 50):
+            client = await Client.connect(server)
+            client.send(full("i1", sequence, "x" * 1000))
+            await until(
+                lambda: server._speaking["i1"].sequence == len(held) + 1 if server._speaking else False
+            )
+            client.kill()
+            held.append(server.held)
+        await until(lambda: server.clients == 0)
+        # One is being proposed, one waits, and so does the word that the process has ended.
+        assert max(held) <= 3 * max(held[:2])
+        assert len(server._intake) <= 2
+
+    with_a_node_cut_off(body)
+
+
+def test_who_is_sent_elsewhere_has_time_to_get_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The acknowledgement names the node; a process that leaves then has not ended for a while."""
+    monkeypatch.setattr(module, "GRACE", 0.0)
+    monkeypatch.setattr(module, "MOVING", 0.3)
+
+    async def body(server: Server, state: FakeState) -> None:
+        client = await Client.connect(server)
+        await client.report("i1")
+        server._speaking["i1"].elsewhere = "node2"
+        assert await client.report("i1", 2) == Ack("i1", 2, False, "node2")
+        client.kill()
+        await until(lambda: server.clients == 0)
+        other = await Client.connect(server)
+        await other.report("i2")
+        assert state.reports == {"i1": 2, "i2": 1}
+        await until(lambda: state.reports == {"i2": 1})
 
     with_server(body)
 
@@ -680,7 +771,7 @@ def test_closing_while_work_comes_in_is_not_missed(turns: int) -> None:
 
     async def body(server: Server, state: FakeState) -> None:
         await until(lambda: server._tick_at is not None)
-        server._enqueue(module._Waiting(Departure("i1", 1), None, 1, 1))
+        server._enqueue(Waiting(Departure("i1", 1), None, 1, 1))
         for _ in range(turns):
             await asyncio.sleep(0)
         await asyncio.wait_for(server.close(), 5)
