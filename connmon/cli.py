@@ -1,7 +1,7 @@
 """`connmon`: arguments, and what a command ends with.
 
-- Exit codes: 0 done; 1 no node could be read, or the output could not be written; 2 an
-  argument or the configuration is wrong; 130 ended by Ctrl-C; 141 by a reader of the output
+- Exit codes: 0 done; 1 no node could be read, nothing was found, or the output could not be written;
+  2 an argument or the configuration is wrong; 130 ended by Ctrl-C; 141 by a reader of the output
   that went away. Whatever goes wrong is one line on stderr that begins with "connmon: ".
 - stdout that is no terminal gets plain output, never escape codes, and never waits for a key:
   the console is then one table.
@@ -13,15 +13,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, NoReturn, TextIO
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO, TypeAlias
 
 from connmon import __version__
-from connmon.errors import ConnmonError, UsageError
+from connmon.errors import ConnmonError, UsageError, without_passwords
 from connmon.model import GROUPINGS, Grouping
 
 if TYPE_CHECKING:
     from connmon.config import Service
+
+    _Commands: TypeAlias = argparse._SubParsersAction["_Parser"]
 
 DONE: Final = 0
 UNREACHABLE: Final = 1
@@ -58,6 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConnmonError as error:
         _complain(str(error))
         return USAGE if isinstance(error, UsageError) else UNREACHABLE
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser, for what makes completions of it (shtab)."""
+    return _parser()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -98,12 +105,58 @@ def _parser() -> argparse.ArgumentParser:
     _add_reading(status, argparse.SUPPRESS)
     status.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
 
+    _add_whois(commands)
+    _add_reconcile(commands)
+
     summary = "run three nodes and busy applications here, to try connmon"
     demo = commands.add_parser("demo", help=summary, description=summary, allow_abbrev=False)
     demo.add_argument(
         "--chaos", action="store_true", help="kill and restart the nodes by turns: nothing is lost"
     )
     return parser
+
+
+def _add_whois(commands: _Commands) -> None:
+    summary = "tell who holds a session of the database server"
+    whois = commands.add_parser(
+        "whois",
+        help=summary,
+        description=f"{summary}: host, program, pid, thread or task, and line of code.",
+        epilog="exit codes: 0 found, 1 nobody has it or no node could be read, 2 wrong arguments",
+        allow_abbrev=False,
+    )
+    _add_reading(whois, argparse.SUPPRESS)
+    whois.add_argument("session", metavar="ID", help="a MySQL thread id or PostgreSQL backend pid")
+    whois.add_argument(
+        "--database", metavar="HOST[:PORT]", help="only of this server, named as in the applications' URLs"
+    )
+    whois.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
+
+
+def _add_reconcile(commands: _Commands) -> None:
+    summary = "compare a database server's own session list with what processes report"
+    reconcile = commands.add_parser(
+        "reconcile",
+        help=summary,
+        description=f"{summary}. A read-only account will do; it has to see the sessions of others "
+        "(PROCESS, or pg_read_all_stats). The password may be in ~/.my.cnf or ~/.pgpass.",
+        epilog="exit codes: 0 done, 1 no node or no database server answers, 2 wrong arguments or login",
+        allow_abbrev=False,
+    )
+    _add_reading(reconcile, argparse.SUPPRESS)
+    reconcile.add_argument(
+        "url", metavar="URL", help="mysql://, mariadb:// or postgresql://USER@HOST/DATABASE"
+    )
+    reconcile.add_argument(
+        "--database",
+        metavar="HOST[:PORT]",
+        action="append",
+        default=[],
+        help="what applications call this server besides the URL's name; may be repeated",
+    )
+    reconcile.add_argument(
+        "--format", choices=("table", "json", "csv"), default="table", help="default: table"
+    )
 
 
 def _add_reading(parser: argparse.ArgumentParser, default: str | None) -> None:
@@ -136,6 +189,10 @@ def _run(arguments: argparse.Namespace) -> int:
         return _print_snapshot(service, arguments.by, arguments.format)
     if arguments.command == "cluster-status":
         return _print_status(service, arguments.format, arguments.host is None and arguments.node is None)
+    if arguments.command == "whois":
+        return _print_whois(service, arguments.session, arguments.database, arguments.format)
+    if arguments.command == "reconcile":
+        return _print_reconcile(service, arguments.url, arguments.database, arguments.format)
     if not (_is_terminal(sys.stdin) and _is_terminal(sys.stdout)) or os.environ.get("TERM", "") in (
         "",
         "dumb",
@@ -188,12 +245,66 @@ def _print_status(service: Service, form: str, whole: bool) -> int:
     return verdict.exit_code
 
 
-def _print_snapshot(service: Service, by: Grouping, form: str) -> int:
-    from connmon.client import read_once
-    from connmon.credentials import of_client
-    from connmon.formats import as_csv, as_json, as_table, short_age
+def _print_whois(service: Service, session: str, database: str | None, form: str) -> int:
+    from connmon.dbserver import parse_server
+    from connmon.formats import as_json
+    from connmon.whois import parse_session, whois, whois_text
 
-    document = read_once(service.nodes, service.name, by, credentials=of_client(service)).document()
+    number = parse_session(session)
+    try:
+        server = None if database is None else parse_server(database)
+    except UsageError as error:
+        raise UsageError(f"--database: {error}") from None
+    document = _read(service, "connection")
+    result, problem = whois(document, number, server)
+    _write(as_json(result) if form == "json" else whois_text(result))
+    _mention_quorum(document)
+    if problem is not None:
+        raise ConnmonError(problem)
+    return DONE
+
+
+def _print_reconcile(service: Service, url: str, also: Sequence[str], form: str) -> int:
+    from connmon.credentials import of_client
+    from connmon.dbserver import parse_server
+    from connmon.formats import as_json
+    from connmon.reconcileformats import reconcile_csv, reconcile_text
+    from connmon.reconciling import compare
+
+    try:
+        others = tuple(parse_server(each) for each in also)
+    except UsageError as error:
+        raise UsageError(f"--database: {error}") from None
+    document = compare(service, of_client(service), url, others, _ask_password if _can_ask() else None)
+    if form == "json":
+        text = as_json(document)
+    else:
+        text = reconcile_csv(document) if form == "csv" else reconcile_text(document)
+    _write(text)
+    _mention_quorum(document)
+    return DONE
+
+
+def _can_ask() -> bool:
+    return _is_terminal(sys.stdin) and _is_terminal(sys.stderr)
+
+
+def _ask_password(prompt: str) -> str:
+    """Ask on the terminal, without an echo. Raises UsageError where nothing is given."""
+    from getpass import getpass
+
+    from connmon.formats import printable
+
+    try:
+        return getpass(printable(prompt), sys.stderr)
+    except EOFError:
+        raise UsageError("no password given") from None
+
+
+def _print_snapshot(service: Service, by: Grouping, form: str) -> int:
+    from connmon.formats import as_csv, as_json, as_table
+
+    document = _read(service, by)
     if form == "json":
         text = as_json(document)
     elif form == "csv":
@@ -201,10 +312,24 @@ def _print_snapshot(service: Service, by: Grouping, form: str) -> int:
     else:
         text = as_table(document, by, _terminal_width())
     _write(text)
-    if not document["quorum"]:  # a CSV has no other place for it
+    _mention_quorum(document)  # a CSV has no other place for it
+    return DONE
+
+
+def _read(service: Service, by: Grouping) -> dict[str, Any]:
+    """Return a snapshot's document, of a node that has quorum where there is one."""
+    from connmon.client import read_once
+    from connmon.credentials import of_client
+
+    return read_once(service.nodes, service.name, by, credentials=of_client(service)).document()
+
+
+def _mention_quorum(document: Mapping[str, Any]) -> None:
+    from connmon.formats import short_age
+
+    if not document["quorum"]:
         still = short_age(document["stale_seconds"])
         _complain(f"{document['node']} has no quorum: what it shows has stood still for {still}")
-    return DONE
 
 
 def _write(text: str) -> None:
@@ -237,7 +362,7 @@ def _complain(message: str) -> None:
     from connmon.formats import printable
 
     if sys.stderr is not None:
-        print(f"connmon: {printable(message)}", file=sys.stderr)
+        print(f"connmon: {printable(without_passwords(message))}", file=sys.stderr)
 
 
 def _let_go(stream: TextIO) -> None:

@@ -54,6 +54,8 @@ _LONGEST_NAME: Final = 256
 _LONGEST_LEASE: Final = 86400.0
 
 Trace: TypeAlias = Literal["held", "all", "off"]
+CsvBy: TypeAlias = Literal["leader", "node"]
+_CSV_BY: Final[Mapping[str, CsvBy]] = {"leader": "leader", "node": "node"}
 _TRACES: Final[Mapping[str, Trace]] = {"held": "held", "all": "all", "off": "off"}
 
 
@@ -98,6 +100,12 @@ class Service:
     csv_dump: str | None = None
     csv_columns: tuple[str, ...] | None = None
     csv_token: str | None = field(default=None, repr=False)
+    csv_by: CsvBy | None = None
+    """Who writes; None: the leader."""
+    csv_size: int | None = None
+    """Bytes at which the file is rotated."""
+    csv_keep: int | None = None
+    """How many old files are kept."""
     origin: str = field(default="", compare=False)
     """The file and section, for errors."""
     file: str | None = field(default=None, compare=False)
@@ -353,6 +361,26 @@ def _columns(text: str) -> tuple[str, ...]:
     return columns
 
 
+def _csv_by(text: str) -> CsvBy:
+    if text not in _CSV_BY:
+        raise _error(f"{shown(text)} is not one of {', '.join(_CSV_BY)}")
+    return _CSV_BY[text]
+
+
+def _size(text: str) -> int:
+    match = re.fullmatch(r"([0-9]{1,12}) ?([kMG]?)B?", text)
+    size = 0 if match is None else int(match[1]) * {"": 1, "k": 2**10, "M": 2**20, "G": 2**30}[match[2]]
+    if size < 1024:
+        raise _error(f"{shown(text)} is not a size; expected bytes, at least 1k, as in 100M")
+    return size
+
+
+def _keep(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,3}", text):
+        raise _error(f"{shown(text)} is not a number of files from 0 to 999")
+    return int(text)
+
+
 #: What a service's section may have besides nodes, and what makes a value of it.
 _OPTIONS: Final[Mapping[str, Callable[[str], Any]]] = {
     "name": _name,
@@ -367,6 +395,9 @@ _OPTIONS: Final[Mapping[str, Callable[[str], Any]]] = {
     "csv_dump": str,
     "csv_columns": _columns,
     "csv_token": str,
+    "csv_by": _csv_by,
+    "csv_size": _size,
+    "csv_keep": _keep,
 }
 
 

@@ -6,11 +6,21 @@ command can print it as it stands. A traceback is for a bug, never for one of th
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
+_PASSWORD: Final = re.compile(r"(://[^:/?#@\s]{0,256}):\S*@")
+
 
 def one_line(text: str, longest: int = 2000) -> str:
     """Return text from outside as an error may quote it: no control characters, no more than so many."""
     short = text if len(text) <= longest else text[:longest] + "..."
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in short)
+
+
+def without_passwords(text: str) -> str:
+    """Return the text with the passwords of URLs replaced by ***; rather too much of it than too little."""
+    return _PASSWORD.sub(r"\1:***@", text)
 
 
 class ConnmonError(Exception):

@@ -63,11 +63,11 @@ def as_csv(document: Mapping[str, Any], by: Grouping) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(KEYS[by])
-    writer.writerows([_csv_cell(row[key]) for key in KEYS[by]] for row in document["rows"])
+    writer.writerows([csv_cell(row[key]) for key in KEYS[by]] for row in document["rows"])
     return file.getvalue()
 
 
-def _csv_cell(value: Any) -> Any:
+def csv_cell(value: Any) -> Any:
     if isinstance(value, list):
         value = " < ".join(value)
     if isinstance(value, str):
@@ -130,6 +130,7 @@ _LEFT: Final = (
     "host", "program", "state", "dialect", "database_host", "database",
     "pool", "pool_class", "command", "holder", "call_site",
     "node", "address", "role", "version", "problems",
+    "client_host", "user", "application", "ids",
 )  # fmt: skip
 
 
@@ -193,6 +194,13 @@ def _lines_of(column: _Column, rows: Iterable[Mapping[str, Any]]) -> list[str]:
     if column.key in _LEFT:
         return [cell + " " * (size - width) for cell, width in zip(cells, widths, strict=True)]
     return [" " * (size - width) + cell for cell, width in zip(cells, widths, strict=True)]
+
+
+def aligned(headings: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return lines of these columns (key: heading), cells as in all tables; for smaller tables."""
+    rows = list(rows)
+    columns = [_lines_of(_Column(key, heading, 0), rows) for key, heading in headings.items()]
+    return ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
 
 
 def _cell(key: str, value: Any) -> str:

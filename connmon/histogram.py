@@ -41,7 +41,10 @@ def trimmed(counts: Sequence[int]) -> Histogram:
 
 def added(histograms: Iterable[Sequence[int]]) -> Histogram:
     """Return the sum of all of them."""
-    return trimmed(list(map(sum, zip_longest(*histograms, fillvalue=0))))
+    told = [counts for counts in histograms if counts]
+    if len(told) == 1:  # mostly: one process, one pool, none that has ended
+        return trimmed(told[0])
+    return trimmed(list(map(sum, zip_longest(*told, fillvalue=0))))
 
 
 def since(now: Histogram, before: Histogram) -> Histogram:

@@ -162,7 +162,7 @@ class Snapshot:
             "totals": {
                 "hosts": header.hosts,
                 "programs": header.programs,
-                **_figures(header.totals, header.clock),
+                **figure_cells(header.totals, header.clock),
             },
             "rows": self.rows(),
         }
@@ -170,6 +170,12 @@ class Snapshot:
     def rows(self) -> list[Cells]:
         """Return the rows of the document; empty while there is no complete answer."""
         return [cells for _, cells in self.keyed_rows()]
+
+    def pool_rows(self) -> list[Cells]:
+        """Return the rows by pool, which came with those by connection; for the same moment's sake."""
+        rows = [] if self.header is None else self._pools(self.header.clock)
+        rows.sort(key=itemgetter(0))
+        return [cells for _, _, cells in rows]
 
     def keyed_rows(self) -> list[tuple[RowKey, Cells]]:
         """Return the rows, each with the key that it keeps for as long as it lives."""
@@ -200,7 +206,7 @@ class Snapshot:
                 head, order = {**_database(row), "programs": row.programs}, _sortable(key)
             else:
                 continue
-            found.append((order, key, {**head, "state": row.state, **_figures(row.figures, clock)}))
+            found.append((order, key, {**head, "state": row.state, **figure_cells(row.figures, clock)}))
         return found
 
     def _processes(self, clock: float) -> _Sorted:
@@ -327,12 +333,13 @@ def _database(row: DatabaseRow) -> Cells:
     }
 
 
-def _figures(figures: Figures, clock: float) -> Cells:
+def figure_cells(figures: Figures, clock: float, quantiles: bool = True) -> Cells:
+    """Return the `FIGURES` of a row, ages as of the replica's `clock`, with quantiles or without."""
     gauges, totals = figures.gauges, figures.totals
     waited, waiting, held = figures.longest_wait, figures.waiting_since, figures.held_since
     if waiting is not None:
         waited = max(waited, clock - waiting)
-    return {
+    cells: Cells = {
         "processes": figures.processes,
         "max_processes": figures.max_processes,
         "pools": gauges.pools,
@@ -357,10 +364,12 @@ def _figures(figures: Figures, clock: float) -> Cells:
         "connect_errors_total": totals.connect_errors,
         "checkouts_per_second": round(figures.checkouts_per_second, 3),
         "last_report_seconds": None if figures.reported is None else _age(clock, figures.reported),
-        **_quantiles("wait", figures.waits),
-        **_quantiles("held", figures.holds),
-        **_quantiles("connect", figures.connects),
     }
+    if quantiles:
+        cells.update(_quantiles("wait", figures.waits))
+        cells.update(_quantiles("held", figures.holds))
+        cells.update(_quantiles("connect", figures.connects))
+    return cells
 
 
 def _quantiles(what: str, quantiles: Quantiles) -> Cells:
@@ -372,7 +381,7 @@ def _quantiles(what: str, quantiles: Quantiles) -> Cells:
 
 
 def _figures_of_one(figures: Figures, clock: float, present: bool) -> Cells:
-    cells = _figures(figures, clock)
+    cells = figure_cells(figures, clock)
     del cells["processes"], cells["max_processes"]
     if not present:
         cells.update(_UNKNOWN_PRESENT)

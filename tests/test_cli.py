@@ -143,8 +143,11 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"connmon {connmon.__version__}\n"
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(word in text for word in ("console", "snapshot", "cluster-status", "demo", "--host"))
-    assert not any(word in text for word in ("whois", "reconcile", "record", "replay"))
+    assert all(
+        word in text
+        for word in ("console", "snapshot", "cluster-status", "whois", "reconcile", "demo", "--host")
+    )
+    assert not any(word in text for word in ("record", "replay"))
 
 
 # --- Who is called ------------------------------------------------------------------------
@@ -230,7 +233,11 @@ USAGE = [
     (["snapshot", "--by"], "argument --by: expected one argument"),
     (["snapshot", "--hos", "x"], "unrecognized arguments: --hos x"),
     (["--by", "host"], "invalid choice: 'host'"),
-    (["whois", "1"], "invalid choice: 'whois'"),
+    (["whois"], "the following arguments are required: ID"),
+    (["whois", "0x1f"], "'0x1f' is not a session id"),
+    (["whois", "1", "--database", "db:x"], "--database: 'db:x': port 'x'"),
+    (["snapshot", "mysql://root:se%cret@db/"], "unrecognized arguments: mysql://root:***@db/"),
+    (["whois", "mysql://root:p@ss@db/"], "'mysql://root:***@db/' is not a session id"),
     (["snapshot", "\x1b[2J\n"], "unrecognized arguments: ?[2J?"),
     (["--config", "no/such/file"], "no/such/file: "),
     (["snapshot", "--service", "nope"], "'nope'"),

@@ -1,7 +1,7 @@
 """`connmond`: runs one node in the foreground until SIGTERM or SIGINT.
 
-Exit codes: 0 after a signal; 1 where the port cannot be had; 2 where the command line or the
-config file says something that cannot be done. Each of them with one line on stderr.
+Exit codes: 0 after a signal, or where --check-config finds nothing; 1 where a port cannot be had; 2 where
+the command line or the config file says something that cannot be done. 1 and 2 with one line on stderr.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from connmon import __version__
 from connmon.cluster.datadir import DataDir
+from connmon.cluster.dump import Dump, check_dump, open_dump
+from connmon.cluster.dumpfile import DumpFile
+from connmon.cluster.manager import Manager, reload
 from connmon.cluster.notices import Notices
 from connmon.cluster.replica import Replica
 from connmon.cluster.server import CLIENTS, SPARE_FILES, Server
@@ -31,13 +34,12 @@ from connmon.config import DEFAULT_SERVICE, Config, Node, Service, load
 from connmon.credentials import Credentials, of_client, of_node
 from connmon.errors import ConfigError, ProtocolError, UsageError
 
+if TYPE_CHECKING:
+    from connmon.cluster.scrape import ScrapePort
+
 logger = logging.getLogger("connmon.connmond")
 
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-
-#: Settings of a service that this version knows but does not honour. Forgetting what was to be
-#: kept would be worse than not running.
-_NOT_YET: Final = ("metrics", "csv_dump", "csv_columns", "csv_token")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,11 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         config = load(options.config)
+        if options.check_config:
+            return _check(config)
         service = config.service(options.service)
         node = service.node(options.node)
-        _check(service)
         credentials = of_node(service)
         _set_up_logging(config, options.verbose)
+        dump_file = open_dump(service)
         kept = (
             None
             if service.data_dir is None
@@ -59,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(str(error), 2)
     _raise_file_limit()
     try:
-        return asyncio.run(_serve(service, node, credentials, kept))
+        return asyncio.run(_serve(service, node, credentials, kept, dump_file))
     except KeyboardInterrupt:  # before the loop took over the signal
         return 0
     finally:
@@ -67,8 +71,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             kept.close()
 
 
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser, for what makes completions of it (shtab)."""
+    return _parser()
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="connmond", description="Run one connmon node in the foreground.")
+    parser = argparse.ArgumentParser(
+        prog="connmond",
+        description="Run one connmon node in the foreground.",
+        epilog="exit codes: 0 ended by a signal, or the config file is right; 1 a port cannot be had; "
+        "2 wrong arguments or configuration. SIGHUP opens log files anew and reads certificates again.",
+    )
     parser.add_argument(
         "--config", "-c", metavar="FILE", help="config file (default: $CONNMON_CONFIG, else /etc/connmon.cfg)"
     )
@@ -77,22 +91,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--node", "-n", metavar="NAME", help="may be left out where the service has one node")
     parser.add_argument("--verbose", "-v", action="store_true", help="log every connection")
+    parser.add_argument(
+        "--check-config",
+        action="store_true",
+        help="say whether the config file is right, the secrets and certificates it names too, and end",
+    )
     parser.add_argument("--version", action="version", version=f"connmond {__version__}")
     return parser
+
+
+def _check(config: Config) -> int:
+    """Look at what all services name, without touching anything. Raises ConfigError."""
+    for service in config.services:
+        of_node(service)
+        of_client(service)
+        check_dump(service)
+        count = len(service.nodes)
+        print(f"service {service.name}: {count} node{'s' if count > 1 else ''}")
+    print(f"{config.path or 'the built-in default'} is right")
+    return 0
 
 
 def _complain(message: str, code: int) -> int:
     with contextlib.suppress(OSError):
         print(f"connmond: {message}", file=sys.stderr, flush=True)
     return code
-
-
-def _check(service: Service) -> None:
-    """Raise ConfigError where the service asks for what this version cannot do."""
-    where = f"{service.origin}: " if service.origin else ""
-    for option in _NOT_YET:
-        if getattr(service, option) is not None:
-            raise ConfigError(f"{where}{option}: not in this version; take the line out to run without it")
 
 
 def _set_up_logging(config: Config, verbose: bool) -> None:
@@ -122,7 +145,13 @@ def _raise_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-async def _serve(service: Service, node: Node, credentials: Credentials, kept: DataDir | None) -> int:
+async def _serve(
+    service: Service,
+    node: Node,
+    credentials: Credentials,
+    kept: DataDir | None,
+    dump_file: DumpFile | None,
+) -> int:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_unexpected(Notices(time.monotonic)))
     stop = asyncio.Event()
@@ -136,6 +165,8 @@ async def _serve(service: Service, node: Node, credentials: Credentials, kept: D
 
     for each in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(each, stopped, each)
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)  # until there is something to reload
+    manager = Manager()
     peers = Peers(service, node, credentials=of_client(service)) if len(service.nodes) > 1 else None
     journal = None if kept is None else kept.journal
     replica = Replica(service.name, node.name, State(), peers=peers, journal=journal, store=kept)
@@ -146,6 +177,12 @@ async def _serve(service: Service, node: Node, credentials: Credentials, kept: D
         return _complain(str(error if kept is None else kept.damaged(str(error))), 2)
     except OSError as error:
         return _complain(f"cannot listen on {node.bind} (bind of node {node.name!r}): {_reason(error)}", 1)
+    scrapes = None
+    if service.metrics is not None:
+        scrapes = await _serve_metrics(service, server, replica)
+        if scrapes is None:
+            await server.close()
+            return 1
     logger.info(
         "connmond %s: node %s of service %s listens on %s", __version__, node.name, service.name, node.bind
     )
@@ -155,12 +192,40 @@ async def _serve(service: Service, node: Node, credentials: Credentials, kept: D
             service.name,
             node.bind,
         )
-    ready = loop.create_task(_tell_ready(service, node, replica, server.port))
+    loop.add_signal_handler(signal.SIGHUP, reload, service, server, peers, manager)
+    manager.tell("READY=1")
+    tasks = [
+        loop.create_task(_tell_ready(service, node, replica, server.port)),
+        loop.create_task(manager.attend(replica)),
+    ]
+    if dump_file is not None:
+        tasks.append(loop.create_task(Dump(service, node.name, server, replica, dump_file).run()))
     await stop.wait()
-    ready.cancel()
+    manager.tell("STOPPING=1")
+    for task in tasks:
+        task.cancel()
+    if scrapes is not None:
+        await scrapes.close()
     await server.close()
     logger.info("ended")
     return 0
+
+
+async def _serve_metrics(service: Service, server: Server, replica: Replica) -> ScrapePort | None:
+    """Return the port of the metrics, which listens; None, after saying why, where it cannot."""
+    from connmon.cluster.metrics import Metrics  # prometheus_client takes a while, and few need it
+    from connmon.cluster.scrape import ScrapePort
+
+    assert service.metrics is not None
+    scrapes = ScrapePort(service.metrics, Metrics(server, replica).page)
+    try:
+        await scrapes.start()
+    except OSError as error:
+        where = f"{service.origin} metrics: " if service.origin else ""
+        _complain(f"{where}cannot listen on {service.metrics}: {_reason(error)}", 1)
+        return None
+    logger.info("metrics are at http://%s/metrics, for anyone who reaches it", service.metrics)
+    return scrapes
 
 
 async def _tell_ready(service: Service, node: Node, replica: Replica, port: int) -> None:

@@ -109,8 +109,8 @@ class Server:
         credentials: Credentials = OPEN,
     ) -> None:
         self.clock = clock
-        self.credentials: Final = credentials
-        """What clients have to have."""
+        self.credentials = credentials
+        """What clients that connect from now on have to have."""
         self._service = service
         self._node = node
         self._replica = replica
@@ -134,6 +134,8 @@ class Server:
         self._spread_at = self._quorum_at = clock()
         self._digests = Digests(clock)
         replica.on_applied = lambda _batch, _outcome: self._digests.moved(replica.state)
+        self.on_command: Callable[[Batch, float], None] | None = None
+        """Called after each batch of this node's with the seconds from proposing to applying it."""
         self._started = clock()
         self.held = 0
         """Bytes that clients hold of this node's memory."""
@@ -373,6 +375,7 @@ class Server:
 
     async def _apply(self, batch: Batch, taken: list[Waiting[Link]]) -> None:
         """Have the batch applied and answer those who wait for it."""
+        proposed = self.clock()
         try:
             outcome = await self._replica.propose(batch)
         except Exception as error:
@@ -385,6 +388,8 @@ class Server:
             return
         finally:
             self.held -= sum(waiting.memory for waiting in taken)
+        if self.on_command is not None:
+            self.on_command(batch, self.clock() - proposed)
         full = {(instance, sequence): wanted for instance, sequence, wanted in outcome.answers}
         for what, link, _, _ in taken:
             if link is None:

@@ -22,6 +22,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
@@ -285,6 +286,10 @@ class Peers:
     def room(self, name: str) -> bool:
         link = self._links.get(name)
         return link is not None and not link.paused
+
+    def renew(self, credentials: Credentials) -> None:
+        """Dial with these certificates from now on; the secret stays."""
+        self._credentials = replace(self._credentials, tls=credentials.tls)
 
     # --- what the server uses: nodes that dial this one ---
 

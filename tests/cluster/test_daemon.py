@@ -248,27 +248,6 @@ def test_a_mistake_in_the_file_is_one_line(
     assert expected in line
 
 
-@pytest.mark.parametrize(
-    "setting",
-    [
-        "metrics: localhost:9000",
-        "csv_dump: /tmp/x.csv",
-        "csv_columns: host",
-        "csv_token: abc",
-    ],
-)
-def test_a_setting_that_it_cannot_honour_is_not_ignored(
-    setting: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Forgetting what was to be kept would be wrong: exit code 2, one line, no value in it."""
-    path = write(tmp_path / "c.cfg", free_port(), setting + "\n")
-    assert daemon.main(["--config", str(path)]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert setting.partition(":")[0] in line
-    assert "not in this version" in line
-    assert "abc" not in line
-
-
 def test_a_process_says_it_in_one_line_too(started: list[Connmond], tmp_path: Path) -> None:
     """The real process exits with 2 and nothing but the line."""
     node = run(started, "--config", str(tmp_path / "none.cfg"))

@@ -1,0 +1,190 @@
+"""What a scrape of many programs takes, and whether reports have to wait for it.
+
+    python benchmarks/metrics.py [--programs N] [--scrapes N] [--json FILE]
+
+One real connmond has the programs in its replica, each told of by one simulated process; some others
+report all the while. The targets are shown and not judged. Exit code 1 where a page has not
+exactly the programs and totals that were reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+from simulated import WAIT, Wrong, _Speaker, free_ports, launched, until
+
+from connmon.model import Gauges, Peaks, PoolInfo, PoolReport, Process, Report, Times, Totals
+from connmon.wire import Ack
+
+CHECKOUTS: Final = 7
+#: Waits, holds and connects that reach up to half a second.
+TIMES: Final = Times(*[tuple(range(1, 20))] * 3)
+#: Processes that report while pages are made, and how often.
+PROBES: Final = 20
+EVERY: Final = 0.2
+
+
+class One(_Speaker):
+    """One process that is a program of its own."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+        self.sequence = 0
+        self.sent = 0.0
+        self.took: list[float] = []
+        self.answered = asyncio.Event()
+
+    def report(self) -> None:
+        self.sequence += 1
+        info = PoolInfo("mysql://db/x", "mysql", "db", 3306, f"d{self.number % 50}", "QueuePool", 5, 10, 30.0)
+        pool = PoolReport(
+            1, info, Gauges(1, 15, 0, 3, 2), Totals(3, 0, CHECKOUTS, 5), Peaks(3, 2, 0, 0.0), times=TIMES
+        )
+        who = Process(f"host{self.number % 100}", f"program-{self.number}", self.number, 1, None, None, 1.0)
+        self.sent = time.perf_counter()
+        self.answered.clear()
+        self.write(Report(f"i{self.number}", self.sequence, 0, 1.0, Peaks(), (pool,), process=who))
+
+    def heard(self, message: Any) -> None:
+        if isinstance(message, Ack):
+            self.took.append(time.perf_counter() - self.sent)
+            self.answered.set()
+
+
+def scrape(port: int, programs: int) -> tuple[float, int]:
+    """Return seconds and bytes of a scrape, in a process of its own. Raises Wrong."""
+    began = time.perf_counter()
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+        page = answer.read()
+    took = time.perf_counter() - began
+    told = [
+        float(line.rpartition(b" ")[2]) for line in re.findall(rb"^connmon_checkouts_total\{.*$", page, re.M)
+    ]
+    if len(told) != programs or set(told) != {float(CHECKOUTS)}:
+        raise Wrong(f"the page tells of {len(told)} programs, with {sum(told):.0f} checkouts in all")
+    return took, len(page)
+
+
+async def probe(ones: list[One], seconds: float) -> list[float]:
+    """Have these report for so long; return what each acknowledgement took."""
+    end = time.perf_counter() + seconds
+
+    async def go(one: One) -> list[float]:
+        one.took.clear()
+        while time.perf_counter() < end:
+            one.report()
+            await asyncio.wait_for(one.answered.wait(), WAIT)
+            await asyncio.sleep(EVERY)
+        return one.took
+
+    return [took for each in await asyncio.gather(*map(go, ones)) for took in each]
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    ordered = sorted(values)
+    return {
+        "p50": statistics.median(ordered),
+        "p99": ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))],
+        "max": ordered[-1],
+    }
+
+
+async def measure(programs: int, scrapes: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as directory:
+        port, metrics = free_ports(2)
+        config = Path(directory, "connmon.cfg")
+        config.write_text(
+            f"[connmon_service_default]\nname: default\nlease: 3600\nmetrics: 127.0.0.1:{metrics}\n"
+            f"nodes:\n    node1 hostname=127.0.0.1:{port}\n"
+        )
+        log = Path(directory, "log")
+        with log.open("wb") as output:
+            node = launched(
+                [sys.executable, "-m", "connmon.cluster.daemon", "-c", str(config)], stderr=output,
+                stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+        try:
+            await until(lambda: b"ready service=" in log.read_bytes(), "the node")
+            ones = [One(number) for number in range(programs)]
+            for at in range(0, programs, 200):
+                some = ones[at : at + 200]
+                await asyncio.gather(*(one.open(port, "application") for one in some))
+                for one in some:
+                    one.report()
+                for one in some:
+                    await asyncio.wait_for(one.answered.wait(), WAIT)
+            quiet = await probe(ones[:PROBES], 5.0)
+            loop = asyncio.get_running_loop()
+            took: list[float] = []
+            size = 0
+
+            async def scraping(scraper: ProcessPoolExecutor) -> None:
+                nonlocal size
+                for _ in range(scrapes):
+                    seconds, size = await loop.run_in_executor(scraper, scrape, metrics, programs)
+                    took.append(seconds)
+                    await asyncio.sleep(1.0)  # longer than a page is served again
+
+            # Not in this process, whose own work would be taken for the node's.
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as scraper:
+                await loop.run_in_executor(scraper, scrape, metrics, programs)
+                busy, _ = await asyncio.gather(probe(ones[:PROBES], scrapes * 1.2), scraping(scraper))
+            for one in ones:
+                one.close()
+            return {
+                "programs": programs,
+                "page_bytes": size,
+                "scrape_seconds": spread(took),
+                "report_seconds_without_scrapes": spread(quiet),
+                "report_seconds_with_scrapes": spread(busy),
+                "load": os.getloadavg()[0],
+            }
+        finally:
+            node.kill()
+            node.wait()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--programs", type=int, default=5000)
+    parser.add_argument("--scrapes", type=int, default=20)
+    parser.add_argument("--json", metavar="FILE")
+    options = parser.parse_args()
+    try:
+        figures = asyncio.run(measure(options.programs, options.scrapes))
+    except Wrong as error:
+        print(f"WRONG: {error}")
+        return 1
+    size = figures["page_bytes"] / 1e6
+    print(f"{figures['programs']} programs, a page of {size:.1f} MB, load {figures['load']:.1f}")
+    for name, text in (
+        ("scrape_seconds", "a scrape (target: at most 500 ms)"),
+        ("report_seconds_without_scrapes", "a report until acknowledged, nobody scrapes"),
+        ("report_seconds_with_scrapes", "the same, scraped all the while"),
+    ):
+        shown = "  ".join(f"{key} {value * 1000:.0f} ms" for key, value in figures[name].items())
+        print(f"{text}: {shown}")
+    if options.json:
+        Path(options.json).write_text(json.dumps(figures, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

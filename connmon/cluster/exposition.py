@@ -1,0 +1,186 @@
+"""The fleet in Prometheus's text format. Pure: rows in, text out.
+
+- The numbers are those of `connmon snapshot` by program and by database, by the same names; what
+  is not known is left out. Labels are host and program, or what names a database; never a pid.
+- A counter is a program's total since it was first seen, ended processes included, so that it
+  does not go back when one ends.
+- Names come from whoever reports. A label that its rows share with another row's would make
+  Prometheus refuse the whole page: of those only the first is shown.
+- Written here and not by prometheus_client, which takes 0.8 s for the counters and gauges of 5,000
+  programs, this 0.1 s.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import accumulate
+from typing import Any, Final, NamedTuple, TypeVar
+
+from connmon.histogram import BOUNDS, BUCKETS
+from connmon.model import DatabaseRow, ProgramRow, RowKey, Times
+from connmon.snapshot import figure_cells
+
+T = TypeVar("T")
+
+#: Rows whose histograms are written at once.
+AT_ONCE: Final = 250
+
+
+class _Family(NamedTuple):
+    name: str
+    """Without its prefix."""
+    kind: str
+    help: str
+    samples: tuple[tuple[str, str], ...]
+    """The keys of the values, each with the label that tells it from the others of a row ("": none)."""
+
+
+def _one(name: str, kind: str, help: str, key: str | None = None) -> _Family:
+    return _Family(name, kind, help, ((key or name, ""),))
+
+
+_FAMILIES: Final = (
+    _Family(
+        "processes", "gauge", "Processes, by whether they report or were silent for longer than the lease.",
+        (("processes", 'state="connected"'), ("lost_processes", 'state="lost"')),
+    ),
+    _Family(
+        "connections", "gauge", "Open connections to the database.",
+        (("idle", 'state="idle"'), ("checked_out", 'state="checked_out"'), ("detached", 'state="detached"')),
+    ),
+    _one("pools", "gauge", "Connection pools."),
+    _one("capacity", "gauge", "Connections that all pools may open; not there where one has no limit."),
+    _one("overflow", "gauge", "Open connections beyond the pools' size."),
+    _one("waiting", "gauge", "Threads and tasks that wait for a connection."),
+    _one("max_processes", "gauge", "Most processes since first seen."),
+    _one("max_connections", "gauge", "Most open connections since first seen."),
+    _one("max_checked_out", "gauge", "Most connections checked out since first seen."),
+    _one("max_waiting", "gauge", "Most that waited for a connection since first seen."),
+    _one("longest_wait_seconds", "gauge", "Longest wait for a connection of late."),
+    _one("longest_held_seconds", "gauge", "How long the connection held longest has been held."),
+    _one("last_report_seconds", "gauge", "Time since the latest report."),
+    _one("connects_total", "counter", "Connections opened."),
+    _one("closes_total", "counter", "Connections closed."),
+    _one("checkouts_total", "counter", "Connections taken from a pool."),
+    _one("checkins_total", "counter", "Checkouts that have ended."),
+    _one("invalidations_total", "counter", "Connections invalidated."),
+    _one("timeouts_total", "counter", "Checkouts that gave up waiting."),
+    _one("connect_errors_total", "counter", "Connections that could not be opened."),
+)  # fmt: skip
+
+
+def label(text: object) -> str:
+    """Return a label's value, quoted; None as ""."""
+    value = "" if text is None else str(text)
+    if not value.isprintable():
+        # The format has escapes for line ends only, and readers end at a NUL.
+        value = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)
+    return '"{}"'.format(value.replace("\\", "\\\\").replace('"', '\\"'))
+
+
+class Fleet:
+    """The rows of one scrape, taken in frame by frame, and then the page of them, family by family."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, dict[str, Mapping[str, Any]]] = {"connmon": {}, "connmon_database": {}}
+        """By prefix of the names, and by labels."""
+        self._times: dict[str, dict[str, Times]] = {"connmon": {}, "connmon_database": {}}
+
+    def take(self, rows: Iterable[object], clock: float, times: Callable[[RowKey], Times | None]) -> None:
+        """Take rows of programs and databases in.
+
+        `clock` is the replica's; `times` returns what took how long, by a row's key.
+        """
+        for row in rows:
+            if isinstance(row, ProgramRow):
+                prefix, labels = "connmon", f"host={label(row.host)},program={label(row.program)}"
+            elif isinstance(row, DatabaseRow):
+                prefix = "connmon_database"
+                labels = (
+                    f"dialect={label(row.dialect)},database_host={label(row.database_host)},"
+                    f"database_port={label(row.database_port)},database={label(row.database)}"
+                )
+            else:
+                continue
+            if labels in self._rows[prefix]:
+                continue
+            cells = figure_cells(row.figures, clock, quantiles=False)
+            cells["lost_processes"] = row.figures.lost_processes
+            self._rows[prefix][labels] = cells
+            if (took := times(row.key)) is not None:
+                self._times[prefix][labels] = took
+
+    def pages(self) -> Iterator[str]:
+        """Yield the text in pieces, each made in some milliseconds."""
+        for prefix, rows in self._rows.items():
+            for family in _FAMILIES:
+                yield from _text(f"{prefix}_{family.name}", family, rows)
+            for timed in _TIMED:
+                yield from _histogram(f"{prefix}_{timed.name}", timed, self._times[prefix])
+
+
+def _head(name: str, help: str, kind: str) -> str:
+    return f"# HELP {name} {help}\n# TYPE {name} {kind}\n"
+
+
+def _slices(rows: Mapping[str, T], size: int) -> Iterator[list[tuple[str, T]]]:
+    items = list(rows.items())
+    for at in range(0, len(items), size):
+        yield items[at : at + size]
+
+
+def _text(name: str, family: _Family, rows: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    yield _head(name, family.help, family.kind)
+    for key, own in family.samples:
+        begin, end = f"{name}{{", f",{own}}} " if own else "} "
+        for some in _slices(rows, 4 * AT_ONCE):
+            yield "".join(
+                [f"{begin}{labels}{end}{cells[key]}\n" for labels, cells in some if cells[key] is not None]
+            )
+
+
+class _Timed(NamedTuple):
+    """A histogram: of which of the `Times`, and which of the buckets' bounds are told."""
+
+    name: str
+    help: str
+    field: str
+    bounds: tuple[float, ...]
+
+
+def _bounds(low: float, high: float) -> tuple[float, ...]:
+    """Return two bounds a decade of those that are counted by: five would be too much to scrape."""
+    steps = [bound for bound in BOUNDS if f"{bound:e}"[:3] in ("1.0", "2.5")]
+    return tuple(bound for bound in steps if low <= bound <= high)
+
+
+_TIMED: Final = (
+    _Timed("wait_seconds", "Waits for a connection that have ended.", "waits", _bounds(1e-3, 100.0)),
+    _Timed("hold_seconds", "From checkout to checkin.", "holds", _bounds(1e-3, 100.0)),
+    _Timed("connect_seconds", "Opening a connection.", "connects", _bounds(1e-3, 10.0)),
+)
+
+
+def _histogram(name: str, timed: _Timed, rows: Mapping[str, Times]) -> Iterator[str]:
+    """Yield a histogram's text: the one place where a group's becomes Prometheus's.
+
+    Where nothing was counted yet there is none. There is no sum, since none is kept: what would be
+    made of the buckets would not be one.
+    """
+    yield _head(name, timed.help, "histogram")
+    ends = [f',le="{bound}"}} ' for bound in timed.bounds]
+    numbers = [bisect_left(BOUNDS, bound) for bound in timed.bounds]
+    for some in _slices(rows, AT_ONCE):
+        lines: list[str] = []
+        for labels, times in some:
+            counts = getattr(times, timed.field)
+            if not counts:
+                continue
+            seen = list(accumulate(counts))
+            count = seen[-1]
+            seen += [count] * (BUCKETS - len(seen))
+            begin = f"{name}_bucket{{{labels}"
+            lines += [f"{begin}{end}{seen[number]}\n" for end, number in zip(ends, numbers, strict=True)]
+            lines.append(f'{begin},le="+Inf"}} {count}\n{name}_count{{{labels}}} {count}\n')
+        yield "".join(lines)

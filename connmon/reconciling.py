@@ -1,0 +1,53 @@
+"""Reads a node and a database server one after the other, twice where they do not fit: `connmon reconcile`.
+
+- The node is read first, and where nothing is wrong that is all. Otherwise both are read again
+  after `SETTLE` seconds, in which what was just opened or closed has been reported.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from connmon.client import read_once
+from connmon.config import Service
+from connmon.credentials import Credentials
+from connmon.dbserver import DatabaseServer
+from connmon.dbsessions import DatabaseSessions, parse_url
+from connmon.procinfo import host
+from connmon.reconcile import Look, Naming, is_settled, reconcile
+
+#: Seconds between two looks: a report a second, a batch, and some to spare.
+SETTLE: Final = 2.5
+
+
+def compare(
+    service: Service,
+    credentials: Credentials,
+    url: str,
+    also: Sequence[DatabaseServer] = (),
+    ask_password: Callable[[str], str] | None = None,
+) -> dict[str, Any]:
+    """Return the document of the comparison. Raises ConnmonError.
+
+    `also` are names that applications have for the server besides the URL's; `ask_password` as
+    for DatabaseSessions.
+    """
+    parsed = parse_url(url)
+    naming = Naming(host(), tuple(also))
+    with DatabaseSessions(parsed, ask_password) as database:
+        first = _look(service, credentials, database)
+        second = None
+        if not is_settled(first, naming):
+            time.sleep(SETTLE)
+            second = _look(service, credentials, database)
+    return reconcile(first, second, naming)
+
+
+def _look(service: Service, credentials: Credentials, database: DatabaseSessions) -> Look:
+    snapshot = read_once(service.nodes, service.name, "connection", credentials=credentials)
+    view = database.look()
+    document = snapshot.document()
+    header = {key: document[key] for key in ("service", "node", "leader", "quorum", "stale_seconds")}
+    return Look(header, snapshot.pool_rows(), document["rows"], view)

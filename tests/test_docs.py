@@ -1,0 +1,52 @@
+"""The documentation has every option, command and metric there is. (That it builds, tox sees to.)"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from connmon import cli, config
+from connmon.cluster import daemon, exposition
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def options(parser: argparse.ArgumentParser) -> set[str]:
+    """Return the long options, the commands and the choices of a parser and of its commands."""
+    found: set[str] = set()
+    for action in parser._actions:
+        found.update(option for option in action.option_strings if option.startswith("--"))
+        if isinstance(action, argparse._SubParsersAction):
+            for name, command in action.choices.items():
+                found |= {name, *options(command)}
+        elif action.choices:
+            found.update(map(str, action.choices))
+    return found
+
+
+def test_every_command_and_option() -> None:
+    """Every command, option and choice is in the page of its program."""
+    for name, parser in (("connmon", cli.argument_parser()), ("connmond", daemon.argument_parser())):
+        page = (DOCS / f"{name}.rst").read_text()
+        for option in options(parser):
+            assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", page), option
+
+
+def test_every_option_of_the_config_file() -> None:
+    """Every option of a service's section is in the page about the config file."""
+    page = (DOCS / "configuration.rst").read_text()
+    for option in (*config._OPTIONS, "nodes"):
+        assert re.search(rf"^``{option}``|^``\w+``, ``{option}``", page, re.M), option
+
+
+def test_every_metric() -> None:
+    """Every metric is in the page about metrics, those of the node with their whole name."""
+    page = (DOCS / "metrics.rst").read_text()
+    for family in (*exposition._FAMILIES, *exposition._TIMED):
+        assert f"\n``{family.name}`` (" in page, family.name
+    source = Path(exposition.__file__).with_name("metrics.py").read_text()
+    names = re.findall(r'^            \(\s*"(\w+)",\s*"', source, re.M)
+    assert len(names) > 12
+    for name in (*names, "info", "role", "links", "command_seconds"):
+        assert re.search(rf"``connmon_node_{name}(_total)?``", page), name
