@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from math import fsum
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -85,26 +85,30 @@ def answer(
         coming = set(keys)
         for kind in _TABLES[by]:
             removed += (key for key in tables.tombstones[kind].after(since) if key not in coming)
+    # A reader that has more than this replica must not be told to go back.
+    version = tables.version if complete else max(tables.version, query.since)
+    about = About(service, node, leader, quorum, stale)
+    return frames(tables, header(tables, about, version, complete), keys, list(dict.fromkeys(removed)))
+
+
+class About(NamedTuple):
+    """What every answer says of the node."""
+
+    service: str
+    node: str
+    leader: str | None
+    quorum: bool
+    stale: float
+    """Seconds since the replica last moved."""
+
+
+def header(tables: Tables, about: About, version: int, complete: bool) -> Rows:
+    """Return an answer without rows."""
     figures, hosts, programs = totals(tables)
-    header = Rows(
-        service,
-        node,
-        leader,
-        quorum,
-        stale,
-        tables.epoch,
-        # A reader that has more than this replica must not be told to go back.
-        tables.version if complete else max(tables.version, query.since),
-        tables.clock,
-        complete,
-        hosts,
-        programs,
-        figures,
-    )
-    return _frames(tables, header, keys, list(dict.fromkeys(removed)))
+    return Rows(*about, tables.epoch, version, tables.clock, complete, hosts, programs, figures)
 
 
-def _frames(tables: Tables, header: Rows, keys: list[RowKey], removed: list[RowKey]) -> Iterator[Rows]:
+def frames(tables: Tables, header: Rows, keys: list[RowKey], removed: list[RowKey]) -> Iterator[Rows]:
     """Yield the frames: the removed keys first."""
     while len(removed) > CHUNK:
         yield msgspec.structs.replace(header, removed=tuple(removed[:CHUNK]), more=True)
@@ -115,7 +119,7 @@ def _frames(tables: Tables, header: Rows, keys: list[RowKey], removed: list[RowK
         if len(found) >= CHUNK or weight > CHUNK_WEIGHT:
             yield msgspec.structs.replace(header, rows=tuple(found), removed=tuple(removed), more=True)
             found, removed, weight = [], [], 0
-        row = _row(tables, key)
+        row = row_of(tables, key)
         if row is None:
             continue
         found.append(row)
@@ -189,7 +193,7 @@ def _process_keys(tables: Tables, query: Query, since: int) -> Iterator[RowKey]:
 # --- Rows -----------------------------------------------------------------------------------
 
 
-def _row(tables: Tables, key: RowKey) -> Row | None:
+def row_of(tables: Tables, key: RowKey) -> Row | None:
     """Return the row of this key as it is now; None where there is none any more."""
     if key[0] in _GROUPS:
         group = tables.groups.get(key)
@@ -246,7 +250,7 @@ def _own_figures(process: ProcessRecord, what: ProcessRecord | PoolRecord) -> Fi
 
 
 def _group_row(group: Group) -> ProgramRow | HostRow | DatabaseRow:
-    key, figures = group.key, _figures(group)
+    key, figures = group.key, figures_of(group)
     if key[0] == "program":
         return ProgramRow(str(key[1]), str(key[2]), group.state, figures)
     programs = {(process.process.host, process.process.program) for process in group.members.values()}
@@ -260,7 +264,7 @@ def _group_row(group: Group) -> ProgramRow | HostRow | DatabaseRow:
     return DatabaseRow(dialect, host, port, database, len(programs), group.state, figures)
 
 
-def _figures(group: Group) -> Figures:
+def figures_of(group: Group) -> Figures:
     """Return the figures of a group; those that are not sums are looked up among its members."""
     if group.cached is not None and group.cached_at == group.version:
         return group.cached
@@ -306,7 +310,7 @@ def totals(tables: Tables) -> tuple[Figures, int, int]:
             hosts += bool(group.members)
         elif group.key[0] == "program":
             programs += bool(group.members)
-            rows.append(_figures(group))
+            rows.append(figures_of(group))
     gauges, happened = NO_GAUGES, NO_TOTALS
     for row in rows:
         gauges, happened = plus(gauges, row.gauges), plus(happened, row.totals)
