@@ -11,6 +11,8 @@
   last heard of it, but its `state` and `held_seconds` are not known.
 - Where nobody waits or holds anything, `longest_*_seconds` is 0.0: that is known.
 - `capacity` is None as soon as one of the pools has no limit.
+- A row's cells are made anew only when something of it has changed. Of the others only ages go
+  on, so that following thousands of quiet rows costs next to nothing. Cells once handed out do not change.
 
 Which figures a row has: all `FIGURES`, but process rows are without processes and max_processes
 (a process is one process), pool rows without these and pools, and connection rows without any.
@@ -19,9 +21,9 @@ Which figures a row has: all `FIGURES`, but process rows are without processes a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from operator import itemgetter
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from connmon.model import (
     LOST,
@@ -40,7 +42,17 @@ from connmon.model import (
 )
 
 Cells: TypeAlias = dict[str, Any]
-_Sorted: TypeAlias = list[tuple[tuple[Any, ...], RowKey, Cells]]
+Derive: TypeAlias = Callable[[RowKey, Cells], None]
+
+
+class _Made(NamedTuple):
+    """The cells of a row, and what they were made of."""
+
+    parts: tuple[Row | None, ...]
+    """The row itself, and the rows of the process and pool that it belongs to."""
+    order: tuple[Any, ...]
+    cells: Cells
+
 
 #: No age is shown as longer than this (seconds), whatever a peer says.
 LONGEST: Final = 1e12
@@ -97,14 +109,18 @@ class Snapshot:
         host: str | None = None,
         program: str | None = None,
         instance: str | None = None,
+        derive: Derive | None = None,
     ) -> None:
+        """`derive`, where given, adds keys of its own to the cells of a row whenever these are made."""
         self.by: Final = by
         self.header: Rows | None = None
         """The last frame of the last complete answer. None: there was none yet."""
+        self._derive = derive
         self._narrow = (host, program, instance)
         self._epoch = ""
         self._since = 0
         self._rows: dict[RowKey, Row] = {}
+        self._made: dict[RowKey, _Made] = {}
         self._answer: tuple[str, str, int, bool] | None = None
         self._coming: dict[RowKey, Row | None] = {}  # None: removed
 
@@ -166,86 +182,93 @@ class Snapshot:
         if self.header is None:
             return []
         clock = self.header.clock
-        if self.by == "process":
-            rows = self._processes(clock)
-        elif self.by == "pool":
-            rows = self._pools(clock)
-        elif self.by == "connection":
-            rows = self._connections(clock)
-        else:
-            rows = self._groups(clock)
-        rows.sort(key=itemgetter(0))
+        made: dict[RowKey, _Made] = {}
+        for key, parts in self._parts():
+            before = self._made.get(key)
+            if before is not None and all(a is b for a, b in zip(before.parts, parts, strict=True)):
+                made[key] = before._replace(cells=self._aged(key, before, clock))
+            else:
+                made[key] = self._make(key, parts, clock)
+        self._made = made
+        rows = sorted([(each.order, key, each.cells) for key, each in made.items()], key=itemgetter(0))
         return [(key, cells) for _, key, cells in rows]
 
-    def _groups(self, clock: float) -> _Sorted:
-        """Rows by program, host or database."""
-        found: _Sorted = []
-        for key, row in self._rows.items():
-            head: Cells
-            if self.by == "program" and isinstance(row, ProgramRow):
-                head, order = {"host": row.host, "program": row.program}, (row.host, row.program)
-            elif self.by == "host" and isinstance(row, HostRow):
-                head, order = {"host": row.host, "programs": row.programs}, (row.host, "")
-            elif self.by == "database" and isinstance(row, DatabaseRow):
-                head, order = {**_database(row), "programs": row.programs}, _sortable(key)
+    def remake(self, keys: Iterable[RowKey]) -> None:
+        """Make the cells of these rows anew next time: what `derive` adds to them has changed."""
+        for key in keys:
+            self._made.pop(key, None)
+
+    def _parts(self) -> Iterable[tuple[RowKey, tuple[Row | None, ...]]]:
+        """The rows of the grouping, each with those of its process and pool."""
+        kind = _KINDS[self.by]
+        rows = self._rows
+        if self.by in ("pool", "connection"):
+            for key, row in rows.items():
+                if not isinstance(row, kind):
+                    continue
+                assert isinstance(row, PoolRow | ConnectionRow)
+                pool = row if isinstance(row, PoolRow) else rows.get(("pool", row.instance, row.pool))
+                yield key, (row, rows.get(("process", row.instance)), pool)
+        else:
+            for key, row in rows.items():
+                if isinstance(row, kind):
+                    yield key, (row,)
+
+    def _make(self, key: RowKey, parts: tuple[Row | None, ...], clock: float) -> _Made:
+        row = parts[0]
+        if isinstance(row, PoolRow | ConnectionRow):
+            process, pool = parts[1:]
+            if isinstance(process, ProcessRow):
+                order, identity, lost = _order(process), _process(process, clock), process.state == LOST
             else:
-                continue
-            found.append((order, key, {**head, "state": row.state, **_figures(row.figures, clock)}))
-        return found
-
-    def _processes(self, clock: float) -> _Sorted:
-        found: _Sorted = []
-        for key, row in self._rows.items():
-            if isinstance(row, ProcessRow):
-                figures = _figures_of_one(row.figures, clock, row.state != LOST)
-                cells = {**_process(row, clock), "state": row.state, **figures}
-                found.append((_order(row), key, cells))
-        return found
-
-    def _pools(self, clock: float) -> _Sorted:
-        found: _Sorted = []
-        processes = self._process_cells(clock)
-        for key, row in self._rows.items():
+                order, identity, lost = _stranger(row.instance)
             if isinstance(row, PoolRow):
-                order, process, _ = processes.get(row.instance) or _stranger(row.instance)
                 figures = _figures_of_one(row.figures, clock, row.state != LOST)
                 del figures["pools"]
-                cells = {**process, **_pool(row), "state": row.state, **figures}
-                found.append(((*order, row.number), key, cells))
-        return found
+                order = (*order, row.number)
+                cells = {**identity, **_pool(row), "state": row.state, **figures}
+            else:
+                order = (*order, row.pool, row.number)
+                where = _pool(pool) if isinstance(pool, PoolRow) else _UNKNOWN_POOL
+                cells = {**identity, **where, **_connection(row, clock, lost)}
+        elif isinstance(row, ProcessRow):
+            order = _order(row)
+            figures = _figures_of_one(row.figures, clock, row.state != LOST)
+            cells = {**_process(row, clock), "state": row.state, **figures}
+        else:
+            assert isinstance(row, ProgramRow | HostRow | DatabaseRow)
+            head, order = _group(key, row)
+            cells = {**head, "state": row.state, **_figures(row.figures, clock)}
+        if self._derive is not None:
+            self._derive(key, cells)
+        return _Made(parts, order, cells)
 
-    def _connections(self, clock: float) -> _Sorted:
-        found: _Sorted = []
-        processes = self._process_cells(clock)
-        pools = {
-            (row.instance, row.number): _pool(row) for row in self._rows.values() if isinstance(row, PoolRow)
-        }
-        for key, row in self._rows.items():
-            if isinstance(row, ConnectionRow):
-                order, process, lost = processes.get(row.instance) or _stranger(row.instance)
-                held = None if lost or row.held_since is None else _age(clock, row.held_since)
-                cells = {
-                    **process,
-                    **(pools.get((row.instance, row.pool)) or _UNKNOWN_POOL),
-                    "connection": row.number,
-                    "server_id": row.server_id,
-                    "state": None if lost else row.state,
-                    "age_seconds": _age(clock, row.opened),
-                    "held_seconds": held,
-                    "holder": row.holder,
-                    "call_site": row.call_site,
-                    "stack": list(row.stack),
-                }
-                found.append(((*order, row.pool, row.number), key, cells))
-        return found
+    def _aged(self, key: RowKey, made: _Made, clock: float) -> Cells:
+        """Return the cells of a row of which nothing has changed but ages."""
+        row = made.parts[0]
+        if isinstance(row, ConnectionRow) or row is None:
+            return self._make(key, made.parts, clock).cells
+        figures = row.figures
+        if row.state == LOST or figures.waiting_since is not None or figures.held_since is not None:
+            return self._make(key, made.parts, clock).cells
+        cells = dict(made.cells)
+        if figures.reported is not None:
+            cells["last_report_seconds"] = _age(clock, figures.reported)
+        process = row if isinstance(row, ProcessRow) else made.parts[1] if len(made.parts) > 1 else None
+        if isinstance(process, ProcessRow) and process.started is not None:
+            cells["started_seconds"] = _age(clock, process.started)
+        return cells
 
-    def _process_cells(self, clock: float) -> dict[str, tuple[tuple[Any, ...], Cells, bool]]:
-        """Per instance: where it sorts, its identifying cells, and whether it is lost."""
-        return {
-            row.instance: (_order(row), _process(row, clock), row.state == LOST)
-            for row in self._rows.values()
-            if isinstance(row, ProcessRow)
-        }
+
+#: What rows of each grouping are.
+_KINDS: Final[Mapping[Grouping, type[Row]]] = {
+    "program": ProgramRow,
+    "host": HostRow,
+    "database": DatabaseRow,
+    "process": ProcessRow,
+    "pool": PoolRow,
+    "connection": ConnectionRow,
+}
 
 
 def _age(clock: float, since: float) -> float:
@@ -268,6 +291,28 @@ def _order(row: ProcessRow) -> tuple[Any, ...]:
 def _stranger(instance: str) -> tuple[tuple[Any, ...], Cells, bool]:
     """Of a process whose row did not come."""
     return ("", "", 0, instance), {**_UNKNOWN_PROCESS, "instance": instance}, False
+
+
+def _group(key: RowKey, row: ProgramRow | HostRow | DatabaseRow) -> tuple[Cells, tuple[Any, ...]]:
+    """Return what identifies a group, and where it sorts."""
+    if isinstance(row, ProgramRow):
+        return {"host": row.host, "program": row.program}, (row.host, row.program)
+    if isinstance(row, HostRow):
+        return {"host": row.host, "programs": row.programs}, (row.host, "")
+    return {**_database(row), "programs": row.programs}, _sortable(key)
+
+
+def _connection(row: ConnectionRow, clock: float, lost: bool) -> Cells:
+    return {
+        "connection": row.number,
+        "server_id": row.server_id,
+        "state": None if lost else row.state,
+        "age_seconds": _age(clock, row.opened),
+        "held_seconds": None if lost or row.held_since is None else _age(clock, row.held_since),
+        "holder": row.holder,
+        "call_site": row.call_site,
+        "stack": list(row.stack),
+    }
 
 
 def _process(row: ProcessRow, clock: float) -> Cells:

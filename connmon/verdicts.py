@@ -104,7 +104,7 @@ def gravest(verdicts: Iterable[Verdict]) -> Word | None:
 
 def rank(word: str | None) -> int:
     """Return how grave a word is: 0 for none, larger is graver."""
-    return 0 if word is None else len(WORDS) - WORDS.index(word)  # type: ignore[arg-type]
+    return 0 if word is None else len(WORDS) - WORDS.index(word)
 
 
 def explained(verdicts: Iterable[Verdict]) -> str:

@@ -84,7 +84,7 @@ def test_the_reason_has_the_figures_and_what_to_do() -> None:
 
 def test_overcommit_counts_all_databases_of_a_server() -> None:
     """Capacities are summed by server; a server whose maximum is not known has no verdict."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"database_host": "db1", "database_port": 3306, "database": name, "capacity": 80}
         for name in ("nova", "neutron")
     ]
