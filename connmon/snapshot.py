@@ -156,6 +156,10 @@ class Snapshot:
 
         Raises ValueError while there is no complete answer yet.
         """
+        return {**self.head(), "rows": self.rows()}
+
+    def head(self) -> dict[str, Any]:
+        """Return the document without its rows. Raises as `document` does."""
         header = self.header
         if header is None:
             raise ValueError("no complete answer was applied yet")
@@ -170,7 +174,6 @@ class Snapshot:
                 "programs": header.programs,
                 **_figures(header.totals, header.clock),
             },
-            "rows": self.rows(),
         }
 
     def rows(self) -> list[Cells]:
@@ -193,10 +196,9 @@ class Snapshot:
         rows = sorted([(each.order, key, each.cells) for key, each in made.items()], key=itemgetter(0))
         return [(key, cells) for _, key, cells in rows]
 
-    def remake(self, keys: Iterable[RowKey]) -> None:
-        """Make the cells of these rows anew next time: what `derive` adds to them has changed."""
-        for key in keys:
-            self._made.pop(key, None)
+    def remake(self) -> None:
+        """Make the cells of all rows anew next time: what `derive` adds to them has changed."""
+        self._made.clear()
 
     def _parts(self) -> Iterable[tuple[RowKey, tuple[Row | None, ...]]]:
         """The rows of the grouping, each with those of its process and pool."""
