@@ -7,8 +7,9 @@ makes a verdict. The words, the gravest first:
 LEAK
     A connection does not come back: it has been held for `HELD_LONG` at least, and that is no habit of
     the pool. Either the pool is quiet (fewer than `QUIET` checkouts a second, for each connection
-    that is out), or what it gave back was mostly held for less than a tenth of that (hold p95). Where
-    the hold p95 is above a third of it, long holds are what the program does, and no leak.
+    that is out), or holds mostly take less than a tenth of that: by the hold p95, or where that is not
+    known by the mean hold, which is connections out / checkouts a second (Little's law). Where the hold
+    p95 is above a third of it, long holds are what the program does, and no leak.
 SATURATED
     Somebody waits: the pool is at its capacity, and connections come back but too few of them.
     Of a pool whose capacity is known, all of it must be checked out; of what sums several pools (a program
@@ -147,7 +148,11 @@ def _leaks(row: Mapping[str, Any]) -> bool:
     if usual is not None and held >= UNUSUAL * usual:
         return True
     rate, out = row.get("checkouts_per_second"), row.get("checked_out")
-    return rate is not None and rate < QUIET * max(1, out or 0)
+    if rate is None or out is None:
+        return False
+    if rate < QUIET * max(1, out):
+        return True
+    return bool(usual is None and held >= UNUSUAL * out / rate)
 
 
 def _saturated(row: Mapping[str, Any]) -> bool:
@@ -181,7 +186,7 @@ def _leak(row: Mapping[str, Any]) -> str:
     if usual is not None:
         reason += f", where {age(usual)} is usual (p95)"
     elif row.get("checkouts_per_second") is not None:
-        reason += f" and the pool is quiet ({row['checkouts_per_second']:.1f} checkouts/s)"
+        reason += f" at {row['checkouts_per_second']:.1f} checkouts/s"
     return f"{reason}: see its call site and give it back"
 
 
@@ -190,7 +195,7 @@ def _saturation(row: Mapping[str, Any], leak: bool) -> str:
     reason = f"{waiting} wait" + ("s" if waiting == 1 else "")
     if row.get("longest_wait_seconds"):
         reason += f" up to {age(row['longest_wait_seconds'])}"
-    if out is not None:
+    if out is not None and "pool" in row:  # sums of full and empty pools say nothing of either
         reason += f", {out} of {'unlimited' if capacity is None else capacity} checked out"
     if leak:
         return reason

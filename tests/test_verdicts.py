@@ -36,7 +36,8 @@ FULL = {"checked_out": 15, "waiting": 4, "longest_wait_seconds": 2.5}
         # Between usual and unusual, and where nothing is known of that, the quiet decides.
         ({"longest_held_seconds": 41.0, "held_p95_seconds": 10.0}, []),
         ({"longest_held_seconds": 41.0, "held_p95_seconds": 10.0, "checkouts_per_second": 0.1}, ["LEAK"]),
-        ({"longest_held_seconds": 41.0, "held_p95_seconds": None}, []),
+        ({"longest_held_seconds": 41.0, "held_p95_seconds": None}, ["LEAK"]),  # 6 out at 80/s: 0.1 s each
+        ({"longest_held_seconds": 41.0, "held_p95_seconds": None, "checkouts_per_second": 1.0}, []),
         ({"longest_held_seconds": 41.0, "held_p95_seconds": None, "checkouts_per_second": 0.2}, ["LEAK"]),
         # Both: those who wait do so because one does not come back.
         ({**FULL, "longest_held_seconds": 900.0}, ["LEAK", "SATURATED"]),

@@ -25,7 +25,7 @@ from typing import Any, Final, NoReturn, Protocol
 from connmon import client
 from connmon.config import Node
 from connmon.console import handlers, mouse, screen, state, views
-from connmon.console.fetcher import AskNodes, Demand, Fetcher, News, Note
+from connmon.console.fetcher import AskNodes, Demand, Fetcher, News, Note, Position
 from connmon.console.source import Maxima
 from connmon.console.state import Picture, Silence, State
 from connmon.credentials import OPEN, Credentials
@@ -93,7 +93,7 @@ def show(shown: State, feed: Feed, begin: Callable[[], None] = lambda: None) -> 
 
 
 def demand(shown: State) -> Demand:
-    return Demand(shown.wants, shown.remembers, shown.interval)
+    return Demand(shown.wants, shown.remembers, shown.interval, shown.reel)
 
 
 def _loop(shown: State, terminal: screen.Screen, feed: Feed) -> None:
@@ -158,6 +158,8 @@ def _told(shown: State, news: News) -> State:
         return state.silenced(shown, news)
     if isinstance(news, Note):
         return state.noted(shown, news.text)
+    if isinstance(news, Position):
+        return state.played(shown, news.number)
     raise news.error
 
 

@@ -26,7 +26,7 @@ from connmon.config import Node
 from connmon.console.columns import Row
 from connmon.console.local import Watch
 from connmon.console.source import Key, Maxima, Source, Want
-from connmon.console.state import INTERVAL, Local, Picture, Remembered, Samples, Silence
+from connmon.console.state import INTERVAL, Local, Picture, Reel, Remembered, Samples, Silence
 from connmon.credentials import OPEN, Credentials
 from connmon.errors import ConnmonError
 from connmon.model import EVERYTHING, HistoryQuery, RowKey
@@ -55,6 +55,7 @@ class Demand(NamedTuple):
     remembers: tuple[RowKey, ...] = (EVERYTHING,)
     """The rows whose last minutes it shows."""
     interval: float = INTERVAL
+    reel: Reel | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,14 @@ class Crash:
     error: BaseException
 
 
-News: TypeAlias = "Picture | Silence | Note | Crash"
+@dataclass(frozen=True)
+class Position:
+    """A replay has gone on to that picture by itself."""
+
+    number: int
+
+
+News: TypeAlias = "Picture | Silence | Note | Crash | Position"
 
 
 class Fetcher(threading.Thread):

@@ -72,7 +72,7 @@ def trends(state: State, width: int) -> Line | None:
     samples = None if remembered is None else remembered.rows.get(EVERYTHING)
     if remembered is None or samples is None or width < 60:
         return None
-    room = min(75, (width - 32) // 2)
+    room = min(75, (width - 36) // 2)
     blocks = forms.BLOCKS if state.blocks else forms.ASCII_BLOCKS
     each = max(1, TREND_SAMPLES // room)
     line: Line = []

@@ -26,6 +26,7 @@ _WORST: Final = (
     *(f"{what}_p{part}_seconds" for what in ("wait", "held", "connect") for part in (50, 95, 99)),
 )  # fmt: skip
 _SUMS: Final = tuple(key for key in FIGURES if key not in (*_NEWEST, *_WORST))
+_DATABASE: Final = ("dialect", "database_host", "database_port", "database")
 _STATES: Final = ("connected", "lost", "gone")
 
 
@@ -85,6 +86,20 @@ def pools(pairs: Iterable[tuple[Key, Row]]) -> list[tuple[Key, Row]]:
     return merged
 
 
+def users(pairs: Iterable[tuple[Key, Row]], database: Key) -> list[tuple[Key, Row]]:
+    """Return a row for each program that has pools in a database, of pool rows."""
+    found: dict[Key, list[Row]] = {}
+    for _, row in pairs:
+        if tuple(row.get(key) for key in _DATABASE) == database[1:]:
+            found.setdefault(("program", row.get("host"), row.get("program")), []).append(row)
+    merged: list[tuple[Key, Row]] = []
+    for key, rows in found.items():
+        row = _judged({name: value for name, value in together(rows).items() if name != "pool"})
+        row["pools"], row["processes"] = len(rows), len({pool.get("instance") for pool in rows})
+        merged.append((key, row))
+    return merged
+
+
 def waits(pools: Sequence[tuple[Key, Row]], connections: Sequence[tuple[Key, Row]]) -> list[tuple[Key, Row]]:
     """Return who blocks whom: a row for each place in the code that holds connections of a troubled pool.
 
@@ -94,10 +109,15 @@ def waits(pools: Sequence[tuple[Key, Row]], connections: Sequence[tuple[Key, Row
     """
     of_pool: dict[Key, list[Row]] = {}
     for _, row in pools:
+        if not (row.get("waiting") or (row.get("longest_held_seconds") or 0.0) >= HELD_LONG):
+            continue
         of_pool.setdefault(_pool(row), []).append(row)
     held: dict[Key, list[Row]] = {}
     for _, row in connections:
-        if row.get("held_seconds") is not None and _pool(row) in of_pool:
+        if row.get("held_seconds") is None or _pool(row) not in of_pool:
+            continue
+        # Short holds matter only where somebody waits for their end.
+        if _place(row)[0] != "short" or any(pool.get("waiting") for pool in of_pool[_pool(row)]):
             held.setdefault((*_pool(row), *_place(row)), []).append(row)
     seen = {key[:3] for key in held}
     for pool in of_pool:
@@ -128,7 +148,7 @@ def _wait(key: Key, pools: Sequence[Row], holders: Sequence[Row]) -> tuple[Key, 
     row = _judged(merged)
     what, place = key[3:]
     if what == "short":
-        row["blocker"] = f"short holds ({len(holders)} of them)" if len(holders) > 1 else "a short hold"
+        row["blocker"] = f"{len(holders)} short holds" if len(holders) > 1 else "a short hold"
     elif what == "nobody":
         row["blocker"] = "not known"
     else:

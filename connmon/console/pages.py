@@ -51,7 +51,7 @@ def _opened(want: Want, key: Key, row: Row) -> tuple[str, tuple[Want, ...]] | No
     if by == "host":
         return f"programs on {row.get('host')}", (Want("program", host=str(row.get("host"))),)
     if by == "database":
-        name = row.get("database") or "?"
+        name = str(row.get("database") or "?").rsplit("/", 1)[-1]
         server = f" on {row['database_host']}" if row.get("database_host") else ""
         return f"programs using {name}{server}", (Want("program", database=key),)
     if by == "process" or (by in ("pool", "connection") and want.instance is None):
