@@ -128,7 +128,7 @@ def fit(
 
 
 def _rank(col: Column, sort: str) -> float:
-    return min(col.rank, 0.5) if col.key == sort else col.rank
+    return min(col.rank, 1.5) if col.key == sort else col.rank
 
 
 def _least(place: Fitted, short: bool) -> int:

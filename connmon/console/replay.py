@@ -114,7 +114,7 @@ class Player:
             ]
         for want, source in self._sources.items():
             source.remember(dict(frame.timeouts or ()))
-            for rows in answered(frame, "connection" if want.by in ("wait", "node") else want.by):
+            for rows in answered(frame, "connection" if want.by in _OF_CONNECTIONS else want.by):  # type: ignore[arg-type]
                 source.apply(rows)
             if want.by not in ("wait", "connection", "pool"):
                 for key, row in source.rows():
@@ -138,6 +138,8 @@ class Player:
         return [pair for pair in rows if _belongs(want, pair[1])]
 
 
+#: What is made of rows of connections, and of those of their processes and pools.
+_OF_CONNECTIONS = ("wait", "node")
 #: Whose answer gives the head.
 _HEAD = Want("host")
 

@@ -239,8 +239,8 @@ def fitted(state: State, visible: Sequence[int]) -> State:
 
 def played(state: State, position: int) -> State:
     """The replay has gone on to that frame by itself."""
-    if state.reel is None:
-        return state
+    if state.reel is None or not state.reel.playing or position != state.reel.position + 1:
+        return state  # a key was faster
     reel = replace(state.reel, position=min(position, state.reel.frames - 1))
     return replace(state, reel=replace(reel, playing=not reel.at_end))
 
