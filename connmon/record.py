@@ -106,12 +106,12 @@ class Recorder:
             complete = True
         answers: dict[Grouping, tuple[Rows, ...]] = {}
         try:
-            past = self._client.history(HistoryQuery((EVERYTHING,), 1))
             for by, snapshot in self._snapshots.items():
                 told = tuple(self._client.ask(snapshot.query()))
                 for rows in told:
                     snapshot.apply(rows)
                 answers[by] = told
+            past = self._client.history(HistoryQuery((EVERYTHING,), 1))
         except ConnmonError:
             self.close()
             raise

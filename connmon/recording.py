@@ -75,10 +75,18 @@ class Recording:
         """The numbers of the complete frames."""
         self._cache: tuple[int, Frame] | None = None
         try:
-            self._file = open(path, "rb")  # noqa: SIM115  (closed with the process)
+            self._file = open(path, "rb")  # noqa: SIM115  (closed by `close`)
             self._index()
         except OSError as error:
             raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+
+    def close(self) -> None:
+        """Close the file, which is held open so that a recorder may rotate it meanwhile."""
+        file = getattr(self, "_file", None)
+        if file is not None:
+            file.close()
+
+    __del__ = close
 
     def __len__(self) -> int:
         return len(self._offsets)

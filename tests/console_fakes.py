@@ -243,6 +243,8 @@ class FakeNode:
         self.name = name
         self.rows = tuple(rows)
         self.quorum = True
+        self.after: tuple[int, Iterable[Row]] | None = None
+        """After so many queries it has these rows."""
         self.queries: list[RowsQuery] = []
         self._lively = lively
         self._began = time.monotonic()
@@ -285,6 +287,8 @@ class FakeNode:
 
     def _answer(self, query: RowsQuery) -> Rows:
         clock = CLOCK + (time.monotonic() - self._began if self._lively else 0.0)
+        if self.after is not None and len(self.queries) > self.after[0]:
+            self.rows, self.after = tuple(self.after[1]), None
         rows: tuple[Row, ...] = self.rows
         if self._lively:
             wave = round(10 + 10 * math.sin(clock))

@@ -144,9 +144,9 @@ def _save(path: str, text: str) -> str:
         with open(os.path.expanduser(path), "x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        return f"not saved: {path} is there already"
+        return f"not saved, it is there already: {path}"
     except (OSError, ValueError) as error:
-        return f"not saved: {path}: {getattr(error, 'strerror', None) or error}"
+        return f"not saved, {getattr(error, 'strerror', None) or error}: {path}"
     return f"saved: {os.path.abspath(os.path.expanduser(path))}"
 
 

@@ -52,7 +52,10 @@ def totals(state: State) -> list[Field]:
     def number(name: str, key: str, rank: int) -> Field:
         return Field(name, forms.count(totals.get(key)), rank)
 
-    wrong = Counter(row.get("verdict") for _, row in state.page.panes[0].source or ())
+    first = state.page.panes[0]
+    # Of waits it would count the places that hold, which is no number of anything.
+    judged = () if first.want.by == "wait" else first.source or ()
+    wrong = Counter(row.get("verdict") for _, row in judged)
     return [
         number("hosts", "hosts", 8),
         number("programs", "programs", 9),

@@ -22,7 +22,7 @@ from connmon.console.columns import Row
 from connmon.console.fetcher import Demand, News, Note, Position
 from connmon.console.source import Key, Source, Want
 from connmon.console.state import Picture, Reel, Remembered, Samples, State
-from connmon.model import EVERYTHING, RowKey
+from connmon.model import EVERYTHING, Grouping, RowKey
 from connmon.recording import Recording, answered
 
 #: Samples of a row that are kept.
@@ -37,6 +37,8 @@ class Player:
         self._clock = clock
         self._shown: tuple[Any, ...] | None = None
         self._position = -1
+        self._wants: tuple[Want, ...] = ()
+        self._playing: tuple[int, float] = (-1, 0.0)
         self._sources: dict[Want, Source] = {}
         self._past: dict[RowKey, tuple[list[float | None], list[float | None]]] = {}
         self._nodes: list[tuple[Key, Row]] = []
@@ -74,14 +76,13 @@ class Player:
             self._shown = (position, demand.wants)
             self._told.append(self._picture(position, demand.wants))
 
-    _playing: tuple[int, float] = (-1, 0.0)
-
     def news(self) -> Sequence[News]:
         told, self._told = self._told, []
         return told
 
     def _picture(self, position: int, wants: tuple[Want, ...]) -> Picture:
-        if set(wants) != set(self._sources) or position < self._position:
+        if wants != self._wants or position < self._position:
+            self._wants = wants
             self._sources = {want: Source(_asked(want)) for want in wants if want.by != "node"}
             self._sources[_HEAD] = Source(_HEAD)
             self._position = -1
@@ -114,7 +115,7 @@ class Player:
             ]
         for want, source in self._sources.items():
             source.remember(dict(frame.timeouts or ()))
-            for rows in answered(frame, "connection" if want.by in _OF_CONNECTIONS else want.by):  # type: ignore[arg-type]
+            for rows in answered(frame, _grouping(want)):
                 source.apply(rows)
             if want.by not in ("wait", "connection", "pool"):
                 for key, row in source.rows():
@@ -138,10 +139,14 @@ class Player:
         return [pair for pair in rows if _belongs(want, pair[1])]
 
 
-#: What is made of rows of connections, and of those of their processes and pools.
-_OF_CONNECTIONS = ("wait", "node")
 #: Whose answer gives the head.
 _HEAD = Want("host")
+
+
+def _grouping(want: Want) -> Grouping:
+    """Return the grouping whose rows a table is made of."""
+    by = _asked(want).by
+    return "connection" if by in ("wait", "node") else by  # type: ignore[return-value]
 
 
 def _asked(want: Want) -> Want:
