@@ -120,7 +120,7 @@ def test_all_views_of_a_replay(recorded: Path) -> None:
             here = handlers.pressed(here, "enter")
     users = shown(player, Demand((Want("program", database=NOVA),), reel=Reel(4, playing=False)))
     ((_, row),) = users.tables[Want("program", database=NOVA)]
-    assert (row["program"], row["connections"], row["pools"]) == ("nova-api", None, 3)
+    assert (row["program"], row["connections"], row["pools"]) == ("nova-api", 15, 3)
 
 
 @pytest.mark.parametrize(
