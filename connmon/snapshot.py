@@ -21,9 +21,9 @@ Which figures a row has: all `FIGURES`, but process rows are without processes a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from operator import itemgetter
-from typing import Any, Final, NamedTuple, TypeAlias
+from collections.abc import Callable, Container, Iterable, Mapping
+from operator import attrgetter
+from typing import Any, Final, TypeAlias
 
 from connmon.model import (
     LOST,
@@ -45,15 +45,28 @@ Cells: TypeAlias = dict[str, Any]
 Derive: TypeAlias = Callable[[RowKey, Cells], None]
 
 
-class _Made(NamedTuple):
+class _Made:
     """The cells of a row, and what they were made of."""
 
-    parts: tuple[Row | None, ...]
-    """The row itself, and the rows of the process and pool that it belongs to."""
-    order: tuple[Any, ...]
-    cells: Cells
+    __slots__ = ("cells", "clock", "key", "order", "parts")
+
+    def __init__(
+        self, key: RowKey, parts: tuple[Row | None, ...], order: tuple[Any, ...], cells: Cells, clock: float
+    ) -> None:
+        self.key, self.order, self.cells, self.clock = key, order, cells, clock
+        self.parts = parts
+        """The row itself, and where it has them the rows of its process and its pool."""
+
+    def of(self, parts: tuple[Row | None, ...]) -> bool:
+        """Whether it was made of these very rows."""
+        mine = self.parts
+        return (
+            mine[0] is parts[0] and mine[-1] is parts[-1] and mine[len(mine) // 2] is parts[len(parts) // 2]
+        )
 
 
+#: Seconds by which the ages of rows that nobody sees may be behind.
+UNSEEN: Final = 5.0
 #: No age is shown as longer than this (seconds), whatever a peer says.
 LONGEST: Final = 1e12
 
@@ -121,6 +134,8 @@ class Snapshot:
         self._since = 0
         self._rows: dict[RowKey, Row] = {}
         self._made: dict[RowKey, _Made] = {}
+        self._ordered: list[_Made] | None = None
+        """In the order in which they are shown. None: rows have changed since."""
         self._answer: tuple[str, str, int, bool] | None = None
         self._coming: dict[RowKey, Row | None] = {}  # None: removed
 
@@ -141,8 +156,10 @@ class Snapshot:
             coming[row.key] = row
         if rows.more:
             return
+        if coming or rows.complete or rows.epoch != self._epoch:
+            self._ordered = None
         if rows.complete or rows.epoch != self._epoch:
-            self._rows = {}
+            self._rows, self._made = {}, {}
         for key, changed in coming.items():
             if changed is None:
                 self._rows.pop(key, None)
@@ -180,25 +197,34 @@ class Snapshot:
         """Return the rows of the document; empty while there is no complete answer."""
         return [cells for _, cells in self.keyed_rows()]
 
-    def keyed_rows(self) -> list[tuple[RowKey, Cells]]:
-        """Return the rows, each with the key that it keeps for as long as it lives."""
+    def keyed_rows(self, seen: Container[RowKey] | None = None) -> list[tuple[RowKey, Cells]]:
+        """Return the rows, each with the key that it keeps for as long as it lives.
+
+        `seen`, where given, are the keys of rows on a screen: of other rows ages may be up to
+        `UNSEEN` seconds old, where nothing else of them has changed.
+        """
         if self.header is None:
             return []
         clock = self.header.clock
-        made: dict[RowKey, _Made] = {}
-        for key, parts in self._parts():
-            before = self._made.get(key)
-            if before is not None and all(a is b for a, b in zip(before.parts, parts, strict=True)):
-                made[key] = before._replace(cells=self._aged(key, before, clock))
-            else:
-                made[key] = self._make(key, parts, clock)
-        self._made = made
-        rows = sorted([(each.order, key, each.cells) for key, each in made.items()], key=itemgetter(0))
-        return [(key, cells) for _, key, cells in rows]
+        if self._ordered is None:
+            made: dict[RowKey, _Made] = {}
+            for key, parts in self._parts():
+                before = self._made.get(key)
+                if before is None or not before.of(parts):
+                    before = self._make(key, parts, clock)
+                made[key] = before
+            self._made = made
+            self._ordered = sorted(made.values(), key=attrgetter("order"))
+        for each in self._ordered:
+            # (A clock that went back is another epoch's, of which everything is new.)
+            if each.clock != clock and (seen is None or clock - each.clock > UNSEEN or each.key in seen):
+                each.cells, each.clock = self._aged(each, clock), clock
+        return [(each.key, each.cells) for each in self._ordered]
 
     def remake(self) -> None:
         """Make the cells of all rows anew next time: what `derive` adds to them has changed."""
         self._made.clear()
+        self._ordered = None
 
     def _parts(self) -> Iterable[tuple[RowKey, tuple[Row | None, ...]]]:
         """The rows of the grouping, each with those of its process and pool."""
@@ -243,22 +269,35 @@ class Snapshot:
             cells = {**head, "state": row.state, **_figures(row.figures, clock)}
         if self._derive is not None:
             self._derive(key, cells)
-        return _Made(parts, order, cells)
+        return _Made(key, parts, order, cells, clock)
 
-    def _aged(self, key: RowKey, made: _Made, clock: float) -> Cells:
+    def _aged(self, made: _Made, clock: float) -> Cells:
         """Return the cells of a row of which nothing has changed but ages."""
         row = made.parts[0]
-        if isinstance(row, ConnectionRow) or row is None:
-            return self._make(key, made.parts, clock).cells
+        process = row if isinstance(row, ProcessRow) else made.parts[len(made.parts) // 2]
+        known = not isinstance(process, ProcessRow) or process.state != LOST
+        if isinstance(row, ConnectionRow) and known:
+            cells = dict(made.cells)
+            cells["age_seconds"] = _age(clock, row.opened)
+            if row.held_since is not None:
+                cells["held_seconds"] = _age(clock, row.held_since)
+            if isinstance(process, ProcessRow) and process.started is not None:
+                cells["started_seconds"] = _age(clock, process.started)
+            return cells
+        if row is None or isinstance(row, ConnectionRow) or row.state == LOST:
+            return self._make(made.key, made.parts, clock).cells
         figures = row.figures
-        if row.state == LOST or figures.waiting_since is not None or figures.held_since is not None:
-            return self._make(key, made.parts, clock).cells
         cells = dict(made.cells)
         if figures.reported is not None:
             cells["last_report_seconds"] = _age(clock, figures.reported)
-        process = row if isinstance(row, ProcessRow) else made.parts[1] if len(made.parts) > 1 else None
         if isinstance(process, ProcessRow) and process.started is not None:
             cells["started_seconds"] = _age(clock, process.started)
+        if figures.waiting_since is not None:
+            cells["longest_wait_seconds"] = round(max(figures.longest_wait, clock - figures.waiting_since), 3)
+        if figures.held_since is not None:
+            cells["longest_held_seconds"] = _age(clock, figures.held_since)
+        if self._derive is not None:
+            self._derive(made.key, cells)
         return cells
 
 

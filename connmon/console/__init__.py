@@ -4,7 +4,8 @@ Pure, from the rows to the screen:
 
 - `source`: what to ask a node for a table, and the rows of its answers; `merging`: several rows made one.
 - `tables`, `columns`, `forms`: what each table shows of a row, how it is fitted, how values are written.
-- `panes`, `pages`, `state`: a table, where Enter leads, all that is shown; `handlers`, `mouse`: what changes it.
+- `panes`, `pages`, `state`: a table, where Enter leads, all that is shown; `handlers`, `mouse`: what
+  changes it.
 - `views`, with `header`, `details`, `helping`: state, width and height -> styled `lines`.
 - `keys`: the one table of keys that feeds dispatch, help screen and footer.
 - `text`: what of a foreign string may reach a terminal, and how wide it is there.

@@ -93,7 +93,7 @@ def show(shown: State, feed: Feed, begin: Callable[[], None] = lambda: None) -> 
 
 
 def demand(shown: State) -> Demand:
-    return Demand(shown.wants, shown.remembers, shown.interval, shown.reel)
+    return Demand(shown.wants, shown.remembers, shown.interval, shown.seen, shown.reel)
 
 
 def _loop(shown: State, terminal: screen.Screen, feed: Feed) -> None:

@@ -55,6 +55,8 @@ class Demand(NamedTuple):
     remembers: tuple[RowKey, ...] = (EVERYTHING,)
     """The rows whose last minutes it shows."""
     interval: float = INTERVAL
+    seen: frozenset[Key] | None = None
+    """The rows on the screen; None: any may be, or their order hangs on ages."""
     reel: Reel | None = None
 
 
@@ -201,7 +203,9 @@ class Fetcher(threading.Thread):
                 source.apply(rows)
         tables: dict[Want, Sequence[tuple[Key, Row]]] = {}
         for want, instead in asked.items():
-            tables[want] = self._nodes_rows() if want.by == "node" else self._sources[instead].rows()
+            tables[want] = (
+                self._nodes_rows() if want.by == "node" else self._sources[instead].rows(demand.seen)
+            )
         head = self._sources[asked[demand.wants[0]]].head()
         return Picture(
             head,

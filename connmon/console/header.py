@@ -54,7 +54,7 @@ def totals(state: State) -> list[Field]:
 
     first = state.page.panes[0]
     # Of waits it would count the places that hold, which is no number of anything.
-    judged = () if first.want.by == "wait" else first.source or ()
+    judged = () if first.want.by in ("wait", "connection", "node") else first.source or ()
     wrong = Counter(row.get("verdict") for _, row in judged)
     return [
         number("hosts", "hosts", 8),

@@ -9,7 +9,7 @@ Rules kept here:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from connmon.console import merging, tables
@@ -82,9 +82,9 @@ class Source:
         """Return who answered, and the totals: the document of the JSON contract without rows."""
         return self._snapshots[0].head()
 
-    def rows(self) -> list[tuple[Key, Row]]:
-        """Return the rows, in the order of their names."""
-        rows: list[tuple[Key, Row]] = list(self._snapshots[0].keyed_rows())
+    def rows(self, seen: Container[Key] | None = None) -> list[tuple[Key, Row]]:
+        """Return the rows, in the order of their names; `seen` as in `Snapshot.keyed_rows`."""
+        rows: list[tuple[Key, Row]] = list(self._snapshots[0].keyed_rows(seen))
         if self._want.by == "wait":
             return merging.waits(rows, list(self._snapshots[1].keyed_rows()))
         if self._want.database is not None and self._want.program is not None:

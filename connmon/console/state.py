@@ -174,6 +174,16 @@ class State:
         return (EVERYTHING, *(key for key, _ in shown))
 
     @property
+    def seen(self) -> frozenset[Key] | None:
+        """The rows on the screen; None where the order or the rows themselves hang on others' ages."""
+        keys: set[Key] = set()
+        for pane in self.page.panes:
+            if pane.sort.endswith("_seconds") or pane.grouped:
+                return None
+            keys.update(key for key, _ in (pane.rows or ())[pane.top : pane.top + pane.visible])
+        return frozenset(keys)
+
+    @property
     def age(self) -> float | None:
         """How old the picture is: what the node said, and the time since if that is long. None: unknown."""
         if self.received is None:
