@@ -66,7 +66,7 @@ class _Made:
 
 
 #: Seconds by which the ages of rows that nobody sees may be behind.
-UNSEEN: Final = 5.0
+UNSEEN: Final = 15.0
 #: No age is shown as longer than this (seconds), whatever a peer says.
 LONGEST: Final = 1e12
 
