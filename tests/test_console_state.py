@@ -14,7 +14,7 @@ from connmon.console import handlers, keys, state, tables, text
 from connmon.console.pages import VIEWS
 from connmon.console.source import Want
 from connmon.console.state import Reel, Silence, State
-from tests.console_fakes import FLEET, NOVA, many
+from tests.console_fakes import CLOCK, FLEET, NOVA, many
 from tests.console_states import opened, pictured, programs, typed, under_cursor
 
 
@@ -350,3 +350,15 @@ def test_typed_keys_are_text_and_nothing_else() -> None:
     """While a text is typed, q does not quit and 2 is no view."""
     shown = typed(opened(), "/", "q", "2", "?")
     assert not shown.ended and shown.view == "programs" and not shown.help
+
+
+@pytest.mark.parametrize("sort", [">", ">>", ">>>", ">>>>>", "<", "I"])
+def test_a_refresh_of_quiet_rows_is_what_a_fresh_look_shows(sort: str) -> None:
+    """Where only ages went on, the table is refreshed in place, and is what sorting it anew would give."""
+    rows = (*FLEET, *many(50))
+    shown = typed(pictured(State("x"), rows), *sort)
+    for later in (2.0, 9.0):
+        shown = pictured(shown, rows, clock=CLOCK + later)
+        fresh = typed(pictured(State("x"), rows, clock=CLOCK + later), *sort)
+        assert shown.page.pane.rows == fresh.page.pane.rows
+        assert shown.page.pane.wrong == fresh.page.pane.wrong

@@ -6,8 +6,6 @@ picture is frozen or a recording; then a note.
 
 from __future__ import annotations
 
-from collections import Counter
-
 from connmon import verdicts
 from connmon.console import forms, keys, tables, text
 from connmon.console.lines import Field, Line, Role, Span
@@ -52,10 +50,7 @@ def totals(state: State) -> list[Field]:
     def number(name: str, key: str, rank: int) -> Field:
         return Field(name, forms.count(totals.get(key)), rank)
 
-    first = state.page.panes[0]
-    # Of waits it would count the places that hold, which is no number of anything.
-    judged = () if first.want.by in ("wait", "connection", "node") else first.source or ()
-    wrong = Counter(row.get("verdict") for _, row in judged)
+    wrong = state.page.panes[0].wrong
     return [
         number("hosts", "hosts", 8),
         number("programs", "programs", 9),
@@ -65,7 +60,11 @@ def totals(state: State) -> list[Field]:
         number("capacity", "capacity", 4),
         Field("waiting", forms.count(waiting), 0, "warn" if waiting else ""),
         Field("checkouts/s", forms.rate(totals.get("checkouts_per_second")), 6),
-        *(Field(word, str(wrong[word]), 2, VERDICT_ROLES[word]) for word in verdicts.WORDS if wrong[word]),
+        *(
+            Field(word, str(wrong[word]), 2, VERDICT_ROLES[word])
+            for word in verdicts.WORDS
+            if wrong.get(word)
+        ),
     ]
 
 

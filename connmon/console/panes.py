@@ -10,8 +10,9 @@ Rules kept here:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from connmon.console import merging, tables
 from connmon.console.columns import Row
@@ -43,6 +44,8 @@ class Pane:
     grouped: bool = False
     order: tuple[Key, ...] | None = None
     """The order is frozen: this one."""
+    wrong: Mapping[str | None, int] = field(default_factory=dict)
+    """How many rows, filtered or not, have each verdict."""
 
     @property
     def groupable(self) -> bool:
@@ -54,7 +57,28 @@ class Pane:
 
     def filled(self, pairs: Sequence[tuple[Key, Row]]) -> Pane:
         """Return the pane with other rows; the cursor stays with its row, or near where that was."""
-        return replace(self, source=pairs)._arranged()
+        return self._refreshed(pairs) or replace(self, source=pairs)._arranged()
+
+    def _refreshed(self, pairs: Sequence[tuple[Key, Row]]) -> Pane | None:
+        """Return the pane with new ages in some rows, where nothing else has changed; else None.
+
+        Of thousands of quiet rows only those on the screen are made anew: their order is the same then.
+        """
+        before = self.source
+        plain = self.rows is not None and not (self.filter or self.grouped)
+        if before is None or self.rows is None or not plain or len(before) != len(pairs):
+            return None
+        fresh: dict[Key, Row] = {}
+        value = tables.column(self.want.by, self.sort).sorted_by
+        for (key, old), (other, new) in zip(before, pairs, strict=True):
+            if old is new:
+                continue
+            same = key == other and value(old) == value(new) and old.get("verdict") == new.get("verdict")
+            if not same or any(old.get(each) != new.get(each) for each in ("waiting", "connections")):
+                return None
+            fresh[key] = new
+        rows = tuple((pair[0], fresh[pair[0]]) if pair[0] in fresh else pair for pair in self.rows)
+        return replace(self, source=pairs, rows=rows)
 
     def changed(
         self, *, sort: str | None = None, inverted: bool | None = None, filter: str | None = None,
@@ -82,6 +106,9 @@ class Pane:
         if self.source is None:
             return self
         pairs: Sequence[tuple[Key, Row]] = self.source
+        wrong: Mapping[str | None, int] = {}
+        if self.want.by not in ("wait", "connection", "node"):  # of these it would be no number of anything
+            wrong = Counter([row.get("verdict") for _, row in pairs])
         if self.grouped:
             pairs = (merging.programs if self.want.by == "program" else merging.pools)(pairs)
         if self.filter:
@@ -91,9 +118,9 @@ class Pane:
             places = {key: place for place, key in enumerate(self.order)}
             rows = tuple(sorted(rows, key=lambda pair: places.get(pair[0], len(places))))
         if self.cursor is None:
-            return replace(self, rows=rows, index=0, top=0)
+            return replace(self, rows=rows, wrong=wrong, index=0, top=0)
         index = next((place for place, (key, _) in enumerate(rows) if key == self.cursor), self.index)
-        return replace(self, rows=rows).moved_to(index)
+        return replace(self, rows=rows, wrong=wrong).moved_to(index)
 
     def moved_to(self, index: int) -> Pane:
         """Return the pane with the cursor on a row of that index, or the nearest there is."""
