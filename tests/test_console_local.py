@@ -1,4 +1,4 @@
-"""What this host's system says of a process, beside what it reported."""
+"""What is added to what processes report: the system's own word, and the servers' maxima."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import pytest
 
 from connmon import procinfo
 from connmon.console.local import Watch
+from connmon.console.source import Source, Want
+from tests.console_fakes import answer
 
 
 def pool(port: int | None, connections: int = 1, **changes: Any) -> dict[str, Any]:
@@ -61,3 +63,15 @@ def test_another_process_is_not_looked_at(changes: dict[str, Any]) -> None:
     """Elsewhere, gone, or of the same pid but started at another time: nothing is said."""
     assert Watch().look("i1", [pool(3306, **changes)]) is None
     assert Watch().look("i1", []) is None
+
+
+def test_a_server_that_takes_less_than_its_pools_may_open_is_overcommitted() -> None:
+    """With the server's maximum given, its databases say OVERCOMMIT; of others nothing is known."""
+    source = Source(Want("database"), {("db1", 3306): 151})
+    source.apply(answer(source.question()))
+    rows = {row["database"]: row for _, row in source.rows()}
+    assert rows["keystone"]["verdict"] == "OVERCOMMIT"
+    assert "285 connections to db1:3306, which takes 151" in rows["nova"]["why"]
+    source = Source(Want("database"), {("db2", None): 10})
+    source.apply(answer(source.question()))
+    assert {row["verdict"] for _, row in source.rows()} == {"LEAK", None}
