@@ -77,12 +77,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"connmon {__version__}")
     _add_reading(parser, None)
+    _add_console(parser, None)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
 
     summary = "watch live in the terminal (the default)"
     console = commands.add_parser("console", help=summary, description=summary, allow_abbrev=False)
     # Suppressed, so that an option left out here does not undo one given before the command.
     _add_reading(console, argparse.SUPPRESS)
+    _add_console(console, argparse.SUPPRESS)
 
     summary = "print once what a node knows now"
     snapshot = commands.add_parser("snapshot", help=summary, description=summary, allow_abbrev=False)
@@ -107,6 +109,15 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_whois(commands)
     _add_reconcile(commands)
+
+    summary = "keep what a node shows in a file, to replay it later"
+    record = commands.add_parser("record", help=summary, description=summary, allow_abbrev=False)
+    _add_reading(record, argparse.SUPPRESS)
+    _add_record(record)
+
+    summary = "show a recording in the console"
+    replay = commands.add_parser("replay", help=summary, description=summary, allow_abbrev=False)
+    _add_replay(replay)
 
     summary = "run three nodes and busy applications here, to try connmon"
     demo = commands.add_parser("demo", help=summary, description=summary, allow_abbrev=False)
@@ -168,14 +179,112 @@ def _add_reading(parser: argparse.ArgumentParser, default: str | None) -> None:
         ("-n", "--node", "NAME", "this node of the service (default: any that can be reached)"),
         ("-c", "--config", "FILE", "config file (default: $CONNMON_CONFIG, else /etc/connmon.cfg)"),
     ):
-        group.add_argument(short, long, metavar=metavar, default=default, help=text)
+        action = _Node if long == "--node" else "store"
+        group.add_argument(short, long, metavar=metavar, default=default, help=text, action=action)
     # A file, never the secret itself: everybody on the host sees the arguments of a process.
     group.add_argument(
         "--secret-file", metavar="FILE", default=default, help="file with the secret (default: the config's)"
     )
 
 
+class _Node(argparse.Action):
+    """--node, and how it was written: with -b, -n is how many times, as everywhere where there is a -b."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        namespace.node, namespace.node_option = values, option_string
+
+
+def _add_console(parser: argparse.ArgumentParser, default: str | None) -> None:
+    """Add the options of the console."""
+    group = parser.add_argument_group("the console, and its batch output")
+    group.add_argument(
+        "-b", "--batch", action="store_true", default=default or False,
+        help="print tables instead of a screen, as is done anyway where stdout is no terminal, then once",
+    )  # fmt: skip
+    group.add_argument(
+        "--times", metavar="N", type=_count, default=default,
+        help="with --batch: so many times (also -n N; default: until Ctrl-C)",
+    )  # fmt: skip
+    group.add_argument(
+        "--interval", metavar="SECONDS", type=_seconds, default=default, help="between pictures (default: 1)"
+    )
+    group.add_argument(
+        "--by", choices=GROUPINGS, default=default, help="with --batch: what a row is (default: program)"
+    )
+    group.add_argument(
+        "--format", choices=("table", "json", "csv"), default=default,
+        help="with --batch; json is one document per line (default: table)",
+    )  # fmt: skip
+    group.add_argument(
+        "--server-max", metavar="HOST[:PORT]=N", type=_server_max, action="append", default=default,
+        help="connections that a database server takes, to be warned of OVERCOMMIT; may be repeated",
+    )  # fmt: skip
+
+
+def _add_record(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `record`."""
+    parser.add_argument("file", metavar="FILE", help="a new file; FILE.1, FILE.2 ... are older parts of it")
+    parser.add_argument(
+        "--interval", metavar="SECONDS", type=_seconds, default=1.0, help="between pictures (default: 1)"
+    )
+    parser.add_argument(
+        "--times", metavar="N", type=_count, help="so many pictures (default: until Ctrl-C or SIGTERM)"
+    )
+    parser.add_argument(
+        "--max-size", metavar="MIB", type=_count, default=64, help="of one file, in MiB (default: 64)"
+    )
+    parser.add_argument(
+        "--keep", metavar="N", type=_count, default=4, help="older parts that are kept (default: 4)"
+    )
+
+
+def _add_replay(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `replay`."""
+    parser.add_argument("file", metavar="FILE", help="a file that `connmon record` has written")
+    parser.add_argument(
+        "--by", choices=GROUPINGS, default="program",
+        help="without a terminal: what a row of the last picture is (default: program)",
+    )  # fmt: skip
+    parser.add_argument("--format", choices=("table", "json", "csv"), default="table", help="default: table")
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) < 10**9:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 on is expected, not {text!r}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 86400.0:
+        raise argparse.ArgumentTypeError(f"seconds from 0.1 to 86400 are expected, not {text!r}")
+    return seconds
+
+
+def _server_max(text: str) -> tuple[tuple[str, int | None], int]:
+    server, equals, most = text.rpartition("=")
+    host, colon, port = server.rpartition(":")
+    if not colon or port.endswith("]"):
+        host, port = server, ""
+    if not (
+        equals and host and most.isascii() and most.isdigit() and (port.isdigit() or not colon or not port)
+    ):
+        raise argparse.ArgumentTypeError(f"HOST=N or HOST:PORT=N is expected, not {text!r}")
+    return (host.strip("[]"), int(port) if port else None), int(most)
+
+
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.command == "replay":
+        return _replay(arguments)
     if arguments.command == "demo":
         for option in ("service", "host", "node", "config", "secret-file"):
             if getattr(arguments, option.replace("-", "_")) is not None:
@@ -184,6 +293,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
         return run_demo(once=not _is_terminal(sys.stdout), chaos=arguments.chaos)
 
+    _settle(arguments)
     service = _service(arguments)
     if arguments.command == "snapshot":
         return _print_snapshot(service, arguments.by, arguments.format)
@@ -193,15 +303,83 @@ def _run(arguments: argparse.Namespace) -> int:
         return _print_whois(service, arguments.session, arguments.database, arguments.format)
     if arguments.command == "reconcile":
         return _print_reconcile(service, arguments.url, arguments.database, arguments.format)
-    if not (_is_terminal(sys.stdin) and _is_terminal(sys.stdout)) or os.environ.get("TERM", "") in (
-        "",
-        "dumb",
-    ):
-        return _print_snapshot(service, "program", "table")
-    from connmon.console.app import run as run_console
+    if arguments.command == "record":
+        from connmon.credentials import of_client
+        from connmon.record import run as run_record
+
+        return run_record(
+            service, arguments.file, of_client(service),
+            interval=arguments.interval, times=arguments.times,
+            size=arguments.max_size * 2**20, keep=arguments.keep,
+        )  # fmt: skip
+    return _console(service, arguments)
+
+
+def _console(service: Service, arguments: argparse.Namespace) -> int:
+    """Show the console; without a terminal, or where batch output is wished, print tables."""
     from connmon.credentials import of_client
 
-    return run_console(service.nodes, service.name, of_client(service))
+    credentials = of_client(service)
+    maxima = dict(arguments.server_max or ())
+    terminal = _can_show()
+    if arguments.batch or not terminal:
+        from connmon import batch
+
+        return batch.run(
+            service, credentials, by=arguments.by or "program", form=arguments.format or "table",
+            times=arguments.times if arguments.batch else arguments.times or 1,
+            interval=arguments.interval or 1.0, maxima=maxima,
+            write=_write, complain=_complain, width=_terminal_width,
+        )  # fmt: skip
+    for option in ("times", "by", "format"):
+        if getattr(arguments, option) is not None:
+            raise UsageError(f"--{option} is for the batch output: add --batch")
+    from connmon.clusterstatus import ask
+    from connmon.console.app import run as run_console
+
+    whole = arguments.host is None and arguments.node is None
+    return run_console(
+        service.nodes, service.name, credentials,
+        lambda: ask(service, whole=whole, credentials=credentials).document,
+        maxima, arguments.interval or 1.0,
+    )  # fmt: skip
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    for option in ("service", "host", "node", "config", "secret-file"):
+        if getattr(arguments, option.replace("-", "_")) is not None:
+            raise UsageError(f"replay takes no --{option}: all is in the file")
+    from connmon.recording import Recording
+
+    recording = Recording(arguments.file)
+    if recording.cut:
+        _complain(recording.cut)
+    if _can_show():
+        from connmon.console.replay import run as run_replay
+
+        return run_replay(recording)
+    from connmon.formats import printed
+
+    document = recording.snapshot(len(recording) - 1, arguments.by).document()
+    _write(printed(document, arguments.by, arguments.format, _terminal_width()))
+    return DONE
+
+
+def _can_show() -> bool:
+    """Whether there is a terminal for the console, as far as can be told without curses."""
+    if os.environ.get("TERM", "") in ("", "dumb"):
+        return False
+    return _is_terminal(sys.stdin) and _is_terminal(sys.stdout)
+
+
+def _settle(arguments: argparse.Namespace) -> None:
+    """With -b, -n is how many times: so it is in top, and --node names the node."""
+    batch = arguments.command in (None, "console") and arguments.batch
+    if batch and getattr(arguments, "node_option", None) == "-n":
+        try:
+            arguments.times, arguments.node = _count(arguments.node), None
+        except argparse.ArgumentTypeError as error:
+            raise UsageError(f"-n with --batch is how many times: {error}; --node names a node") from None
 
 
 def _service(arguments: argparse.Namespace) -> Service:
@@ -302,16 +480,10 @@ def _ask_password(prompt: str) -> str:
 
 
 def _print_snapshot(service: Service, by: Grouping, form: str) -> int:
-    from connmon.formats import as_csv, as_json, as_table
+    from connmon.formats import printed
 
     document = _read(service, by)
-    if form == "json":
-        text = as_json(document)
-    elif form == "csv":
-        text = as_csv(document, by)
-    else:
-        text = as_table(document, by, _terminal_width())
-    _write(text)
+    _write(printed(document, by, form, _terminal_width()))
     _mention_quorum(document)  # a CSV has no other place for it
     return DONE
 

@@ -150,6 +150,19 @@ def as_table(document: Mapping[str, Any], by: Grouping, width: int | None = None
     return "".join(f"{line.rstrip()}\n" for line in (*_head(document), "", *lines))
 
 
+def printed(document: Mapping[str, Any], by: Grouping, form: str, width: int | None = None) -> str:
+    """Return the document as `form` says: table, json or csv."""
+    if form == "json":
+        return as_json(document)
+    return as_csv(document, by) if form == "csv" else as_table(document, by, width)
+
+
+def as_json_line(document: Mapping[str, Any]) -> str:
+    """Return the document as JSON in one line, in ASCII, with its line end."""
+    text = msgspec.json.encode(document).decode()
+    return _NOT_ASCII.sub(lambda match: "".join(map(_escape, match[0])), text) + "\n"
+
+
 def _head(document: Mapping[str, Any]) -> tuple[str, str]:
     """Who answered, and the totals."""
     stale, leader = short_age(document["stale_seconds"]), document["leader"]
