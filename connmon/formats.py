@@ -43,6 +43,14 @@ def short_age(seconds: float | None) -> str:
     return f"{days}d{hours % 24:02}h" if days else f"{hours}h{minutes % 60:02}m"
 
 
+def short_duration(seconds: float | None) -> str:
+    """Return how long something took, as an age; what is shorter than 0.1 s as 63ms or 0.4ms."""
+    if seconds is None or seconds == 0.0 or seconds >= 0.0995:
+        return short_age(seconds)
+    milliseconds = seconds * 1000.0
+    return f"{milliseconds:.0f}ms" if milliseconds >= 0.95 else f"{milliseconds:.1f}ms"
+
+
 def as_json(document: Mapping[str, Any]) -> str:
     """Return the document as indented JSON, in ASCII, with one line end at its end."""
     text = msgspec.json.format(msgspec.json.encode(document), indent=2).decode()

@@ -36,6 +36,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from connmon.formats import short_age as age
+from connmon.formats import short_duration as duration
 
 Word: TypeAlias = Literal["LEAK", "SATURATED", "TIMEOUTS", "LOST", "SLOW CONNECT", "OVERCOMMIT"]
 
@@ -184,7 +185,7 @@ def _leak(row: Mapping[str, Any]) -> str:
     held, usual = row.get("longest_held_seconds"), row.get("held_p95_seconds")
     reason = f"a connection has been held for {age(held)}"
     if usual is not None:
-        reason += f", where {age(usual)} is usual (p95)"
+        reason += f", where {duration(usual)} is usual (p95)"
     elif row.get("checkouts_per_second") is not None:
         reason += f" at {row['checkouts_per_second']:.1f} checkouts/s"
     return f"{reason}: see its call site and give it back"
@@ -200,7 +201,7 @@ def _saturation(row: Mapping[str, Any], leak: bool) -> str:
     if leak:
         return reason
     if row.get("held_p95_seconds") is not None:
-        reason += f", held {age(row['held_p95_seconds'])} (p95)"
+        reason += f", held {duration(row['held_p95_seconds'])} (p95)"
     elif row.get("longest_held_seconds"):
         reason += f", none held longer than {age(row['longest_held_seconds'])}"
     return f"{reason}: raise pool_size or hold for a shorter time"

@@ -17,6 +17,7 @@ from connmon.console import forms, text
 from connmon.console.columns import EXTRA, Cell, Column, Row
 from connmon.console.forms import count, word
 from connmon.formats import short_age as age
+from connmon.formats import short_duration as duration
 
 Table: TypeAlias = Literal["program", "host", "database", "process", "pool", "connection", "wait", "node"]
 
@@ -132,9 +133,9 @@ _TRENDS: Final = (
     _trend("counts", "connections\nlast 5 minutes", "connections", 15),
 )
 _P95: Final = (
-    _number("wait_p95_seconds", "wait\np95", 9, form=age),
-    _number("held_p95_seconds", "held\np95", 10, form=age),
-    _number("connect_p95_seconds", "connect\np95", 14, form=age),
+    _number("wait_p95_seconds", "wait\np95", 9, form=duration),
+    _number("held_p95_seconds", "held\np95", 10, form=duration),
+    _number("connect_p95_seconds", "connect\np95", 14, form=duration),
 )
 _MORE: Final = (
     _number("capacity", "capacity", EXTRA),
@@ -146,12 +147,12 @@ _MORE: Final = (
     _number("invalidations_total", "invali-\ndations", EXTRA + 6),
     _number("detached", "detached", EXTRA + 8),
     _number("checkouts_total", "checkouts\ntotal", EXTRA + 9),
-    _number("wait_p50_seconds", "wait\np50", EXTRA + 11, form=age),
-    _number("wait_p99_seconds", "wait\np99", EXTRA + 12, form=age),
-    _number("held_p50_seconds", "held\np50", EXTRA + 13, form=age),
-    _number("held_p99_seconds", "held\np99", EXTRA + 14, form=age),
-    _number("connect_p50_seconds", "connect\np50", EXTRA + 15, form=age),
-    _number("connect_p99_seconds", "connect\np99", EXTRA + 16, form=age),
+    _number("wait_p50_seconds", "wait\np50", EXTRA + 11, form=duration),
+    _number("wait_p99_seconds", "wait\np99", EXTRA + 12, form=duration),
+    _number("held_p50_seconds", "held\np50", EXTRA + 13, form=duration),
+    _number("held_p99_seconds", "held\np99", EXTRA + 14, form=duration),
+    _number("connect_p50_seconds", "connect\np50", EXTRA + 15, form=duration),
+    _number("connect_p99_seconds", "connect\np99", EXTRA + 16, form=duration),
 )
 _REPORT = _number("last_report_seconds", "last\nreport", EXTRA + 7, form=age)
 #: What every table of sums has behind the column that names its rows.
