@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 import connmon
-from connmon import cli
+from connmon import cli, output
+from connmon.arguments import server_max
 from connmon.config import Node
 from tests.test_client import nobody, rows, serving, silent, welcoming
 
@@ -177,7 +178,7 @@ def fake_rooms(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
 
 def terminal(monkeypatch: pytest.MonkeyPatch, *, there: bool) -> None:
-    monkeypatch.setattr(cli, "_is_terminal", lambda stream: there)
+    monkeypatch.setattr(output, "is_terminal", lambda stream: there)
     monkeypatch.setenv("TERM", "xterm")
 
 
@@ -216,7 +217,7 @@ def test_batch_output(
 ) -> None:
     """-b prints plainly, also on a terminal; -n says how often; json is one document per line."""
     terminal(monkeypatch, there=True)
-    monkeypatch.setattr(cli, "_terminal_width", lambda: None)
+    monkeypatch.setattr(output, "terminal_width", lambda: None)
     host = str(node.address)
     assert cli.main(["-H", host, "-b", "-n", "2", "--interval", "0.1"]) == 0
     out = capsys.readouterr().out
@@ -251,7 +252,7 @@ def test_batch_output_goes_on_without_a_node(capsys: pytest.CaptureFixture[str])
 )
 def test_server_max(text: str, server: object) -> None:
     """A database server is named by host, or host and port."""
-    assert cli._server_max(text) == server
+    assert server_max(text) == server
 
 
 def test_console_on_a_dumb_terminal(

@@ -6,7 +6,8 @@ import argparse
 import re
 from pathlib import Path
 
-from connmon import cli, config
+from connmon import config
+from connmon.arguments import argument_parser
 from connmon.cluster import daemon, exposition
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -27,7 +28,7 @@ def options(parser: argparse.ArgumentParser) -> set[str]:
 
 def test_every_command_and_option() -> None:
     """Every command, option and choice is in the page of its program."""
-    for name, parser in (("connmon", cli.argument_parser()), ("connmond", daemon.argument_parser())):
+    for name, parser in (("connmon", argument_parser()), ("connmond", daemon.argument_parser())):
         page = (DOCS / f"{name}.rst").read_text()
         for option in options(parser):
             assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", page), option

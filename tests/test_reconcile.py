@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connmon.dbserver import DatabaseServer, parse_server
+from connmon.database.formats import CSV_KEYS, reconcile_csv, reconcile_text
+from connmon.database.reconcile import Look, Naming, ServerView, Session, is_settled, reconcile
+from connmon.database.server import DatabaseServer, parse_server
 from connmon.formats import as_json
-from connmon.reconcile import Look, Naming, ServerView, Session, is_settled, reconcile
-from connmon.reconcileformats import CSV_KEYS, reconcile_csv, reconcile_text
 from tests.test_snapshot import connection as connection_row
 from tests.test_snapshot import pool, process, shown
 

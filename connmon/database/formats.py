@@ -11,7 +11,7 @@ import io
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from connmon.dbserver import DatabaseServer
+from connmon.database.server import DatabaseServer
 from connmon.formats import aligned, csv_cell, printable
 
 #: How many ids of sessions with the same owner a line of the table shows.
