@@ -11,7 +11,8 @@ import argparse
 from typing import TYPE_CHECKING, Final, NoReturn, TypeAlias
 
 from connmon import __version__
-from connmon.errors import UsageError
+from connmon.address import ServerMax, parse_server_max
+from connmon.errors import ConfigError, UsageError
 from connmon.model import GROUPINGS
 
 if TYPE_CHECKING:
@@ -232,13 +233,8 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def server_max(text: str) -> tuple[tuple[str, int | None], int]:
-    server, equals, most = text.rpartition("=")
-    host, colon, port = server.rpartition(":")
-    if not colon or port.endswith("]"):
-        host, port = server, ""
-    if not (
-        equals and host and most.isascii() and most.isdigit() and (port.isdigit() or not colon or not port)
-    ):
-        raise argparse.ArgumentTypeError(f"HOST=N or HOST:PORT=N is expected, not {text!r}")
-    return (host.strip("[]"), int(port) if port else None), int(most)
+def server_max(text: str) -> ServerMax:
+    try:
+        return parse_server_max(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

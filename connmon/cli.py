@@ -88,7 +88,7 @@ def _console(service: Service, arguments: argparse.Namespace) -> int:
     from connmon.credentials import of_client
 
     credentials = of_client(service)
-    maxima = dict(arguments.server_max or ())
+    maxima = dict([*service.server_max, *(arguments.server_max or ())])
     terminal = output.can_show()
     if arguments.batch or not terminal:
         from connmon import batch

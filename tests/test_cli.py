@@ -297,7 +297,10 @@ USAGE = [
     (["--by", "thread"], "invalid choice: 'thread'"),
     (["-b", "-n", "many"], "-n with --batch is how many times: a whole number from 1 on is expected"),
     (["--interval", "0"], "argument --interval: seconds from 0.1 to 86400 are expected, not '0'"),
-    (["--server-max", "db1"], "argument --server-max: HOST=N or HOST:PORT=N is expected, not 'db1'"),
+    (
+        ["--server-max", "db1"],
+        "argument --server-max: 'db1' is no server's maximum; expected HOST=N or HOST:PORT=N",
+    ),
     (["record"], "the following arguments are required: FILE"),
     (["--host", "x", "replay", "f"], "replay takes no --host"),
     (["snapshot", "\x1b[2J\n"], "unrecognized arguments: ?[2J?"),

@@ -78,7 +78,7 @@ def test_limits() -> None:
     assert (document["capacity"], document["capacity_headroom"]) == (240, 5)
     more = reconcile(look([conn(1)], session(1)), None, NAMING)
     assert more["capacity_headroom"] == -140
-    assert "140 MORE than the server allows" in reconcile_text(more)
+    assert "OVERCOMMIT: 140 more than the server takes" in reconcile_text(more)
 
 
 @pytest.mark.parametrize(

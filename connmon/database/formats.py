@@ -90,7 +90,9 @@ def _capacity(document: Mapping[str, Any]) -> str:
     text = f"pools {document['pools']}  capacity "
     if document["capacity"] is not None:
         left = document["capacity_headroom"]
-        verdict = f"{left} below the limit" if left >= 0 else f"{-left} MORE than the server allows"
+        verdict = (
+            f"{left} below the limit" if left >= 0 else f"OVERCOMMIT: {-left} more than the server takes"
+        )
         return f"{text}{document['capacity']}, {verdict}"
     reasons = []
     if document["unlimited_pools"]:
