@@ -299,7 +299,7 @@ USAGE = [
     (["--interval", "0"], "argument --interval: seconds from 0.1 to 86400 are expected, not '0'"),
     (
         ["--server-max", "db1"],
-        "argument --server-max: 'db1' is no server's maximum; expected HOST=N or HOST:PORT=N",
+        "argument --server-max: 'db1' is no server's maximum; expected HOST=N",
     ),
     (["record"], "the following arguments are required: FILE"),
     (["--host", "x", "replay", "f"], "replay takes no --host"),
