@@ -409,7 +409,8 @@ class Server:
         if self.on_command is not None:
             self.on_command(batch, self.clock() - proposed)
         full = {(instance, sequence): wanted for instance, sequence, wanted in outcome.answers}
-        for what, link, _, _ in taken:
+        for each in taken:
+            what, link = each.what, each.link
             if link is None:
                 continue
             if isinstance(what, Report):
