@@ -455,6 +455,5 @@ class Server:
             return
         self._spread_at = now
         reporting = [process.node for process in self._replica.state.processes.values() if not process.lost]
-        own = [instance for instance, link in self._speaking.items() if link.elsewhere is None]
-        for instance, node in self._spread.moves(reporting, own, now):
+        for instance, node in self._spread.moves(reporting, list(self._speaking), now):
             self._speaking[instance].elsewhere = node
