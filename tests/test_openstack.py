@@ -1,0 +1,342 @@
+"""A whole OpenStack service, as it comes from PyPI: what connmon shows is what the database server lists.
+
+placement, the smallest of them, on a real MariaDB and behind real WSGI servers, unchanged: all that it
+is told of connmon is in its configuration. The truth is the server's: its list of sessions, and how
+many connections it has counted for the service's user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import psutil
+import pymysql
+import pytest
+from sqlalchemy.engine import make_url
+
+from tests.nodes import RunningNode, running_node
+from tests.servers import Server
+from tests.site import ROOT
+from tests.truth import TRUTH, needs
+from tests.waiting import wait_for
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+
+WORKERS = 2
+#: Of each worker. One more than its pool can give.
+THREADS = 3
+SIZE = OVERFLOW = 1
+#: The user and the database of the service at the database server.
+NAME = "placement"
+PROGRAM = "placement-api"
+
+
+class Database:
+    """The service's own database at the server, and what the server knows of its sessions."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._connection = pymysql.connect(
+            host=server.host, port=server.port, user=server.user, password=server.password, autocommit=True
+        )
+        self._run("SET GLOBAL userstat = 1")  # connections are counted by user
+        self.drop()
+        self._run(f"CREATE DATABASE {NAME} CHARACTER SET utf8")
+        self._run(f"CREATE USER '{NAME}'@'%%' IDENTIFIED BY %s", server.password)
+        self._run(f"GRANT ALL ON {NAME}.* TO '{NAME}'@'%%'")
+        self._run("FLUSH USER_STATISTICS")  # zero them
+
+    def _run(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        with self._connection.cursor() as cursor:
+            cursor.execute(statement, values or ())
+            return list(cursor.fetchall())
+
+    @property
+    def url(self) -> str:
+        url = make_url(self._server.url("pymysql", charset="utf8"))
+        return url.set(username=NAME, database=NAME).render_as_string(hide_password=False)
+
+    def sessions(self) -> dict[int, bool]:
+        """Return the service's sessions, and whether each is busy with a statement."""
+        query = "SELECT id, command FROM information_schema.processlist WHERE user = %s"
+        return {int(number): command == "Query" for number, command in self._run(query, NAME)}
+
+    def connections(self) -> int:
+        """Return how many connections the server has taken from the service."""
+        query = "SELECT total_connections FROM information_schema.user_statistics WHERE user = %s"
+        return sum(int(number) for (number,) in self._run(query, NAME))
+
+    def names(self) -> set[str]:
+        return {name for (name,) in self._run(f"SELECT name FROM {NAME}.resource_providers")}
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Let nobody read the table that every request reads."""
+        self._run(f"LOCK TABLES {NAME}.resource_providers WRITE")
+        try:
+            yield
+        finally:
+            self._run("UNLOCK TABLES")
+
+    def drop(self) -> None:
+        self._run(f"DROP DATABASE IF EXISTS {NAME}")
+        self._run(f"DROP USER IF EXISTS '{NAME}'@'%%'")
+
+    def close(self) -> None:
+        self.drop()
+        self._run("SET GLOBAL userstat = 0")
+        self._connection.close()
+
+
+class Placement:
+    """placement behind a WSGI server."""
+
+    def __init__(self, directory: Path, node: RunningNode, database: Database, form: str) -> None:
+        self.node, self.database = node, database
+        self._log = directory / "placement.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        configuration = directory / "placement.conf"
+        url, section = make_url(database.url), ["[placement_database]"]
+        #: Tells the processes of the WSGI server, and no other that reads the file, what they are called.
+        self.environment = {"OS_PLACEMENT_DATABASE__CONNECTION_PARAMETERS": f"connmon_program={PROGRAM}"}
+        if form == "classic":
+            url = url.set(drivername="mysql+pymysql_connmon")
+            url = url.update_query_dict({"connmon_addr": node.address})
+        else:
+            parameters = urlencode({"plugin": "connmon", "connmon_addr": node.address}, safe=":")
+            section.append(f"connection_parameters = {parameters}")
+            self.environment = {name: f"{parameters}&{value}" for name, value in self.environment.items()}
+        section.append(f"connection = {url.render_as_string(hide_password=False)}")
+        section += [f"max_pool_size = {SIZE}", f"max_overflow = {OVERFLOW}"]
+        configuration.write_text("\n".join(["[api]", "auth_strategy = noauth2", *section, ""]))
+        self._environment = {**os.environ, "OS_PLACEMENT_CONFIG_DIR": str(directory)}
+        self._manage("--config-file", str(configuration), "db", "sync")
+
+    def _manage(self, *arguments: str) -> None:
+        """Run the service's own tool, which reads the same file."""
+        tool = Path(sys.executable).with_name("placement-manage")
+        run = subprocess.run([tool, *arguments], capture_output=True, text=True, timeout=60)
+        assert run.returncode == 0, run.stderr
+        assert "Traceback" not in run.stderr
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self, command: list[str], environment: dict[str, str]) -> None:
+        """Start it, and return when it answers."""
+        with self._log.open("wb") as output:
+            self._process = process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=ROOT,
+                env={**self._environment, **environment},
+                start_new_session=True,
+            )
+
+        def ready() -> bool:
+            assert process.poll() is None, self.log
+            with contextlib.suppress(OSError):
+                return self.ask("GET", "/")[0] == 200  # which needs no database
+            return False
+
+        wait_for(ready, 60, "placement to answer")
+
+    def ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
+        headers = {"X-Auth-Token": "admin", "OpenStack-API-Version": "placement latest"}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)) as server:
+            server.request(method, path, None if body is None else json.dumps(body), headers)
+            response = server.getresponse()
+            text = response.read()
+        return response.status, json.loads(text) if text else None
+
+    def workers(self) -> set[int]:
+        return {child.pid for child in psutil.Process(self.pid).children()}
+
+    def equal(self, held: int, waiting: int = 0) -> dict[str, Any]:
+        """The real `connmon snapshot` shows the server's sessions, so many of them held.
+
+        Returns the program's row.
+        """
+
+        def same() -> dict[str, Any]:
+            before = self.database.sessions()
+            snapshots = self.node.snapshots(("connection", "program"))
+            everything = {by: document["rows"] for by, document in snapshots.items()}
+            everything |= {"process": self.node.rows("process"), "pool": self.node.rows("pool")}
+            assert self.database.sessions() == before, "the server was not quiet"
+            assert sum(before.values()) == held
+            own = {by: [row for row in rows if row["program"] == PROGRAM] for by, rows in everything.items()}
+            shown = {row["server_id"]: row["state"] == "checked_out" for row in own["connection"]}
+            assert shown == before
+            assert len(own["connection"]) == len(shown)
+            program: dict[str, Any]
+            (program,) = own["program"]
+            states = Counter(row["state"] for row in own["connection"])
+            for rows in (own["program"], own["process"], own["pool"]):
+                figures = {
+                    key: sum(row[key] for row in rows)
+                    for key in ("connections", "checked_out", "idle", "detached", "waiting")
+                }
+                assert figures == {
+                    "connections": len(before), "checked_out": held, "idle": states["idle"],
+                    "detached": 0, "waiting": waiting,
+                }  # fmt: skip
+            assert {row["pid"] for row in own["process"]} <= self.workers()
+            for row in own["pool"]:
+                assert (row["pool_size"], row["max_overflow"]) == (SIZE, OVERFLOW)
+                assert make_url(row["pool"]).drivername == "mysql+pymysql"
+            # Each connection that the server took, save those of the service's own tool, and none twice.
+            taken = sum(row["connects_total"] for row in everything["program"])
+            assert taken == self.database.connections()
+            assert program["connects_total"] - program["closes_total"] == len(before)
+            assert program["checkouts_total"] - program["checkins_total"] == held
+            return program
+
+        return wait_for(same, TRUTH, "the snapshot to show the server's sessions")
+
+    def stop(self, number: signal.Signals) -> None:
+        """End it in good order."""
+        assert self._process is not None
+        self._process.send_signal(number)
+        self._process.wait(30)
+
+    def remove(self) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            print(self.log)  # shown where the test has failed
+
+
+@pytest.fixture
+def node(tmp_path: Path, mariadb: Server) -> Iterator[RunningNode]:
+    needs("placement", extra="openstack")
+    with running_node(tmp_path) as running:
+        yield running
+        assert "Traceback" not in running.log
+
+
+@pytest.fixture
+def database(mariadb: Server) -> Iterator[Database]:
+    with contextlib.closing(Database(mariadb)) as database:
+        yield database
+
+
+def uwsgi(placement: Placement) -> list[str]:
+    """The options are those of devstack's services."""
+    program = shutil.which("uwsgi", path=str(Path(sys.executable).parent)) or "uwsgi"
+    named = [part for item in placement.environment.items() for part in ("--env", "=".join(item))]
+    return [
+        program, "--http-socket", f"127.0.0.1:{placement.port}", "--module", "placement.wsgi.api:application",
+        "--master", "--enable-threads", "--lazy-apps", "--die-on-term", "--processes", str(WORKERS),
+        "--threads", str(THREADS), "--virtualenv", sys.prefix, *named,
+    ]  # fmt: skip
+
+
+def gunicorn(placement: Placement) -> list[str]:
+    return [
+        sys.executable, "-m", "gunicorn", "--bind", f"127.0.0.1:{placement.port}", "--workers", str(WORKERS),
+        "--worker-class", "gthread", "--threads", str(THREADS), "placement.wsgi.api:application",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("server", "form"), [("uwsgi", "connection_parameters"), ("gunicorn", "classic")])
+def test_placement(tmp_path: Path, node: RunningNode, database: Database, server: str, form: str) -> None:
+    """Before any request, while requests hold and wait for connections, afterwards, and when it has
+    ended: the snapshot and the server's list of sessions are the same, to the unit."""
+    needs(server)
+    placement = Placement(tmp_path, node, database, form)
+    try:
+        if server == "uwsgi":
+            placement.start(uwsgi(placement), {})
+        else:
+            placement.start(gunicorn(placement), placement.environment)
+        scenario(placement)
+        ended(placement)
+        assert "Traceback" not in placement.log
+        assert "connmon:" not in placement.log
+    finally:
+        placement.remove()
+
+
+def scenario(placement: Placement) -> None:
+    database = placement.database
+    placement.equal(held=0)
+
+    names = {f"compute-{number}" for number in range(8)}
+    for name in names:
+        status, answer = placement.ask("POST", "/resource_providers", {"name": name})
+        assert status == 200, answer
+    assert database.names() == names
+    before = placement.equal(held=0)
+
+    answers: list[tuple[int, Any]] = []
+
+    def ask() -> None:
+        answers.append(placement.ask("GET", "/resource_providers"))
+
+    requests = [threading.Thread(target=ask, daemon=True) for _ in range(WORKERS * THREADS)]
+    with database.locked():
+        for request in requests:
+            request.start()
+        # Each worker has as many requests as threads, and a connection for all but one.
+        wait_for(
+            lambda: sum(database.sessions().values()) == WORKERS * (SIZE + OVERFLOW), 30, "all to be held"
+        )
+        under = placement.equal(held=WORKERS * (SIZE + OVERFLOW), waiting=WORKERS)
+        assert (under["processes"], under["overflow"]) == (WORKERS, WORKERS * OVERFLOW)
+        assert under["longest_wait_seconds"] > 0
+    for request in requests:
+        request.join(60)
+    assert [status for status, _ in answers] == [200] * len(requests)
+    assert {provider["name"] for provider in answers[0][1]["resource_providers"]} == names
+
+    after = placement.equal(held=0)
+    assert (after["max_checked_out"], after["max_waiting"]) == (WORKERS * (SIZE + OVERFLOW), WORKERS)
+    assert after["checkouts_total"] > before["checkouts_total"]
+    assert after["timeouts_total"] == after["connect_errors_total"] == 0
+
+
+def ended(placement: Placement) -> None:
+    """Nothing is left but the totals, of the service's tool too."""
+    placement.stop(signal.SIGTERM)
+    wait_for(lambda: not placement.database.sessions(), TRUTH, "the sessions to end")
+
+    def gone() -> bool:
+        rows = {row["program"]: row for row in placement.node.rows("program")}
+        assert set(rows) == {PROGRAM, "placement-manage"}
+        for row in rows.values():
+            assert (row["state"], row["processes"], row["connections"]) == ("gone", 0, 0)
+            assert row["checkouts_total"] == row["checkins_total"] > 0
+        taken = sum(row["connects_total"] for row in rows.values())
+        assert taken == placement.database.connections()
+        return True
+
+    wait_for(gone, TRUTH, "the programs to be gone")
