@@ -124,7 +124,7 @@ class Placement:
             section.append(f"connection_parameters = {parameters}")
             self.environment = {name: f"{parameters}&{value}" for name, value in self.environment.items()}
         section.append(f"connection = {url.render_as_string(hide_password=False)}")
-        section += [f"max_pool_size = {SIZE}", f"max_overflow = {OVERFLOW}"]
+        section += [f"max_pool_size = {SIZE}", f"max_overflow = {OVERFLOW}", "pool_timeout = 60"]
         configuration.write_text("\n".join(["[api]", "auth_strategy = noauth2", *section, ""]))
         self._environment = {**os.environ, "OS_PLACEMENT_CONFIG_DIR": str(directory)}
         self._manage("--config-file", str(configuration), "db", "sync")
@@ -298,18 +298,29 @@ def scenario(placement: Placement) -> None:
     before = placement.equal(held=0)
 
     answers: list[tuple[int, Any]] = []
+    requests: list[threading.Thread] = []
 
     def ask() -> None:
         answers.append(placement.ask("GET", "/resource_providers"))
 
-    requests = [threading.Thread(target=ask, daemon=True) for _ in range(WORKERS * THREADS)]
+    def all_busy() -> bool:
+        """Ask once more, unless each worker holds all that its pool can give, and waits for more.
+
+        Which worker takes a request is the server's affair, and chance.
+        """
+        held, waiting = sum(database.sessions().values()), 0
+        for row in placement.node.rows("program"):
+            waiting += row["waiting"]
+        if (held, waiting) == (WORKERS * (SIZE + OVERFLOW), WORKERS):
+            return True
+        if len(requests) < 100:
+            requests.append(threading.Thread(target=ask, daemon=True))
+            requests[-1].start()
+        return False
+
     with database.locked():
-        for request in requests:
-            request.start()
+        wait_for(all_busy, 30, "requests to take and await all connections")
         # Each worker has as many requests as threads, and a connection for all but one.
-        wait_for(
-            lambda: sum(database.sessions().values()) == WORKERS * (SIZE + OVERFLOW), 30, "all to be held"
-        )
         under = placement.equal(held=WORKERS * (SIZE + OVERFLOW), waiting=WORKERS)
         assert (under["processes"], under["overflow"]) == (WORKERS, WORKERS * OVERFLOW)
         assert under["longest_wait_seconds"] > 0
