@@ -11,11 +11,13 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -26,8 +28,10 @@ from urllib.parse import urlencode
 import psutil
 import pymysql
 import pytest
+from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 
+from connmon.plugin.queuepool import KEY
 from tests.nodes import RunningNode, running_node
 from tests.servers import Server
 from tests.site import ROOT
@@ -265,6 +269,59 @@ def gunicorn(placement: Placement) -> list[str]:
         sys.executable, "-m", "gunicorn", "--bind", f"127.0.0.1:{placement.port}", "--workers", str(WORKERS),
         "--worker-class", "gthread", "--threads", str(THREADS), "placement.wsgi.api:application",
     ]  # fmt: skip
+
+
+#: By file: the sections with a database.
+FILES = {
+    "nova.conf": ("database", "api_database"), "neutron.conf": ("database",), "keystone.conf": ("database",),
+    "cinder.conf": ("database",), "glance-api.conf": ("database",), "placement.conf": ("placement_database",),
+}  # fmt: skip
+
+
+def examples() -> list[tuple[str, str]]:
+    """Return what docs/openstack.rst shows for configuration files: the file's name and the text."""
+    page = Path(ROOT, "docs", "openstack.rst").read_text()
+    found = []
+    for before, block in re.findall(r"^(.*)::\n\n((?:(?:    .*)?\n)+)", page, re.M):
+        # One file, which is named before, or several, each named by a comment.
+        parts = re.split(r"^# (\S+)\n", textwrap.dedent(block), flags=re.M)
+        named = re.search(r"^``/etc/.*/(.*\.conf)``", before)
+        if named:
+            found.append((named[1], parts[0]))
+        found += zip(parts[1::2], parts[2::2], strict=True)
+    return found
+
+
+def test_the_examples_of_the_page(tmp_path: Path) -> None:
+    """What the page shows for each service, in three ways, is what oslo.config reads and what makes an
+    engine that is watched, and that the service sees no difference of."""
+    needs("oslo_config", "oslo_db")
+    from tests.devstack_services import configured
+
+    seen: Counter[tuple[str, str]] = Counter()
+    ways = set()
+    for name, written in examples():
+        file = tmp_path / name
+        file.write_text(written)
+        assert written.count("[") == len(FILES[name])
+        for section in FILES[name]:
+            group = configured([str(file)], section)[section]
+            url = make_url(group.connection)
+            whole = url.update_query_string(group.connection_parameters or "", append=True)
+            engine = create_engine(whole)
+            assert (
+                whole
+                != engine.url
+                == make_url(f"mysql+pymysql://{url.username}:secret@db/{url.database}?charset=utf8")
+            )
+            assert hasattr(engine.pool._creator, KEY)
+            seen[name, section] += 1
+            ways.add((url.drivername, url.query.get("plugin"), group.connection_parameters))
+    assert seen == {(name, section): 3 for name, sections in FILES.items() for section in sections}
+    assert ways == {
+        ("mysql+pymysql", None, "plugin=connmon"), ("mysql+pymysql_connmon", None, ""),
+        ("mysql+pymysql", "connmon", ""),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("server", "form"), [("uwsgi", "connection_parameters"), ("gunicorn", "classic")])
