@@ -1,8 +1,8 @@
 """A whole OpenStack service, as it comes from PyPI: what connmon shows is what the database server lists.
 
 placement, the smallest of them, on a real MariaDB and behind real WSGI servers, unchanged: all that it
-is told of connmon is in its configuration. The truth is the server's: its list of sessions, and how
-many connections it has counted for the service's user.
+is told of connmon is in its configuration and environment. The truth is the server's: its list of sessions,
+and how many connections it has counted for the service's user.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import http.client
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,10 +19,9 @@ import sys
 import textwrap
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 import psutil
 import pymysql
@@ -32,6 +30,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 
 from connmon.plugin.queuepool import KEY
+from tests.devstack import Stack, uwsgi
 from tests.nodes import RunningNode, running_node
 from tests.servers import Server
 from tests.site import ROOT
@@ -109,29 +108,26 @@ class Database:
 class Placement:
     """placement behind a WSGI server."""
 
-    def __init__(self, directory: Path, node: RunningNode, database: Database, form: str) -> None:
+    def __init__(self, directory: Path, node: RunningNode, database: Database) -> None:
         self.node, self.database = node, database
+        self.directory = directory / "etc"
+        self.configuration = self.directory / "placement.conf"
         self._log = directory / "placement.log"
         self._process: subprocess.Popen[bytes] | None = None
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
-        configuration = directory / "placement.conf"
-        url, section = make_url(database.url), ["[placement_database]"]
-        #: Tells the processes of the WSGI server, and no other that reads the file, what they are called.
-        self.environment = {"OS_PLACEMENT_DATABASE__CONNECTION_PARAMETERS": f"connmon_program={PROGRAM}"}
-        if form == "classic":
-            url = url.set(drivername="mysql+pymysql_connmon")
-            url = url.update_query_dict({"connmon_addr": node.address})
-        else:
-            parameters = urlencode({"plugin": "connmon", "connmon_addr": node.address}, safe=":")
-            section.append(f"connection_parameters = {parameters}")
-            self.environment = {name: f"{parameters}&{value}" for name, value in self.environment.items()}
-        section.append(f"connection = {url.render_as_string(hide_password=False)}")
-        section += [f"max_pool_size = {SIZE}", f"max_overflow = {OVERFLOW}", "pool_timeout = 60"]
-        configuration.write_text("\n".join(["[api]", "auth_strategy = noauth2", *section, ""]))
-        self._environment = {**os.environ, "OS_PLACEMENT_CONFIG_DIR": str(directory)}
-        self._manage("--config-file", str(configuration), "db", "sync")
+
+    def configure(self, url: str) -> None:
+        """Write the service's configuration file."""
+        self.configuration.write_text(
+            "[api]\nauth_strategy = noauth2\n\n"
+            f"[placement_database]\nmax_pool_size = {SIZE}\nmax_overflow = {OVERFLOW}\npool_timeout = 60\n"
+            f"connection = {url}\n"
+        )
+
+    def make_tables(self) -> None:
+        self._manage("--config-file", str(self.configuration), "db", "sync")
 
     def _manage(self, *arguments: str) -> None:
         """Run the service's own tool, which reads the same file."""
@@ -149,7 +145,7 @@ class Placement:
         assert self._process is not None
         return self._process.pid
 
-    def start(self, command: list[str], environment: dict[str, str]) -> None:
+    def start(self, *command: str, **environment: str) -> None:
         """Start it, and return when it answers."""
         with self._log.open("wb") as output:
             self._process = process = subprocess.Popen(
@@ -158,7 +154,7 @@ class Placement:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=ROOT,
-                env={**self._environment, **environment},
+                env={**os.environ, "OS_PLACEMENT_CONFIG_DIR": str(self.directory), **environment},
                 start_new_session=True,
             )
 
@@ -239,6 +235,9 @@ class Placement:
             print(self.log)  # shown where the test has failed
 
 
+Start = Callable[[Placement, Path], None]
+
+
 @pytest.fixture
 def node(tmp_path: Path, mariadb: Server) -> Iterator[RunningNode]:
     needs("placement", extra="openstack")
@@ -253,22 +252,36 @@ def database(mariadb: Server) -> Iterator[Database]:
         yield database
 
 
-def uwsgi(placement: Placement) -> list[str]:
-    """The options are those of devstack's services."""
-    program = shutil.which("uwsgi", path=str(Path(sys.executable).parent)) or "uwsgi"
-    named = [part for item in placement.environment.items() for part in ("--env", "=".join(item))]
-    return [
-        program, "--http-socket", f"127.0.0.1:{placement.port}", "--module", "placement.wsgi.api:application",
-        "--master", "--enable-threads", "--lazy-apps", "--die-on-term", "--processes", str(WORKERS),
-        "--threads", str(THREADS), "--virtualenv", sys.prefix, *named,
-    ]  # fmt: skip
+def under_uwsgi(placement: Placement, directory: Path) -> None:
+    """As devstack has it, with its plugin: connection_parameters, and the name by the environment."""
+    stack = Stack(directory)
+    stack.settings["CONNMON_CONFIG"] = str(placement.node.config)
+    placement.configure(placement.database.url)
+    file = stack.directory / "placement-uwsgi.ini"
+    file.write_text(
+        f"[uwsgi]\nmodule = placement.wsgi.api:application\nhttp-socket = 127.0.0.1:{placement.port}\n"
+        f"processes = {WORKERS}\nthreads = {THREADS}\nvirtualenv = {sys.prefix}\nmaster = true\n"
+        "die-on-term = true\nexit-on-reload = false\nworker-reload-mercy = 60\nenable-threads = true\n"
+        "thunder-lock = true\nhook-master-start = unix_signal:15 gracefully_kill_them_all\n"
+        "buffer-size = 65535\nlazy-apps = true\nstart-time = %t\n"
+    )
+    stack.stack()
+    placement.make_tables()
+    placement.start(uwsgi(), "--ini", str(file))
 
 
-def gunicorn(placement: Placement) -> list[str]:
-    return [
+def under_gunicorn(placement: Placement, directory: Path) -> None:
+    """By hand: connmon in the URL, in its first form, and the name by the environment."""
+    placement.directory.mkdir()
+    url = make_url(placement.database.url).set(drivername="mysql+pymysql_connmon")
+    url = url.update_query_dict({"connmon_addr": placement.node.address})
+    placement.configure(url.render_as_string(hide_password=False))
+    placement.make_tables()
+    placement.start(
         sys.executable, "-m", "gunicorn", "--bind", f"127.0.0.1:{placement.port}", "--workers", str(WORKERS),
         "--worker-class", "gthread", "--threads", str(THREADS), "placement.wsgi.api:application",
-    ]  # fmt: skip
+        OS_PLACEMENT_DATABASE__CONNECTION_PARAMETERS=f"connmon_program={PROGRAM}",
+    )  # fmt: skip
 
 
 #: By file: the sections with a database.
@@ -324,17 +337,14 @@ def test_the_examples_of_the_page(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("server", "form"), [("uwsgi", "connection_parameters"), ("gunicorn", "classic")])
-def test_placement(tmp_path: Path, node: RunningNode, database: Database, server: str, form: str) -> None:
+@pytest.mark.parametrize("start", [under_uwsgi, under_gunicorn])
+def test_placement(tmp_path: Path, node: RunningNode, database: Database, start: Start) -> None:
     """Before any request, while requests hold and wait for connections, afterwards, and when it has
     ended: the snapshot and the server's list of sessions are the same, to the unit."""
-    needs(server)
-    placement = Placement(tmp_path, node, database, form)
+    needs("uwsgi", "gunicorn")
+    placement = Placement(tmp_path, node, database)
     try:
-        if server == "uwsgi":
-            placement.start(uwsgi(placement), {})
-        else:
-            placement.start(gunicorn(placement), placement.environment)
+        start(placement, tmp_path)
         scenario(placement)
         ended(placement)
         assert "Traceback" not in placement.log
