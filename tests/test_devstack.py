@@ -190,39 +190,38 @@ def databases(server: Server) -> Iterator[None]:
                 cursor.execute(f"DROP DATABASE {section.database}")
 
 
-@FORMS
-def test_the_engines_report(tmp_path: Path, mariadb: Server, form: str) -> None:
-    """Engines that oslo.db makes of what the plugin has written are shown by a node, each pool by its
-    database and with the sessions that the server has."""
+def test_the_engines_report(tmp_path: Path, mariadb: Server) -> None:
+    """Engines that oslo.db makes of what the plugin has written, in one form and then in the other, are
+    shown by a node, each pool by its database and with the sessions that the server has."""
     needs("oslo_config", "oslo_db")
     base = make_url(mariadb.url("pymysql")).set(database=None)
     stack = Stack(tmp_path, base, {"charset": "utf8"})
+    names = {section.database for section in SECTIONS}
+    arguments = [
+        part for section in SECTIONS for part in (str(stack.directory / section.file), f"[{section.section}]")
+    ]
     with running_node(tmp_path) as node, databases(mariadb):
         stack.settings["CONNMON_CONFIG"] = str(node.config)
-        stack.stack(CONNMON_FORM=form)
-        arguments = [
-            part
-            for section in SECTIONS
-            for part in (str(stack.directory / section.file), f"[{section.section}]")
-        ]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.devstack_services", *arguments],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True,
-        )  # fmt: skip
-        with process:
-            assert process.stdin is not None and process.stdout is not None
-            assert process.stdout.readline() == "connected\n"
+        for form in ("url", "parameters"):
+            stack.stack(CONNMON_FORM=form)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.devstack_services", *arguments],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True,
+            )  # fmt: skip
+            with process:
+                assert process.stdin is not None and process.stdout is not None
+                assert process.stdout.readline() == "connected\n"
 
-            def shown() -> bool:
-                pools = {make_url(row["pool"]).database: row for row in node.rows("pool")}
-                assert set(pools) == {section.database for section in SECTIONS}
-                assert {row["program"] for row in pools.values()} == {"tests.devstack_services"}
-                rows = node.rows("connection")
-                found = {(make_url(row["pool"]).database, row["server_id"]) for row in rows}
-                names = {section.database for section in SECTIONS}
-                assert found == {(one.db, one.id) for one in mariadb.sessions() if one.db in names}
-                return len(found) == len(SECTIONS)
+                def shown() -> bool:
+                    pools = {make_url(row["pool"]).database: row for row in node.rows("pool")}
+                    assert set(pools) == names
+                    assert {row["program"] for row in pools.values()} == {"tests.devstack_services"}
+                    rows = node.rows("connection")
+                    found = {(make_url(row["pool"]).database, row["server_id"]) for row in rows}
+                    assert found == {(one.db, one.id) for one in mariadb.sessions() if one.db in names}
+                    return len(found) == len(SECTIONS)
 
-            wait_for(shown, TRUTH, "the pools to be shown")
-            process.stdin.close()
-            assert process.wait(20) == 0
+                wait_for(shown, TRUTH, "the pools to be shown")
+                process.stdin.close()
+                assert process.wait(20) == 0
+            wait_for(lambda: not node.rows("process"), TRUTH, "the process to be gone")

@@ -29,12 +29,13 @@ import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 
+from connmon.model import Grouping
 from connmon.plugin.queuepool import KEY
 from tests.devstack import Stack, uwsgi
 from tests.nodes import RunningNode, running_node
 from tests.servers import Server
 from tests.site import ROOT
-from tests.truth import TRUTH, needs
+from tests.truth import GROUPINGS, TRUTH, needs
 from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -46,6 +47,8 @@ SIZE = OVERFLOW = 1
 #: The user and the database of the service at the database server.
 NAME = "placement"
 PROGRAM = "placement-api"
+
+Rows = dict[Grouping, list[dict[str, Any]]]
 
 
 class Database:
@@ -180,46 +183,51 @@ class Placement:
         return {child.pid for child in psutil.Process(self.pid).children()}
 
     def equal(self, held: int, waiting: int = 0) -> dict[str, Any]:
-        """The real `connmon snapshot` shows the server's sessions, so many of them held.
+        """The node, and then the real `connmon snapshot`, shows the server's sessions, so many of them held.
 
         Returns the program's row.
         """
 
-        def same() -> dict[str, Any]:
-            before = self.database.sessions()
-            snapshots = self.node.snapshots(("connection", "program"))
-            everything = {by: document["rows"] for by, document in snapshots.items()}
-            everything |= {"process": self.node.rows("process"), "pool": self.node.rows("pool")}
-            assert self.database.sessions() == before, "the server was not quiet"
-            assert sum(before.values()) == held
-            own = {by: [row for row in rows if row["program"] == PROGRAM] for by, rows in everything.items()}
-            shown = {row["server_id"]: row["state"] == "checked_out" for row in own["connection"]}
-            assert shown == before
-            assert len(own["connection"]) == len(shown)
-            program: dict[str, Any]
-            (program,) = own["program"]
-            states = Counter(row["state"] for row in own["connection"])
-            for rows in (own["program"], own["process"], own["pool"]):
-                figures = {
-                    key: sum(row[key] for row in rows)
-                    for key in ("connections", "checked_out", "idle", "detached", "waiting")
-                }
-                assert figures == {
-                    "connections": len(before), "checked_out": held, "idle": states["idle"],
-                    "detached": 0, "waiting": waiting,
-                }  # fmt: skip
-            assert {row["pid"] for row in own["process"]} <= self.workers()
-            for row in own["pool"]:
-                assert (row["pool_size"], row["max_overflow"]) == (SIZE, OVERFLOW)
-                assert make_url(row["pool"]).drivername == "mysql+pymysql"
-            # Each connection that the server took, save those of the service's own tool, and none twice.
-            taken = sum(row["connects_total"] for row in everything["program"])
-            assert taken == self.database.connections()
-            assert program["connects_total"] - program["closes_total"] == len(before)
-            assert program["checkouts_total"] - program["checkins_total"] == held
-            return program
+        def rows() -> Rows:
+            return {by: self.node.rows(by) for by in GROUPINGS}
 
-        return wait_for(same, TRUTH, "the snapshot to show the server's sessions")
+        def snapshots() -> Rows:
+            documents = self.node.snapshots(("connection", "program"))
+            return {**rows(), **{by: document["rows"] for by, document in documents.items()}}
+
+        what = "the server's sessions to be shown"
+        wait_for(lambda: self._compare(rows, held, waiting), TRUTH, what)
+        return wait_for(lambda: self._compare(snapshots, held, waiting), TRUTH, what)
+
+    def _compare(self, look: Callable[[], Rows], held: int, waiting: int) -> dict[str, Any]:
+        sessions = self.database.sessions()
+        everything = look()
+        assert self.database.sessions() == sessions, "the server was not quiet"
+        assert sum(sessions.values()) == held
+        own = {by: [row for row in rows if row["program"] == PROGRAM] for by, rows in everything.items()}
+        shown = {row["server_id"]: row["state"] == "checked_out" for row in own["connection"]}
+        assert shown == sessions
+        assert len(own["connection"]) == len(shown)
+        states = Counter(row["state"] for row in own["connection"])
+        expected = {
+            "connections": len(sessions), "checked_out": held, "idle": states["idle"],
+            "detached": 0, "waiting": waiting,
+        }  # fmt: skip
+        summed: tuple[Grouping, ...] = ("program", "process", "pool")
+        for by in summed:
+            assert {key: sum(row[key] for row in own[by]) for key in expected} == expected
+        assert {row["pid"] for row in own["process"]} <= self.workers()
+        for row in own["pool"]:
+            assert (row["pool_size"], row["max_overflow"]) == (SIZE, OVERFLOW)
+            assert make_url(row["pool"]).drivername == "mysql+pymysql"
+        # Each connection that the server took, those of the service's own tool too, and none twice.
+        taken = sum(row["connects_total"] for row in everything["program"])
+        assert taken == self.database.connections()
+        program: dict[str, Any]
+        (program,) = own["program"]
+        assert program["connects_total"] - program["closes_total"] == len(sessions)
+        assert program["checkouts_total"] - program["checkins_total"] == held
+        return program
 
     def stop(self, number: signal.Signals) -> None:
         """End it in good order."""
