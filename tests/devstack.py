@@ -87,6 +87,7 @@ class Stack:
             "DEST": str(directory),
         }
         self.config = directory / "connmon.cfg"
+        self.changed = directory / "data" / "connmon" / "changed"
         for name in dict.fromkeys(section.file for section in SECTIONS):
             self._write(name)
         for service in UWSGIS:
@@ -108,8 +109,9 @@ class Stack:
         ]
         for section in SECTIONS:
             if section.file == name:
-                # oslo.config begins a substitution with $.
-                url = self.url(section.database).render_as_string(hide_password=False).replace("$", "$$")
+                # oslo.config begins a substitution with $; devstack does not quote the password.
+                url = self.url(section.database).render_as_string(hide_password=False)
+                url = url.replace("%24", "$$").replace("%3F", "?")
                 lines += [f"[{section.section}]", "max_retries = -1", f"connection = {url}", ""]
         lines += ["[oslo_concurrency]", "lock_path = /var/lock", ""]
         (self.directory / name).write_text("\n".join(lines))
@@ -158,8 +160,8 @@ class Stack:
             ["bash", "-c", "\n".join(script)], capture_output=True, text=True, timeout=60, cwd=self.directory
         )
         assert run.returncode == 0, run.stderr
-        assert "cr$et" not in run.stderr
-        assert self.base.password is None or str(self.base.password) not in run.stderr
+        assert "xtrace" in run.stderr
+        assert f"{self.base.username}:" not in run.stderr
         return run.stdout
 
     def stack(self, **settings: str) -> str:

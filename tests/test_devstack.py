@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy.engine import URL, make_url
 
 from connmon.config import load
-from tests.devstack import FUNCTIONS, PLUGIN, SECTIONS, UWSGIS, Stack
+from tests.devstack import FUNCTIONS, LOGIN, PLUGIN, SECTIONS, UWSGIS, Stack
 from tests.nodes import running_node
 from tests.prometheus import program
 from tests.servers import Server
@@ -102,9 +102,9 @@ def test_every_service_is_watched(stack: Stack, monkeypatch: pytest.MonkeyPatch,
 def test_twice_is_once(stack: Stack, form: str) -> None:
     """Stacked again, with the files as they are, nothing changes."""
     stack.stack(CONNMON_FORM=form)
-    once = stack.files()
+    once, noted = stack.files(), stack.changed.read_text()
     stack.stack(CONNMON_FORM=form)
-    assert stack.files() == once
+    assert (stack.files(), stack.changed.read_text()) == (once, noted)
 
 
 @FORMS
@@ -128,12 +128,26 @@ def test_unstack(stack: Stack, form: str) -> None:
     after = stack.files()
     assert "connmon" not in after.pop("nova-cpu.conf")
     assert after == before
-    assert not stack.config.exists()
+    assert (stack.config.exists(), stack.changed.exists()) == (False, False)
     assert said.splitlines() == ["stop_process connmond", "pip_uninstall connmon"]
     stack.run("unstack")
     after = stack.files()
     del after["nova-cpu.conf"]
     assert after == before
+
+
+def test_a_url_without_options(tmp_path: Path) -> None:
+    """Where connmon's are the only options of a URL, and its password has a question mark, unstack
+    finds them."""
+    needs("oslo_config", "oslo_db")
+    stack = Stack(tmp_path, query={})
+    before = stack.files()
+    stack.stack(CONNMON_FORM="url")
+    for section in SECTIONS:
+        url = stack.read(section)
+        assert (url.password, dict(url.query)) == (LOGIN.password, {"connmon_config": str(stack.config)})
+    stack.run("unstack")
+    assert stack.files() == before
 
 
 def test_other_settings(stack: Stack) -> None:
