@@ -29,9 +29,10 @@ from connmon.cluster.records import added_times
 from connmon.cluster.state import State
 from connmon.model import Batch, Gauges, Peaks, PoolInfo, Process, Report, Times, Totals, database_key
 from connmon.plugin import ledger as module
-from connmon.plugin.account import PoolAccount, highest, within
+from connmon.plugin.account import PoolAccount, Token, highest, within
 from connmon.plugin.ledger import Ledger
 from connmon.plugin.pool import instrument
+from connmon.plugin.queuepool import KEY
 
 
 class Holders:
@@ -212,6 +213,22 @@ def test_a_report_says_what_changed() -> None:
     change = told(ledger.take(14.0))
     assert [(p.number, p.info) for p in change.pools] == [(pool.account.number, None)]
     assert [c.state for c in change.connections] == ["idle"]
+
+
+def test_a_session_id_that_comes_late_is_told() -> None:
+    """A connection that is reported while its first statements run has no session id yet; the id
+    follows when it is known, also where nobody has used the connection since."""
+    ledger = make_ledger()
+    pool = Pool(ledger, info())
+    connection, record = Driver(), Record()
+    entry = pool.account.opened(id(connection), time.monotonic(), owned=True)
+    record.info[KEY] = Token(entry)  # as the creator does, before any event
+    (early,) = acknowledged(ledger, time.monotonic()).connections
+    assert early.server_id is None
+    pool.events.connect(connection, record)
+    (late,) = acknowledged(ledger, time.monotonic()).connections
+    assert (late.number, late.server_id) == (early.number, 884213)
+    assert not acknowledged(ledger, time.monotonic()).connections
 
 
 def test_after_restart_all_is_told() -> None:

@@ -274,6 +274,7 @@ def test_bad_nodes(
             return node.accepted >= wanted
 
         wait_for(tried)
+        wait_for(lambda outage=outage: len(complaints(caplog)) >= outage)  # type: ignore[misc]
         assert len(complaints(caplog)) == outage, complaints(caplog)
         node.behaviour = "good"
         engine.raw_connection().close()

@@ -44,12 +44,15 @@ def engine(server: Server, node: RunningNode, program: str, **changes: Any) -> S
     }
 
 
-def needs(*modules: str) -> None:
-    """Skip the test, or fail it where servers are required, for what is not installed."""
+def needs(*modules: str, extra: str = "servers") -> None:
+    """Skip the test, or fail it where servers are required, for what is not installed.
+
+    `extra` is the one of this project that installs it.
+    """
     for module in modules:
         there = shutil.which(module, path=str(Path(sys.executable).parent)) if module == "uwsgi" else None
         if there is None and importlib.util.find_spec(module) is None:
-            problem = f"{module} is not installed (pip install connmon[servers])"
+            problem = f"{module} is not installed (pip install connmon[{extra}])"
             if os.environ.get("CONNMON_TEST_SERVERS") == "required":
                 pytest.fail(f"{problem}, and CONNMON_TEST_SERVERS=required")
             pytest.skip(problem)

@@ -236,7 +236,8 @@ class Ledger:
             since, detached = entry.since, entry.detached
             held = since > 0.0
             name, site, stack = self._holder(entry, now - since) if held else (None, None, ())
-            facts = (since, detached, site, stack)
+            # The id comes later than the connection: its first statements may be on their way meanwhile.
+            facts = (since, detached, entry.server_id, site, stack)
             if not full and entry.told == facts and not (held and now - entry.told_at > REFRESH):
                 continue
             entry.told, entry.told_at = facts, now

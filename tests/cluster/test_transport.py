@@ -201,7 +201,7 @@ def test_another_config_is_told_to_both(caplog: pytest.LogCaptureFixture) -> Non
                 for record in caplog.records
             )
 
-        await trio.until(lambda: told("connmon.cluster.server") and told("connmon.cluster.transport"))
+        await trio.until(lambda: told("connmon.cluster.notices") and told("connmon.cluster.transport"))
         assert (await trio.replicas["node1"].propose(batch(1))).applied
         assert not trio.replicas["node3"].quorum
 
