@@ -52,6 +52,20 @@ def parse_address(text: str, default_port: int | None = DEFAULT_PORT) -> Address
     return Address(host, default_port)
 
 
+ServerMax = tuple[tuple[str, "int | None"], int]
+"""A database server's host and port (None: whichever), and how many connections it takes."""
+
+
+def parse_server_max(text: str) -> ServerMax:
+    """Return what is written as HOST=N or HOST:PORT=N. Raises ConfigError."""
+    server, _, most = text.rpartition("=")
+    if not server or not re.fullmatch(r"[0-9]{1,9}", most):
+        raise ConfigError(f"{shown(text)} is no server's maximum; expected HOST=N or HOST:PORT=N")
+    named = parse_address(server, 1)
+    has_port = server.rstrip("0123456789").endswith(":") and not server.endswith("]")
+    return (named.host, named.port if has_port else None), int(most)
+
+
 def _ipv6_host(host: str, text: str) -> str:
     try:
         return str(ipaddress.IPv6Address(host))

@@ -1,4 +1,4 @@
-"""`connmon`: arguments, and what a command ends with.
+"""`connmon`: runs a command, and says what it ends with.
 
 - Exit codes: 0 done; 1 no node could be read, nothing was found, or the output could not be written;
   2 an argument or the configuration is wrong; 130 ended by Ctrl-C; 141 by a reader of the output
@@ -11,35 +11,23 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
-from connmon import __version__
-from connmon.errors import ConnmonError, UsageError, without_passwords
-from connmon.model import GROUPINGS, Grouping
+from connmon import output
+from connmon.arguments import argument_parser, count
+from connmon.errors import ConnmonError, UsageError
 
 if TYPE_CHECKING:
     from connmon.config import Service
-
-    _Commands: TypeAlias = argparse._SubParsersAction["_Parser"]
+    from connmon.model import Grouping
 
 DONE: Final = 0
 UNREACHABLE: Final = 1
 USAGE: Final = 2
 INTERRUPTED: Final = 130
 BROKEN_PIPE: Final = 141
-
-_EPILOG: Final = """\
-Without a command the console is run; options may stand before the command or after it.
-exit codes: 0 done, 1 no node could be read, 2 wrong arguments or configuration
-"""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see {self.prog} --help)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,141 +37,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
-        return _run(_parser().parse_args(argv))
+        return _run(argument_parser().parse_args(argv))
     except SystemExit as end:  # argparse, after --help and --version
         return int(end.code or DONE)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        _let_go(sys.stdout)
+        output.let_go(sys.stdout)
         return BROKEN_PIPE
     except ConnmonError as error:
-        _complain(str(error))
+        output.complain(str(error))
         return USAGE if isinstance(error, UsageError) else UNREACHABLE
 
 
-def argument_parser() -> argparse.ArgumentParser:
-    """Return the parser, for what makes completions of it (shtab)."""
-    return _parser()
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="connmon",
-        description='A "top" for database connections: who holds them, who waits for one.',
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"connmon {__version__}")
-    _add_reading(parser, None)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-
-    summary = "watch live in the terminal (the default)"
-    console = commands.add_parser("console", help=summary, description=summary, allow_abbrev=False)
-    # Suppressed, so that an option left out here does not undo one given before the command.
-    _add_reading(console, argparse.SUPPRESS)
-
-    summary = "print once what a node knows now"
-    snapshot = commands.add_parser("snapshot", help=summary, description=summary, allow_abbrev=False)
-    _add_reading(snapshot, argparse.SUPPRESS)
-    snapshot.add_argument(
-        "--by", choices=GROUPINGS, default="program", help="what a row is (default: program)"
-    )
-    snapshot.add_argument(
-        "--format", choices=("table", "json", "csv"), default="table", help="default: table"
-    )
-
-    summary = "ask every node of the service how it is"
-    status = commands.add_parser(
-        "cluster-status",
-        help=summary,
-        description=summary,
-        epilog="exit codes: 0 healthy, 1 degraded, 2 no quorum or no node reachable",
-        allow_abbrev=False,
-    )
-    _add_reading(status, argparse.SUPPRESS)
-    status.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
-
-    _add_whois(commands)
-    _add_reconcile(commands)
-
-    summary = "run three nodes and busy applications here, to try connmon"
-    demo = commands.add_parser("demo", help=summary, description=summary, allow_abbrev=False)
-    demo.add_argument(
-        "--chaos", action="store_true", help="kill and restart the nodes by turns: nothing is lost"
-    )
-    return parser
-
-
-def _add_whois(commands: _Commands) -> None:
-    summary = "tell who holds a session of the database server"
-    whois = commands.add_parser(
-        "whois",
-        help=summary,
-        description=f"{summary}: host, program, pid, thread or task, and line of code.",
-        epilog="exit codes: 0 found, 1 nobody has it or no node could be read, 2 wrong arguments",
-        allow_abbrev=False,
-    )
-    _add_reading(whois, argparse.SUPPRESS)
-    whois.add_argument("session", metavar="ID", help="a MySQL thread id or PostgreSQL backend pid")
-    whois.add_argument(
-        "--database", metavar="HOST[:PORT]", help="only of this server, named as in the applications' URLs"
-    )
-    whois.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
-
-
-def _add_reconcile(commands: _Commands) -> None:
-    summary = "compare a database server's own session list with what processes report"
-    reconcile = commands.add_parser(
-        "reconcile",
-        help=summary,
-        description=f"{summary}. A read-only account will do; it has to see the sessions of others "
-        "(PROCESS, or pg_read_all_stats). The password may be in ~/.my.cnf or ~/.pgpass.",
-        epilog="exit codes: 0 done, 1 no node or no database server answers, 2 wrong arguments or login",
-        allow_abbrev=False,
-    )
-    _add_reading(reconcile, argparse.SUPPRESS)
-    reconcile.add_argument(
-        "url", metavar="URL", help="mysql://, mariadb:// or postgresql://USER@HOST/DATABASE"
-    )
-    reconcile.add_argument(
-        "--database",
-        metavar="HOST[:PORT]",
-        action="append",
-        default=[],
-        help="what applications call this server besides the URL's name; may be repeated",
-    )
-    reconcile.add_argument(
-        "--format", choices=("table", "json", "csv"), default="table", help="default: table"
-    )
-
-
-def _add_reading(parser: argparse.ArgumentParser, default: str | None) -> None:
-    """Add the options of every command that reads."""
-    group = parser.add_argument_group("which node to read")
-    for short, long, metavar, text in (
-        ("-s", "--service", "NAME", "service of the config file (default: default)"),
-        ("-H", "--host", "HOST[:PORT]", "this node, without a config file (default port: 5800)"),
-        ("-n", "--node", "NAME", "this node of the service (default: any that can be reached)"),
-        ("-c", "--config", "FILE", "config file (default: $CONNMON_CONFIG, else /etc/connmon.cfg)"),
-    ):
-        group.add_argument(short, long, metavar=metavar, default=default, help=text)
-    # A file, never the secret itself: everybody on the host sees the arguments of a process.
-    group.add_argument(
-        "--secret-file", metavar="FILE", default=default, help="file with the secret (default: the config's)"
-    )
-
-
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.command == "replay":
+        return _replay(arguments)
     if arguments.command == "demo":
         for option in ("service", "host", "node", "config", "secret-file"):
             if getattr(arguments, option.replace("-", "_")) is not None:
                 raise UsageError(f"demo takes no --{option}: it runs nodes of its own")
         from connmon.demo import run as run_demo
 
-        return run_demo(once=not _is_terminal(sys.stdout), chaos=arguments.chaos)
+        return run_demo(once=not output.is_terminal(sys.stdout), chaos=arguments.chaos)
 
+    _settle(arguments)
     service = _service(arguments)
     if arguments.command == "snapshot":
         return _print_snapshot(service, arguments.by, arguments.format)
@@ -193,15 +71,76 @@ def _run(arguments: argparse.Namespace) -> int:
         return _print_whois(service, arguments.session, arguments.database, arguments.format)
     if arguments.command == "reconcile":
         return _print_reconcile(service, arguments.url, arguments.database, arguments.format)
-    if not (_is_terminal(sys.stdin) and _is_terminal(sys.stdout)) or os.environ.get("TERM", "") in (
-        "",
-        "dumb",
-    ):
-        return _print_snapshot(service, "program", "table")
-    from connmon.console.app import run as run_console
+    if arguments.command == "record":
+        from connmon.credentials import of_client
+        from connmon.record import run as run_record
+
+        return run_record(
+            service, arguments.file, of_client(service),
+            interval=arguments.interval, times=arguments.times,
+            size=arguments.max_size * 2**20, keep=arguments.keep,
+        )  # fmt: skip
+    return _console(service, arguments)
+
+
+def _console(service: Service, arguments: argparse.Namespace) -> int:
+    """Show the console; without a terminal, or where batch output is wished, print tables."""
     from connmon.credentials import of_client
 
-    return run_console(service.nodes, service.name, of_client(service))
+    credentials = of_client(service)
+    maxima = dict([*service.server_max, *(arguments.server_max or ())])
+    terminal = output.can_show()
+    if arguments.batch or not terminal:
+        from connmon import batch
+
+        return batch.run(
+            service, credentials, by=arguments.by or "program", form=arguments.format or "table",
+            times=arguments.times if arguments.batch else arguments.times or 1,
+            interval=arguments.interval or 1.0, maxima=maxima,
+            write=output.write, complain=output.complain, width=output.terminal_width,
+        )  # fmt: skip
+    for option in ("times", "by", "format"):
+        if getattr(arguments, option) is not None:
+            raise UsageError(f"--{option} is for the batch output: add --batch")
+    from connmon.clusterstatus import ask
+    from connmon.console.app import run as run_console
+
+    whole = arguments.host is None and arguments.node is None
+    return run_console(
+        service.nodes, service.name, credentials,
+        lambda: ask(service, whole=whole, credentials=credentials).document,
+        maxima, arguments.interval or 1.0,
+    )  # fmt: skip
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    for option in ("service", "host", "node", "config", "secret-file"):
+        if getattr(arguments, option.replace("-", "_")) is not None:
+            raise UsageError(f"replay takes no --{option}: all is in the file")
+    from connmon.recording import Recording
+
+    recording = Recording(arguments.file)
+    if recording.cut:
+        output.complain(recording.cut)
+    if output.can_show():
+        from connmon.console.replay import run as run_replay
+
+        return run_replay(recording)
+    from connmon.formats import printed
+
+    document = recording.snapshot(len(recording) - 1, arguments.by).document()
+    output.write(printed(document, arguments.by, arguments.format, output.terminal_width()))
+    return DONE
+
+
+def _settle(arguments: argparse.Namespace) -> None:
+    """With -b, -n is how many times: so it is in top, and --node names the node."""
+    batch = arguments.command in (None, "console") and arguments.batch
+    if batch and getattr(arguments, "node_option", None) == "-n":
+        try:
+            arguments.times, arguments.node = count(arguments.node), None
+        except argparse.ArgumentTypeError as error:
+            raise UsageError(f"-n with --batch is how many times: {error}; --node names a node") from None
 
 
 def _service(arguments: argparse.Namespace) -> Service:
@@ -241,14 +180,14 @@ def _print_status(service: Service, form: str, whole: bool) -> int:
     from connmon.formats import as_json, status_table
 
     verdict = ask(service, form == "json", whole, of_client(service))
-    _write(as_json(verdict.document) if form == "json" else status_table(verdict.document))
+    output.write(as_json(verdict.document) if form == "json" else status_table(verdict.document))
     return verdict.exit_code
 
 
 def _print_whois(service: Service, session: str, database: str | None, form: str) -> int:
-    from connmon.dbserver import parse_server
+    from connmon.database.server import parse_server
+    from connmon.database.whois import parse_session, whois, whois_text
     from connmon.formats import as_json
-    from connmon.whois import parse_session, whois, whois_text
 
     number = parse_session(session)
     try:
@@ -257,7 +196,7 @@ def _print_whois(service: Service, session: str, database: str | None, form: str
         raise UsageError(f"--database: {error}") from None
     document = _read(service, "connection")
     result, problem = whois(document, number, server)
-    _write(as_json(result) if form == "json" else whois_text(result))
+    output.write(as_json(result) if form == "json" else whois_text(result))
     _mention_quorum(document)
     if problem is not None:
         raise ConnmonError(problem)
@@ -266,52 +205,32 @@ def _print_whois(service: Service, session: str, database: str | None, form: str
 
 def _print_reconcile(service: Service, url: str, also: Sequence[str], form: str) -> int:
     from connmon.credentials import of_client
-    from connmon.dbserver import parse_server
+    from connmon.database.compare import compare
+    from connmon.database.formats import reconcile_csv, reconcile_text
+    from connmon.database.server import parse_server
     from connmon.formats import as_json
-    from connmon.reconcileformats import reconcile_csv, reconcile_text
-    from connmon.reconciling import compare
 
     try:
         others = tuple(parse_server(each) for each in also)
     except UsageError as error:
         raise UsageError(f"--database: {error}") from None
-    document = compare(service, of_client(service), url, others, _ask_password if _can_ask() else None)
+    document = compare(
+        service, of_client(service), url, others, output.ask_password if output.can_ask() else None
+    )
     if form == "json":
         text = as_json(document)
     else:
         text = reconcile_csv(document) if form == "csv" else reconcile_text(document)
-    _write(text)
+    output.write(text)
     _mention_quorum(document)
     return DONE
 
 
-def _can_ask() -> bool:
-    return _is_terminal(sys.stdin) and _is_terminal(sys.stderr)
-
-
-def _ask_password(prompt: str) -> str:
-    """Ask on the terminal, without an echo. Raises UsageError where nothing is given."""
-    from getpass import getpass
-
-    from connmon.formats import printable
-
-    try:
-        return getpass(printable(prompt), sys.stderr)
-    except EOFError:
-        raise UsageError("no password given") from None
-
-
 def _print_snapshot(service: Service, by: Grouping, form: str) -> int:
-    from connmon.formats import as_csv, as_json, as_table
+    from connmon.formats import printed
 
     document = _read(service, by)
-    if form == "json":
-        text = as_json(document)
-    elif form == "csv":
-        text = as_csv(document, by)
-    else:
-        text = as_table(document, by, _terminal_width())
-    _write(text)
+    output.write(printed(document, by, form, output.terminal_width()))
     _mention_quorum(document)  # a CSV has no other place for it
     return DONE
 
@@ -329,47 +248,4 @@ def _mention_quorum(document: Mapping[str, Any]) -> None:
 
     if not document["quorum"]:
         still = short_age(document["stale_seconds"])
-        _complain(f"{document['node']} has no quorum: what it shows has stood still for {still}")
-
-
-def _write(text: str) -> None:
-    """Write to stdout. Raises ConnmonError where that cannot be, BrokenPipeError where nobody reads."""
-    try:
-        print(text, end="", flush=True)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        _let_go(sys.stdout)
-        raise ConnmonError(f"the output cannot be written: {error.strerror}") from None
-
-
-def _is_terminal(stream: TextIO | None) -> bool:
-    """None: the process was started without this stream."""
-    return stream is not None and not stream.closed and stream.isatty()
-
-
-def _terminal_width() -> int | None:
-    """Return the cells of a line of stdout, or None where it is no terminal."""
-    if not _is_terminal(sys.stdout):
-        return None
-    try:
-        return os.get_terminal_size(sys.stdout.fileno()).columns or None
-    except OSError:
-        return None
-
-
-def _complain(message: str) -> None:
-    from connmon.formats import printable
-
-    if sys.stderr is not None:
-        print(f"connmon: {printable(without_passwords(message))}", file=sys.stderr)
-
-
-def _let_go(stream: TextIO) -> None:
-    """Give the stream somewhere to write, since Python flushes it once more at exit and would complain."""
-    try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
-    except (OSError, ValueError):  # not a file of the system's
-        pass
+        output.complain(f"{document['node']} has no quorum: what it shows has stood still for {still}")

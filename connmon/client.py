@@ -26,7 +26,16 @@ from connmon.config import Node
 from connmon.credentials import OPEN, Credentials, nonce
 from connmon.errors import PeerError, ProtocolError, RefusedError, UnreachableError
 from connmon.formats import printable
-from connmon.model import Grouping, NodeStatus, Query, Rows, StatusQuery
+from connmon.model import (
+    Grouping,
+    History,
+    HistoryQuery,
+    NodeStatus,
+    Question,
+    Rows,
+    RowsQuery,
+    StatusQuery,
+)
 from connmon.snapshot import Snapshot
 from connmon.wire import Ack, ClientSide, Refuse, Welcome
 
@@ -82,10 +91,10 @@ class Client:
         name = f"connmon {__version__} pid {os.getpid()}"
         self._side = ClientSide("reader", service, name, credentials.secret, nonce())
         self._channel = credentials.channel(node.address.host)
-        self._inbox: deque[Welcome | Refuse | Ack | Rows | NodeStatus] = deque()
+        self._inbox: deque[Welcome | Refuse | Ack | Rows | NodeStatus | History] = deque()
         self._asking = False
 
-    def ask(self, query: Query) -> Iterator[Rows]:
+    def ask(self, query: RowsQuery) -> Iterator[Rows]:
         """Send the query and yield the frames of its answer, the last of which has no `more`.
 
         Nothing is sent before the first frame is asked for. Raises UnreachableError when the
@@ -120,6 +129,14 @@ class Client:
 
         Raises as `ask` does, but without naming the node; the client is closed then.
         """
+        return self._answer(query, NodeStatus)
+
+    def history(self, query: HistoryQuery) -> History:
+        """Return the last minutes of some rows. Raises as `status` does; the client is closed then."""
+        return self._answer(query, History)
+
+    def _answer(self, query: Question, kind: type[T]) -> T:
+        """Return an answer that is one message."""
         if self._asking:
             raise RuntimeError("the answer to another query is still being read")
         try:
@@ -127,13 +144,15 @@ class Client:
                 raise ProtocolError("it spoke without being asked")
             deadline = _Deadline(self.timeout)
             self._send(self._side.frame(query), deadline)
-            status = self._next(deadline)
-            if not isinstance(status, NodeStatus):
-                raise ProtocolError(f"it answered a question for its status with {type(status).__name__}")
+            answer = self._next(deadline)
+            if not isinstance(answer, kind):
+                raise ProtocolError(
+                    f"it answered a question for {kind.__name__} with {type(answer).__name__}"
+                )
         except PeerError:
             self.close()
             raise
-        return status
+        return answer
 
     @property
     def closed(self) -> bool:
@@ -172,7 +191,7 @@ class Client:
         if data:
             deadline.wait(sock, sock.sendall, data)
 
-    def _next(self, deadline: _Deadline) -> Welcome | Ack | Rows | NodeStatus:
+    def _next(self, deadline: _Deadline) -> Welcome | Ack | Rows | NodeStatus | History:
         """Return the node's next message."""
         sock = self._open()
         while not self._inbox:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias
 
-from connmon.address import Address, parse_address, shown
+from connmon.address import Address, ServerMax, parse_address, parse_server_max, shown
 from connmon.errors import ConfigError, one_line
 
 __all__ = [
@@ -105,6 +105,8 @@ class Service:
     csv_size: int | None = None
     """Bytes at which the file is rotated."""
     csv_keep: int | None = None
+    server_max: tuple[ServerMax, ...] = ()
+    """How many connections database servers take, as the config says."""
     """How many old files are kept."""
     origin: str = field(default="", compare=False)
     """The file and section, for errors."""
@@ -398,6 +400,7 @@ _OPTIONS: Final[Mapping[str, Callable[[str], Any]]] = {
     "csv_by": _csv_by,
     "csv_size": _size,
     "csv_keep": _keep,
+    "server_max": lambda text: tuple(parse_server_max(word) for word in re.split(r"[,\s]+", text)),
 }
 
 

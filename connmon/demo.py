@@ -152,7 +152,7 @@ def run(once: bool, chaos: bool = False) -> int:
 def _console(service: Service) -> int:
     from connmon.console.app import run as run_console
 
-    return run_console(service.nodes, service.name)
+    return run_console(service.nodes, service.name, ask_nodes=lambda: ask(service).document)
 
 
 def _say(text: str) -> None:

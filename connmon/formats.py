@@ -43,6 +43,14 @@ def short_age(seconds: float | None) -> str:
     return f"{days}d{hours % 24:02}h" if days else f"{hours}h{minutes % 60:02}m"
 
 
+def short_duration(seconds: float | None) -> str:
+    """Return how long something took, as an age; what is shorter than 0.1 s as 63ms or 0.4ms."""
+    if seconds is None or seconds == 0.0 or seconds >= 0.0995:
+        return short_age(seconds)
+    milliseconds = seconds * 1000.0
+    return f"{milliseconds:.0f}ms" if milliseconds >= 0.95 else f"{milliseconds:.1f}ms"
+
+
 def as_json(document: Mapping[str, Any]) -> str:
     """Return the document as indented JSON, in ASCII, with one line end at its end."""
     text = msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
@@ -148,6 +156,19 @@ def as_table(document: Mapping[str, Any], by: Grouping, width: int | None = None
         columns.remove(least)
     lines = [_cut("  ".join(cells), width) for cells in zip(*(lines for _, lines in columns), strict=True)]
     return "".join(f"{line.rstrip()}\n" for line in (*_head(document), "", *lines))
+
+
+def printed(document: Mapping[str, Any], by: Grouping, form: str, width: int | None = None) -> str:
+    """Return the document as `form` says: table, json or csv."""
+    if form == "json":
+        return as_json(document)
+    return as_csv(document, by) if form == "csv" else as_table(document, by, width)
+
+
+def as_json_line(document: Mapping[str, Any]) -> str:
+    """Return the document as JSON in one line, in ASCII, with its line end."""
+    text = msgspec.json.encode(document).decode()
+    return _NOT_ASCII.sub(lambda match: "".join(map(_escape, match[0])), text) + "\n"
 
 
 def _head(document: Mapping[str, Any]) -> tuple[str, str]:

@@ -494,3 +494,79 @@ class NodeStatus(Struct, frozen=True, array_like=True, tag="node-status"):
     """Of the state."""
     digest: str | None = None
     """Of the state as it was at the version asked for. None: not known."""
+
+
+# --- What else readers ask for ------------------------------------------------------------
+
+#: How many rows one question for their history can name, and how many samples it gets of each.
+MOST_KEYS: Final = 256
+MOST_SAMPLES: Final = 1_000
+
+#: The key of the history of everything together.
+EVERYTHING: Final[RowKey] = ("total",)
+
+
+class HistoryQuery(Struct, frozen=True, array_like=True, tag="history"):
+    """Asks for the last minutes of some rows, as this node has seen them in its replica."""
+
+    keys: Annotated[tuple[RowKey, ...], Meta(max_length=MOST_KEYS)]
+    """Of program, host, database and process rows, or `EVERYTHING`."""
+    most: Annotated[int, Meta(ge=1, le=MOST_SAMPLES)] = MOST_SAMPLES
+    """How many samples of each, the newest."""
+
+
+class Series(Struct, frozen=True, array_like=True):
+    """The samples of one row, the oldest first; the last of them is sample `History.number`."""
+
+    key: RowKey
+    rates: tuple[Number | None, ...]
+    """Checkouts per second. None: not known at that time."""
+    connections: tuple[Count | None, ...]
+
+
+class History(Struct, frozen=True, array_like=True, tag="past"):
+    """The answer to a question for history."""
+
+    service: str
+    node: str
+    number: Count
+    """How many samples the node has taken."""
+    interval: Seconds
+    """Between two of them."""
+    series: tuple[Series, ...]
+    """Of those keys that there is a history of, in the order in which they were asked for."""
+    timeouts: tuple[tuple[RowKey, Count], ...]
+    """Which rows had pool timeouts within `span`, and how many; whether asked for or not."""
+    span: Seconds
+
+
+class WaitsQuery(Struct, frozen=True, array_like=True, tag="waits"):
+    """Asks for the pools that somebody waits for, or of which a connection has been held long.
+
+    Answered by `rows`, always complete: these pools, the connections of each that have been held
+    longest, and the processes that they belong to.
+    """
+
+    held: Seconds
+    """From how long on that is long."""
+
+
+class UsersQuery(Struct, frozen=True, array_like=True, tag="users"):
+    """Asks for the programs that use one database: program rows that count its pools only.
+
+    Answered by `rows`: all of them, or where nothing changed since the version that the reader
+    has, none.
+    """
+
+    dialect: Name
+    database_host: Name | None
+    database_port: Count | None
+    database: Text | None
+    epoch: Annotated[str, Meta(max_length=64)] = ""
+    since: Count = 0
+
+
+RowsQuery: TypeAlias = Union[Query, WaitsQuery, UsersQuery]
+"""What is answered by rows."""
+Question: TypeAlias = Union[Query, StatusQuery, HistoryQuery, WaitsQuery, UsersQuery]
+"""All that a reader may ask."""

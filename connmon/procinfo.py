@@ -9,14 +9,17 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import psutil
 
 from connmon.model import Process, Usage
 
 T = TypeVar("T")
+
+#: Seconds by which two clocks may differ on when a process has started.
+SAME_START = 3.0
 
 _COMMAND_LIMIT = 2048
 _SECRET = r"(?:passw(?:or)?d|passphrase|pwd|secret|token|credential|api_?key|(?<![a-z])(?:pass|key)(?![a-z]))"
@@ -131,6 +134,55 @@ def usage() -> Usage:
         _try(process.num_threads),
         _try(process.num_fds),
     )
+
+
+class Live(NamedTuple):
+    """What a process takes now, as its host's system tells another process."""
+
+    cpu_percent: float | None
+    rss_bytes: int | None
+    threads: int | None
+    open_files: int | None
+    """None where it is somebody else's process."""
+    sockets: int | None
+    """TCP connections to the addresses asked about."""
+
+
+class Watched:
+    """A process on this host, looked at from outside, again and again."""
+
+    def __init__(self, pid: int, started: float | None) -> None:
+        """`started`: seconds since it did; another process of that pid (in a container, say) is not it."""
+        self._process = _try(lambda: psutil.Process(pid))
+        created = None if self._process is None else _try(self._process.create_time)
+        if started is None or created is None or abs(time.time() - created - started) > SAME_START:
+            self._process = None
+        self._first = True
+
+    def look(self, servers: Collection[tuple[str, int]]) -> Live | None:
+        """Return what it takes; None where it is not there. `servers`: addresses and ports."""
+        process = self._process
+        if process is None or not _try(process.is_running):
+            return None
+        percent = _try(process.cpu_percent)  # since the last look
+        memory = _try(process.memory_info)
+        first, self._first = self._first, False
+        sockets = _try(lambda: _remote_ends(process))
+        return Live(
+            None if first else percent,
+            None if memory is None else memory.rss,
+            _try(process.num_threads),
+            _try(process.num_fds),
+            None if sockets is None else sum(end in servers for end in sockets),
+        )
+
+
+def _remote_ends(process: psutil.Process) -> list[tuple[str, int]]:
+    """Return the far address and port of each TCP connection of a process."""
+    ask: Callable[..., list[Any]] = getattr(process, "net_connections", None) or process.connections
+    return [
+        (each.raddr.ip.removeprefix("::ffff:"), each.raddr.port) for each in ask(kind="tcp") if each.raddr
+    ]
 
 
 _cached: psutil.Process | None = None

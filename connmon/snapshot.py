@@ -11,6 +11,8 @@
   last heard of it, but its `state` and `held_seconds` are not known.
 - Where nobody waits or holds anything, `longest_*_seconds` is 0.0: that is known.
 - `capacity` is None as soon as one of the pools has no limit.
+- A row's cells are made anew only when something of it has changed. Of the others only ages go
+  on, so that following thousands of quiet rows costs next to nothing. Cells once handed out do not change.
 
 Which figures a row has: all `FIGURES`, but process rows are without processes and max_processes
 (a process is one process), pool rows without these and pools, and connection rows without any.
@@ -19,8 +21,8 @@ Which figures a row has: all `FIGURES`, but process rows are without processes a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from operator import itemgetter
+from collections.abc import Callable, Container, Iterable, Mapping
+from operator import attrgetter
 from typing import Any, Final, TypeAlias
 
 from connmon.model import (
@@ -41,8 +43,31 @@ from connmon.model import (
 )
 
 Cells: TypeAlias = dict[str, Any]
-_Sorted: TypeAlias = list[tuple[tuple[Any, ...], RowKey, Cells]]
+Derive: TypeAlias = Callable[[RowKey, Cells], None]
 
+
+class _Made:
+    """The cells of a row, and what they were made of."""
+
+    __slots__ = ("cells", "clock", "key", "order", "parts")
+
+    def __init__(
+        self, key: RowKey, parts: tuple[Row | None, ...], order: tuple[Any, ...], cells: Cells, clock: float
+    ) -> None:
+        self.key, self.order, self.cells, self.clock = key, order, cells, clock
+        self.parts = parts
+        """The row itself, and where it has them the rows of its process and its pool."""
+
+    def of(self, parts: tuple[Row | None, ...]) -> bool:
+        """Whether it was made of these very rows."""
+        mine = self.parts
+        return (
+            mine[0] is parts[0] and mine[-1] is parts[-1] and mine[len(mine) // 2] is parts[len(parts) // 2]
+        )
+
+
+#: Seconds by which the ages of rows that nobody sees may be behind.
+UNSEEN: Final = 15.0
 #: No age is shown as longer than this (seconds), whatever a peer says.
 LONGEST: Final = 1e12
 
@@ -107,14 +132,20 @@ class Snapshot:
         host: str | None = None,
         program: str | None = None,
         instance: str | None = None,
+        derive: Derive | None = None,
     ) -> None:
+        """`derive`, where given, adds keys of its own to the cells of a row whenever these are made."""
         self.by: Final = by
         self.header: Rows | None = None
         """The last frame of the last complete answer. None: there was none yet."""
+        self._derive = derive
         self._narrow = (host, program, instance)
         self._epoch = ""
         self._since = 0
         self._rows: dict[RowKey, Row] = {}
+        self._made: dict[RowKey, _Made] = {}
+        self._ordered: list[_Made] | None = None
+        """In the order in which they are shown. None: rows have changed since."""
         self._answer: tuple[str, str, int, bool] | None = None
         self._coming: dict[RowKey, Row | None] = {}  # None: removed
 
@@ -135,8 +166,10 @@ class Snapshot:
             coming[row.key] = row
         if rows.more:
             return
+        if coming or rows.complete or rows.epoch != self._epoch:
+            self._ordered = None
         if rows.complete or rows.epoch != self._epoch:
-            self._rows = {}
+            self._rows, self._made = {}, {}
         for key, changed in coming.items():
             if changed is None:
                 self._rows.pop(key, None)
@@ -150,6 +183,10 @@ class Snapshot:
 
         Raises ValueError while there is no complete answer yet.
         """
+        return {**self.head(), "rows": self.rows()}
+
+    def head(self) -> dict[str, Any]:
+        """Return the document without its rows. Raises as `document` does."""
         header = self.header
         if header is None:
             raise ValueError("no complete answer was applied yet")
@@ -164,7 +201,6 @@ class Snapshot:
                 "programs": header.programs,
                 **figure_cells(header.totals, header.clock),
             },
-            "rows": self.rows(),
         }
 
     def rows(self) -> list[Cells]:
@@ -173,95 +209,123 @@ class Snapshot:
 
     def pool_rows(self) -> list[Cells]:
         """Return the rows by pool, which came with those by connection; for the same moment's sake."""
-        rows = [] if self.header is None else self._pools(self.header.clock)
-        rows.sort(key=itemgetter(0))
-        return [cells for _, _, cells in rows]
+        pools = Snapshot("pool")
+        pools.header, pools._rows = self.header, self._rows
+        return pools.rows()
 
-    def keyed_rows(self) -> list[tuple[RowKey, Cells]]:
-        """Return the rows, each with the key that it keeps for as long as it lives."""
+    def keyed_rows(self, seen: Container[RowKey] | None = None) -> list[tuple[RowKey, Cells]]:
+        """Return the rows, each with the key that it keeps for as long as it lives.
+
+        `seen`, where given, are the keys of rows on a screen: of other rows ages may be up to
+        `UNSEEN` seconds old, where nothing else of them has changed.
+        """
         if self.header is None:
             return []
         clock = self.header.clock
-        if self.by == "process":
-            rows = self._processes(clock)
-        elif self.by == "pool":
-            rows = self._pools(clock)
-        elif self.by == "connection":
-            rows = self._connections(clock)
+        if self._ordered is None:
+            made: dict[RowKey, _Made] = {}
+            for key, parts in self._parts():
+                before = self._made.get(key)
+                if before is None or not before.of(parts):
+                    before = self._make(key, parts, clock)
+                made[key] = before
+            self._made = made
+            self._ordered = sorted(made.values(), key=attrgetter("order"))
+        for each in self._ordered:
+            # (A clock that went back is another epoch's, of which everything is new.)
+            if each.clock != clock and (seen is None or clock - each.clock > UNSEEN or each.key in seen):
+                each.cells, each.clock = self._aged(each, clock), clock
+        return [(each.key, each.cells) for each in self._ordered]
+
+    def remake(self) -> None:
+        """Make the cells of all rows anew next time: what `derive` adds to them has changed."""
+        self._made.clear()
+        self._ordered = None
+
+    def _parts(self) -> Iterable[tuple[RowKey, tuple[Row | None, ...]]]:
+        """The rows of the grouping, each with those of its process and pool."""
+        kind = _KINDS[self.by]
+        rows = self._rows
+        if self.by in ("pool", "connection"):
+            for key, row in rows.items():
+                if not isinstance(row, kind):
+                    continue
+                assert isinstance(row, PoolRow | ConnectionRow)
+                pool = row if isinstance(row, PoolRow) else rows.get(("pool", row.instance, row.pool))
+                yield key, (row, rows.get(("process", row.instance)), pool)
         else:
-            rows = self._groups(clock)
-        rows.sort(key=itemgetter(0))
-        return [(key, cells) for _, key, cells in rows]
+            for key, row in rows.items():
+                if isinstance(row, kind):
+                    yield key, (row,)
 
-    def _groups(self, clock: float) -> _Sorted:
-        """Rows by program, host or database."""
-        found: _Sorted = []
-        for key, row in self._rows.items():
-            head: Cells
-            if self.by == "program" and isinstance(row, ProgramRow):
-                head, order = {"host": row.host, "program": row.program}, (row.host, row.program)
-            elif self.by == "host" and isinstance(row, HostRow):
-                head, order = {"host": row.host, "programs": row.programs}, (row.host, "")
-            elif self.by == "database" and isinstance(row, DatabaseRow):
-                head, order = {**_database(row), "programs": row.programs}, _sortable(key)
+    def _make(self, key: RowKey, parts: tuple[Row | None, ...], clock: float) -> _Made:
+        row = parts[0]
+        if isinstance(row, PoolRow | ConnectionRow):
+            process, pool = parts[1:]
+            if isinstance(process, ProcessRow):
+                order, identity, lost = _order(process), _process(process, clock), process.state == LOST
             else:
-                continue
-            found.append((order, key, {**head, "state": row.state, **figure_cells(row.figures, clock)}))
-        return found
-
-    def _processes(self, clock: float) -> _Sorted:
-        found: _Sorted = []
-        for key, row in self._rows.items():
-            if isinstance(row, ProcessRow):
-                figures = _figures_of_one(row.figures, clock, row.state != LOST)
-                cells = {**_process(row, clock), "state": row.state, **figures}
-                found.append((_order(row), key, cells))
-        return found
-
-    def _pools(self, clock: float) -> _Sorted:
-        found: _Sorted = []
-        processes = self._process_cells(clock)
-        for key, row in self._rows.items():
+                order, identity, lost = _stranger(row.instance)
             if isinstance(row, PoolRow):
-                order, process, _ = processes.get(row.instance) or _stranger(row.instance)
                 figures = _figures_of_one(row.figures, clock, row.state != LOST)
                 del figures["pools"]
-                cells = {**process, **_pool(row), "state": row.state, **figures}
-                found.append(((*order, row.number), key, cells))
-        return found
+                order = (*order, row.number)
+                cells = {**identity, **_pool(row), "state": row.state, **figures}
+            else:
+                order = (*order, row.pool, row.number)
+                where = _pool(pool) if isinstance(pool, PoolRow) else _UNKNOWN_POOL
+                cells = {**identity, **where, **_connection(row, clock, lost)}
+        elif isinstance(row, ProcessRow):
+            order = _order(row)
+            figures = _figures_of_one(row.figures, clock, row.state != LOST)
+            cells = {**_process(row, clock), "state": row.state, **figures}
+        else:
+            assert isinstance(row, ProgramRow | HostRow | DatabaseRow)
+            head, order = _group(key, row)
+            cells = {**head, "state": row.state, **figure_cells(row.figures, clock)}
+        if self._derive is not None:
+            self._derive(key, cells)
+        return _Made(key, parts, order, cells, clock)
 
-    def _connections(self, clock: float) -> _Sorted:
-        found: _Sorted = []
-        processes = self._process_cells(clock)
-        pools = {
-            (row.instance, row.number): _pool(row) for row in self._rows.values() if isinstance(row, PoolRow)
-        }
-        for key, row in self._rows.items():
-            if isinstance(row, ConnectionRow):
-                order, process, lost = processes.get(row.instance) or _stranger(row.instance)
-                held = None if lost or row.held_since is None else _age(clock, row.held_since)
-                cells = {
-                    **process,
-                    **(pools.get((row.instance, row.pool)) or _UNKNOWN_POOL),
-                    "connection": row.number,
-                    "server_id": row.server_id,
-                    "state": None if lost else row.state,
-                    "age_seconds": _age(clock, row.opened),
-                    "held_seconds": held,
-                    "holder": row.holder,
-                    "call_site": row.call_site,
-                    "stack": list(row.stack),
-                }
-                found.append(((*order, row.pool, row.number), key, cells))
-        return found
+    def _aged(self, made: _Made, clock: float) -> Cells:
+        """Return the cells of a row of which nothing has changed but ages."""
+        row = made.parts[0]
+        process = row if isinstance(row, ProcessRow) else made.parts[len(made.parts) // 2]
+        known = not isinstance(process, ProcessRow) or process.state != LOST
+        if isinstance(row, ConnectionRow) and known:
+            cells = dict(made.cells)
+            cells["age_seconds"] = _age(clock, row.opened)
+            if row.held_since is not None:
+                cells["held_seconds"] = _age(clock, row.held_since)
+            if isinstance(process, ProcessRow) and process.started is not None:
+                cells["started_seconds"] = _age(clock, process.started)
+            return cells
+        if row is None or isinstance(row, ConnectionRow) or row.state == LOST:
+            return self._make(made.key, made.parts, clock).cells
+        figures = row.figures
+        cells = dict(made.cells)
+        if figures.reported is not None:
+            cells["last_report_seconds"] = _age(clock, figures.reported)
+        if isinstance(process, ProcessRow) and process.started is not None:
+            cells["started_seconds"] = _age(clock, process.started)
+        if figures.waiting_since is not None:
+            cells["longest_wait_seconds"] = round(max(figures.longest_wait, clock - figures.waiting_since), 3)
+        if figures.held_since is not None:
+            cells["longest_held_seconds"] = _age(clock, figures.held_since)
+        if self._derive is not None:
+            self._derive(made.key, cells)
+        return cells
 
-    def _process_cells(self, clock: float) -> dict[str, tuple[tuple[Any, ...], Cells, bool]]:
-        """Per instance: where it sorts, its identifying cells, and whether it is lost."""
-        return {
-            row.instance: (_order(row), _process(row, clock), row.state == LOST)
-            for row in self._rows.values()
-            if isinstance(row, ProcessRow)
-        }
+
+#: What rows of each grouping are.
+_KINDS: Final[Mapping[Grouping, type[Row]]] = {
+    "program": ProgramRow,
+    "host": HostRow,
+    "database": DatabaseRow,
+    "process": ProcessRow,
+    "pool": PoolRow,
+    "connection": ConnectionRow,
+}
 
 
 def _age(clock: float, since: float) -> float:
@@ -284,6 +348,28 @@ def _order(row: ProcessRow) -> tuple[Any, ...]:
 def _stranger(instance: str) -> tuple[tuple[Any, ...], Cells, bool]:
     """Of a process whose row did not come."""
     return ("", "", 0, instance), {**_UNKNOWN_PROCESS, "instance": instance}, False
+
+
+def _group(key: RowKey, row: ProgramRow | HostRow | DatabaseRow) -> tuple[Cells, tuple[Any, ...]]:
+    """Return what identifies a group, and where it sorts."""
+    if isinstance(row, ProgramRow):
+        return {"host": row.host, "program": row.program}, (row.host, row.program)
+    if isinstance(row, HostRow):
+        return {"host": row.host, "programs": row.programs}, (row.host, "")
+    return {**_database(row), "programs": row.programs}, _sortable(key)
+
+
+def _connection(row: ConnectionRow, clock: float, lost: bool) -> Cells:
+    return {
+        "connection": row.number,
+        "server_id": row.server_id,
+        "state": None if lost else row.state,
+        "age_seconds": _age(clock, row.opened),
+        "held_seconds": None if lost or row.held_since is None else _age(clock, row.held_since),
+        "holder": row.holder,
+        "call_site": row.call_site,
+        "stack": list(row.stack),
+    }
 
 
 def _process(row: ProcessRow, clock: float) -> Cells:

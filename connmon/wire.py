@@ -8,9 +8,9 @@ The rules of the protocol (docs/protocol.rst tells them at length):
    ("": whichever the node serves). The node answers `welcome`, or `refuse` with the reason
    and closes. Nothing else is read before that, and a hello is small.
 3. After the welcome a role may send only its own messages: an application `report` and
-   `goodbye`, a reader `query` and `status`. The node sends an application `ack`, a reader `rows`
-   and `node-status`. What nodes tell one another (role `peer`) is only framed here;
-   cluster/peer.py has it.
+   `goodbye`, a reader its questions (`query`, `status`, `history`, `waits`, `users`). The node sends
+   an application `ack`, a reader `rows`, `node-status` and `past`. What nodes tell one another
+   (role `peer`) is only framed here; cluster/peer.py has it.
 4. With a secret the node answers the hello with `challenge`, the client sends `proof` that it knows the
    secret, and from then on every frame of both sides is sealed (connmon/seal.py), the `welcome` first:
    its seal is the node's proof. A client that has a secret goes on with no node that does not prove
@@ -29,7 +29,17 @@ import msgspec
 from msgspec import Meta, Struct
 
 from connmon.errors import ProtocolError
-from connmon.model import Count, Instance, Name, NodeStatus, Query, Report, Rows, StatusQuery, Text
+from connmon.model import (
+    Count,
+    History,
+    Instance,
+    Name,
+    NodeStatus,
+    Question,
+    Report,
+    Rows,
+    Text,
+)
 from connmon.seal import NONCE_BYTES, PROOF_BYTES, SEAL_BYTES, Handshake, Seals
 
 VERSION: Final = 1
@@ -114,7 +124,7 @@ class Goodbye(Struct, frozen=True, array_like=True, tag="goodbye"):
 
 
 Message: TypeAlias = Union[
-    Hello, Challenge, Proof, Welcome, Refuse, Report, Ack, Goodbye, Query, Rows, StatusQuery, NodeStatus
+    Hello, Challenge, Proof, Welcome, Refuse, Report, Ack, Goodbye, Question, Rows, NodeStatus, History
 ]  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()
@@ -127,12 +137,12 @@ _PROOF: Final[_Decoder] = msgspec.msgpack.Decoder(Proof)
 _REFUSE: Final[_Decoder] = msgspec.msgpack.Decoder(Refuse)
 _FROM_CLIENT: Final[dict[str, tuple[_Decoder, int]]] = {
     "application": (msgspec.msgpack.Decoder(Union[Report, Goodbye]), REPORT_LIMIT),
-    "reader": (msgspec.msgpack.Decoder(Union[Query, StatusQuery]), QUERY_LIMIT),
+    "reader": (msgspec.msgpack.Decoder(Question), QUERY_LIMIT),
     "peer": (msgspec.msgpack.Decoder(msgspec.Raw), PEER_LIMIT),
 }
 _FROM_NODE: Final[dict[str, tuple[_Decoder, int]]] = {
     "application": (msgspec.msgpack.Decoder(Union[Ack, Refuse]), HELLO_LIMIT),
-    "reader": (msgspec.msgpack.Decoder(Union[Rows, NodeStatus, Refuse]), ANSWER_LIMIT),
+    "reader": (msgspec.msgpack.Decoder(Union[Rows, NodeStatus, History, Refuse]), ANSWER_LIMIT),
     "peer": (msgspec.msgpack.Decoder(msgspec.Raw), PEER_LIMIT),
 }
 
@@ -242,7 +252,7 @@ class NodeSide:
         """How many bytes have been received that are no whole message yet."""
         return self._frames.buffered
 
-    def receive(self, data: bytes) -> list[Hello | Proof | Report | Goodbye | Query | StatusQuery]:
+    def receive(self, data: bytes) -> list[Hello | Proof | Report | Goodbye | Question]:
         """Return the messages that are complete with these bytes.
 
         Raises ProtocolError when a rule is broken; the connection is to be closed then.
@@ -252,9 +262,9 @@ class NodeSide:
             raise ProtocolError("the client went on before its hello was answered")
         return self.pending()
 
-    def pending(self) -> list[Hello | Proof | Report | Goodbye | Query | StatusQuery]:
+    def pending(self) -> list[Hello | Proof | Report | Goodbye | Question]:
         """Return further complete messages among the bytes already received."""
-        messages: list[Hello | Proof | Report | Goodbye | Query | StatusQuery] = []
+        messages: list[Hello | Proof | Report | Goodbye | Question] = []
         if self.role is None:
             opening = self._opening()
             if opening is not None:
@@ -383,19 +393,19 @@ class ClientSide:
             raise ProtocolError("the node has not proven yet that it knows the secret")
         return _sealed(message, self._seals)
 
-    def receive(self, data: bytes) -> list[Welcome | Refuse | Ack | Rows | NodeStatus]:
+    def receive(self, data: bytes) -> list[Welcome | Refuse | Ack | Rows | NodeStatus | History]:
         """Return the messages that are complete with these bytes.
 
         Raises ProtocolError when a rule is broken; the connection is to be closed then.
         """
         self._frames.feed(data)
-        messages: list[Welcome | Refuse | Ack | Rows | NodeStatus] = []
+        messages: list[Welcome | Refuse | Ack | Rows | NodeStatus | History] = []
         while (message := self._next()) is not None:
             if not isinstance(message, Challenge):
                 messages.append(message)
         return messages
 
-    def _next(self) -> Challenge | Welcome | Refuse | Ack | Rows | NodeStatus | None:
+    def _next(self) -> Challenge | Welcome | Refuse | Ack | Rows | NodeStatus | History | None:
         if self.welcome is not None:
             return self._frames.next()
         payload = self._frames.payload()

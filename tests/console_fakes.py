@@ -17,18 +17,26 @@ from typing import Final
 from connmon import model, wire
 from connmon.model import (
     ConnectionRow,
+    DatabaseRow,
     Figures,
     Gauges,
+    History,
+    HistoryQuery,
+    HostRow,
     PoolInfo,
     PoolRow,
     Process,
     ProcessRow,
     ProgramRow,
-    Query,
     Row,
+    RowKey,
     Rows,
+    RowsQuery,
+    Series,
     Totals,
     Usage,
+    UsersQuery,
+    WaitsQuery,
 )
 
 #: The replica's clock at which the picture was taken.
@@ -75,7 +83,7 @@ def figures(
     )
 
 
-FLEET: Final[tuple[Row, ...]] = (
+FLEET: tuple[Row, ...] = (
     ProgramRow(
         "ctl1",
         "nova-api",
@@ -146,15 +154,32 @@ FLEET: Final[tuple[Row, ...]] = (
     ConnectionRow("i-4713", 0, 0, 884_300, "checked_out", CLOCK - 90, CLOCK - 3, "MainThread", None, ()),
     ConnectionRow("i-4711", 14, 1, None, "idle", CLOCK - 60, None, None, None, ()),
 )
+NOVA: Final[RowKey] = ("database", "mysql", "db1", 3306, "nova")
+FLEET += (
+    HostRow("ctl1", 3, "connected", figures(130, 35, 5, wait=12.4, held=41, processes=15, rate=402.3,
+                                            capacity=345, pools=23)),
+    HostRow("ctl2", 2, "lost",
+            figures(6, 2, held=266_400, processes=0, lost=2, capacity=30, pools=2, ago=21)),
+    DatabaseRow("mysql", "db1", 3306, "nova", 2, "connected",
+                figures(90, 31, 5, wait=12.4, held=41, processes=8, rate=310.2, capacity=240, pools=16)),
+    DatabaseRow("mysql", "db1", 3306, "keystone", 1, "connected",
+                figures(12, 0, processes=3, rate=4.0, capacity=45, pools=3)),
+)  # fmt: skip
 TOTALS: Final = figures(
     136, 37, 5, wait=12.4, held=266_400, processes=15, lost=2, rate=402.3, capacity=375, pools=23
 )
 
 
-def wanted(rows: Iterable[Row], query: Query) -> tuple[Row, ...]:
+def wanted(rows: Iterable[Row], query: RowsQuery) -> tuple[Row, ...]:
     """Return the rows that belong into the answer to a query."""
+    if isinstance(query, WaitsQuery):
+        return tuple(row for row in rows if getattr(row, "instance", "") == "i-4711")
+    if isinstance(query, UsersQuery):
+        return tuple(row for row in rows if isinstance(row, ProgramRow) and row.program.startswith("n"))
     kinds: dict[str, tuple[type, ...]] = {
         "program": (ProgramRow,),
+        "host": (HostRow,),
+        "database": (DatabaseRow,),
         "process": (ProcessRow,),
         "pool": (ProcessRow, PoolRow),
         "connection": (ProcessRow, PoolRow, ConnectionRow),
@@ -174,8 +199,16 @@ def wanted(rows: Iterable[Row], query: Query) -> tuple[Row, ...]:
     return tuple(row for row in rows if fits(row))
 
 
+def history(query: HistoryQuery, node: str = "node1") -> History:
+    """Return the last minutes of the rows asked for: a wave, and nothing known before it."""
+    rates = tuple(None if at < 60 else 100.0 + 90.0 * math.sin(at / 12) for at in range(150))
+    counts = tuple(None if at < 60 else 40 + at // 10 for at in range(150))
+    series = tuple(Series(key, rates, counts) for key in query.keys if key[-1] != "glance-api")
+    return History("default", node, 150, 2.0, series, (), 600.0)
+
+
 def answer(
-    query: Query,
+    query: RowsQuery,
     rows: Iterable[Row] = FLEET,
     *,
     node: str = "node1",
@@ -210,7 +243,9 @@ class FakeNode:
         self.name = name
         self.rows = tuple(rows)
         self.quorum = True
-        self.queries: list[Query] = []
+        self.after: tuple[int, Iterable[Row]] | None = None
+        """After so many queries it has these rows."""
+        self.queries: list[RowsQuery] = []
         self._lively = lively
         self._began = time.monotonic()
         self._open: list[socket.socket] = []
@@ -242,14 +277,18 @@ class FakeNode:
                 for message in side.receive(data):
                     if isinstance(message, wire.Hello):
                         sock.sendall(side.welcome("default", self.name))
-                    elif isinstance(message, Query):
+                    elif isinstance(message, HistoryQuery):
+                        sock.sendall(wire.frame(history(message, self.name)))
+                    elif isinstance(message, RowsQuery.__args__):  # type: ignore[attr-defined]
                         self.queries.append(message)
                         sock.sendall(wire.frame(self._answer(message)))
         except OSError:
             return
 
-    def _answer(self, query: Query) -> Rows:
+    def _answer(self, query: RowsQuery) -> Rows:
         clock = CLOCK + (time.monotonic() - self._began if self._lively else 0.0)
+        if self.after is not None and len(self.queries) > self.after[0]:
+            self.rows, self.after = tuple(self.after[1]), None
         rows: tuple[Row, ...] = self.rows
         if self._lively:
             wave = round(10 + 10 * math.sin(clock))

@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 import connmon
-from connmon import cli
+from connmon import cli, output
+from connmon.arguments import server_max
 from connmon.config import Node
 from tests.test_client import nobody, rows, serving, silent, welcoming
 
@@ -145,9 +146,11 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert all(
         word in text
-        for word in ("console", "snapshot", "cluster-status", "whois", "reconcile", "demo", "--host")
-    )
-    assert not any(word in text for word in ("record", "replay"))
+        for word in (
+            "console", "snapshot", "cluster-status", "whois", "reconcile", "record", "replay", "demo",
+            "--host",
+        )
+    )  # fmt: skip
 
 
 # --- Who is called ------------------------------------------------------------------------
@@ -159,7 +162,7 @@ def fake_rooms(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     calls: list[tuple[Any, ...]] = []
     console, demo = ModuleType("connmon.console.app"), ModuleType("connmon.demo")
 
-    def run_console(nodes: Any, service: str, credentials: Any) -> int:
+    def run_console(nodes: Any, service: str, *more: Any) -> int:
         calls.append((tuple(str(node.address) for node in nodes), service))
         return 0
 
@@ -175,7 +178,7 @@ def fake_rooms(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
 
 def terminal(monkeypatch: pytest.MonkeyPatch, *, there: bool) -> None:
-    monkeypatch.setattr(cli, "_is_terminal", lambda stream: there)
+    monkeypatch.setattr(output, "is_terminal", lambda stream: there)
     monkeypatch.setenv("TERM", "xterm")
 
 
@@ -196,6 +199,60 @@ def test_console_is_run(
             ((str(a.address), str(b.address)), "default"),
             ((str(b.address),), "default"),
         ]
+
+
+def test_console_takes_no_options_of_the_batch_output(
+    calls: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What only printing can do is refused on a terminal, with what to add."""
+    terminal(monkeypatch, there=True)
+    for option in (["--times", "3"], ["--by", "host"], ["--format", "json"]):
+        assert cli.main(["-H", "h", *option]) == 2
+        assert f"{option[0]} is for the batch output: add --batch" in capsys.readouterr().err
+    assert calls == []
+
+
+def test_batch_output(
+    node: Node, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """-b prints plainly, also on a terminal; -n says how often; json is one document per line."""
+    terminal(monkeypatch, there=True)
+    monkeypatch.setattr(output, "terminal_width", lambda: None)
+    host = str(node.address)
+    assert cli.main(["-H", host, "-b", "-n", "2", "--interval", "0.1"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("HOST  PROGRAM") == 2
+    assert "\n\nservice default" in out and "\x1b" not in out
+    assert (
+        cli.main(["console", "-H", host, "-b", "--times", "3", "--interval", "0.1", "--format", "json"]) == 0
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line)["rows"][0]["program"] for line in lines] == ["nova"] * 3
+    assert cli.main(["-b", "-H", host, "-n", "1", "--format", "csv"]) == 0
+    assert capsys.readouterr().out.startswith("host,program,state,")
+
+
+def test_batch_output_goes_on_without_a_node(capsys: pytest.CaptureFixture[str]) -> None:
+    """A picture that nobody gives is one line; the exit code is the last one's."""
+    with nobody() as gone:
+        assert cli.main(["-H", str(gone.address), "-b", "-n", "2", "--interval", "0.1"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 2 and err.count("no node could be read") == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "server"),
+    [
+        ("db1=151", (("db1", None), 151)),
+        ("db1:3306=151", (("db1", 3306), 151)),
+        ("[::1]:3306=5", (("::1", 3306), 5)),
+        ("[::1]=5", (("::1", None), 5)),
+    ],
+)
+def test_server_max(text: str, server: object) -> None:
+    """A database server is named by host, or host and port."""
+    assert server_max(text) == server
 
 
 def test_console_on_a_dumb_terminal(
@@ -232,12 +289,20 @@ USAGE = [
     (["snapshot", "--format", "xml"], "argument --format: invalid choice: 'xml'"),
     (["snapshot", "--by"], "argument --by: expected one argument"),
     (["snapshot", "--hos", "x"], "unrecognized arguments: --hos x"),
-    (["--by", "host"], "invalid choice: 'host'"),
     (["whois"], "the following arguments are required: ID"),
     (["whois", "0x1f"], "'0x1f' is not a session id"),
     (["whois", "1", "--database", "db:x"], "--database: 'db:x': port 'x'"),
     (["snapshot", "mysql://root:se%cret@db/"], "unrecognized arguments: mysql://root:***@db/"),
     (["whois", "mysql://root:p@ss@db/"], "'mysql://root:***@db/' is not a session id"),
+    (["--by", "thread"], "invalid choice: 'thread'"),
+    (["-b", "-n", "many"], "-n with --batch is how many times: a whole number from 1 on is expected"),
+    (["--interval", "0"], "argument --interval: seconds from 0.1 to 86400 are expected, not '0'"),
+    (
+        ["--server-max", "db1"],
+        "argument --server-max: 'db1' is no server's maximum; expected HOST=N",
+    ),
+    (["record"], "the following arguments are required: FILE"),
+    (["--host", "x", "replay", "f"], "replay takes no --host"),
     (["snapshot", "\x1b[2J\n"], "unrecognized arguments: ?[2J?"),
     (["--config", "no/such/file"], "no/such/file: "),
     (["snapshot", "--service", "nope"], "'nope'"),

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 import shtab
 
-from connmon import cli
+from connmon.arguments import argument_parser
 from connmon.cluster import daemon
 
 
@@ -38,7 +38,7 @@ def completed(script: str, name: str, *words: str) -> list[str]:
 )
 def test_connmon(words: list[str], offered: list[str]) -> None:
     """Commands, options and what an option may be are completed."""
-    script = shtab.complete(cli.argument_parser(), shell="bash")
+    script = shtab.complete(argument_parser(), shell="bash")
     assert set(offered) <= set(completed(script, "connmon", *words))
 
 

@@ -328,7 +328,7 @@ LINES = LINE.replace("expected", "expected indented lines like")
             HEAD + "port: 1\n" + NODE,
             "[connmon_service_a] port: unknown option; possible are name, nodes, lease, secret, secret_file,"
             " ssl_certfile, ssl_keyfile, ssl_cafile, data_dir, metrics, csv_dump, csv_columns, csv_token,"
-            " csv_by, csv_size, csv_keep",
+            " csv_by, csv_size, csv_keep, server_max",
         ),
         ("[connmon_service_a]\n" + NODE, "[connmon_service_a] name: missing; expected the service's name"),
         (
@@ -564,3 +564,19 @@ def test_import_is_light() -> None:
         check=True,
     )
     assert output.stdout.strip() == ""
+
+
+# --- Servers' maxima ----------------------------------------------------------------------
+
+
+def test_server_max(tmp_path: Path) -> None:
+    """How many connections database servers take, each with a port or for all of its host's."""
+    found = service(tmp_path, "server_max: db1=500, 10.0.0.9:3306=151 [::1]:5432=100\n").server_max
+    assert dict(found) == {("db1", None): 500, ("10.0.0.9", 3306): 151, ("::1", 5432): 100}
+
+
+@pytest.mark.parametrize("value", ["db1", "db1=", "=5", "db1=many", "db1:x=5", "db1=-1", "192.168.1=5"])
+def test_a_wrong_server_max(value: str, tmp_path: Path) -> None:
+    """What is no maximum is one line that names the option and what was expected."""
+    with pytest.raises(ConfigError, match=r"server_max: "):
+        service(tmp_path, f"server_max: {value}\n")

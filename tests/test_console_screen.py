@@ -7,6 +7,7 @@ import fcntl
 import os
 import pty
 import select
+import shutil
 import signal
 import struct
 import subprocess
@@ -21,6 +22,7 @@ import pyte
 import pytest
 
 from connmon.console.screen import ScreenError, check
+from connmon.model import Query
 from tests.console_fakes import FLEET, FakeNode
 from tests.waiting import wait_for
 
@@ -147,13 +149,13 @@ def node() -> Iterator[FakeNode]:
 def test_an_operators_walk(node: FakeNode) -> None:
     """Open, drill down twice, resize, come back, sort, ask for help, quit: each shows, and exit is 0."""
     with contextlib.closing(Terminal(node.port)) as terminal:
-        terminal.shows("node node1", "waiting 5", ">ctl1 nova-api", "q quit", "cinder-volume")
+        terminal.shows("node node1", "waiting 5", ">ctl1 nova-api", "LEAK", "q quit", "cinder-volume")
         terminal.press("\r")
         terminal.shows("programs > nova-api on ctl1", ">4711", "4713")
         terminal.press("\r")
-        terminal.shows("> pid 4711", "mysql+pymysql://nova@db1/nova", "884200", "Thread-0")
+        terminal.shows("> pid 4711", "@db1/nova", "884200", "Thread-0")
         terminal.resize(200, 50)
-        terminal.shows("server session", "QueuePool", "overflow")
+        terminal.shows("server session", "QueuePool", "mysql+pymysql://nova@db1/nova")
         terminal.resize(40, 10)
         terminal.shows("node node1")
         wait_for(lambda: len(terminal.lines) == 10 and "quit" in terminal.lines[-1])
@@ -163,9 +165,9 @@ def test_an_operators_walk(node: FakeNode) -> None:
         terminal.press("\x1b")
         terminal.shows("cinder-volume")
         terminal.press("j")
-        terminal.shows(">ctl1 neutron-server", "2 of 5")
+        terminal.shows(">ctl2 cinder-volume", "2 of 5")
         terminal.press("I")
-        terminal.shows("smallest first", ">ctl1 neutron-server")
+        terminal.shows("gravest last", ">ctl2 cinder-volume")
         terminal.press("?")
         terminal.shows("connmon help", "invert the order")
         terminal.press("q")
@@ -181,7 +183,7 @@ def test_arrow_keys_are_read(node: FakeNode) -> None:
         terminal.shows("2 of 5")
         terminal.press("\x1bOF")
         terminal.press("\x1b[17~")
-        terminal.shows("by longest wait")
+        terminal.shows("by processes")
         terminal.press("q")
         assert terminal.ended()[0] == 0
 
@@ -226,7 +228,8 @@ def test_only_changes_are_asked_for(node: FakeNode) -> None:
     """After the first answer, queries name the version that the console has; rows that change are shown."""
     with contextlib.closing(Terminal(node.port)) as terminal:
         wait_for(lambda: len(node.queries) >= 3)
-        assert [(query.since, query.epoch) for query in node.queries[:3]] == [
+        asked = [query for query in node.queries if isinstance(query, Query)]
+        assert [(query.since, query.epoch) for query in asked[:3]] == [
             (0, ""),
             (1, "e-node1"),
             (1, "e-node1"),
@@ -296,22 +299,147 @@ def test_a_terminal_that_cannot_show_it_is_one_clear_error(node: FakeNode, term:
         assert terminal.raw == b""
 
 
+def _needs_terminfo(term: str) -> None:
+    """Skip where this machine does not know the terminal (Debian's ncurses-term has them all)."""
+    # In a process of its own: curses takes the first terminal for all that follow.
+    known = f"import curses; curses.setupterm({term!r}, 1)"
+    if subprocess.run([sys.executable, "-c", known], capture_output=True).returncode:
+        if os.environ.get("CONNMON_TEST_SERVERS") == "required":
+            pytest.fail(f"terminfo has no {term}, and CONNMON_TEST_SERVERS=required")
+        pytest.skip(f"terminfo has no {term}")
+
+
 @pytest.mark.parametrize(
-    ("environ", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "vt220"}, False)]
+    ("environ", "coloured"),
+    [
+        ({}, True),
+        ({"TERM": "xterm-256color"}, True),
+        ({"TERM": "xterm-16color"}, True),
+        ({"TERM": "xterm-256color", "NO_COLOR": "1"}, False),
+        ({"NO_COLOR": "1"}, False),
+        ({"TERM": "vt220"}, False),
+    ],
 )
 def test_colour_only_where_it_is_wanted_and_there(
     node: FakeNode, environ: dict[str, Any], coloured: bool
 ) -> None:
     """With NO_COLOR, or on a terminal without colours, no colour is sent; the text is the same."""
+    _needs_terminfo(environ.get("TERM", "linux"))
     with contextlib.closing(Terminal(node.port, **environ)) as terminal:
-        terminal.shows(">ctl1 nova-api", "cinder-volume", "lost")
-        assert (b"\x1b[31" in terminal.raw or b";31m" in terminal.raw) is coloured
+        terminal.shows(">ctl1 nova-api", "cinder-volume", "LOST")
+        codes = (b"\x1b[31", b";31m", b"38;5;203", b"[91m", b";91m")
+        assert any(code in terminal.raw for code in codes) is coloured
         terminal.press("q")
         assert terminal.ended()[0] == 0
 
 
 def test_pipes_are_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where stdin or stdout is no terminal, `check` says what to use instead."""
-    with open(os.devnull) as null, pytest.raises(ScreenError, match="connmon snapshot"):
+    with open(os.devnull) as null, pytest.raises(ScreenError, match="connmon -b"):
         monkeypatch.setattr(sys, "stdin", null)
         check({"TERM": "xterm"})
+
+
+def test_every_view_on_a_real_terminal(node: FakeNode) -> None:
+    """Each view comes with its key; a filter is typed; a freeze is unmistakable; a table is saved."""
+    with contextlib.closing(Terminal(node.port)) as terminal:
+        terminal.shows(">ctl1 nova-api")
+        for key, facts in (
+            ("2", ("hosts", ">ctl1")),
+            ("3", ("databases", "db1:3306", "keystone")),
+            ("4", ("processes", "4712")),
+            ("5", ("pools", "db1/nova")),
+            ("6", ("connections", "884200")),
+            ("7", ("waits", "blocked by", "Thread-0")),
+            ("8", ("cluster", "not known in this picture")),
+            ("1", ("programs", "glance-api")),
+        ):
+            terminal.press(key)
+            terminal.shows(*facts)
+        terminal.press("\\")
+        terminal.shows("show only rows with: _")
+        terminal.press("keystone\r")
+        terminal.shows("[only 'keystone', 4 hidden]", ">ctl1 keystone")
+        terminal.press("\x1b")
+        terminal.shows("glance-api")
+        terminal.press("Z")
+        terminal.shows("PAUSED at")
+        node.rows = FLEET[1:]
+        terminal.press("Z")
+        wait_for(lambda: "nova-api" not in terminal.text and "PAUSED" not in terminal.text)
+        terminal.press("q")
+        assert terminal.ended() == (0, "")
+
+
+def test_a_table_is_saved_where_it_was_asked_for(node: FakeNode, tmp_path: Path) -> None:
+    """s and a name write the table, and never over a file that is there."""
+    path = tmp_path / "table.txt"
+    with contextlib.closing(Terminal(node.port)) as terminal:
+        terminal.shows(">ctl1 nova-api")
+        terminal.press("s")
+        terminal.shows("save as: connmon-programs-")
+        terminal.press("\x7f" * 40 + str(path) + "\r")
+        terminal.shows("saved:")
+        assert "neutron-server" in path.read_text()
+        terminal.press("s" + "\x7f" * 40 + str(path) + "\r")
+        terminal.shows("is there already")
+        terminal.press("q")
+        assert terminal.ended()[0] == 0
+
+
+def test_the_mouse_works(node: FakeNode) -> None:
+    """A click on a heading sorts by it, one on a row takes the cursor there, as terminals report them."""
+    with contextlib.closing(Terminal(node.port, TERM="xterm-256color")) as terminal:
+        terminal.shows(">ctl1 nova-api")
+        lines = terminal.lines
+        row = next(at for at, line in enumerate(lines) if "keystone" in line)
+        terminal.press(f"\x1b[<0;10;{row + 1}M\x1b[<0;10;{row + 1}m")
+        terminal.shows(">ctl1 keystone")
+        heading = next(at for at, line in enumerate(lines) if "host program" in line)
+        x = lines[heading].index("waiting") + 1
+        terminal.press(f"\x1b[<0;{x};{heading + 1}M\x1b[<0;{x};{heading + 1}m")
+        terminal.shows("by waiting, largest first")
+        terminal.press("q")
+        assert terminal.ended()[0] == 0
+
+
+@pytest.mark.parametrize("size", [(20, 5), (40, 12), (80, 24), (200, 50), (30, 3), (5, 2)])
+@pytest.mark.parametrize("term", ["linux", "xterm-256color", "xterm-16color", "vt100"])
+def test_any_size_on_any_terminal(node: FakeNode, size: tuple[int, int], term: str) -> None:
+    """At any size, also far below what is useful, it draws, takes keys and quits cleanly."""
+    _needs_terminfo(term)
+    columns, rows = size
+    with contextlib.closing(Terminal(node.port, columns=columns, lines=rows, TERM=term)) as terminal:
+        if rows >= 5:
+            terminal.shows(">", "nova-api" if columns >= 20 else "n")
+        else:
+            terminal.shows("node" if columns > 5 else "n")
+        terminal.press("7?q")
+        assert terminal.ended() == (0, "")
+        assert terminal.restored
+
+
+def test_in_tmux(node: FakeNode, tmp_path: Path) -> None:
+    """In tmux it draws, follows a resize, and gives the terminal back."""
+    tmux = shutil.which("tmux")
+    if tmux is None:
+        pytest.skip("tmux is not installed")
+    script = tmp_path / "console.py"
+    script.write_text(PROGRAM)
+    base = [tmux, "-S", str(tmp_path / "socket"), "-f", os.devnull]
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "TERM": "xterm-256color"}
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run([*base, *arguments], capture_output=True, text=True, env=environ, timeout=20)
+        return done.stdout
+
+    command = f"{sys.executable} {script} run {node.port}; echo code $?; exec sleep 60"
+    run("new-session", "-d", "-x", "80", "-y", "24", command)
+    try:
+        wait_for(lambda: ">ctl1 nova-api" in run("capture-pane", "-p"), what="tmux")
+        run("resize-window", "-x", "200", "-y", "30")
+        wait_for(lambda: "pool use" in run("capture-pane", "-p"), what="the wider screen")
+        run("send-keys", "q")
+        wait_for(lambda: "code 0" in run("capture-pane", "-p"), what="the end")
+    finally:
+        run("kill-server")

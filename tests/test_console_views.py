@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connmon.console import columns, keys, state, text, views
-from connmon.console.state import Picture, Silence, State, Want
-from tests.console_fakes import many
-from tests.test_console_state import opened, pictured
+from connmon.console import columns, forms, handlers, keys, lines, mouse, state, tables, text, views
+from connmon.console.source import Want
+from connmon.console.state import Local, Picture, Reel, Silence, State
+from tests.console_fakes import FLEET, many
+from tests.console_states import opened, pictured, programs, typed, under_cursor
 
 GOLDEN = Path(__file__).parent / "golden" / "console"
 
@@ -25,15 +26,29 @@ GOLDEN = Path(__file__).parent / "golden" / "console"
 def scenes() -> dict[str, State]:
     """The screens that are kept as text."""
     empty = pictured(State("connmon_service=default", now=100.0), ())
-    lost = opened("enter", "down", "end", "enter")
+    lost = opened("enter", "down", "enter")
     silent = state.silenced(
         replace(opened(), now=141.0), Silence("no node reachable: node1 (ctl1:5800): refused")
     )
+    local = Local("i-4711", "on this host now: TCP to the database 17, 2 BEYOND its pools' 15   CPU 12%")
     return {
         "programs": opened("down"),
+        "hosts": opened("2"),
+        "databases": opened("3"),
+        "users": opened("3", "enter"),
         "processes": opened("enter"),
-        "connections": opened("enter", "enter", "tab", "down"),
-        "help": state.pressed(opened(), "?"),
+        "all-processes": opened("4"),
+        "pools": opened("5"),
+        "connections": replace(opened("enter", "enter", "tab", "down"), local=local),
+        "waits": opened("7"),
+        "cluster": opened("8", "down"),
+        "grouped": opened("m"),
+        "expanded": opened("e"),
+        "filter": typed(opened(), "\\", "nova", "enter"),
+        "find": typed(opened(), "/", "key"),
+        "paused": typed(opened(), "Z", "z"),
+        "replay": replace(opened(), reel=Reel(300, 60, 99)),
+        "help": handlers.pressed(opened(), "?"),
         "empty": empty,
         "lost": lost,
         "no-quorum": pictured(opened(), quorum=False),
@@ -46,7 +61,7 @@ def scenes() -> dict[str, State]:
 def screen(shown: State, width: int, height: int) -> str:
     """The screen as the loop makes it, as text."""
     shown = state.fitted(shown, views.layout(shown, width, height).panes)
-    return views.plain(views.view(shown, width, height)) + "\n"
+    return lines.plain(views.view(shown, width, height)) + "\n"
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (200, 50)])
@@ -84,29 +99,48 @@ def test_the_whole_incident_is_in_the_first_screen() -> None:
         "12s",
         "41s",
         "3d02h",
-        "lost",
+        "LEAK",
+        "LOST",
         "gone",
     ):
         assert fact in shown
 
 
 def test_what_a_colour_says_a_word_says_too() -> None:
-    """Every row with a role of its own has the word of it in its text."""
-    shown = pictured(State(""))
-    for line in views.view(shown, 80, 24)[7:12]:
-        roles = {role for _, role in line} - {"", "cursor"}
-        assert roles <= {"connected", "waiting", "lost", "gone"}
-        assert all(role in "".join(part for part, _ in line) for role in roles)
+    """A row that is coloured as a whole has the word of it in its text."""
+    wanted = {"bad": ("LEAK", "LOST"), "warn": ("SATURATED",), "faded": ("gone",), "good": ("connected",)}
+    seen = set()
+    for scene in (opened("down"), opened("2", "down"), opened("4", "down"), opened("5", "down")):
+        for line in views.view(state.fitted(scene, (30,)), 100, 40):
+            row = "".join(part for part, _ in line)
+            for role in {role for _, role in line} & set(wanted):
+                if "ctl" in row or "4711" in row:
+                    assert any(word in row for word in wanted[role]), row
+                    seen.add(role)
+    assert {"bad", "faded", "good"} <= seen
 
 
 def test_help_and_footer_say_what_the_table_of_keys_says() -> None:
-    """Each binding is on the help screen; what the footer shows are bindings of the table."""
-    helped = screen(state.pressed(opened(), "?"), 80, 50)
+    """Each binding is on the help screen (those for replays in a replay); the footer shows bindings of it."""
+    helped = screen(handlers.pressed(replace(opened(), reel=Reel(3)), "?"), 80, 80)
+    live = screen(handlers.pressed(opened(), "?"), 80, 80)
     for binding in keys.BINDINGS:
         assert f"{binding.shown:<10}{binding.does}" in helped
-    footer = screen(opened("enter", "enter"), 200, 24).splitlines()[-1]
+        assert (f"{binding.shown:<10}{binding.does}" in live) is not binding.replay
+    footer = screen(replace(opened("enter"), reel=Reel(3)), 300, 24).splitlines()[-1]
     for binding in keys.BINDINGS:
-        assert not binding.short or binding.action == "open" or binding.shown in footer
+        if binding.short and binding.short != "views" and binding.action not in ("other_pane", "group"):
+            assert binding.shown.split()[0] in footer
+
+
+def test_the_help_scrolls_to_its_end() -> None:
+    """On a small screen Down brings the last line into view, and says how much is left."""
+    shown = handlers.pressed(opened(), "?")
+    assert "more below" in screen(shown, 80, 24)
+    for _ in range(8):
+        shown = handlers.pressed(shown, "pgdn")
+    assert "not known" in screen(shown, 80, 24)
+    assert screen(shown, 80, 24).splitlines()[0].strip().endswith("0 more below")
 
 
 def test_columns_go_and_come_with_the_width_whole() -> None:
@@ -114,7 +148,7 @@ def test_columns_go_and_come_with_the_width_whole() -> None:
     rows = [row for _, row in opened().page.pane.rows or ()]
     before = 0
     for width in range(19, 240):
-        fitted, gap = columns.fit("program", rows, width, 2, "waiting")
+        fitted, gap = columns.fit(tables.COLUMNS["program"], rows, width, 2, "waiting")
         for place in fitted:
             assert all(text.width(part) <= place.width for part in place.heading)
         assert sum(place.width for place in fitted) + gap * (len(fitted) - 1) <= width
@@ -125,9 +159,15 @@ def test_columns_go_and_come_with_the_width_whole() -> None:
 
 def test_numbers_stand_at_the_right_and_the_unknown_is_a_dash() -> None:
     """Digits of one column end at one place; a value that is not known is "-"."""
-    lines = screen(opened("enter"), 80, 24).splitlines()[6:9]
-    assert [line[:13] for line in lines] == [">4711      15", " 4712       9", " 4713       -"]
-    assert "- (11)" in lines[2]
+    shown = screen(opened("enter"), 80, 24).splitlines()
+    rows = [line for line in shown if line[1:5] in ("4711", "4712", "4713")]
+    assert [line[:18].split() for line in rows] == [
+        [">4711", "LEAK"],
+        ["4713", "LOST"],
+        ["4712", "connected"],
+    ]
+    assert len({line.index("(") for line in rows}) == 1
+    assert "- (11)" in rows[1]
 
 
 def test_no_control_character_reaches_the_terminal() -> None:
@@ -146,7 +186,7 @@ def test_no_control_character_reaches_the_terminal() -> None:
 )
 def test_sizes(value: int | None, shown: str) -> None:
     """Bytes are shown with a unit of powers of 1024."""
-    assert columns.size(value) == shown
+    assert forms.size(value) == shown
 
 
 def _filled(shown: State, rows: list[dict[str, Any]]) -> State:
@@ -176,6 +216,10 @@ ROWS = st.lists(
             "pid": COUNTS,
             "pool": NAMES,
             "waiting": COUNTS,
+            "why": NAMES,
+            "stack": st.lists(st.text(max_size=20), max_size=4),
+            "verdict": st.sampled_from([None, "LEAK", "SLOW CONNECT"]),
+            "wait_p95_seconds": TIMES,
             "connections": COUNTS,
             "max_connections": COUNTS,
             "longest_wait_seconds": TIMES,
@@ -208,13 +252,13 @@ def test_nothing_is_wider_or_higher_than_the_screen(
     """At any size and with any data, lines fit the width, their number the height; all is printable."""
     shown = _filled(State("connmon_addr=h:1"), rows)
     for key in pressed:
-        shown = _filled(state.pressed(shown, key), rows)
+        shown = _filled(handlers.pressed(shown, key), rows)
     if silent:
         shown = state.silenced(replace(shown, now=50.0), Silence(reason))
     shown = state.fitted(shown, views.layout(shown, width, height).panes)
-    lines = views.view(shown, width, height)
-    assert len(lines) <= height
-    for line in lines:
+    drawn = views.view(shown, width, height)
+    assert len(drawn) <= height
+    for line in drawn:
         line_text = "".join(part for part, _ in line)
         assert text.width(line_text) <= width
         assert line_text.isprintable()
@@ -231,14 +275,97 @@ def test_small_screens_show_the_rows_first(width: int, height: int) -> None:
 
 def test_the_cursor_is_on_the_screen_at_every_size() -> None:
     """After a resize to any size the row under the cursor is in view."""
-    shown = state.pressed(pictured(State(""), many(500)), "end")
+    shown = handlers.pressed(pictured(State(""), many(500)), "end")
     for height in range(5, 60):
         assert any(line.startswith(">") for line in screen(shown, 80, height).splitlines())
 
 
 def test_wants_are_snapshots_arguments() -> None:
     """A want's fields are, in order, what `Snapshot` takes."""
-    assert Want._fields == ("by", "host", "program", "instance")
+    assert Want._fields[:4] == ("by", "host", "program", "instance")
+
+
+def test_percentiles_are_shown_where_they_are_known() -> None:
+    """Wait, hold and connect p95 have columns; "-" where a node does not tell them."""
+    row = {
+        "host": "h",
+        "program": "p",
+        "state": "connected",
+        "wait_p95_seconds": 2.5,
+        "held_p95_seconds": 0.3,
+    }
+    shown = screen(_filled(State(""), [row]), 200, 24)
+    assert " p95   p95      p95" in shown
+    assert "2.5s  0.3s        -" in shown
+
+
+def test_the_last_minutes_are_a_line_of_blocks() -> None:
+    """The newest block is at the right; what is not known is a gap; ASCII where there are no blocks."""
+    assert forms.line([None, None, 0.0, 5.0, 10.0], 5, 5, 1) == "  ▁▅█"
+    assert forms.line([1.0, 3.0, 5.0, 7.0], 3, 2, 2) == "▃█"
+    assert forms.line([0.0, 10.0], 1, 3, 1, forms.ASCII_BLOCKS) == " _#"
+    assert forms.line([], 0, 4, 10) == "    "
+    # It moves to the left, block by block, and what has been drawn keeps its shape.
+    samples = [10.0, *[float(at % 10) for at in range(39)]]
+    before, after = forms.line(samples, 39, 4, 10), forms.line([*samples, 4.5], 40, 4, 10)
+    assert before[1:] == after[:3]
+    assert "▅" in screen(opened(), 200, 50)
+    assert "▅" not in screen(replace(opened(), blocks=False), 200, 50)
+
+
+def test_pool_use_is_a_bar_with_its_figures() -> None:
+    """The bar fills with what is checked out; a bit of it shows as soon as one is."""
+    assert forms.bar(0, 15, 10) == "[        ]"
+    assert forms.bar(1, 150, 10) == "[|       ]"
+    assert forms.bar(15, 15, 10) == "[||||||||]"
+    assert forms.bar(20, 15, 10) == "[||||||||]"
+    assert forms.bar(3, None, 10) == "[        ]"
+    assert "[|       ] 31/240" in screen(opened(), 200, 50)
+
+
+def test_who_is_to_blame_is_said_in_words() -> None:
+    """The reason of the row under the cursor stands below the table; e has all of it."""
+    assert "nova-api: LEAK: a connection has been held for 41s" in screen(opened(), 80, 24)
+    assert "cinder-volume: LOST: nothing heard for 21s" in screen(opened("down"), 80, 24)
+    expanded = screen(opened("e"), 80, 40)
+    assert "checkouts total" in expanded and "raise pool_size" not in expanded.splitlines()[-1]
+
+
+def test_a_mouse_click_sorts_and_moves_and_opens() -> None:
+    """A heading sorts, again inverts; a row takes the cursor, again it is opened; elsewhere nothing."""
+    shown = state.fitted(opened(), views.layout(opened(), 80, 24).panes)
+    drawn = screen(shown, 80, 24).splitlines()
+    heading = next(at for at, line in enumerate(drawn) if " host program" in line)
+    x = drawn[heading].index("waiting")
+    once = mouse.clicked(shown, x, heading, 80, 24)
+    assert (once.page.pane.sort, once.page.pane.inverted) == ("waiting", False)
+    assert mouse.clicked(once, x, heading, 80, 24).page.pane.inverted
+    second = mouse.clicked(shown, 10, heading + 2, 80, 24)
+    assert under_cursor(second) == ("program", "ctl2", "cinder-volume")
+    assert len(mouse.clicked(second, 10, heading + 2, 80, 24).pages) == 2
+    assert mouse.clicked(shown, 10, heading + 10, 80, 24).page.pane.index == 0
+    assert mouse.clicked(shown, 10, 0, 80, 24) == shown
+    assert under_cursor(mouse.turned(shown, True)) == ("program", "ctl1", "keystone")
+    assert not mouse.clicked(handlers.pressed(shown, "?"), 1, 1, 80, 24).help
+
+
+def test_a_click_reaches_the_lower_table() -> None:
+    """With two tables a click goes to the one it is in."""
+    shown = opened("enter", "enter")
+    shown = state.fitted(shown, views.layout(shown, 80, 24).panes)
+    at = next(at for at, line in enumerate(screen(shown, 80, 24).splitlines()) if "Thread-1" in line)
+    clicked = mouse.clicked(shown, 5, at, 80, 24)
+    assert clicked.page.pane.want.by == "connection"
+    assert clicked.page.pane.selected is not None and clicked.page.pane.selected[1]["holder"] == "Thread-1"
+
+
+def test_saved_text_has_every_row_and_every_column() -> None:
+    """A saved table is plain text with all that the table can show, whatever the screen's size."""
+    text_ = views.saved(pictured(State(""), many(300)))
+    assert len([line for line in text_.splitlines() if "program-0" in line]) == 300
+    assert "checkouts total" in text_ and "invali- dations" in text_
+    assert text_.replace("\n", "").isprintable()
+    assert programs(pictured(State(""), FLEET))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import ast
 import re
 from pathlib import Path
 
-from connmon import cli, config
+from connmon import config
+from connmon.arguments import argument_parser
 from connmon.cluster import daemon, exposition
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -28,7 +29,7 @@ def options(parser: argparse.ArgumentParser) -> set[str]:
 
 def test_every_command_and_option() -> None:
     """Every command, option and choice is in the page of its program."""
-    for name, parser in (("connmon", cli.argument_parser()), ("connmond", daemon.argument_parser())):
+    for name, parser in (("connmon", argument_parser()), ("connmond", daemon.argument_parser())):
         page = (DOCS / f"{name}.rst").read_text()
         for option in options(parser):
             assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", page), option
@@ -65,8 +66,9 @@ ERRORS = (
     "UnreachableError",
 )
 MODULES = (
-    "config", "credentials", "tls", "address", "cluster/datadir", "cluster/dump", "cluster/daemon", "cli",
-    "client", "dbsessions", "whois", "demo", "chaos", "console/screen",
+    "config", "credentials", "tls", "address", "cluster/datadir", "cluster/dump", "cluster/daemon",
+    "arguments", "cli", "client", "batch", "output", "record", "recording", "database/sessions",
+    "database/whois", "demo", "chaos", "console/screen",
 )  # fmt: skip
 
 
@@ -84,8 +86,8 @@ def words(node: ast.expr) -> list[str]:
 def test_every_error_line() -> None:
     """Whatever connmond and connmon say when they cannot go on is in the page about error lines."""
     page = " ".join((DOCS / "errors.rst").read_text().split())
-    package = Path(cli.__file__).parent
-    found = 0
+    package = Path(config.__file__).parent
+    found, missing = 0, list[str]()
     for module in MODULES:
         for node in ast.walk(ast.parse((package / f"{module}.py").read_text())):
             if not isinstance(node, ast.Call):
@@ -95,6 +97,11 @@ def test_every_error_line() -> None:
                 continue
             for text in (text for argument in node.args for text in words(argument)):
                 if len(text) > 11:
-                    assert text.strip(" :;,[]") in page, f"{module}:{node.lineno}: {text}"
+                    missing = (
+                        missing
+                        if text.strip(" :;,[]") in page
+                        else [*missing, f"{module}:{node.lineno}: {text}"]
+                    )
                     found += 1
+    assert not missing
     assert found > 80

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connmon.dbserver import DatabaseServer, parse_server
+from connmon.database.formats import CSV_KEYS, reconcile_csv, reconcile_text
+from connmon.database.reconcile import Look, Naming, ServerView, Session, is_settled, reconcile
+from connmon.database.server import DatabaseServer, parse_server
 from connmon.formats import as_json
-from connmon.reconcile import Look, Naming, ServerView, Session, is_settled, reconcile
-from connmon.reconcileformats import CSV_KEYS, reconcile_csv, reconcile_text
 from tests.test_snapshot import connection as connection_row
 from tests.test_snapshot import pool, process, shown
 
@@ -78,7 +78,7 @@ def test_limits() -> None:
     assert (document["capacity"], document["capacity_headroom"]) == (240, 5)
     more = reconcile(look([conn(1)], session(1)), None, NAMING)
     assert more["capacity_headroom"] == -140
-    assert "140 MORE than the server allows" in reconcile_text(more)
+    assert "OVERCOMMIT: 140 more than the server takes" in reconcile_text(more)
 
 
 @pytest.mark.parametrize(

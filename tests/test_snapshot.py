@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wcwidth import wcswidth
 
-from connmon.formats import as_csv, as_json, as_table, printable, short_age
+from connmon.formats import as_csv, as_json, as_table, printable, short_age, short_duration
 from connmon.model import (
     GROUPINGS,
     ConnectionRow,
@@ -636,3 +636,15 @@ def test_wide_characters_are_aligned() -> None:
 def test_short_age(seconds: float | None, text: str) -> None:
     """Ages are short: one or two units."""
     assert short_age(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "-"), (0.0, "0s"), (0.00004, "0.0ms"), (0.0004, "0.4ms"), (0.00096, "1ms"), (0.0631, "63ms"),
+        (0.0996, "0.1s"), (0.4, "0.4s"), (41.2, "41s"), (3700.0, "1h01m"),
+    ],
+)  # fmt: skip
+def test_short_duration(seconds: float | None, text: str) -> None:
+    """What takes milliseconds is told in milliseconds, the rest as an age."""
+    assert short_duration(seconds) == text

@@ -15,10 +15,10 @@ import sqlalchemy
 from sqlalchemy import text
 
 from connmon import cli
-from connmon.dbserver import DatabaseServer, names, parse_server, server_of
+from connmon.database.server import DatabaseServer, names, parse_server, server_of
+from connmon.database.whois import parse_session, whois, whois_text
 from connmon.errors import ConfigError
 from connmon.formats import as_json
-from connmon.whois import parse_session, whois, whois_text
 from tests.nodes import RunningNode, running_node
 from tests.servers import Server
 from tests.test_snapshot import connection as connection_row

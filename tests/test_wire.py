@@ -17,6 +17,8 @@ from connmon.model import (
     Connection,
     Figures,
     Gauges,
+    History,
+    HistoryQuery,
     Peaks,
     PoolInfo,
     PoolReport,
@@ -26,6 +28,8 @@ from connmon.model import (
     Rows,
     Totals,
     Usage,
+    UsersQuery,
+    WaitsQuery,
 )
 from connmon.wire import Ack, Challenge, ClientSide, Goodbye, Hello, NodeSide, Proof, Refuse, Welcome, frame
 
@@ -321,7 +325,8 @@ def test_the_limits_in_the_documentation_are_those_of_the_code() -> None:
     limits = (wire.HELLO_LIMIT, wire.REPORT_LIMIT, wire.QUERY_LIMIT, wire.ANSWER_LIMIT)
     for limit in limits:
         assert f"{limit:,}" in page
-    for message in (Hello, Challenge, Proof, Welcome, Refuse, Report, Ack, Goodbye, Query, Rows):
+    told = (Hello, Challenge, Proof, Welcome, Refuse, Report, Ack, Goodbye, Query, Rows)
+    for message in (*told, HistoryQuery, History, WaitsQuery, UsersQuery):
         tag = msgspec.inspect.type_info(message)
         assert isinstance(tag, msgspec.inspect.StructType)
         assert f"\n{tag.tag}\n" in page

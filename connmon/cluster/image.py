@@ -25,7 +25,7 @@ from connmon.cluster.records import (
 )
 from connmon.cluster.tables import Tables
 from connmon.errors import ProtocolError
-from connmon.model import GROUPINGS, RowKey
+from connmon.model import GROUPINGS, RowKey, Times
 
 
 class _Image(Struct, array_like=True, frozen=True):
@@ -38,6 +38,9 @@ class _Image(Struct, array_like=True, frozen=True):
     groups: list[GroupRecord]
     gone: list[RowKey]
     ended: list[EndedRecord]
+    window: int
+    in_window: Times
+    before_window: Times
 
 
 _LAYOUT: Final = 1
@@ -58,6 +61,9 @@ def dump(tables: Tables) -> bytes:
             [group.record() for group in tables.groups.values()],
             list(tables.gone),
             list(tables.ended.values()),
+            tables.window,
+            tables.in_window,
+            tables.before_window,
         )
     )
 
@@ -75,6 +81,7 @@ def restore(tables: Tables, data: bytes) -> None:
         )
     tables.version = tables.moved = image.version
     tables.clock, tables.epoch = image.clock, image.epoch
+    tables.window, tables.in_window, tables.before_window = image.window, image.in_window, image.before_window
     tables.boots = {boot.boot: boot for boot in image.boots}
     tables.groups = {record.key: Group.of(record) for record in image.groups}
     tables.gone = {key: tables.groups[key].gone_since or 0.0 for key in image.gone}

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Generic, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from connmon.model import Departure, Report
 
 From = TypeVar("From")
 
 
-class Waiting(NamedTuple, Generic[From]):
+@dataclass(frozen=True)
+class Waiting(Generic[From]):
     """A report or departure that is to be applied, and the connection it came from, if that is there."""
 
     what: Report | Departure

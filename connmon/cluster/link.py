@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 from connmon import __version__
 from connmon.credentials import Credentials, nonce
 from connmon.errors import ProtocolError, one_line
-from connmon.model import NodeStatus, Query, Report, Rows, StatusQuery
+from connmon.model import History, HistoryQuery, NodeStatus, Question, Report, Rows, RowsQuery, StatusQuery
 from connmon.wire import Ack, Goodbye, Hello, NodeSide, Proof, Refuse
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ POOL_BYTES: Final = 1000
 CONNECTION_BYTES: Final = 400
 NUMBER_BYTES: Final = 8
 
-Message: TypeAlias = "Hello | Proof | Report | Goodbye | Query | StatusQuery"
+Message: TypeAlias = "Hello | Proof | Report | Goodbye | Question"
 
 
 def footprint(message: Message, size: int) -> int:
@@ -98,8 +98,11 @@ class Owner(Protocol):
     ) -> None:
         """The connection is another node's, which was welcomed: it is the link's no more."""
 
-    def rows(self, query: Query) -> Iterator[Rows]:
+    def rows(self, query: RowsQuery) -> Iterator[Rows]:
         """The answer to a query."""
+
+    def history(self, query: HistoryQuery) -> History:
+        """The last minutes of some rows."""
 
     async def status(self, query: StatusQuery) -> NodeStatus:
         """What this node says of itself; may take as long as `digest_at` needs."""
@@ -315,9 +318,9 @@ class Link(asyncio.Protocol):
     def _handle(self, message: Message, size: int) -> None:
         if self.goodbye:
             raise ProtocolError("a message after goodbye")
-        if isinstance(message, Query | StatusQuery):
+        if not isinstance(message, Report | Goodbye | Hello | Proof):
             self._busy = True
-            self.asked = self.asked or isinstance(message, Query)
+            self.asked = self.asked or not isinstance(message, StatusQuery)
             self._answering = asyncio.get_running_loop().create_task(self._answer(message))
             return
         assert isinstance(message, Report | Goodbye)
@@ -332,11 +335,13 @@ class Link(asyncio.Protocol):
             sequence = message.sequence if self.instance is None else self.sequence
             self._owner.departed(self, message.instance, sequence)
 
-    async def _answer(self, query: Query | StatusQuery) -> None:
+    async def _answer(self, query: Question) -> None:
         try:
             if isinstance(query, StatusQuery):
                 status = await self._owner.status(query)
                 self._write(self._side.frame(status))
+            elif isinstance(query, HistoryQuery):
+                self._write(self._side.frame(self._owner.history(query)))
             else:
                 for rows in self._owner.rows(query):
                     self._write(self._side.frame(rows))

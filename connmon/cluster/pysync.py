@@ -8,13 +8,17 @@ The only module that imports pysyncobj. The rules it keeps:
 - No socket, no pipe, no thread. What pysyncobj sends goes out as messages of `peer`; what it
   replaces by the parts in elections, leading and following it calls by the names in `_Core`.
 - `clock` is the only clock; a simulation replaces it.
+- Importing pysyncobj changes nothing for anybody else: it puts a function for Windows in the place of
+  `socket.inet_ntop`, everywhere, which is taken back.
 """
 
 from __future__ import annotations
 
+import _socket
 import io
 import pickle
 import random
+import socket
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO, Final, Protocol
@@ -30,6 +34,8 @@ from msgspec import Struct
 from connmon.cluster import peer
 from connmon.cluster.peer import BATCH, NO_OP
 from connmon.errors import ProtocolError
+
+socket.inet_ntop = _socket.inet_ntop
 
 #: Monotonic, in seconds.
 clock: Callable[[], float] = time.monotonic

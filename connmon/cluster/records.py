@@ -259,7 +259,7 @@ class Group:
     """A program on a host, a host, or a database: the sums over its processes."""
 
     __slots__ = (
-        "born", "cached", "cached_at", "ended", "ended_times", "gauges", "gone_since", "key", "lately",
+        "born", "cached", "cached_at", "ended", "ended_times", "gauges", "gone_since", "key",
         "lost", "max_checked_out", "max_connections", "max_processes", "max_waiting", "members", "processes",
         "reported", "totals", "version",
     )  # fmt: skip
@@ -281,8 +281,6 @@ class Group:
         self.gone_since: float | None = None
         self.members: dict[str, ProcessRecord] = {}
         self.cached: Figures | None = None
-        self.lately = NO_TIMES
-        """What took how long lately, of its processes; kept with the figures."""
         self.cached_at = -1
         """The version that the cached figures are of."""
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from math import fsum
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -94,26 +94,30 @@ def answer(
         coming = set(keys)
         for kind in _TABLES[by]:
             removed += (key for key in tables.tombstones[kind].after(since) if key not in coming)
+    # A reader that has more than this replica must not be told to go back.
+    version = tables.version if complete else max(tables.version, query.since)
+    about = About(service, node, leader, quorum, stale)
+    return frames(tables, header(tables, about, version, complete), keys, list(dict.fromkeys(removed)))
+
+
+class About(NamedTuple):
+    """What every answer says of the node."""
+
+    service: str
+    node: str
+    leader: str | None
+    quorum: bool
+    stale: float
+    """Seconds since the replica last moved."""
+
+
+def header(tables: Tables, about: About, version: int, complete: bool) -> Rows:
+    """Return an answer without rows."""
     figures, hosts, programs = totals(tables)
-    header = Rows(
-        service,
-        node,
-        leader,
-        quorum,
-        stale,
-        tables.epoch,
-        # A reader that has more than this replica must not be told to go back.
-        tables.version if complete else max(tables.version, query.since),
-        tables.clock,
-        complete,
-        hosts,
-        programs,
-        figures,
-    )
-    return _frames(tables, header, keys, list(dict.fromkeys(removed)))
+    return Rows(*about, tables.epoch, version, tables.clock, complete, hosts, programs, figures)
 
 
-def _frames(tables: Tables, header: Rows, keys: list[RowKey], removed: list[RowKey]) -> Iterator[Rows]:
+def frames(tables: Tables, header: Rows, keys: list[RowKey], removed: list[RowKey]) -> Iterator[Rows]:
     """Yield the frames: the removed keys first."""
     while len(removed) > CHUNK:
         yield msgspec.structs.replace(header, removed=tuple(removed[:CHUNK]), more=True)
@@ -124,7 +128,7 @@ def _frames(tables: Tables, header: Rows, keys: list[RowKey], removed: list[RowK
         if len(found) >= CHUNK or weight > CHUNK_WEIGHT:
             yield msgspec.structs.replace(header, rows=tuple(found), removed=tuple(removed), more=True)
             found, removed, weight = [], [], 0
-        row = _row(tables, key)
+        row = row_of(tables, key)
         if row is None:
             continue
         found.append(row)
@@ -198,7 +202,7 @@ def _process_keys(tables: Tables, query: Query, since: int) -> Iterator[RowKey]:
 # --- Rows -----------------------------------------------------------------------------------
 
 
-def _row(tables: Tables, key: RowKey) -> Row | None:
+def row_of(tables: Tables, key: RowKey) -> Row | None:
     """Return the row of this key as it is now; None where there is none any more."""
     if key[0] in _GROUPS:
         group = tables.groups.get(key)
@@ -238,7 +242,6 @@ def _own_figures(tables: Tables, process: ProcessRecord, what: ProcessRecord | P
     """Return the figures of a process, or of one of its pools."""
     lost = process.lost
     pools = [what] if isinstance(what, PoolRecord) else list(process.pools.values())
-    lately = NO_TIMES if lost else _lately(pools, tables.clock)
     return Figures(
         0 if lost else 1,
         1 if lost else 0,
@@ -253,13 +256,18 @@ def _own_figures(tables: Tables, process: ProcessRecord, what: ProcessRecord | P
         None if lost else what.held_since,
         0.0 if lost else what.rate,
         process.reported,
-        *map(_quantiles, lately),
+        *quantiles_of(() if lost else pools, tables.clock),
     )
 
 
-def _lately(pools: Iterable[PoolRecord], clock: float) -> Times:
-    """Return what took how long lately in these pools together."""
-    return added_times([lately for pool in pools if (lately := pool.lately(clock)) is not NO_TIMES])
+def quantiles_of(pools: Iterable[PoolRecord], clock: float) -> tuple[Quantiles, Quantiles, Quantiles]:
+    """Return what waits, holds and connects took lately in these pools together."""
+    lately = [lately for pool in pools if (lately := pool.lately(clock)) is not NO_TIMES]
+    return _quantiles_of(added_times(lately)) if lately else (UNKNOWN, UNKNOWN, UNKNOWN)
+
+
+def _quantiles_of(times: Times) -> tuple[Quantiles, Quantiles, Quantiles]:
+    return _quantiles(times.waits), _quantiles(times.holds), _quantiles(times.connects)
 
 
 def _quantiles(counts: histogram.Histogram) -> Quantiles:
@@ -270,7 +278,9 @@ def _quantiles(counts: histogram.Histogram) -> Quantiles:
 
 
 def _group_row(tables: Tables, group: Group) -> ProgramRow | HostRow | DatabaseRow:
-    key, figures = group.key, _figures(tables, group)
+    key, figures = group.key, figures_of(group)
+    waits, holds, connects = quantiles_of(group.pools(present=True), tables.clock)
+    figures = msgspec.structs.replace(figures, waits=waits, holds=holds, connects=connects)
     if key[0] == "program":
         return ProgramRow(str(key[1]), str(key[2]), group.state, figures)
     programs = {(process.process.host, process.process.program) for process in group.members.values()}
@@ -284,8 +294,8 @@ def _group_row(tables: Tables, group: Group) -> ProgramRow | HostRow | DatabaseR
     return DatabaseRow(dialect, host, port, database, len(programs), group.state, figures)
 
 
-def _figures(tables: Tables, group: Group) -> Figures:
-    """Return the figures of a group; those that are not sums are looked up among its members."""
+def figures_of(group: Group) -> Figures:
+    """Return the figures of a group but for its quantiles; what is no sum is looked up among its members."""
     if group.cached is not None and group.cached_at == group.version:
         return group.cached
     alive: list[ProcessRecord | PoolRecord] = []
@@ -297,7 +307,6 @@ def _figures(tables: Tables, group: Group) -> Figures:
         else:
             alive.append(process)
     group.cached_at = group.version
-    group.lately = _lately(group.pools(present=True), tables.clock)
     group.cached = Figures(
         group.processes,
         group.lost,
@@ -313,7 +322,6 @@ def _figures(tables: Tables, group: Group) -> Figures:
         # Rounded once, so the order of the members does not show.
         min(fsum(what.rate for what in alive), 1e15),
         group.reported,
-        *map(_quantiles, group.lately),
     )
     return group.cached
 
@@ -327,15 +335,12 @@ def totals(tables: Tables) -> tuple[Figures, int, int]:
         return tables.header[1:]
     hosts = programs = 0
     rows: list[Figures] = []
-    lately: list[Times] = []
     for group in tables.groups.values():
         if group.key[0] == "host":
             hosts += bool(group.members)
         elif group.key[0] == "program":
             programs += bool(group.members)
-            rows.append(_figures(tables, group))
-            if group.lately is not NO_TIMES:
-                lately.append(group.lately)
+            rows.append(figures_of(group))
     gauges = Gauges(*map(sum, zip(NO_GAUGES, *[row.gauges for row in rows], strict=True)))
     happened = Totals(*map(sum, zip(NO_TOTALS, *[row.totals for row in rows], strict=True)))
     figures = Figures(
@@ -352,7 +357,7 @@ def totals(tables: Tables) -> tuple[Figures, int, int]:
         min((row.held_since for row in rows if row.held_since is not None), default=None),
         min(fsum(row.checkouts_per_second for row in rows), 1e15),
         max((row.reported for row in rows if row.reported is not None), default=None),
-        *map(_quantiles, added_times(lately)),
+        *_quantiles_of(tables.lately()),
     )
     tables.header = (tables.moved, figures, hosts, programs)
     return figures, hosts, programs

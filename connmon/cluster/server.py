@@ -29,17 +29,31 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
-from connmon.cluster import status
+from connmon.cluster import history, lookups, status
 from connmon.cluster.digests import Digests
 from connmon.cluster.intake import Intake, Waiting
 from connmon.cluster.link import Link, footprint
 from connmon.cluster.notices import Notices
 from connmon.cluster.replica import ApplyError, Replica
+from connmon.cluster.rows import About
 from connmon.cluster.spread import Spread
 from connmon.config import Node, Service
 from connmon.credentials import OPEN, Credentials
 from connmon.errors import ProtocolError
-from connmon.model import Batch, Departure, NodeStatus, Query, Report, Rows, StatusQuery, Tick
+from connmon.model import (
+    Batch,
+    Departure,
+    History,
+    HistoryQuery,
+    NodeStatus,
+    Report,
+    Rows,
+    RowsQuery,
+    StatusQuery,
+    Tick,
+    UsersQuery,
+    WaitsQuery,
+)
 from connmon.wire import Hello, NodeSide
 
 if TYPE_CHECKING:
@@ -133,6 +147,7 @@ class Server:
         self._spread = Spread(node.name, random.Random(self._boot))
         self._spread_at = self._quorum_at = clock()
         self._digests = Digests(clock)
+        self._past = history.Past()
         replica.on_applied = lambda _batch, _outcome: self._digests.moved(replica.state)
         self.on_command: Callable[[Batch, float], None] | None = None
         """Called after each batch of this node's with the seconds from proposing to applying it."""
@@ -166,7 +181,7 @@ class Server:
             with socket.socket(fileno=os.dup(each.fileno())) as twin:
                 twin.listen(BACKLOG)
         self._replica.start()
-        self._tasks = [loop.create_task(self._pump()), loop.create_task(self._sweep())]
+        self._tasks = [loop.create_task(work()) for work in (self._pump, self._sweep, self._remember)]
 
     async def close(self) -> None:
         """Stop listening, close every connection, leave the group; takes at most about `CLOSING` seconds."""
@@ -244,16 +259,19 @@ class Server:
             self.refused(link, str(error))
             transport.abort()
 
-    def rows(self, query: Query) -> Iterator[Rows]:
+    def rows(self, query: RowsQuery) -> Iterator[Rows]:
         replica = self._replica
-        return replica.state.rows(
-            query,
-            service=self._service.name,
-            node=self._node.name,
-            leader=replica.leader,
-            quorum=replica.quorum,
-            stale=replica.stale,
-        )
+        about = About(
+            self._service.name, self._node.name, replica.leader, replica.quorum, replica.stale
+        )  # fmt: skip
+        if isinstance(query, WaitsQuery):
+            return lookups.waits(replica.state, query, about)
+        if isinstance(query, UsersQuery):
+            return lookups.users(replica.state, query, about)
+        return replica.state.rows(query, **about._asdict())
+
+    def history(self, query: HistoryQuery) -> History:
+        return self._past.answer(query, self._service.name, self._node.name)
 
     async def status(self, query: StatusQuery) -> NodeStatus:
         replica = self._replica
@@ -391,7 +409,8 @@ class Server:
         if self.on_command is not None:
             self.on_command(batch, self.clock() - proposed)
         full = {(instance, sequence): wanted for instance, sequence, wanted in outcome.answers}
-        for what, link, _, _ in taken:
+        for each in taken:
+            what, link = each.what, each.link
             if link is None:
                 continue
             if isinstance(what, Report):
@@ -400,6 +419,17 @@ class Server:
                 link.acknowledge(*key, full.get(key, True))
             else:
                 link.close()
+
+    async def _remember(self) -> None:
+        """Keep the last minutes of every row."""
+        while True:
+            began = self.clock()
+            try:
+                for _ in self._past.sample(self._replica.state, self._replica.quorum):
+                    await asyncio.sleep(0)
+            except Exception:
+                logger.exception("a sample for the history was not taken; going on")
+            await asyncio.sleep(max(0.0, began + history.INTERVAL - self.clock()))
 
     async def _sweep(self) -> None:
         """Look at every connection's deadlines now and then, and at who would be better off elsewhere."""
@@ -425,6 +455,5 @@ class Server:
             return
         self._spread_at = now
         reporting = [process.node for process in self._replica.state.processes.values() if not process.lost]
-        own = [instance for instance, link in self._speaking.items() if link.elsewhere is None]
-        for instance, node in self._spread.moves(reporting, own, now):
+        for instance, node in self._spread.moves(reporting, list(self._speaking), now):
             self._speaking[instance].elsewhere = node

@@ -7,7 +7,8 @@ and nobody goes back by himself. The rules:
 - A node counts once it has had a link for `SETTLED` seconds: what comes and goes gets nobody.
 - All who have clearly more than the node with the fewest share in what it lacks, so that together they
   do not send it more than that.
-- Who was asked to go and did not (it knows this node alone) is not asked again.
+- Who was asked to go and is still or again here is not asked again for `PATIENCE` seconds: it knows this
+  node alone, or cannot reach the other one, and each attempt costs it some seconds of silence.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import Final
 
 #: Seconds for which another node must have had a link before anybody is sent to it.
 SETTLED: Final = 10.0
+#: Seconds after which an application that did not go is asked again.
+PATIENCE: Final = 600.0
 #: Applications sent away at once, at most.
 MOST: Final = 500
 
@@ -31,6 +34,8 @@ class Spread:
         self._rng = rng
         self._since: dict[str, float] = {}
         """Since when each other node has had a link."""
+        self._asked: dict[str, float] = {}
+        """When each process was asked to go, the first first."""
 
     def look(self, linked: Iterable[str], now: float) -> None:
         """Note which other nodes have a link."""
@@ -40,8 +45,10 @@ class Spread:
         """Return who is to go, and to which node.
 
         `reporting` has, for each process that is connected, the node that it reports to; `own` are
-        the processes that report here and have not been asked yet.
+        the processes that report here.
         """
+        while self._asked and now - next(iter(self._asked.values())) > PATIENCE:
+            del self._asked[next(iter(self._asked))]
         nodes = [self._node, *(node for node, since in self._since.items() if now - since >= SETTLED)]
         loads = Counter(reporting)
         fewest = min(nodes, key=lambda node: (loads[node], node))
@@ -52,7 +59,9 @@ class Spread:
         number = (here - there) // (sharing + 1)
         if number == 0 and self._rng.random() * sharing < 1.0:
             number = 1
-        chosen = self._rng.sample(own, min(number, len(own), MOST))
+        free = [instance for instance in own if instance not in self._asked]
+        chosen = self._rng.sample(free, min(number, len(free), MOST))
+        self._asked |= dict.fromkeys(chosen, now)
         return [(instance, fewest) for instance in chosen]
 
 

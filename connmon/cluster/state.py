@@ -42,6 +42,7 @@ from connmon.cluster.records import (
     bounded_times,
     connection_weight,
     pool_weight,
+    times_since,
 )
 from connmon.cluster.tables import Tables
 from connmon.model import (
@@ -297,7 +298,11 @@ class State(Tables):
         self.shift(pool.database, more, happened)
         if pool.shown and not gauges.pools:
             self.bury(("pool", process.instance, told.number))
-        pool.tell_times(bounded_times(told.times), self.clock)
+        times = bounded_times(told.times)
+        if times != pool.times:
+            if gauges.pools:
+                self.took(times_since(times, pool.times))
+            pool.tell_times(times, self.clock)
         # What remains of closed pools takes over totals of things long past.
         pool.rate = _rate(pool.totals, totals, span) if gauges.pools else 0.0
         pool.gauges, pool.totals = gauges, totals

@@ -17,8 +17,10 @@ from typing import Final
 from connmon.cluster.records import (
     LIMITS,
     NO_GAUGES,
+    NO_TIMES,
     NO_TOTALS,
     PROCESS_WEIGHT,
+    WINDOW,
     BootRecord,
     EndedRecord,
     Group,
@@ -70,6 +72,11 @@ class Tables:
         """The groups without a process and since when, the first first."""
         self.boots: dict[str, BootRecord] = {}
         """The last batch of each node's start, the one not heard of for longest first."""
+        self.window = 0
+        """The window of the clock in which something was last told of how long it took."""
+        self.in_window = NO_TIMES
+        """How long things took that were told of in it, of all processes; and in the one before it."""
+        self.before_window = NO_TIMES
         self.weight = 0
         """What all processes, pools and connections weigh."""
 
@@ -122,6 +129,26 @@ class Tables:
         if any(totals):
             group.totals = plus(group.totals, totals)
         self.touch(group)
+
+    # --- how long things took
+
+    def took(self, times: Times) -> None:
+        """Note what a pool has just told of, beyond what it told before."""
+        self._turn_window()
+        self.in_window = bounded_times(added_times([self.in_window, times]), LARGEST)
+
+    def lately(self) -> Times:
+        """Return what took how long in this window and the one before, of all processes."""
+        passed = int(self.clock // WINDOW) - self.window
+        if passed > 1:
+            return NO_TIMES
+        return self.in_window if passed else added_times([self.in_window, self.before_window])
+
+    def _turn_window(self) -> None:
+        window = int(self.clock // WINDOW)
+        if window != self.window:
+            self.before_window = self.in_window if window == self.window + 1 else NO_TIMES
+            self.in_window, self.window = NO_TIMES, window
 
     # --- processes
 

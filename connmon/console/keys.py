@@ -1,7 +1,8 @@
 """One table of keys. Dispatch, help screen and footer all read it, so that they cannot disagree. Pure.
 
 Keys are named as `screen` names them: a printable character is itself, others are "up", "down",
-"pgup", "pgdn", "home", "end", "enter", "esc", "tab", "backspace", "f1" to "f12".
+"left", "right", "pgup", "pgdn", "home", "end", "enter", "esc", "tab", "backspace", "f1" to "f12".
+While a text is typed (find, filter, save) no key means what it means here.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ from typing import Final, Literal, TypeAlias
 
 Action: TypeAlias = Literal[
     "up", "down", "page_up", "page_down", "first", "last", "open", "back", "other_pane",
-    "sort_next", "sort_previous", "invert", "help", "quit",
+    "programs", "hosts", "databases", "processes", "pools", "connections", "waits", "cluster",
+    "sort_next", "sort_previous", "invert", "find", "find_next", "find_previous", "filter", "filter_out",
+    "freeze", "freeze_order", "slower", "faster", "group", "expand", "save", "help", "quit",
+    "step", "step_back", "jump", "jump_back", "speed_up", "speed_down",
 ]  # fmt: skip
 
 
@@ -27,26 +31,61 @@ class Binding:
     """For the help screen."""
     short: str = ""
     """For the footer; "": not shown there."""
+    replay: bool = False
+    """Means something only while a recording is shown."""
 
 
 BINDINGS: Final[tuple[Binding, ...]] = (
-    Binding("quit", ("q", "Q", "f10"), "q", "quit (Ctrl-C as well)", "quit"),
-    Binding("help", ("?", "h", "f1"), "?", "this help; any other key returns (h, F1)", "help"),
-    Binding("open", ("enter",), "Enter", "open the row: a program's processes, a process's pools", "open"),
-    Binding("back", ("esc", "backspace"), "Esc", "back to where this was opened from", "back"),
+    Binding("quit", ("q", "Q", "f10"), "q", "quit (F10, Ctrl-C)", "quit"),
+    Binding("help", ("?", "f1"), "?", "this help (F1)", "help"),
+    Binding("open", ("enter",), "Enter", "open the row: what it consists of; at last, all of it", "open"),
+    Binding("back", ("esc", "backspace"), "Esc", "end find or filter; then back to where one was", "back"),
     Binding("other_pane", ("tab",), "Tab", "between pools and connections", "pools/connections"),
+    Binding("step_back", ("left",), "Left", "replay: one picture back, and stop", "step", True),
+    Binding("step", ("right",), "Right", "replay: one picture on, and stop", "step", True),
+    Binding("jump_back", ("[",), "[", "replay: a minute back", "jump", True),
+    Binding("jump", ("]",), "]", "replay: a minute on", "jump", True),
+    Binding("speed_down", ("(",), "(", "replay: half as fast", "speed", True),
+    Binding("speed_up", (")",), ")", "replay: twice as fast", "speed", True),
+    Binding("programs", ("1", "p"), "1 p", "view: programs", "views"),
+    Binding("hosts", ("2", "h"), "2 h", "view: hosts"),
+    Binding("databases", ("3", "d"), "3 d", "view: databases, and the programs that use them"),
+    Binding("processes", ("4",), "4", "view: processes"),
+    Binding("pools", ("5",), "5", "view: pools"),
+    Binding("connections", ("6",), "6", "view: connections"),
+    Binding("waits", ("7", "w"), "7 w", "view: waits: who blocks whom, and in which line of code", "waits"),
+    Binding("cluster", ("8", "c"), "8 c", "view: cluster: the nodes"),
+    Binding("find", ("/",), "/", "find a row: type, Enter", "find"),
+    Binding("find_next", ("n",), "n", "find the next"),
+    Binding("find_previous", ("N",), "N", "find the one before"),
+    Binding("filter", ("\\", "f4"), "\\", "filter: show only rows with a text (F4)", "filter"),
+    Binding("filter_out", ("!",), "!", "inverse filter: hide rows with a text"),
     Binding("sort_previous", ("<", ","), "<", "sort by the column to the left", "sort"),
-    Binding("sort_next", (">", ".", "f6"), ">", "sort by the column to the right (F6)", "sort"),
-    Binding("invert", ("I",), "I", "invert the order", "invert"),
+    Binding("sort_next", (">", ".", "f6"), ">", "sort by the column to the right (F6); or click its heading",
+            "sort"),
+    Binding("invert", ("I",), "I", "invert the order; or click the heading again", "invert"),
+    Binding("freeze", ("Z",), "Z", "freeze the picture: PAUSED (in a replay: stop and go on)", "freeze"),
+    Binding("freeze_order", ("z",), "z", "freeze only the order of the rows"),
+    Binding("faster", ("-",), "-", "shorter interval between pictures"),
+    Binding("slower", ("+", "="), "+", "longer interval between pictures"),
+    Binding("group", ("m",), "m", "group: a program over all hosts, a pool over all processes", "group"),
+    Binding("expand", ("e",), "e", "expand: all that is known of the row, and what to do", "expand"),
+    Binding("save", ("s",), "s", "save the whole table as plain text in a file", "save"),
     Binding("up", ("up", "k"), "Up k", "the row above"),
     Binding("down", ("down", "j"), "Down j", "the row below"),
     Binding("page_up", ("pgup",), "PgUp", "a screen up"),
     Binding("page_down", ("pgdn", " "), "PgDn", "a screen down (Space)"),
     Binding("first", ("home", "g"), "Home", "the top row, whichever it is (g)"),
     Binding("last", ("end", "G"), "End", "the last row (G)"),
-)
+)  # fmt: skip
 
 ACTIONS: Final[dict[str, Action]] = {key: binding.action for binding in BINDINGS for key in binding.keys}
+
+#: What the mouse does; `mouse` has it.
+MOUSE: Final = (
+    ("click", "a row: the cursor goes there, again: open it; a heading: sort by it, again: invert"),
+    ("wheel", "three rows up or down; with Shift the terminal's own selection works"),
+)
 
 
 def footer(without: frozenset[Action] = frozenset()) -> list[tuple[str, str]]:
@@ -55,8 +94,9 @@ def footer(without: frozenset[Action] = frozenset()) -> list[tuple[str, str]]:
     for binding in BINDINGS:
         if not binding.short or binding.action in without:
             continue
+        shown = "1-8" if binding.short == "views" else binding.shown.split()[0]
         if entries and entries[-1][1] == binding.short:
-            entries[-1] = (f"{entries[-1][0]} {binding.shown}", binding.short)
+            entries[-1] = (f"{entries[-1][0]} {shown}", binding.short)
         else:
-            entries.append((binding.shown, binding.short))
+            entries.append((shown, binding.short))
     return entries

@@ -18,37 +18,53 @@ import select
 import sys
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
-from connmon.console.views import Line, Role
+from connmon.console import forms
+from connmon.console.lines import Line, Role
 from connmon.errors import UsageError
 
-_COLOURS: Final[Mapping[Role, int]] = {
-    "connected": curses.COLOR_GREEN,
-    "waiting": curses.COLOR_YELLOW,
-    "lost": curses.COLOR_RED,
-    "gone": curses.COLOR_BLUE,
-    "header": curses.COLOR_CYAN,
+#: Five roles have a colour: where there are 8, where there are 16 (the bright ones), where there are 256.
+_COLOURS: Final[Mapping[Role, tuple[int, int, int]]] = {
+    "good": (curses.COLOR_GREEN, 10, 71),
+    "warn": (curses.COLOR_YELLOW, 11, 178),
+    "bad": (curses.COLOR_RED, 9, 203),
+    "faded": (curses.COLOR_WHITE, 8, 244),
+    "header": (curses.COLOR_CYAN, 14, 73),
 }
 _BRIGHTNESS: Final[Mapping[Role, int]] = {
-    "waiting": curses.A_BOLD,
-    "lost": curses.A_BOLD,
-    "gone": curses.A_DIM,
+    "warn": curses.A_BOLD,
+    "bad": curses.A_BOLD,
+    "faded": curses.A_DIM,
     "header": curses.A_REVERSE,
     "cursor": curses.A_REVERSE,
     "strong": curses.A_BOLD,
+    "paused": curses.A_REVERSE | curses.A_BOLD,
 }
+#: Roles that borrow the colour of another one.
+_LIKE: Final[Mapping[Role, Role]] = {"paused": "warn"}
 _NAMES: Final[Mapping[int | str, str]] = {
-    curses.KEY_UP: "up", curses.KEY_DOWN: "down", curses.KEY_PPAGE: "pgup", curses.KEY_NPAGE: "pgdn",
+    curses.KEY_UP: "up", curses.KEY_DOWN: "down", curses.KEY_LEFT: "left", curses.KEY_RIGHT: "right",
+    curses.KEY_PPAGE: "pgup", curses.KEY_NPAGE: "pgdn",
     curses.KEY_HOME: "home", curses.KEY_END: "end", curses.KEY_ENTER: "enter", "\n": "enter", "\r": "enter",
     curses.KEY_BACKSPACE: "backspace", "\b": "backspace", "\x7f": "backspace", "\x1b": "esc", "\t": "tab",
     curses.KEY_RESIZE: "resize", **{curses.KEY_F0 + number: f"f{number}" for number in range(1, 13)},
 }  # fmt: skip
+#: What is heard of the mouse. Wheels are buttons 4 and 5; the latter is not known everywhere.
+_WHEEL_DOWN: Final = int(getattr(curses, "BUTTON5_PRESSED", 0))
+_MOUSE: Final = curses.BUTTON1_PRESSED | curses.BUTTON4_PRESSED | _WHEEL_DOWN
 
 #: Milliseconds after which an Escape is the key and not the beginning of a sequence.
 ESCAPE_MS: Final = 25
 
 _Window: TypeAlias = "curses.window"
+
+
+class Click(NamedTuple):
+    """The mouse was pressed there."""
+
+    x: int
+    y: int
 
 
 class ScreenError(UsageError):
@@ -62,21 +78,19 @@ class TerminalGone(Exception):
 def check(environ: Mapping[str, str] = os.environ) -> None:
     """Raise ScreenError where the console cannot run: no terminal, or one that cannot place text."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise ScreenError("the console needs a terminal on stdin and stdout: use `connmon snapshot` in pipes")
+        raise ScreenError("the console needs a terminal on stdin and stdout: use `connmon -b` in pipes")
     term = environ.get("TERM", "")
     if term in ("", "dumb"):
         raise ScreenError(
-            f"the console cannot run with TERM={term or '(not set)'}: set TERM, or use `connmon snapshot`"
+            f"the console cannot run with TERM={term or '(not set)'}: set TERM, or use `connmon -b`"
         )
     try:
         curses.setupterm()
     except curses.error as error:
-        raise ScreenError(
-            f"the console cannot run with TERM={term}: {error}: use `connmon snapshot`"
-        ) from None
+        raise ScreenError(f"the console cannot run with TERM={term}: {error}: use `connmon -b`") from None
     if not curses.tigetstr("cup"):
         raise ScreenError(
-            f"the console cannot run with TERM={term}: it cannot move its cursor: use `connmon snapshot`"
+            f"the console cannot run with TERM={term}: it cannot move its cursor: use `connmon -b`"
         )
 
 
@@ -101,12 +115,12 @@ class Screen:
             curses.cbreak()
             window.keypad(True)
             _hide_cursor()
+            curses.mouseinterval(0)  # a press is told of at once, and not waited upon to be a click
+            curses.mousemask(_MOUSE)
             self._attributes |= _attributes(self._environ)
         except curses.error as error:
             self._restore()
-            raise ScreenError(
-                f"the console cannot use this terminal: {error}: use `connmon snapshot`"
-            ) from None
+            raise ScreenError(f"the console cannot use this terminal: {error}: use `connmon -b`") from None
         except BaseException:
             self._restore()
             raise
@@ -123,11 +137,21 @@ class Screen:
         if window is None:
             return
         with contextlib.suppress(curses.error):  # a terminal that vanished cannot be restored
+            curses.mousemask(0)
             window.keypad(False)
             curses.nocbreak()
             curses.echo()
         with contextlib.suppress(curses.error):
             curses.endwin()
+
+    @property
+    def blocks(self) -> bool:
+        """Whether it can show block characters, as far as its encoding tells."""
+        try:
+            forms.BLOCKS.encode(self._encoding)
+        except (UnicodeError, LookupError):
+            return False
+        return True
 
     def size(self) -> tuple[int, int]:
         """Return width and height."""
@@ -156,8 +180,10 @@ class Screen:
                 column = None
         window.refresh()
 
-    def key(self, seconds: float) -> str | None:
+    def key(self, seconds: float) -> str | Click | None:
         """Return the name of the next key, or None when none came in time. "resize": the size changed.
+
+        The mouse is a `Click`, or "wheelup" and "wheeldown".
 
         Raises TerminalGone where there is no terminal any more.
         """
@@ -172,10 +198,24 @@ class Screen:
             return None
         if key == curses.KEY_RESIZE:
             curses.update_lines_cols()
+        if key == curses.KEY_MOUSE:
+            return _mouse()
         name = _NAMES.get(key)
         if name is not None:
             return name
         return key if isinstance(key, str) and key.isprintable() else None
+
+
+def _mouse() -> str | Click | None:
+    try:
+        _, x, y, _, pressed = curses.getmouse()
+    except curses.error:  # not one of those asked for
+        return None
+    if pressed & curses.BUTTON4_PRESSED:
+        return "wheelup"
+    if pressed & _WHEEL_DOWN:
+        return "wheeldown"
+    return Click(x, y)
 
 
 def _hide_cursor() -> None:
@@ -193,9 +233,11 @@ def _attributes(environ: Mapping[str, str]) -> dict[Role, int]:
     with contextlib.suppress(curses.error):
         curses.use_default_colors()
         background = -1
-    for number, (role, colour) in enumerate(_COLOURS.items(), 1):
-        curses.init_pair(number, colour, background)
-        looks[role] = looks.get(role, 0) | curses.color_pair(number)
+    many = 2 if curses.COLORS >= 256 else 1 if curses.COLORS >= 16 else 0
+    for number, (role, colours) in enumerate(_COLOURS.items(), 1):
+        curses.init_pair(number, colours[many], background)
+        for same in (role, *(other for other, like in _LIKE.items() if like == role)):
+            looks[same] = looks.get(same, 0) | curses.color_pair(number)
     return looks
 
 

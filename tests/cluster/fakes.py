@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -16,7 +16,9 @@ from connmon.model import (
     ProcessRow,
     Query,
     Report,
+    RowKey,
     Rows,
+    Times,
     Totals,
     Usage,
 )
@@ -49,6 +51,10 @@ class FakeState:
         self.version = 0
         self.epoch = "epoch"
         self.clock = 0.0
+        self.groups: dict[RowKey, Any] = {}
+        self.processes: dict[str, Any] = {}
+        self.header: Any = None
+        self.moved = 0
         self.seen: dict[str, tuple[str, int]] = {}
         self.reports: dict[str, int] = {}
         self.chunks = 1
@@ -112,6 +118,9 @@ class FakeState:
                 rows=rows,
                 more=chunk < self.chunks - 1,
             )
+
+    def lately(self) -> Times:
+        return Times()
 
     def digest(self) -> str:
         return f"digest at {self.version}"

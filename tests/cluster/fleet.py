@@ -4,7 +4,8 @@ Rules kept here:
 
 - The applications keep their own books (tests/application.py) and are compared with
   `connmon snapshot --node` of each node by tests/site.py, to the unit and in every grouping.
-- Their databases are SQLite files: what is tried here is the nodes and what is between them.
+- Where all is on loopback their databases are MariaDB, PostgreSQL and SQLite; in network namespaces, from
+  where no server on loopback is seen, SQLite files.
 - Nodes are on loopback, or each in a network namespace of its own (tests/cluster/namespaces.py).
 """
 
@@ -107,11 +108,18 @@ class NoServers:
 class Fleet(Site):
     """node1, node2 and node3 of one service, and applications."""
 
-    def __init__(self, directory: Path, network: Network | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        network: Network | None = None,
+        mariadb: Server | None = None,
+        postgresql: Server | None = None,
+    ) -> None:
         self.directory = directory
         none: Any = NoServers()
-        self.mariadb: Server = none
-        self.postgresql: Server = none
+        self.mariadb: Server = mariadb or none
+        self.postgresql: Server = postgresql or none
+        self.drivers = ("pysqlite",) if mariadb is None else ("pymysql", "psycopg2", "pysqlite")
         self.workers = []
         self.living = []
         self.ended = []
@@ -144,9 +152,9 @@ class Fleet(Site):
         return f"connmon_program={program}&connmon_config={self.config}", {}
 
     def engines(self, number: int, where: str) -> list[Spec]:
-        # Larger than what the threads take at once: "invalidate" does not expect to be refused its second.
         size, overflow = ((8, 8), (3, 13), (16, 0))[number % 3]
-        return [self.engine("pysqlite", where, plugin=bool(number % 2), size=size, overflow=overflow)]
+        driver = self.drivers[number % len(self.drivers)]
+        return [self.engine(driver, where, plugin=bool(number % 2), size=size, overflow=overflow)]
 
     def start_at(self, node: FleetNode, program: str) -> None:
         """Start a worker that knows this node only, and have it work."""

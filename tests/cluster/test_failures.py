@@ -16,6 +16,7 @@ import pytest
 from tests.cluster.fleet import Fleet, FleetNode
 from tests.cluster.namespaces import APPLICATIONS, Network, network
 from tests.cluster.trio import NAMES
+from tests.servers import Server
 from tests.site import TOTALS
 from tests.waiting import wait_for
 
@@ -40,9 +41,9 @@ def working(fleet: Fleet) -> Iterator[Fleet]:
 
 
 @pytest.fixture(name="fleet")
-def a_fleet(tmp_path: Path) -> Iterator[Fleet]:
-    """Three nodes that are well, and three applications that work."""
-    with working(Fleet(tmp_path)) as fleet:
+def a_fleet(tmp_path: Path, mariadb: Server, postgresql: Server) -> Iterator[Fleet]:
+    """Three nodes that are well, and three applications that work, each on another kind of database."""
+    with working(Fleet(tmp_path, None, mariadb, postgresql)) as fleet:
         yield fleet
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import socket
 
 import pysyncobj
 import pysyncobj.journal
@@ -65,3 +66,9 @@ def test_what_is_stubbed_out_is_used() -> None:
     assert source.count("PIPE_NOTIFIER_ENABLED") >= 3
     assert "self._poller.poll(" in source
     assert "self.__metaStorer.getMeta()" in inspect.getsource(pysyncobj.journal)
+
+
+def test_the_socket_module_is_as_it_was() -> None:
+    """pysyncobj replaces `socket.inet_ntop` when it is imported, by one that works on Windows only."""
+    assert socket.inet_ntop(socket.AF_INET6, socket.inet_pton(socket.AF_INET6, "::1")) == "::1"
+    assert socket.inet_ntop(socket.AF_INET, b"\x7f\0\0\1") == "127.0.0.1"

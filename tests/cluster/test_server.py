@@ -17,7 +17,21 @@ from connmon.cluster.intake import Waiting
 from connmon.cluster.replica import Replica
 from connmon.cluster.server import Server
 from connmon.config import Address, Node, Service
-from connmon.model import Batch, Departure, Gauges, Peaks, PoolReport, Query, Rows, Totals
+from connmon.model import (
+    EVERYTHING,
+    Batch,
+    Departure,
+    Gauges,
+    History,
+    HistoryQuery,
+    Peaks,
+    PoolReport,
+    Query,
+    Rows,
+    Totals,
+    UsersQuery,
+    WaitsQuery,
+)
 from connmon.wire import Ack, ClientSide, Goodbye, Hello, Message, Refuse, Welcome, frame
 from tests.cluster.fakes import FakeState, change, full
 
@@ -775,5 +789,25 @@ def test_closing_while_work_comes_in_is_not_missed(turns: int) -> None:
         for _ in range(turns):
             await asyncio.sleep(0)
         await asyncio.wait_for(server.close(), 5)
+
+    with_server(body)
+
+
+def test_a_reader_gets_history_waits_and_users() -> None:
+    """The node samples by itself, and answers each of a reader's questions in its own kind."""
+
+    async def body(server: Server, state: FakeState) -> None:
+        reader = await Client.connect(server, "reader")
+        number = 0
+        while not number:
+            reader.send(HistoryQuery((EVERYTHING,)))
+            past = await reader.next()
+            assert isinstance(past, History)
+            number = past.number
+        assert past.series[0].key == EVERYTHING
+        for question in (WaitsQuery(30.0), UsersQuery("mysql", "db1", None, "nova")):
+            reader.send(question)
+            rows = await reader.next()
+            assert isinstance(rows, Rows) and rows.complete and not rows.more
 
     with_server(body)

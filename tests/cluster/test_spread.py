@@ -8,7 +8,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connmon.cluster.spread import SETTLED, Spread
+from connmon.cluster.spread import PATIENCE, SETTLED, Spread
 
 NODES = ("node1", "node2", "node3", "node4", "node5")
 
@@ -45,10 +45,15 @@ def test_nobody_is_sent_for_little() -> None:
     assert not moves(spread, {"node1": 0, "node2": 50, "node3": 9})
 
 
-def test_only_who_has_not_been_asked() -> None:
-    """What knows this node alone stays, and is not asked for ever."""
-    assert not moves(settled("node1"), {"node1": 30}, own=0)
-    assert sum(moves(settled("node1"), {"node1": 30}, own=2).values()) == 2
+def test_who_did_not_go_is_left_in_peace() -> None:
+    """What knows this node alone, or cannot reach the other one, is asked again after a long while only."""
+    spread = settled("node1", NODES[:2])
+    loads = {"node1": 30}
+    assert sum(moves(spread, loads, own=2).values()) == 2
+    assert not moves(spread, loads, own=2, now=100.0 + PATIENCE)
+    assert sum(moves(spread, loads, own=3, now=100.0 + PATIENCE).values()) == 1
+    assert sum(moves(spread, loads, own=3, now=101.0 + PATIENCE).values()) == 2
+    assert not moves(settled("node1"), loads, own=0)
 
 
 def test_a_node_counts_when_its_link_has_lasted() -> None:
@@ -79,12 +84,14 @@ def test_it_comes_to_rest(movable: list[int], pinned: list[int], seed: int) -> N
     }
     fixed = [node for node, load in zip(nodes, pinned, strict=False) for _ in range(load)]
     quiet = 0
-    for _ in range(2000):
+    for turn in range(2000):
         reporting = [*where.values(), *fixed]
         told = [
             move
             for node, spread in spreads.items()
-            for move in spread.moves(reporting, [i for i, at in where.items() if at == node], 100.0)
+            for move in spread.moves(
+                reporting, [i for i, at in where.items() if at == node], 1000.0 * (turn + 1)
+            )
         ]
         where.update(told)
         quiet = 0 if told else quiet + 1

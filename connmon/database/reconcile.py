@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from connmon.dbserver import FAMILIES, DatabaseServer, names, plain, server_of
+from connmon.database.server import FAMILIES, DatabaseServer, names, plain, server_of
 
 #: Seconds by which ages may differ that mean the same moment: logging in and reporting take time.
 SLACK: Final = 10.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from connmon.dbserver import DatabaseServer, names, server_of
+from connmon.database.server import DatabaseServer, names, server_of
 from connmon.errors import ConfigError, one_line
 from connmon.formats import printable, short_age
 from connmon.model import LARGEST

@@ -13,10 +13,10 @@ from typing import Any, Final
 from connmon.client import read_once
 from connmon.config import Service
 from connmon.credentials import Credentials
-from connmon.dbserver import DatabaseServer
-from connmon.dbsessions import DatabaseSessions, parse_url
+from connmon.database.reconcile import Look, Naming, is_settled, reconcile
+from connmon.database.server import DatabaseServer
+from connmon.database.sessions import DatabaseSessions, parse_url
 from connmon.procinfo import host
-from connmon.reconcile import Look, Naming, is_settled, reconcile
 
 #: Seconds between two looks: a report a second, a batch, and some to spare.
 SETTLE: Final = 2.5

@@ -24,10 +24,10 @@ from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from connmon.dbserver import FAMILIES, PORTS, DatabaseServer, plain
+from connmon.database.passwords import from_my_cnf, from_pgpass
+from connmon.database.reconcile import ServerView, Session
+from connmon.database.server import FAMILIES, PORTS, DatabaseServer, plain
 from connmon.errors import ConnmonError, UnreachableError, UsageError, one_line
-from connmon.passwords import from_my_cnf, from_pgpass
-from connmon.reconcile import ServerView, Session
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ import io
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from connmon.dbserver import DatabaseServer
+from connmon.database.server import DatabaseServer
 from connmon.formats import aligned, csv_cell, printable
 
 #: How many ids of sessions with the same owner a line of the table shows.
@@ -90,7 +90,9 @@ def _capacity(document: Mapping[str, Any]) -> str:
     text = f"pools {document['pools']}  capacity "
     if document["capacity"] is not None:
         left = document["capacity_headroom"]
-        verdict = f"{left} below the limit" if left >= 0 else f"{-left} MORE than the server allows"
+        verdict = (
+            f"{left} below the limit" if left >= 0 else f"OVERCOMMIT: {-left} more than the server takes"
+        )
         return f"{text}{document['capacity']}, {verdict}"
     reasons = []
     if document["unlimited_pools"]:

@@ -1,0 +1,335 @@
+"""What the console costs with 5,000 programs and 100,000 connections, and what it costs the node.
+
+    python benchmarks/console.py [--programs N] [--connections N] [--seconds S] [--json FILE]
+
+Three things are measured, with one real node (connmond's own server, alone in its group) that holds so many
+processes, one for each program:
+
+- a frame: state -> styled lines, of each large view, and what a new picture costs before it can be drawn;
+- the real console in a pseudo-terminal, its CPU time at rest and while the fleet reports;
+- the acknowledgement of a report, while nobody asks and while readers ask: the kinds take turns in short
+  slices, so that what else the machine does hits all of them alike.
+
+Targets stand beside the figures and are not judged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import json
+import os
+import pty
+import select
+import socket
+import statistics
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from connmon import wire
+from connmon.client import connect
+from connmon.config import Address, Node, Service
+from connmon.console import state, views
+from connmon.console.source import Source, Want
+from connmon.console.state import Picture, State
+from connmon.model import (
+    Batch,
+    Connection,
+    Gauges,
+    HistoryQuery,
+    Peaks,
+    PoolInfo,
+    PoolReport,
+    Process,
+    Query,
+    Report,
+    Totals,
+    WaitsQuery,
+)
+
+INFO = PoolInfo("mysql+pymysql://n@db1/n", "mysql", "db1", 3306, "n", "QueuePool", 5, 30, 30.0)
+#: Seconds for which each kind of load is measured before the next has its turn.
+SLICE = 2.0
+
+
+def report(number: int, sequence: int, connections: int) -> Report:
+    out = (number + sequence) % (connections + 1)
+    return Report(
+        f"i-{number}", sequence, 0, 1.0, Peaks(connections, out),
+        pools=(
+            PoolReport(
+                0, INFO, Gauges(1, 35, 0, connections, out),
+                Totals(connections, 0, 100 * sequence, 100 * sequence - out), Peaks(connections, out),
+                held=0.5 if out else None,
+            ),
+        ),
+        connections=tuple(
+            Connection(c, 0, number * 100 + c, "checked_out" if c < out else "idle", 60.0,
+                       0.5 if c < out else None, f"Thread-{c}" if c < out else None)
+            for c in range(connections)
+        ),
+        process=Process(f"host{number % 50:03}", f"program-{number:04}", number, 1, "u", None, 60.0),
+    )  # fmt: skip
+
+
+# --- The node, a process of its own ------------------------------------------------------------
+
+
+async def node(programs: int, connections: int) -> None:
+    from connmon.cluster.replica import Replica
+    from connmon.cluster.server import Server
+    from connmon.cluster.state import State as Replicated
+
+    here = Node("node1", Address("127.0.0.1", 1), Address("127.0.0.1", 0))
+    service = Service("default", (here,), lease=86400.0)
+    replica = Replica("default", "node1", Replicated())
+    server = Server(service, here, replica)
+    await server.start()
+    sequence = [0] * programs
+    batches = 0
+
+    async def say(numbers: range) -> None:
+        nonlocal batches
+        batches += 1
+        for number in numbers:
+            sequence[number] += 1
+        reports = tuple(report(number, sequence[number], connections) for number in numbers)
+        await replica.propose(Batch("loader", "loader", batches, None, reports))
+
+    for begin in range(0, programs, 100):
+        await say(range(begin, min(begin + 100, programs)))
+    print(server.port, flush=True)
+    loop = asyncio.get_running_loop()
+    live = False
+    at = 0
+
+    def told() -> None:
+        nonlocal live
+        line = sys.stdin.readline()
+        if not line:
+            os._exit(0)
+        live = line.strip() == "live"
+
+    loop.add_reader(sys.stdin.fileno(), told)
+    while True:
+        await asyncio.sleep(0.1)
+        if live:  # every process reports once in five seconds, as the plugin's sign of life
+            step = max(1, programs // 50)
+            await say(range(at, min(at + step, programs)))
+            at = 0 if at + step >= programs else at + step
+
+
+# --- Measured ------------------------------------------------------------------------------------
+
+
+def timed(call: Callable[[], Any], times: int) -> float:
+    """Return the median of so many calls, in ms."""
+    taken = []
+    for _ in range(times):
+        began = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken) * 1000
+
+
+def frames(nodes: list[Node]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    client = connect(nodes, "default")
+    client.timeout = 120.0
+    for want in (Want("program"), Want("process"), Want("connection")):
+        source = Source(want)
+        source.remember({})
+        for rows in client.ask(source.question()):
+            source.apply(rows)
+        shown = State("", pages=(state.pages.page("all", want),))
+        picture = Picture(source.head(), {want: source.rows()}, 1.0, "12:00:00")
+        shown = state.pictured(shown, picture)
+        shown = state.fitted(shown, views.layout(shown, 200, 50).panes)
+        many = len(picture.tables[want])
+        what = f"{many} {want.by} rows"
+        found[f"frame, {what}"] = timed(lambda shown=shown: views.view(shown, 200, 50), 30)
+        found[f"rows of an answer where nothing changed, {what}"] = timed(
+            lambda source=source: source.rows(frozenset()), 5
+        )
+        found[f"a new picture in order, {what}"] = timed(
+            lambda shown=shown, picture=picture: state.pictured(shown, picture), 5
+        )
+    client.close()
+    return found
+
+
+def console(port: int, seconds: float) -> float:
+    """Return the CPU that a real console takes, in percent of a core, once it has all rows."""
+    program = (
+        "import sys; from connmon.config import Address, Node; from connmon.console import app; "
+        f"address = Address('127.0.0.1', {port}); sys.exit(app.run([Node('node1', address, address)], ''))"
+    )
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 200, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=slave, stdout=slave, stderr=slave,
+        env={**os.environ, "TERM": "xterm-256color", "PYTHONPATH": str(Path(__file__).parent.parent)},
+    )  # fmt: skip
+    seen = bytearray()
+    done = False
+
+    def read() -> None:
+        while not done:
+            if select.select([master], [], [], 0.05)[0]:
+                seen.extend(os.read(master, 65536))
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        while b"program-" not in seen:
+            time.sleep(0.1)
+        time.sleep(2.0)
+        usage = psutil.Process(process.pid)
+        before, began = usage.cpu_times(), time.monotonic()
+        time.sleep(seconds)
+        after, ended = usage.cpu_times(), time.monotonic()
+    finally:
+        os.write(master, b"q")
+        process.wait(10)
+        done = True
+        reader.join()
+        os.close(master)
+        os.close(slave)
+    return 100.0 * (after.user + after.system - before.user - before.system) / (ended - began)
+
+
+def acknowledged(port: int, seconds: float) -> list[float]:
+    """Report all the time from one application; return how long each acknowledgement took, in ms."""
+    side = wire.ClientSide("application", "default")
+    taken: list[float] = []
+    with socket.create_connection(("127.0.0.1", port)) as sock:
+        sock.sendall(side.hello())
+        while side.welcome is None:
+            side.receive(sock.recv(65536))
+        instance = f"probe-{time.monotonic_ns()}"
+        end = time.monotonic() + seconds
+        number = 0
+        while time.monotonic() < end:
+            number += 1
+            told = Report(
+                instance, number, 0, 1.0, Peaks(), process=Process("probe", "probe", 1, 1, None, None, None)
+            )
+            began = time.perf_counter()
+            sock.sendall(side.frame(told))
+            while not any(isinstance(message, wire.Ack) for message in side.receive(sock.recv(65536))):
+                pass
+            taken.append((time.perf_counter() - began) * 1000)
+    return taken
+
+
+class Asking:
+    """Readers, processes of their own, that ask until they are ended."""
+
+    def __init__(self, port: int, kind: str) -> None:
+        self._process = (
+            None
+            if kind == "nobody asks"
+            else subprocess.Popen([sys.executable, __file__, "--ask", kind, str(port)], stdin=subprocess.PIPE)
+        )
+
+    def __enter__(self) -> Asking:
+        if self._process is not None:
+            time.sleep(0.5)  # it has to be there first
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+
+
+KINDS = ("nobody asks", "changed programs", "changed connections", "waits", "history", "all connections anew")
+
+
+def ask(kind: str, port: int) -> None:
+    """Ask as a console does: once a second, only "anew" as fast as it can."""
+    address = Address("127.0.0.1", port)
+    client = connect([Node("node1", address, address)], "default")
+    client.timeout = 60.0
+    version, epoch = 0, ""
+    by: Any = "program" if kind == "changed programs" else "connection"
+    while True:
+        if kind == "history":
+            client.history(HistoryQuery(tuple(("host", f"host{n:03}") for n in range(50)), 150))
+        elif kind == "waits":
+            for _ in client.ask(WaitsQuery(30.0)):
+                pass
+        else:
+            since = 0 if kind == "all connections anew" else version
+            for rows in client.ask(Query(by, epoch, since)):
+                version, epoch = rows.version, rows.epoch
+        if kind != "all connections anew":
+            time.sleep(1.0)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--programs", type=int, default=5_000)
+    parser.add_argument("--connections", type=int, default=100_000)
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each look at the console's CPU")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json")
+    parser.add_argument("--node", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--ask", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    each = max(1, arguments.connections // arguments.programs)
+    if arguments.node:
+        asyncio.run(node(arguments.programs, each))
+    if arguments.ask:
+        ask(arguments.ask[0], int(arguments.ask[1]))
+    found: dict[str, Any] = {}
+    total = arguments.programs * each
+    print(f"{arguments.programs} programs, {total} connections; load {os.getloadavg()[0]:.1f}")
+    command = [sys.executable, __file__, "--node", "--programs", str(arguments.programs),
+               "--connections", str(arguments.connections)]  # fmt: skip
+    served = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert served.stdin is not None and served.stdout is not None
+    try:
+        port = int(served.stdout.readline())
+        address = Address("127.0.0.1", port)
+        for name, ms in frames([Node("node1", address, address)]).items():
+            found[name] = ms
+            print(f"{name:70} {ms:9.1f} ms{'   (target: 50)' if name.startswith('frame') else ''}")
+        for name in ("at rest", "live"):
+            served.stdin.write(f"{name.rsplit(maxsplit=1)[-1]}\n")
+            served.stdin.flush()
+            found[f"console, {name}"] = cpu = console(port, arguments.seconds)
+            what = "(target: 2)" if name == "at rest" else "(a fifth of all rows changes every second)"
+            print(f"{'CPU of the console, ' + name:70} {cpu:9.1f} %    {what}")
+        taken: dict[str, list[float]] = {kind: [] for kind in KINDS}
+        for _ in range(arguments.rounds):
+            for kind in KINDS:
+                with Asking(port, kind):
+                    taken[kind] += acknowledged(port, SLICE)
+        for kind, times in taken.items():
+            times.sort()
+            middle, late = statistics.median(times), times[int(len(times) * 0.99)]
+            found[f"acknowledged while {kind}"] = {"p50": middle, "p99": late, "max": times[-1]}
+            print(f"acknowledged while {kind:51} p50 {middle:6.1f}  p99 {late:6.1f}  max {times[-1]:6.1f} ms")
+    finally:
+        served.stdin.close()
+        served.kill()
+        served.wait()
+        served.stdout.close()
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(found, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

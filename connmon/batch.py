@@ -1,0 +1,84 @@
+"""The console's batch output: what a node shows, printed again and again, for pipes and for files.
+
+Rules kept here:
+
+- Never an escape code, never a key that is waited for; each picture is flushed, so that a reader has it.
+- JSON is one document per line. Tables and CSV are parted by an empty line.
+- A picture that no node gives is one line on stderr; the next one is tried all the same. Exit code 1
+  where the last one could not be had, 0 else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from connmon.client import read_once
+from connmon.config import Service
+from connmon.credentials import Credentials
+from connmon.errors import ConnmonError
+from connmon.formats import as_json_line, printed, short_age
+from connmon.model import Grouping
+from connmon.verdicts import explained, of_row, with_server_maxima
+
+DONE, UNREACHABLE = 0, 1
+
+
+def run(
+    service: Service,
+    credentials: Credentials,
+    *,
+    by: Grouping,
+    form: str,
+    times: int | None,
+    interval: float,
+    maxima: Mapping[tuple[str, int | None], int],
+    write: Callable[[str], None],
+    complain: Callable[[str], None],
+    width: Callable[[], int | None],
+) -> int:
+    """Print so many pictures (None: until interrupted), `interval` seconds apart; return the exit code."""
+    number = 0
+    code = DONE
+    due = time.monotonic()
+    while times is None or number < times:
+        if number:
+            due = max(due + interval, time.monotonic())
+            time.sleep(max(0.0, due - time.monotonic()))
+        try:
+            document = read_once(service.nodes, service.name, by, credentials=credentials).document()
+        except ConnmonError as error:
+            if times == 1:
+                raise
+            complain(str(error))
+            code = UNREACHABLE
+        else:
+            code = DONE
+            write(_text(document, by, form, width(), number > 0))
+            _warn(document, by, maxima, complain)
+        number += 1
+    return code
+
+
+def _text(document: Mapping[str, Any], by: Grouping, form: str, width: int | None, again: bool) -> str:
+    if form == "json":
+        return as_json_line(document)
+    return ("\n" if again else "") + printed(document, by, form, width)
+
+
+def _warn(
+    document: Mapping[str, Any],
+    by: Grouping,
+    maxima: Mapping[tuple[str, int | None], int],
+    complain: Callable[[str], None],
+) -> None:
+    """Say what has no place in the output itself."""
+    if not document["quorum"]:
+        still = short_age(document["stale_seconds"])
+        complain(f"{document['node']} has no quorum: what it shows has stood still for {still}")
+    if by == "database" and maxima:
+        for row in with_server_maxima(document["rows"], maxima):
+            for verdict in of_row(row):
+                if verdict.word == "OVERCOMMIT":
+                    complain(explained([verdict]))

@@ -1,0 +1,82 @@
+"""How values are written: counts, rates, sizes, bars, lines of blocks. Pure.
+
+A value that is not known is "-". Nothing here is wider than one column of the terminal per character.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from connmon.console import text
+
+UNKNOWN: Final = "-"
+
+#: From nothing to most, for terminals that have block characters and for those that have not.
+BLOCKS: Final = "▁▂▃▄▅▆▇█"
+ASCII_BLOCKS: Final = "_.-:=+*#"
+
+
+def count(value: Any) -> str:
+    return UNKNOWN if value is None else str(value)
+
+
+def rate(value: float | None) -> str:
+    """Return events per second, with a tenth below a thousand."""
+    if value is None:
+        return UNKNOWN
+    return f"{value:.1f}" if value < 999.95 else f"{value:.0f}"
+
+
+def size(value: int | None) -> str:
+    """Return bytes as 512B, 38M, 1.2G (powers of 1024)."""
+    if value is None:
+        return UNKNOWN
+    amount = float(value)
+    for unit in "BKMGT":
+        if amount < 1023.5 or unit == "T":
+            return f"{amount:.1f}{unit}" if amount < 9.95 and unit in "GT" else f"{amount:.0f}{unit}"
+        amount /= 1024
+    raise AssertionError
+
+
+def percent(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:.0f}%"
+
+
+def word(value: Any) -> str:
+    return UNKNOWN if value in (None, "") else text.clean(str(value))
+
+
+def bar(part: int | None, whole: int | None, columns: int) -> str:
+    """Return [||||    ], full where `part` is `whole` or more; some of it as soon as `part` is not 0."""
+    room = columns - 2
+    if part is None or not whole:
+        return "[" + " " * room + "]"
+    filled = min(room, max(part * room // whole, 1 if part else 0))
+    return "[" + "|" * filled + " " * (room - filled) + "]"
+
+
+def of(part: int | None, whole: int | None) -> str:
+    """Return 13/15; the whole of something without a limit is "-"."""
+    return UNKNOWN if part is None else f"{part}/{count(whole)}"
+
+
+def line(samples: Sequence[float | None], number: int, columns: int, each: int, blocks: str = BLOCKS) -> str:
+    """Return `columns` blocks, each the mean of `each` samples; the newest at the right.
+
+    `number` is that of the last sample: which samples share a block depends on their numbers, not on
+    the moment, so that the line moves to the left and does not shimmer. What is not known is a space.
+    The highest block is the largest mean, the lowest one nothing at all.
+    """
+    means: list[float | None] = []
+    last = number // each
+    for block in range(last - columns + 1, last + 1):
+        begin = block * each - (number - len(samples) + 1)
+        known = [value for value in samples[max(0, begin) : max(0, begin + each)] if value is not None]
+        means.append(sum(known) / len(known) if known else None)
+    top = max((mean for mean in means if mean is not None), default=0.0)
+    return "".join(
+        " " if mean is None else blocks[0] if not top else blocks[round(mean / top * (len(blocks) - 1))]
+        for mean in means
+    )

@@ -1,0 +1,80 @@
+"""What this host's own system says of the process on the screen, beside what the process reported.
+
+Rules kept here:
+
+- Only of a process on this host, and only if it is the same one: the host's name, the pid and the time of
+  its start have to fit, so that a container's pid is not taken for the host's.
+- Connections to the database that no pool accounts for are counted by their far ends: sockets of the
+  process to the addresses of its pools' servers, less what these pools report.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from connmon import procinfo
+from connmon.console import forms
+from connmon.console.columns import Row
+from connmon.console.state import Local
+
+#: The ports where a URL names none.
+PORTS = {"mysql": 3306, "mariadb": 3306, "postgresql": 5432}
+
+
+class Watch:
+    """Looks at one process after the other, as the console opens them."""
+
+    def __init__(self) -> None:
+        self._host = procinfo.host()
+        self._addresses: dict[str, frozenset[str]] = {}
+        self._instance = ""
+        self._process: procinfo.Watched | None = None
+
+    def look(self, instance: str, pools: Sequence[Row]) -> Local | None:
+        """Return what the system says of the process that has these pools; None where it is elsewhere."""
+        row: Row = pools[0] if pools else {}
+        pid = row.get("pid")
+        if not isinstance(pid, int) or row.get("host") != self._host or row.get("state") != "connected":
+            return None
+        if instance != self._instance or self._process is None:
+            self._instance, self._process = instance, procinfo.Watched(pid, row.get("started_seconds"))
+        servers = {self._server(pool) for pool in pools} - {None}
+        ends = {(address, port) for host, port in filter(None, servers) for address in self._resolved(host)}
+        live = self._process.look(ends)
+        if live is None:
+            return None
+        counted = sum(pool.get("connections") or 0 for pool in pools if self._server(pool) is not None)
+        return Local(instance, _told(live, len(servers), counted))
+
+    def _server(self, pool: Row) -> tuple[str, int] | None:
+        host, port = pool.get("database_host"), pool.get("database_port")
+        if not host:
+            return None
+        port = port or PORTS.get(str(pool.get("dialect")))
+        return None if port is None else (str(host), port)
+
+    def _resolved(self, host: str) -> frozenset[str]:
+        """Return the addresses of a name, asked for once."""
+        if host not in self._addresses:
+            try:
+                found: Sequence[Any] = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+            except (OSError, UnicodeError):
+                found = ()
+            self._addresses[host] = frozenset(str(each[4][0]).removeprefix("::ffff:") for each in found)
+        return self._addresses[host]
+
+
+def _told(live: procinfo.Live, servers: int, counted: int) -> str:
+    usage = (
+        f"CPU {forms.percent(live.cpu_percent)}   memory {forms.size(live.rss_bytes)}   "
+        f"threads {forms.count(live.threads)}   open files {forms.count(live.open_files)}"
+    )
+    if not servers:
+        return f"on this host now: {usage}   no TCP: the database is a file or a socket"
+    if live.sockets is None:
+        return f"on this host now: {usage}   TCP to the database - (another user's process)"
+    beyond = live.sockets - counted
+    how = f"{beyond} BEYOND its pools' {counted}" if beyond > 0 else "all its pools'"
+    return f"on this host now: TCP to the database {live.sockets}, {how}   {usage}"

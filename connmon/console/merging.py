@@ -1,0 +1,163 @@
+"""Several rows made one: a program over its hosts, a pool over its processes, what blocks whom. Pure.
+
+Rules kept here:
+
+- Counts and totals are sums, and so are maxima, which are then never below what was seen. Ages are the
+  oldest, a last report the newest. Of percentiles the worst is shown: no one's is hidden by another's.
+- A sum of which a part is not known is not known; a part that is lost or gone has no present and adds none.
+- A merged row is judged like any other, by its own figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
+
+from connmon.console import tables
+from connmon.console.columns import Row
+from connmon.snapshot import FIGURES
+from connmon.verdicts import HELD_LONG
+
+Key: TypeAlias = tuple[Any, ...]
+
+_NEWEST: Final = ("last_report_seconds",)
+_WORST: Final = (
+    "longest_wait_seconds", "longest_held_seconds",
+    *(f"{what}_p{part}_seconds" for what in ("wait", "held", "connect") for part in (50, 95, 99)),
+)  # fmt: skip
+_SUMS: Final = tuple(key for key in FIGURES if key not in (*_NEWEST, *_WORST))
+_DATABASE: Final = ("dialect", "database_host", "database_port", "database")
+_STATES: Final = ("connected", "lost", "gone")
+
+
+def together(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return one row of what several have in common, and of the sums; not judged yet."""
+    first = rows[0]
+    alive = [row for row in rows if row.get("state") not in ("lost", "gone")]
+    merged = {key: value for key, value in first.items() if all(row.get(key) == value for row in rows)}
+    for key in _SUMS:
+        told = rows if key.endswith("_total") or key.startswith("max_") else alive
+        values = [row.get(key) for row in told if key in row]
+        if values:
+            merged[key] = None if any(value is None for value in values) else sum(values)
+        elif key in first:
+            merged[key] = None if any(row.get("state") == "lost" for row in rows) else 0
+    for key in (*_NEWEST, *_WORST):
+        ages: list[float] = [row[key] for row in rows if row.get(key) is not None]
+        if ages:
+            merged[key] = min(ages) if key in _NEWEST else max(ages)
+    recent = [row["recent_timeouts"] for row in rows if row.get("recent_timeouts") is not None]
+    merged["recent_timeouts"] = sum(recent) if recent else None
+    merged["state"] = next(
+        (state for state in _STATES if any(row.get("state") == state for row in rows)), None
+    )
+    return merged
+
+
+def _judged(merged: dict[str, Any]) -> dict[str, Any]:
+    tables.judged(merged, merged.pop("recent_timeouts"))
+    return merged
+
+
+def programs(pairs: Iterable[tuple[Key, Row]]) -> list[tuple[Key, Row]]:
+    """Return one row for each program, over all hosts."""
+    found: dict[Any, list[Row]] = {}
+    for _, row in pairs:
+        found.setdefault(row.get("program"), []).append(row)
+    merged: list[tuple[Key, Row]] = []
+    for program, rows in found.items():
+        row = _judged(together(rows))
+        row["hosts"] = len(rows)
+        row["host"] = rows[0].get("host") if len(rows) == 1 else f"{len(rows)} hosts"
+        merged.append((("programs", program), row))
+    return merged
+
+
+def pools(pairs: Iterable[tuple[Key, Row]]) -> list[tuple[Key, Row]]:
+    """Return one row for each pool of a program, over its processes on a host."""
+    found: dict[Key, list[Row]] = {}
+    for _, row in pairs:
+        found.setdefault(("pools", row.get("host"), row.get("program"), row.get("pool")), []).append(row)
+    merged: list[tuple[Key, Row]] = []
+    for key, rows in found.items():
+        row = _judged(together(rows))
+        row["processes"] = len(rows)
+        merged.append((key, row))
+    return merged
+
+
+def users(pairs: Iterable[tuple[Key, Row]], database: Key) -> list[tuple[Key, Row]]:
+    """Return a row for each program that has pools in a database, of pool rows."""
+    found: dict[Key, list[Row]] = {}
+    for _, row in pairs:
+        if tuple(row.get(key) for key in _DATABASE) == database[1:]:
+            found.setdefault(("program", row.get("host"), row.get("program")), []).append(row)
+    merged: list[tuple[Key, Row]] = []
+    for key, rows in found.items():
+        row = _judged({name: value for name, value in together(rows).items() if name != "pool"})
+        row["pools"], row["processes"] = len(rows), len({pool.get("instance") for pool in rows})
+        merged.append((key, row))
+    return merged
+
+
+def waits(pools: Sequence[tuple[Key, Row]], connections: Sequence[tuple[Key, Row]]) -> list[tuple[Key, Row]]:
+    """Return who blocks whom: a row for each place in the code that holds connections of a troubled pool.
+
+    A place is a line of code; where that is not known, the thread, task or greenlet that has held one
+    long; all short holds of a pool are one. `pools` and `connections` are a node's answer to `waits`,
+    pool rows keyed by instance and number. The same place in several processes is one row.
+    """
+    of_pool: dict[Key, list[Row]] = {}
+    for _, row in pools:
+        if not (row.get("waiting") or (row.get("longest_held_seconds") or 0.0) >= HELD_LONG):
+            continue
+        of_pool.setdefault(_pool(row), []).append(row)
+    held: dict[Key, list[Row]] = {}
+    for _, row in connections:
+        if row.get("held_seconds") is None or _pool(row) not in of_pool:
+            continue
+        # Short holds matter only where somebody waits for their end.
+        if _place(row)[0] != "short" or any(pool.get("waiting") for pool in of_pool[_pool(row)]):
+            held.setdefault((*_pool(row), *_place(row)), []).append(row)
+    seen = {key[:3] for key in held}
+    for pool in of_pool:
+        if pool not in seen:
+            held[pool + ("nobody", None)] = []  # noqa: RUF005  (a star in an index is not in Python 3.10)
+    rows = [_wait(key, of_pool[key[:3]], holders) for key, holders in held.items()]
+    return sorted(rows, key=lambda pair: -(pair[1]["held_seconds"] or 0.0))
+
+
+def _pool(row: Row) -> Key:
+    return row.get("host"), row.get("program"), row.get("pool")
+
+
+def _place(row: Row) -> tuple[str, Any]:
+    if row.get("call_site"):
+        return "line", row["call_site"]
+    if (row.get("held_seconds") or 0.0) >= HELD_LONG:
+        return "thread", row.get("holder")
+    return "short", None
+
+
+def _wait(key: Key, pools: Sequence[Row], holders: Sequence[Row]) -> tuple[Key, Row]:
+    longest: Mapping[str, Any] = max(holders, key=lambda row: row["held_seconds"], default={})
+    merged = together(pools)
+    held = longest.get("held_seconds")
+    # Only the place that holds one long is to blame for a leak, not every user of that pool.
+    merged["longest_held_seconds"] = held if held is not None else merged.get("longest_held_seconds")
+    row = _judged(merged)
+    what, place = key[3:]
+    if what == "short":
+        row["blocker"] = f"{len(holders)} short holds" if len(holders) > 1 else "a short hold"
+    elif what == "nobody":
+        row["blocker"] = "not known"
+    else:
+        row["blocker"] = place if what == "line" else f"thread {place}" if place else "not known"
+    row["call_site"] = longest.get("call_site")
+    row["holder"] = longest.get("holder")
+    row["stack"] = longest.get("stack") or []
+    row["server_id"] = longest.get("server_id")
+    row["held_seconds"], row["holds"] = held, len(holders)
+    row["processes"] = len({pool.get("instance") for pool in pools})
+    row["pids"] = sorted({holder["pid"] for holder in holders if holder.get("pid") is not None})
+    return ("wait", *key), row

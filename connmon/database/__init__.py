@@ -1,0 +1,7 @@
+"""The database server's side of it: its own session list, beside what processes report. For the terminal.
+
+- `server`: which server is meant by a name (pure). `passwords`: from the files of its clients (pure).
+- `sessions`: asks the server; the only import of SQLAlchemy outside of what applications load.
+- `reconcile`: its list against the replica (pure). `compare`: has both looked at, twice where needed.
+- `whois`: who holds one session (pure). `formats`: how a reconciliation is printed (pure).
+"""

@@ -1,0 +1,77 @@
+"""What is added to what processes report: the system's own word, and the servers' maxima."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from typing import Any
+
+import psutil
+import pytest
+
+from connmon import procinfo
+from connmon.console.local import Watch
+from connmon.console.source import Source, Want
+from tests.console_fakes import answer
+
+
+def pool(port: int | None, connections: int = 1, **changes: Any) -> dict[str, Any]:
+    """A pool row of this very process."""
+    return {
+        "host": procinfo.host(), "pid": os.getpid(), "state": "connected", "dialect": "mysql",
+        "started_seconds": time.time() - psutil.Process().create_time(),
+        "database_host": None if port is None else "127.0.0.1", "database_port": port,
+        "connections": connections, **changes,
+    }  # fmt: skip
+
+
+def test_sockets_beyond_those_of_the_pools_are_counted() -> None:
+    """Three sockets to the server of which the pools know two: one is beyond; other servers do not count."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_server(("127.0.0.1", 0)) as other,
+    ):
+        port = server.getsockname()[1]
+        held = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]
+        held.append(socket.create_connection(other.getsockname()))
+        try:
+            watch = Watch()
+            local = watch.look("i1", [pool(port, 1), pool(port, 1), pool(None, 7)])
+            assert local is not None and local.instance == "i1"
+            assert "TCP to the database 3, 1 BEYOND its pools' 2" in local.text
+            assert "threads " in local.text and "memory " in local.text and "open files " in local.text
+            again = watch.look("i1", [pool(port, 3)])
+            assert again is not None and "TCP to the database 3, all its pools'" in again.text
+        finally:
+            for each in held:
+                each.close()
+
+
+def test_a_database_without_a_port_has_no_sockets() -> None:
+    """SQLite, or a server reached by a socket file: there is nothing to count."""
+    local = Watch().look("i1", [pool(None)])
+    assert local is not None and "no TCP" in local.text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"host": "elsewhere"}, {"pid": None}, {"pid": 2**22 + 1}, {"state": "lost"}, {"started_seconds": 9e9},
+     {"started_seconds": None}],
+)  # fmt: skip
+def test_another_process_is_not_looked_at(changes: dict[str, Any]) -> None:
+    """Elsewhere, gone, or of the same pid but started at another time: nothing is said."""
+    assert Watch().look("i1", [pool(3306, **changes)]) is None
+    assert Watch().look("i1", []) is None
+
+
+def test_a_server_that_takes_less_than_its_pools_may_open_is_overcommitted() -> None:
+    """With the server's maximum given, its databases say OVERCOMMIT; of others nothing is known."""
+    source = Source(Want("database"), {("db1", 3306): 151})
+    source.apply(answer(source.question()))
+    rows = {row["database"]: row for _, row in source.rows()}
+    assert rows["keystone"]["verdict"] == "OVERCOMMIT"
+    assert "285 connections to db1:3306, which takes 151" in rows["nova"]["why"]
+    source = Source(Want("database"), {("db2", None): 10})
+    source.apply(answer(source.question()))
+    assert {row["verdict"] for _, row in source.rows()} == {"LEAK", None}
