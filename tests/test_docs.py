@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 from pathlib import Path
 
@@ -51,3 +52,56 @@ def test_every_metric() -> None:
     assert len(names) > 12
     for name in (*names, "info", "role", "links", "command_seconds"):
         assert re.search(rf"``connmon_node_{name}(_total)?``", page), name
+
+
+#: What raises or prints an error line in each of these modules.
+ERRORS = (
+    "_error",
+    "error",
+    "ConfigError",
+    "UsageError",
+    "ConnmonError",
+    "damaged",
+    "_complain",
+    "UnreachableError",
+)
+MODULES = (
+    "config", "credentials", "tls", "address", "cluster/datadir", "cluster/dump", "cluster/daemon",
+    "arguments", "cli", "client", "batch", "output", "record", "recording", "database/sessions",
+    "database/whois", "demo", "chaos", "console/screen",
+)  # fmt: skip
+
+
+def words(node: ast.expr) -> list[str]:
+    """Return the longest fixed part of each text that an argument of an error can be."""
+    if isinstance(node, ast.IfExp):
+        return words(node.body) + words(node.orelse)
+    if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "one_line":
+        return words(node.args[0])
+    parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+    fixed = [p.value for p in parts if isinstance(p, ast.Constant) and isinstance(p.value, str)]
+    return [max((" ".join(text.split()) for text in fixed), key=len)] if fixed else []
+
+
+def test_every_error_line() -> None:
+    """Whatever connmond and connmon say when they cannot go on is in the page about error lines."""
+    page = " ".join((DOCS / "errors.rst").read_text().split())
+    package = Path(config.__file__).parent
+    found, missing = 0, list[str]()
+    for module in MODULES:
+        for node in ast.walk(ast.parse((package / f"{module}.py").read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            if name not in (*ERRORS, "ScreenError", "_unreachable"):
+                continue
+            for text in (text for argument in node.args for text in words(argument)):
+                if len(text) > 11:
+                    missing = (
+                        missing
+                        if text.strip(" :;,[]") in page
+                        else [*missing, f"{module}:{node.lineno}: {text}"]
+                    )
+                    found += 1
+    assert not missing
+    assert found > 80
