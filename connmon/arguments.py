@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 _EPILOG: Final = """\
 Without a command the console is run; options may stand before the command or after it.
-exit codes: 0 done, 1 no node could be read, 2 wrong arguments or configuration
+exit codes: 0 done, 1 no node could be read, 2 wrong arguments or configuration, 130 Ctrl-C; those of
+cluster-status and whois: see their --help
 """
 
 

@@ -228,13 +228,13 @@ def connect(
     tells that it has no quorum can look for another. Raises UnreachableError, with the
     reason of each node, where none is left.
     """
-    reasons: list[str] = []
+    reasons: list[PeerError] = []
     for node in rng.sample(nodes, len(nodes)):
         if node.name not in exclude:
             try:
                 return _connect(node, service, timeout, credentials)
             except PeerError as error:
-                reasons.append(str(error))
+                reasons.append(error)
     raise _unreachable(reasons)
 
 
@@ -251,7 +251,7 @@ def read_once(
     Nodes are tried in random order, also after one that welcomed and then failed. Raises
     UnreachableError, with the reason of each node, where none could be read.
     """
-    reasons: list[str] = []
+    reasons: list[PeerError] = []
     best: Snapshot | None = None
     freshest = math.inf
     for node in rng.sample(nodes, len(nodes)):
@@ -261,7 +261,7 @@ def read_once(
                 for rows in client.ask(snapshot.query()):
                     snapshot.apply(rows)
         except PeerError as error:
-            reasons.append(str(error))
+            reasons.append(error)
             continue
         assert snapshot.header is not None
         if snapshot.header.quorum:
@@ -273,10 +273,12 @@ def read_once(
     return best
 
 
-def _unreachable(reasons: Sequence[str]) -> UnreachableError:
+def _unreachable(reasons: Sequence[PeerError]) -> UnreachableError:
     if not reasons:
         return UnreachableError("no node is left to try")
-    return UnreachableError(f"no node could be read: {'; '.join(reasons)} (is connmond running there?)")
+    # Who says no is there.
+    hint = " (is connmond running there?)" if any(isinstance(r, UnreachableError) for r in reasons) else ""
+    return UnreachableError(f"no node could be read: {'; '.join(map(str, reasons))}{hint}")
 
 
 def _connect(node: Node, service: str, timeout: float, credentials: Credentials) -> Client:

@@ -14,7 +14,6 @@ import logging.config
 import os
 import resource
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -25,7 +24,7 @@ from connmon.cluster.datadir import DataDir
 from connmon.cluster.dump import Dump, check_dump, open_dump
 from connmon.cluster.dumpfile import DumpFile
 from connmon.cluster.manager import Manager, reload
-from connmon.cluster.notices import Notices
+from connmon.cluster.notices import Notices, system_reason
 from connmon.cluster.replica import Replica
 from connmon.cluster.server import CLIENTS, SPARE_FILES, Server
 from connmon.cluster.state import State
@@ -176,7 +175,9 @@ async def _serve(
     except ProtocolError as error:
         return _complain(str(error if kept is None else kept.damaged(str(error))), 2)
     except OSError as error:
-        return _complain(f"cannot listen on {node.bind} (bind of node {node.name!r}): {_reason(error)}", 1)
+        return _complain(
+            f"cannot listen on {node.bind} (bind of node {node.name!r}): {system_reason(error)}", 1
+        )
     scrapes = None
     if service.metrics is not None:
         scrapes = await _serve_metrics(service, server, replica)
@@ -222,7 +223,7 @@ async def _serve_metrics(service: Service, server: Server, replica: Replica) -> 
         await scrapes.start()
     except OSError as error:
         where = f"{service.origin} metrics: " if service.origin else ""
-        _complain(f"{where}cannot listen on {service.metrics}: {_reason(error)}", 1)
+        _complain(f"{where}cannot listen on {service.metrics}: {system_reason(error)}", 1)
         return None
     logger.info("metrics are at http://%s/metrics, for anyone who reaches it", service.metrics)
     return scrapes
@@ -233,13 +234,6 @@ async def _tell_ready(service: Service, node: Node, replica: Replica, port: int)
     while not (replica.quorum and replica.leader):
         await asyncio.sleep(0.02)
     logger.info("ready service=%s node=%s port=%d pid=%d", service.name, node.name, port, os.getpid())
-
-
-def _reason(error: OSError) -> str:
-    """Return what the system says, without asyncio's wording around it."""
-    if isinstance(error, socket.gaierror) or error.errno is None:
-        return error.strerror or str(error)
-    return os.strerror(error.errno)
 
 
 def _unexpected(notices: Notices) -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:

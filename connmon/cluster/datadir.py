@@ -55,7 +55,7 @@ class DataDir:
 
     def __init__(self, path: str, service: str, node: str, origin: str = "") -> None:
         self.path = Path(path)
-        self._where = f"{origin}: " if origin else ""
+        self._where = f"{origin} " if origin else ""
         self._lock = -1
         self._image: bytes | None = None
         """What is still to be written; None: the file is right."""

@@ -1,8 +1,10 @@
-"""Log lines about clients, so few that a flood of bad ones does not fill the disk."""
+"""What is logged of others: in plain words, and so little that a flood of bad clients fills no disk."""
 
 from __future__ import annotations
 
 import logging
+import os
+import socket
 from collections.abc import Callable
 from typing import Final
 
@@ -34,3 +36,10 @@ class Notices:
             logger.warning("%d more lines about clients were left out", self._left_out)
             self._left_out = 0
         logger.warning(message, *values)
+
+
+def system_reason(error: OSError) -> str:
+    """Return what the system says, without asyncio's wording around it."""
+    if isinstance(error, socket.gaierror) or error.errno is None:
+        return error.strerror or str(error)
+    return os.strerror(error.errno)

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import msgspec
 
 from connmon.cluster import peer
+from connmon.cluster.notices import system_reason
 from connmon.cluster.records import LIMITS
 from connmon.config import Address, Node, Service
 from connmon.credentials import OPEN, Credentials, nonce
@@ -383,7 +384,8 @@ class Peers:
                 try:
                     await self._open(loop, name, address)
                 except (OSError, asyncio.TimeoutError, PeerError) as error:
-                    problem = one_line(str(error) or type(error).__name__, REASON_LENGTH)
+                    said = system_reason(error) if isinstance(error, OSError) else str(error)
+                    problem = one_line(said or type(error).__name__, REASON_LENGTH)
                     self.complain(name, f"{address} cannot be reached: {problem}")
                 except Exception:
                     logger.exception("dialing node %s has failed; going on", name)

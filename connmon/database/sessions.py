@@ -61,7 +61,7 @@ _DENIED: Final = (1045, 1698)
 def parse_url(given: str) -> URL:
     """Return the URL of a database server. Raises UsageError, with nothing of the URL in it."""
     expected = (
-        "expected DIALECT://USER:PASSWORD@HOST:PORT/DATABASE with DIALECT mysql, mariadb or postgresql; "
+        "expected DIALECT://USER@HOST:PORT/DATABASE with DIALECT mysql, mariadb or postgresql; "
         "special characters of the password written as in applications' URLs: @ as %40, / as %2F, : as %3A"
     )
     # More than one "@" means that part of a password would be taken for a host, and shown.
