@@ -689,7 +689,7 @@ _counts = st.integers(0, 5) | st.just(2**53 - 1)
 _gauges = st.tuples(*[_counts] * 8).map(Gauges._make)
 _totals = st.tuples(*[_counts] * 7).map(Totals._make)
 _peaks = st.tuples(_counts, _counts, _counts, _seconds).map(Peaks._make)
-_histograms = st.lists(_counts, max_size=BUCKETS).map(tuple)
+_histograms = st.sampled_from([(), (0, 3), (1, 0, 5), (2**53 - 1,), (1,) * BUCKETS])
 _pools = st.builds(
     PoolReport, _small, _infos, _gauges, _totals, _peaks, st.none() | _seconds, st.none() | _seconds,
     st.builds(Times, _histograms, _histograms, _histograms),
