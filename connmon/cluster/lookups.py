@@ -100,7 +100,7 @@ def users(tables: Tables, query: UsersQuery, about: About) -> Iterator[Rows]:
                 pools.setdefault(who, []).append((process, pool))
     found: list[ProgramRow] = []
     for (host, program), of in pools.items():
-        found.append(_program(host, program, of, tables.clock))
+        found.append(_program(host, program, of, group.reported or 0.0 if group is not None else 0.0))
         if len(found) >= CHUNK:
             yield msgspec.structs.replace(head, rows=tuple(found), more=True)
             found = []

@@ -206,7 +206,7 @@ def row_of(tables: Tables, key: RowKey) -> Row | None:
     """Return the row of this key as it is now; None where there is none any more."""
     if key[0] in _GROUPS:
         group = tables.groups.get(key)
-        return None if group is None else _group_row(tables, group)
+        return None if group is None else _group_row(group)
     process = tables.processes.get(str(key[1]))
     if process is None:
         return None
@@ -218,7 +218,7 @@ def row_of(tables: Tables, key: RowKey) -> Row | None:
             process.started,
             process.usage,
             process.state,
-            _own_figures(tables, process, process),
+            _own_figures(process, process),
         )
     number = key[2]
     assert isinstance(number, int)
@@ -227,7 +227,7 @@ def row_of(tables: Tables, key: RowKey) -> Row | None:
         if pool is None or not pool.shown:
             return None
         return PoolRow(
-            process.instance, number, pool.info, process.state, _own_figures(tables, process, pool)
+            process.instance, number, pool.info, process.state, _own_figures(process, pool)
         )  # fmt: skip
     c = process.connections.get(number)
     if c is None:
@@ -238,7 +238,7 @@ def row_of(tables: Tables, key: RowKey) -> Row | None:
     )  # fmt: skip
 
 
-def _own_figures(tables: Tables, process: ProcessRecord, what: ProcessRecord | PoolRecord) -> Figures:
+def _own_figures(process: ProcessRecord, what: ProcessRecord | PoolRecord) -> Figures:
     """Return the figures of a process, or of one of its pools."""
     lost = process.lost
     pools = [what] if isinstance(what, PoolRecord) else list(process.pools.values())
@@ -256,12 +256,15 @@ def _own_figures(tables: Tables, process: ProcessRecord, what: ProcessRecord | P
         None if lost else what.held_since,
         0.0 if lost else what.rate,
         process.reported,
-        *quantiles_of(() if lost else pools, tables.clock),
+        *quantiles_of(() if lost else pools, process.reported),
     )
 
 
 def quantiles_of(pools: Iterable[PoolRecord], clock: float) -> tuple[Quantiles, Quantiles, Quantiles]:
-    """Return what waits, holds and connects took lately in these pools together."""
+    """Return what waits, holds and connects took lately in these pools together.
+
+    `clock` is when the row was last reported: a row changes by reports alone, and not with the time.
+    """
     lately = [lately for pool in pools if (lately := pool.lately(clock)) is not NO_TIMES]
     return _quantiles_of(added_times(lately)) if lately else (UNKNOWN, UNKNOWN, UNKNOWN)
 
@@ -277,9 +280,9 @@ def _quantiles(counts: histogram.Histogram) -> Quantiles:
     )
 
 
-def _group_row(tables: Tables, group: Group) -> ProgramRow | HostRow | DatabaseRow:
+def _group_row(group: Group) -> ProgramRow | HostRow | DatabaseRow:
     key, figures = group.key, figures_of(group)
-    waits, holds, connects = quantiles_of(group.pools(present=True), tables.clock)
+    waits, holds, connects = quantiles_of(group.pools(present=True), group.reported or 0.0)
     figures = msgspec.structs.replace(figures, waits=waits, holds=holds, connects=connects)
     if key[0] == "program":
         return ProgramRow(str(key[1]), str(key[2]), group.state, figures)

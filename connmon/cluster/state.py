@@ -96,6 +96,7 @@ class State(Tables):
             self.epoch = batch.boot
         if batch.tick is not None:
             self.clock += min(max(batch.tick.step, 0.0), LONGEST_STEP)
+            self.turn_window()
         self.boots.pop(batch.boot, None)
         self.boots[batch.boot] = BootRecord(batch.boot, batch.number, self.clock)
         answers = tuple((r.instance, r.sequence, self._report(batch.node, r)) for r in batch.reports)

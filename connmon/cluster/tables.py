@@ -73,7 +73,7 @@ class Tables:
         self.boots: dict[str, BootRecord] = {}
         """The last batch of each node's start, the one not heard of for longest first."""
         self.window = 0
-        """The window of the clock in which something was last told of how long it took."""
+        """The window that the clock is in."""
         self.in_window = NO_TIMES
         """How long things took that were told of in it, of all processes; and in the one before it."""
         self.before_window = NO_TIMES
@@ -134,21 +134,19 @@ class Tables:
 
     def took(self, times: Times) -> None:
         """Note what a pool has just told of, beyond what it told before."""
-        self._turn_window()
         self.in_window = bounded_times(added_times([self.in_window, times]), LARGEST)
 
     def lately(self) -> Times:
         """Return what took how long in this window and the one before, of all processes."""
-        passed = int(self.clock // WINDOW) - self.window
-        if passed > 1:
-            return NO_TIMES
-        return self.in_window if passed else added_times([self.in_window, self.before_window])
+        return added_times([self.in_window, self.before_window])
 
-    def _turn_window(self) -> None:
+    def turn_window(self) -> None:
+        """Begin another window if the clock has come to it."""
         window = int(self.clock // WINDOW)
         if window != self.window:
             self.before_window = self.in_window if window == self.window + 1 else NO_TIMES
             self.in_window, self.window = NO_TIMES, window
+            self.moved = self.version  # the totals are others now
 
     # --- processes
 
