@@ -64,8 +64,9 @@ def shows(node: RunningNode, **expected: Any) -> None:
     """Wait until the node shows one process, with these figures."""
 
     def compare() -> bool:
-        (row,) = node.rows("process")
-        found = {key: row[key] for key in expected}
+        rows = node.rows("process")
+        assert len(rows) == 1, rows
+        found = {key: rows[0][key] for key in expected}
         assert found == expected
         return True
 
@@ -205,7 +206,9 @@ def test_event_loops_that_come_and_go(driver: str, tmp_path: Path, request: pyte
             shows(node, connects_total=10, checkouts_total=16, checkins_total=16, waiting=0, timeouts_total=0)
 
             def open_at_the_server() -> bool:
-                (row,) = node.rows("process")
+                rows = node.rows("process")
+                assert len(rows) == 1, rows
+                row = rows[0]
                 opened = node.rows("connection")
                 assert row["connections"] == len(opened)
                 if server is not None:

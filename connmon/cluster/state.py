@@ -231,7 +231,8 @@ class State(Tables):
             told = {pool.number for pool in report.pools}
             closed = [number for number in process.pools if number not in told]
         else:
-            closed = [number for number in report.closed_pools if number in process.pools]
+            # Each once, whatever the report says.
+            closed = [number for number in dict.fromkeys(report.closed_pools) if number in process.pools]
         # First what is closed, so that the number of a closed pool can be given to a new one.
         for number in closed:
             self._close_pool(process, number)

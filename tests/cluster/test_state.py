@@ -851,6 +851,15 @@ def test_a_dump_of_another_layout_is_refused(group: Group) -> None:
         State.load(msgspec.msgpack.encode([99, *image[1:]]))
 
 
+def test_what_is_said_to_be_closed_twice_is_closed_once(group: Group) -> None:
+    """A report that names a closed pool or connection twice breaks nothing."""
+    group.say(full("a", 1, pool(1, 2), pool(2, 1), connections=(connection(1, 1), connection(2, 2))))
+    group.say(change("a", 2, closed_pools=(1, 1), closed_connections=(2, 2)))
+    assert group.process().figures.gauges.pools == 1
+    assert list(group.state.processes["a"].pools) == [2]
+    assert not group.state.processes["a"].connections
+
+
 # --- how long things took -----------------------------------------------------------------------
 
 
