@@ -2,9 +2,9 @@
 
     python benchmarks/metrics.py [--programs N] [--scrapes N] [--json FILE]
 
-One real connmond has the programs in its replica, each told of by one simulated process; some others
-report all the while. The targets are shown and not judged. Exit code 1 where a page has not
-exactly the programs and totals that were reported.
+One real connmond has the programs in its replica, each told of by one simulated process, which all
+report between two scrapes, and some all the while. The targets are shown and not judged. Exit code 1
+where a page has not exactly the programs and totals that were reported.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -80,13 +81,22 @@ def scrape(port: int, programs: int) -> tuple[float, int]:
     return took, len(page)
 
 
-async def probe(ones: list[One], seconds: float) -> list[float]:
-    """Have these report for so long; return what each acknowledgement took."""
-    end = time.perf_counter() + seconds
+async def everyone(ones: list[One]) -> None:
+    """Have each of these report once."""
+    for at in range(0, len(ones), 200):
+        some = ones[at : at + 200]
+        for one in some:
+            one.report()
+        for one in some:
+            await asyncio.wait_for(one.answered.wait(), WAIT)
+
+
+async def probe(ones: list[One], over: Callable[[], bool]) -> list[float]:
+    """Have these report until it is over; return what each acknowledgement took."""
 
     async def go(one: One) -> list[float]:
         one.took.clear()
-        while time.perf_counter() < end:
+        while not over():
             one.report()
             await asyncio.wait_for(one.answered.wait(), WAIT)
             await asyncio.sleep(EVERY)
@@ -124,11 +134,10 @@ async def measure(programs: int, scrapes: int) -> dict[str, Any]:
             for at in range(0, programs, 200):
                 some = ones[at : at + 200]
                 await asyncio.gather(*(one.open(port, "application") for one in some))
-                for one in some:
-                    one.report()
-                for one in some:
-                    await asyncio.wait_for(one.answered.wait(), WAIT)
-            quiet = await probe(ones[:PROBES], 5.0)
+                await everyone(some)
+            ended = asyncio.ensure_future(everyone(ones[PROBES:]))
+            quiet = await probe(ones[:PROBES], ended.done)
+            await ended
             loop = asyncio.get_running_loop()
             took: list[float] = []
             size = 0
@@ -136,6 +145,7 @@ async def measure(programs: int, scrapes: int) -> dict[str, Any]:
             async def scraping(scraper: ProcessPoolExecutor) -> None:
                 nonlocal size
                 for _ in range(scrapes):
+                    await everyone(ones[PROBES:])  # so that nothing is as the last scrape left it
                     seconds, size = await loop.run_in_executor(scraper, scrape, metrics, programs)
                     took.append(seconds)
                     await asyncio.sleep(1.0)  # longer than a page is served again
@@ -143,7 +153,9 @@ async def measure(programs: int, scrapes: int) -> dict[str, Any]:
             # Not in this process, whose own work would be taken for the node's.
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as scraper:
                 await loop.run_in_executor(scraper, scrape, metrics, programs)
-                busy, _ = await asyncio.gather(probe(ones[:PROBES], scrapes * 1.2), scraping(scraper))
+                ended = asyncio.ensure_future(scraping(scraper))
+                busy = await probe(ones[:PROBES], ended.done)
+                await ended
             for one in ones:
                 one.close()
             return {

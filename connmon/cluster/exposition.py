@@ -1,4 +1,4 @@
-"""The fleet in Prometheus's text format. Pure: rows in, text out.
+"""The fleet in Prometheus's text format. Pure: figures in, text out.
 
 - The numbers are those of `connmon snapshot` by program and by database, by the same names; what
   is not known is left out. Labels are host and program, or what names a database; never a pid.
@@ -13,13 +13,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from connmon.histogram import BOUNDS, BUCKETS
-from connmon.model import DatabaseRow, ProgramRow, RowKey, Times
-from connmon.snapshot import figure_cells
+from connmon.model import Figures, RowKey, Times
+from connmon.snapshot import Cells, figure_cells
 
 T = TypeVar("T")
 
@@ -70,6 +70,15 @@ _FAMILIES: Final = (
 )  # fmt: skip
 
 
+#: The prefix of the names, and the labels for what a row's key is made of, by kind of row.
+_LABELS: Final[Mapping[object, tuple[str, tuple[str, ...]]]] = {
+    "program": ("connmon", ("host", "program")),
+    "database": ("connmon_database", ("dialect", "database_host", "database_port", "database")),
+}
+#: The kinds of rows that there are metrics of.
+KINDS: Final = tuple(_LABELS)
+
+
 def label(text: object) -> str:
     """Return a label's value, quoted; None as ""."""
     value = "" if text is None else str(text)
@@ -80,57 +89,48 @@ def label(text: object) -> str:
 
 
 class Fleet:
-    """The rows of one scrape, taken in frame by frame, and then the page of them, family by family."""
+    """The groups of one scrape, taken in one by one, and then the page of them, family by family."""
 
     def __init__(self) -> None:
-        self._rows: dict[str, dict[str, Mapping[str, Any]]] = {"connmon": {}, "connmon_database": {}}
+        self._cells: dict[str, dict[str, Cells]] = {"connmon": {}, "connmon_database": {}}
         """By prefix of the names, and by labels."""
         self._times: dict[str, dict[str, Times]] = {"connmon": {}, "connmon_database": {}}
 
-    def take(self, rows: Iterable[object], clock: float, times: Callable[[RowKey], Times | None]) -> None:
-        """Take rows of programs and databases in.
+    def take(self, key: RowKey, figures: Figures, times: Times, clock: float) -> None:
+        """Take in a program or a database (by the key of its row), and what took how long in it.
 
-        `clock` is the replica's; `times` returns what took how long, by a row's key.
+        `clock` is the replica's; quantiles among the figures are not looked at.
         """
-        for row in rows:
-            if isinstance(row, ProgramRow):
-                prefix, labels = "connmon", f"host={label(row.host)},program={label(row.program)}"
-            elif isinstance(row, DatabaseRow):
-                prefix = "connmon_database"
-                labels = (
-                    f"dialect={label(row.dialect)},database_host={label(row.database_host)},"
-                    f"database_port={label(row.database_port)},database={label(row.database)}"
-                )
-            else:
-                continue
-            if labels in self._rows[prefix]:
-                continue
-            cells = figure_cells(row.figures, clock, quantiles=False)
-            cells["lost_processes"] = row.figures.lost_processes
-            self._rows[prefix][labels] = cells
-            if (took := times(row.key)) is not None:
-                self._times[prefix][labels] = took
+        kind, *names = key
+        prefix, told = _LABELS[kind]
+        labels = ",".join([f"{name}={label(value)}" for name, value in zip(told, names, strict=True)])
+        if labels in self._cells[prefix]:
+            return
+        cells = self._cells[prefix][labels] = figure_cells(figures, clock, quantiles=False)
+        cells["lost_processes"] = figures.lost_processes
+        self._times[prefix][labels] = times
 
     def pages(self) -> Iterator[str]:
         """Yield the text in pieces, each made in some milliseconds."""
-        for prefix, rows in self._rows.items():
+        for prefix, cells in self._cells.items():
+            rows = list(cells.items())
             for family in _FAMILIES:
                 yield from _text(f"{prefix}_{family.name}", family, rows)
+            times = list(self._times[prefix].items())
             for timed in _TIMED:
-                yield from _histogram(f"{prefix}_{timed.name}", timed, self._times[prefix])
+                yield from _histogram(f"{prefix}_{timed.name}", timed, times)
 
 
 def _head(name: str, help: str, kind: str) -> str:
     return f"# HELP {name} {help}\n# TYPE {name} {kind}\n"
 
 
-def _slices(rows: Mapping[str, T], size: int) -> Iterator[list[tuple[str, T]]]:
-    items = list(rows.items())
-    for at in range(0, len(items), size):
-        yield items[at : at + size]
+def _slices(rows: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    for at in range(0, len(rows), size):
+        yield rows[at : at + size]
 
 
-def _text(name: str, family: _Family, rows: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _text(name: str, family: _Family, rows: Sequence[tuple[str, Cells]]) -> Iterator[str]:
     yield _head(name, family.help, family.kind)
     for key, own in family.samples:
         begin, end = f"{name}{{", f",{own}}} " if own else "} "
@@ -162,7 +162,7 @@ _TIMED: Final = (
 )
 
 
-def _histogram(name: str, timed: _Timed, rows: Mapping[str, Times]) -> Iterator[str]:
+def _histogram(name: str, timed: _Timed, rows: Sequence[tuple[str, Times]]) -> Iterator[str]:
     """Yield a histogram's text: the one place where a group's becomes Prometheus's.
 
     Where nothing was counted yet there is none. There is no sum, since none is kept: what would be

@@ -19,19 +19,18 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from connmon import procinfo
-from connmon.cluster.exposition import Fleet
+from connmon.cluster.exposition import KINDS, Fleet
 from connmon.cluster.replica import Replica
+from connmon.cluster.rows import figures_of
 from connmon.cluster.server import Server
-from connmon.model import Batch, Grouping, NodeStatus, Query, RowKey, StatusQuery, Times
+from connmon.model import Batch, NodeStatus, StatusQuery
 
 #: Seconds for which a page is served again.
 FRESH: Final = 0.5
-#: Rows that are taken in at once.
+#: Programs and databases that are taken in at once.
 AT_ONCE: Final = 250
 #: The upper bounds (seconds) of the buckets of the latency of commands.
 BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-
-_FLEET: Final[tuple[Grouping, ...]] = ("program", "database")
 
 
 class Metrics:
@@ -73,21 +72,18 @@ class Metrics:
         status = await self._server.status(StatusQuery())
         pieces = [generate_latest(_Families(self._own(status)))]
         if status.quorum:
-            fleet = Fleet()
-            for by in _FLEET:
-                for frame in self._server.rows(Query(by)):
-                    for at in range(0, len(frame.rows), AT_ONCE):
-                        fleet.take(frame.rows[at : at + AT_ONCE], frame.clock, self._times)
-                        await asyncio.sleep(0)
+            fleet, state = Fleet(), self._replica.state
+            keys = [key for key in state.groups if key[0] in KINDS]
+            for at in range(0, len(keys), AT_ONCE):
+                for key in keys[at : at + AT_ONCE]:
+                    group = state.groups.get(key)
+                    if group is not None:  # else it has gone meanwhile
+                        fleet.take(key, figures_of(group), group.times, state.clock)
+                await asyncio.sleep(0)
             for text in fleet.pages():
                 pieces.append(text.encode())
                 await asyncio.sleep(0)
         return b"".join(pieces)
-
-    def _times(self, key: RowKey) -> Times | None:
-        """Return what took how long in this group, ended processes included; None: it has gone meanwhile."""
-        group = self._replica.state.groups.get(key)
-        return None if group is None else group.times
 
     def _own(self, status: NodeStatus) -> Iterable[Metric]:
         """Yield what the node has to say of itself."""

@@ -51,9 +51,10 @@ def samples(page: str) -> dict[str, list[tuple[dict[str, str], float]]]:
     return found
 
 
-def fleet(*rows: object) -> str:
+def fleet(*rows: ProgramRow | DatabaseRow) -> str:
     made = Fleet()
-    made.take(rows, 100.0, lambda key: TIMES.get(str(key[-1])))
+    for row in rows:
+        made.take(row.key, row.figures, TIMES.get(str(row.key[-1]), Times()), 100.0)
     return "".join(made.pages())
 
 
@@ -172,8 +173,7 @@ def test_histogram_counts(seconds: list[float]) -> None:
     for each in seconds:
         counts[bucket(each)] += 1
     made = Fleet()
-    row = ProgramRow("h", "p", "connected", FIGURES_1)
-    made.take([row], 1.0, lambda _: Times(trimmed(counts), trimmed(counts), trimmed(counts)))
+    made.take(("program", "h", "p"), FIGURES_1, Times(*[trimmed(counts)] * 3), 1.0)
     found = samples("".join(made.pages()))
     for name in ("wait", "hold", "connect"):
         for labels, value in found[f"connmon_{name}_seconds_bucket"]:
