@@ -1,4 +1,4 @@
-"""What all tests share: the private database servers as fixtures, and Hypothesis's settings.
+"""What all tests share: private database servers, a fresh reporter for each, and Hypothesis's settings.
 
 A server that is not installed skips the tests that ask for it; with CONNMON_TEST_SERVERS=required
 (as CI runs) they fail instead.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -24,6 +25,18 @@ settings.load_profile("connmon")
 # What a shell starts in the background ignores Ctrl-C, and so would all that is started here.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def a_reporter_of_its_own() -> Iterator[None]:
+    """What a test has reported from here ends with it, as if each test were a process."""
+    yield
+    module = sys.modules.get("connmon.plugin.reporter")
+    reporter = getattr(module, "_reporter", None)
+    if reporter is not None and reporter._running:
+        reporter.leave()
+        assert reporter._left.acquire(True, 20), "the reporter's thread does not end"
+        reporter.forked()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -24,7 +24,7 @@ from connmon.cluster.state import State
 from connmon.config import direct
 from connmon.errors import ProtocolError
 from connmon.model import Batch, Departure, Report, Totals
-from connmon.plugin import line, native, uplink
+from connmon.plugin import line, native, reporter, uplink
 from connmon.plugin.engine import describe
 from connmon.plugin.ledger import Ledger
 from connmon.plugin.pool import instrument
@@ -394,10 +394,14 @@ def test_no_thread_can_be_started(
 
 
 def test_the_thread_fails(
-    report: Observed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    report: Observed, node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A bug in it is one line in the log; the exit does not wait for it."""
-    engine, _ledger = watched(report, 5800)
+    """A bug in it is an error in the log; it begins anew after a while, and then all is told."""
+    monkeypatch.setattr(reporter, "AGAIN", 0.5)
+    engine, ledger = watched(report, node.port)
+    engine.raw_connection().close()
+    wait_for(lambda: ledger.instance in node.last)
+    step = line.Line.step
 
     def bug(*_: Any) -> None:
         raise ZeroDivisionError("a bug")
@@ -405,9 +409,43 @@ def test_the_thread_fails(
     monkeypatch.setattr(line.Line, "step", bug)
     engine.raw_connection().close()
     wait_for(lambda: complaints(caplog))
-    assert "a bug" in complaints(caplog)[0]
+    assert "begins anew in 0.5 s: ZeroDivisionError('a bug')" in complaints(caplog)[0]
     engine.raw_connection().close()
-    assert report.ended.wait(20)
+    monkeypatch.setattr(line.Line, "step", step)
+    wait_for(lambda: node.last[ledger.instance].checkouts == 3)
+
+
+def test_exit_while_it_has_failed(
+    report: Observed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The exit does not wait for a thread that has failed."""
+
+    def bug(*_: Any) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(line.Line, "step", bug)
+    monkeypatch.setattr(reporter, "AGAIN", 1.0)
+    engine, _ledger = watched(report, 5800)
+    engine.raw_connection().close()
+    wait_for(lambda: report._hurt)
+    report.leave()
+    assert not report.ended.is_set(), "it was waited for"
+
+
+def test_the_application_closes_all_descriptors(
+    report: Observed, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of the reporter: it makes new ones."""
+    monkeypatch.setattr(reporter, "AGAIN", 0.1)
+    engine, ledger = watched(report, node.port)
+    engine.raw_connection().close()
+    wait_for(lambda: ledger.instance in node.last)
+    (own,) = report._lines.values()
+    assert report._alarm is not None
+    for descriptor in (*report._alarm, own.socket.fileno()):
+        os.close(descriptor)
+    engine.raw_connection().close()
+    wait_for(lambda: node.last[ledger.instance].checkouts == 2)
 
 
 # --- Real processes -------------------------------------------------------------------------

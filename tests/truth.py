@@ -30,8 +30,12 @@ TRUTH = 15.0
 
 
 def engine(server: Server, node: RunningNode, program: str, **changes: Any) -> Spec:
-    """Return what a program needs to know of its engine: pool_size 2, max_overflow 2, on PyMySQL."""
-    options = {"connmon_addr": node.address, "connmon_program": program}
+    """Return what a program needs to know of its engine: pool_size 2, max_overflow 2, on PyMySQL.
+
+    Without TLS: PyMySQL makes an OpenSSL context for each connection, and a child that is forked in
+    the middle of that, by another thread, waits for OpenSSL's locks for ever at its own first one.
+    """
+    options = {"connmon_addr": node.address, "connmon_program": program, "ssl_disabled": "true"}
     return {
         "name": program,
         "url": server.url("pymysql_connmon", **options),

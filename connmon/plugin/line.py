@@ -44,11 +44,18 @@ class Line:
         self.unsent = b""
 
     def close(self) -> None:
-        if self.socket is not None:
-            self.socket.close()
-        self.socket = None
+        closing, self.socket = self.socket, None
+        if closing is not None:
+            try:
+                closing.close()
+            except OSError:
+                pass  # the application has closed all it found
         self.unsent = b""
         self._channel = None
+
+    def abandon(self, now: float) -> None:
+        """Give up the connection that there is, whatever state it is in."""
+        self._fail("the reporter has failed", now)
 
     def events(self) -> int:
         """Return what to poll the socket for."""

@@ -9,6 +9,8 @@ Rules:
    first connection starts its own thread.
 4. Secret and certificates are first read when the engine is made, by who may read them; what is
    wrong with them is a complaint in the log, like a node that is not there.
+5. What fails in the thread and cannot is an error in the log; after `AGAIN` seconds it begins anew
+   with full reports.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ from connmon.plugin.uplink import Uplink
 EXIT = 0.3
 #: Seconds between two looks at what the process takes of its host.
 SAMPLE = 5.0
+#: Seconds after which the thread begins anew when something in it has failed.
+AGAIN = 30.0
 #: Seconds that a fork may wait for the thread, which is through in a few milliseconds.
 FORK = 0.5
 
@@ -60,7 +64,10 @@ class Reporter:
         self._forking = 0
         """The thread that holds `_whole` for a fork."""
         self._alarm: tuple[int, int] | None = None
+        self._new_poll: Any = None
         self._poller: Any = None
+        self._hurt = False
+        """Whether it has failed, and waits to begin anew."""
         self._host = procinfo.host()
         self._usage: Usage | None = None
         self._sampled = -SAMPLE
@@ -114,11 +121,10 @@ class Reporter:
 
     def _launch(self) -> None:
         try:
-            self._alarm = os.pipe()
-            for end in self._alarm:
-                os.set_blocking(end, False)
+            self._alarm = _alarm()
             # Not in the thread, since eventlet imports for it: see `native` on forks.
-            self._poller = native.poll()
+            self._new_poll = native.poll_type()
+            self._poller = self._new_poll()
             self._left.acquire(False)
             _at_exit_of_workers()
             self._running = True
@@ -138,9 +144,10 @@ class Reporter:
 
     def _ring(self) -> None:
         """Have the thread look up from its poll."""
-        if self._alarm is not None:
+        alarm = self._alarm
+        if alarm is not None:
             try:
-                os.write(self._alarm[1], b"!")
+                os.write(alarm[1], b"!")
             except OSError:
                 pass  # full: it will look anyway
 
@@ -149,7 +156,8 @@ class Reporter:
         if self._running and not self._leaving:
             self._leaving = True
             self._ring()
-            self._left.acquire(True, EXIT)
+            if not self._hurt and self._left.acquire(True, EXIT):
+                self._left.release()
 
     def forking(self) -> None:
         """Before a fork: wait until the thread is not in the middle of what a child must not inherit.
@@ -183,7 +191,7 @@ class Reporter:
         self._guard = native.lock()
         self._starting = native.lock()
         self._left = native.lock()
-        self._running = self._leaving = False
+        self._running = self._leaving = self._hurt = False
         self._drop_alarm()
         self._usage, self._sampled = None, -SAMPLE
         lines, self._lines = self._lines, {}
@@ -197,12 +205,14 @@ class Reporter:
 
     def _run(self) -> None:
         try:
-            self._loop()
-        except BaseException as error:
-            if not sys.is_finalizing():
-                self._say(
-                    logging.ERROR, f"connmon: the reporter has failed, nothing more is reported: {error!r}"
-                )
+            while True:
+                try:
+                    self._loop()
+                    return
+                except Exception as error:
+                    if sys.is_finalizing() or self._leaving:
+                        return
+                    self._begin_anew(error)
         finally:
             for line in list(self._lines.values()):
                 line.close()
@@ -210,6 +220,23 @@ class Reporter:
                 self._left.release()
             except RuntimeError:
                 pass
+
+    def _begin_anew(self, error: Exception) -> None:
+        """Something failed that cannot: a bug of ours, or the application has closed what is not its own."""
+        self._hurt = True
+        self._say(
+            logging.ERROR, f"connmon: the reporter has failed, and begins anew in {AGAIN:g} s: {error!r}"
+        )
+        for line in list(self._lines.values()):
+            line.abandon(monotonic())
+        try:
+            assert self._alarm is not None
+            os.fstat(self._alarm[0]), os.fstat(self._alarm[1])
+        except OSError:
+            self._alarm = _alarm()
+        self._poller = self._new_poll()
+        self._poller.poll(AGAIN * 1000.0)
+        self._hurt = False
 
     def _loop(self) -> None:
         assert self._alarm is not None
@@ -268,6 +295,14 @@ class Reporter:
             self._usage = procinfo.usage()
         process = procinfo.identity(self._host, program) if full else None
         return process, self._usage if full or fresh else None
+
+
+def _alarm() -> tuple[int, int]:
+    """Return both ends of a pipe by which the thread is woken. Raises OSError."""
+    ends = os.pipe()
+    for end in ends:
+        os.set_blocking(end, False)
+    return ends
 
 
 def _credentials(service: Service) -> Credentials | None:
