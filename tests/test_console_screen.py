@@ -419,6 +419,14 @@ def test_any_size_on_any_terminal(node: FakeNode, size: tuple[int, int], term: s
         assert terminal.restored
 
 
+def test_the_terminal_knows_its_size(node: FakeNode) -> None:
+    """Its size is what it says itself, whatever LINES and COLUMNS are left from another one."""
+    with contextlib.closing(Terminal(node.port, LINES="50", COLUMNS="200")) as terminal:
+        terminal.shows(">", "nova-api", "quit")
+        terminal.press("q")
+        assert terminal.ended() == (0, "")
+
+
 def test_in_tmux(node: FakeNode, tmp_path: Path) -> None:
     """In tmux it draws, follows a resize, and gives the terminal back."""
     tmux = shutil.which("tmux")

@@ -94,6 +94,14 @@ def check(environ: Mapping[str, str] = os.environ) -> None:
         )
 
 
+def _forget_stale_size() -> None:
+    """Have curses ask the terminal for its size, where it knows that: variables may be of another one."""
+    with contextlib.suppress(OSError):
+        if all(os.get_terminal_size(1)):
+            os.environ.pop("COLUMNS", None)
+            os.environ.pop("LINES", None)
+
+
 class Screen:
     """The terminal while the console has it. Raises ScreenError on entry where `check` would."""
 
@@ -106,6 +114,7 @@ class Screen:
     def __enter__(self) -> Screen:
         check(self._environ)
         locale.setlocale(locale.LC_CTYPE, "")
+        _forget_stale_size()
         try:
             window = curses.initscr()
             self._window = window
