@@ -84,6 +84,8 @@ class Totals(NamedTuple):
     detached: a checkin is the end of a checkout, however it ended (given back, invalidated,
     closed while detached, or collected as garbage). Connections inherited through a fork are
     in neither connects nor closes.
+
+    The last three are milliseconds, of what `Times` has the histograms of.
     """
 
     connects: Count = 0
@@ -93,6 +95,9 @@ class Totals(NamedTuple):
     invalidations: Count = 0
     timeouts: Count = 0
     connect_errors: Count = 0
+    wait_ms: Count = 0
+    hold_ms: Count = 0
+    connect_ms: Count = 0
 
 
 class Peaks(NamedTuple):

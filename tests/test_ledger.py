@@ -29,6 +29,7 @@ from connmon.cluster.records import added_times
 from connmon.cluster.state import State
 from connmon.model import Batch, Gauges, Peaks, PoolInfo, Process, Report, Times, Totals, database_key
 from connmon.plugin import ledger as module
+from connmon.plugin import pool as pool_module
 from connmon.plugin.account import PoolAccount, Token, highest, within
 from connmon.plugin.ledger import Ledger
 from connmon.plugin.pool import instrument
@@ -567,6 +568,7 @@ class Truth:
         self.known = True
         """False: inherited, and not used yet in this process."""
         self.held = False
+        self.since = 0.0
         self.detached = False
 
 
@@ -579,19 +581,24 @@ class Facts:
         self.totals = dict.fromkeys(Totals._fields, 0)
         self.unfinished: dict[int, int] = {}
         """Checkouts of each connection that have not ended."""
-        self.waits: list[int] = []
+        self.waits: dict[int, float] = {}
+        """Since when, by what they are ended with."""
         self.holds = self.waited = 0
-        """Holds and waits that have ended."""
+        """Holds and waits that have ended; and seconds of both."""
+        self.held = self.waiting = 0.0
         self.most = [0, 0, 0]
 
 
 class Ledgers(RuleBasedStateMachine):
     """Anything that can happen to a ledger, its reports and its process."""
 
+    #: Of all clocks. It moves by steps that a float has exactly, so that sums of them are exact as well.
+    now = 0.0
+
     def __init__(self) -> None:
         super().__init__()
-        self.now = 1000.0
-        self.ledger = make_ledger("0")
+        Ledgers.now = 1000.0
+        self.ledger = Ledger("0", threading.Lock, Ledgers.clock, Holders())
         self.instances = 1
         self.state = State()
         self.batches = 0
@@ -600,6 +607,10 @@ class Ledgers(RuleBasedStateMachine):
         self.most = [0, 0, 0]
         self.seen, self.times = Totals(), Times()
         self.pool(0)
+
+    @staticmethod
+    def clock() -> float:
+        return Ledgers.now
 
     # -- the application
 
@@ -647,7 +658,7 @@ class Ledgers(RuleBasedStateMachine):
         facts.pool.events.checkout(truth.connection, truth.record, None)
         if not truth.known:
             truth.known, truth.owned = True, False
-        truth.held = True
+        truth.held, truth.since = True, self.now
         facts.totals["checkouts"] += 1
         facts.unfinished[id(truth)] = facts.unfinished.get(id(truth), 0) + 1
         self._look()
@@ -655,7 +666,9 @@ class Ledgers(RuleBasedStateMachine):
     def _finish(self, truth: Truth) -> None:
         facts = self.facts[truth.pool]
         facts.totals["checkins"] += facts.unfinished.pop(id(truth), 0)
-        facts.holds += truth.held
+        if truth.held:
+            facts.holds += 1
+            facts.held += self.now - truth.since
         truth.held = False
 
     @rule(pick=st.integers(0, 99))
@@ -758,7 +771,7 @@ class Ledgers(RuleBasedStateMachine):
         number = self._pool(pick)
         if number is not None:
             facts = self.facts[number]
-            facts.waits.append(facts.account.wait_begins(self.now))
+            facts.waits[facts.account.wait_begins(self.now)] = self.now
             self._look()
 
     @rule(pick=st.integers(0, 99), timeout=st.booleans())
@@ -766,8 +779,10 @@ class Ledgers(RuleBasedStateMachine):
         waiting = [facts for facts in self.facts if facts.waits]
         if waiting:
             facts = waiting[pick % len(waiting)]
-            facts.account.wait_ends(facts.waits.pop(), self.now)
+            wait, since = facts.waits.popitem()
+            facts.account.wait_ends(wait, self.now)
             facts.waited += 1
+            facts.waiting += self.now - since
             if timeout:
                 facts.account.timeouts += 1
                 facts.totals["timeouts"] += 1
@@ -790,9 +805,9 @@ class Ledgers(RuleBasedStateMachine):
             self._end(truth)
         self.facts[number].pool = None
 
-    @rule(seconds=st.sampled_from([0.01, 1.0, 40.0]))
+    @rule(seconds=st.sampled_from([2**-7, 1.0, 40.0]))
     def time_passes(self, seconds: float) -> None:
-        self.now += seconds
+        Ledgers.now += seconds
 
     @rule()
     def garbage(self) -> None:
@@ -808,8 +823,9 @@ class Ledgers(RuleBasedStateMachine):
         self.most, self.seen, self.times = [0, 0, 0], Totals(), Times()
         for facts in self.facts:
             facts.totals = dict.fromkeys(Totals._fields, 0)
-            facts.unfinished, facts.waits, facts.most = {}, [], [0, 0, 0]
+            facts.unfinished, facts.waits, facts.most = {}, {}, [0, 0, 0]
             facts.holds = facts.waited = 0
+            facts.held = facts.waiting = 0.0
         for truth in list(self.connections):
             truth.held = truth.known = False
             if truth.detached or self.facts[truth.pool].pool is None:
@@ -876,9 +892,11 @@ class Ledgers(RuleBasedStateMachine):
     def quiet(self) -> None:
         """Once reports get through, the node has the truth, whatever was lost before."""
         for _ in range(3):
-            self.now += 1.0
+            Ledgers.now += 1.0
             self.report("acknowledged", alive=True)
         self.check()
+        for facts in self.facts:
+            facts.totals |= {"hold_ms": int(facts.held * 1000), "wait_ms": int(facts.waiting * 1000)}
         process = self.state.processes[self.ledger.instance]
         known = [c for c in self.connections if c.known]
         expected = Totals(*(sum(f.totals[field] for f in self.facts) for field in Totals._fields))
@@ -913,6 +931,11 @@ class Ledgers(RuleBasedStateMachine):
             assert group.max_waiting >= facts.most[2]
 
     @invariant()
+    def time_goes_on(self) -> None:
+        """So that nothing takes no time."""
+        Ledgers.now += 2**-7
+
+    @invariant()
     def check(self) -> None:
         """What is counted beside the sums has not drifted."""
         known = [c for c in self.connections if c.known]
@@ -932,8 +955,9 @@ def _with_process(report: Report) -> Report:
 
 
 @pytest.mark.slow
-def test_any_sequence_of_facts() -> None:
+def test_any_sequence_of_facts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random facts, reports that are lost or repeated, and forks, against the truth."""
+    monkeypatch.setattr(pool_module, "monotonic", Ledgers.clock)
     run_state_machine_as_test(
         Ledgers,
         settings=settings(

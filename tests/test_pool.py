@@ -694,6 +694,10 @@ def test_how_long_things_take(poolclass: type[Pool], monkeypatch: pytest.MonkeyP
         gc.collect()
         holds.append(took)
         assert watched.account.times() == ((), timed(*holds), timed(*connects))
+        _, totals, _ = watched.account.count()
+        # Rounded down, and a sum of floats besides.
+        assert 0 <= 1000 * sum(holds) - totals.hold_ms < 1.001
+        assert 0 <= 1000 * sum(connects) - totals.connect_ms < 1.001
     watched.database.refuse = Disconnected("no")
     watched.engine.dispose()
     with pytest.raises(Disconnected):
@@ -720,6 +724,7 @@ def test_how_long_waits_take(monkeypatch: pytest.MonkeyPatch) -> None:
         watched.connect()
     held.close()
     assert watched.account.times().waits == timed(2.0, 0.0)
+    assert watched.account.count()[1].wait_ms == 2000
 
 
 # --- Waits and timeouts ---------------------------------------------------------------------

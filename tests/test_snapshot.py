@@ -43,7 +43,16 @@ FIGURES_1 = Figures(
     lost_processes=0,
     gauges=Gauges(pools=16, capacity=240, connections=78, checked_out=31, overflow=6, detached=2, waiting=5),
     totals=Totals(
-        connects=91, closes=13, checkouts=88213, checkins=88182, invalidations=1, timeouts=3, connect_errors=4
+        connects=91,
+        closes=13,
+        checkouts=88213,
+        checkins=88182,
+        invalidations=1,
+        timeouts=3,
+        connect_errors=4,
+        wait_ms=5000,
+        hold_ms=4321,
+        connect_ms=9001,
     ),
     max_processes=9,
     max_connections=80,

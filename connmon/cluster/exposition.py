@@ -18,7 +18,7 @@ from itertools import accumulate
 from typing import Final, NamedTuple, TypeVar
 
 from connmon.histogram import BOUNDS, BUCKETS
-from connmon.model import Figures, RowKey, Times
+from connmon.model import Figures, RowKey, Times, Totals
 from connmon.snapshot import Cells, figure_cells
 
 T = TypeVar("T")
@@ -94,7 +94,7 @@ class Fleet:
     def __init__(self) -> None:
         self._cells: dict[str, dict[str, Cells]] = {"connmon": {}, "connmon_database": {}}
         """By prefix of the names, and by labels."""
-        self._times: dict[str, dict[str, Times]] = {"connmon": {}, "connmon_database": {}}
+        self._times: dict[str, dict[str, tuple[Times, Totals]]] = {"connmon": {}, "connmon_database": {}}
 
     def take(self, key: RowKey, figures: Figures, times: Times, clock: float) -> None:
         """Take in a program or a database (by the key of its row), and what took how long in it.
@@ -108,7 +108,7 @@ class Fleet:
             return
         cells = self._cells[prefix][labels] = figure_cells(figures, clock, quantiles=False)
         cells["lost_processes"] = figures.lost_processes
-        self._times[prefix][labels] = times
+        self._times[prefix][labels] = times, figures.totals
 
     def pages(self) -> Iterator[str]:
         """Yield the text in pieces, each made in some milliseconds."""
@@ -141,11 +141,12 @@ def _text(name: str, family: _Family, rows: Sequence[tuple[str, Cells]]) -> Iter
 
 
 class _Timed(NamedTuple):
-    """A histogram: of which of the `Times`, and which of the buckets' bounds are told."""
+    """A histogram: of which of the `Times` and `Totals`, and which of the buckets' bounds are told."""
 
     name: str
     help: str
     field: str
+    milliseconds: str
     bounds: tuple[float, ...]
 
 
@@ -156,24 +157,25 @@ def _bounds(low: float, high: float) -> tuple[float, ...]:
 
 
 _TIMED: Final = (
-    _Timed("wait_seconds", "Waits for a connection that have ended.", "waits", _bounds(1e-3, 100.0)),
-    _Timed("hold_seconds", "From checkout to checkin.", "holds", _bounds(1e-3, 100.0)),
-    _Timed("connect_seconds", "Opening a connection.", "connects", _bounds(1e-3, 10.0)),
+    _Timed(
+        "wait_seconds", "Waits for a connection that have ended.", "waits", "wait_ms", _bounds(1e-3, 100.0)
+    ),
+    _Timed("hold_seconds", "From checkout to checkin.", "holds", "hold_ms", _bounds(1e-3, 100.0)),
+    _Timed("connect_seconds", "Opening a connection.", "connects", "connect_ms", _bounds(1e-3, 10.0)),
 )
 
 
-def _histogram(name: str, timed: _Timed, rows: Sequence[tuple[str, Times]]) -> Iterator[str]:
+def _histogram(name: str, timed: _Timed, rows: Sequence[tuple[str, tuple[Times, Totals]]]) -> Iterator[str]:
     """Yield a histogram's text: the one place where a group's becomes Prometheus's.
 
-    Where nothing was counted yet there is none. There is no sum, since none is kept: what would be
-    made of the buckets would not be one.
+    Where nothing was counted yet there is none.
     """
     yield _head(name, timed.help, "histogram")
     ends = [f',le="{bound}"}} ' for bound in timed.bounds]
     numbers = [bisect_left(BOUNDS, bound) for bound in timed.bounds]
     for some in _slices(rows, AT_ONCE):
         lines: list[str] = []
-        for labels, times in some:
+        for labels, (times, totals) in some:
             counts = getattr(times, timed.field)
             if not counts:
                 continue
@@ -182,5 +184,7 @@ def _histogram(name: str, timed: _Timed, rows: Sequence[tuple[str, Times]]) -> I
             seen += [count] * (BUCKETS - len(seen))
             begin = f"{name}_bucket{{{labels}"
             lines += [f"{begin}{end}{seen[number]}\n" for end, number in zip(ends, numbers, strict=True)]
-            lines.append(f'{begin},le="+Inf"}} {count}\n{name}_count{{{labels}}} {count}\n')
+            seconds = getattr(totals, timed.milliseconds) / 1000
+            lines.append(f'{begin},le="+Inf"}} {count}\n')
+            lines.append(f"{name}_sum{{{labels}}} {seconds}\n{name}_count{{{labels}}} {count}\n")
         yield "".join(lines)

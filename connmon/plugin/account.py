@@ -104,9 +104,9 @@ class Entry:
     """One physical connection, from its connect (or adoption) to its end."""
 
     __slots__ = (
-        "checkins", "checkouts", "closed", "detached", "holder", "holds", "invalidations", "key", "number",
-        "opened", "owned", "pool", "seen", "seen_at", "server_id", "since", "site", "told", "told_at", "took",
-        "weak",
+        "checkins", "checkouts", "closed", "detached", "held", "holder", "holds", "invalidations", "key",
+        "number", "opened", "owned", "pool", "seen", "seen_at", "server_id", "since", "site", "told",
+        "told_at", "took", "weak",
     )  # fmt: skip
 
     def __init__(
@@ -122,7 +122,8 @@ class Entry:
         self.took = took
         """Seconds that it took to make. None: not known."""
         self.holds = [0] * BUCKETS
-        """How long it was held, each time, as a histogram."""
+        """How long it was held, each time, as a histogram; and in all, in seconds."""
+        self.held = 0.0
         self.server_id: int | None = None
         self.since = 0.0
         """When the present holder got it; 0.0: nobody holds it."""
@@ -159,7 +160,9 @@ class Entry:
             pool.live.checked_out -= 1
             pool.process.checked_out -= 1
         if self.since:
-            self.holds[bucket(pool.ledger.clock() - self.since)] += 1
+            held = pool.ledger.clock() - self.since
+            self.holds[bucket(held)] += 1
+            self.held += held
         self.checkins = self.checkouts
         self.since = 0.0  # last: from now on it may be folded
 
@@ -221,9 +224,14 @@ class PoolAccount:
         self.timeouts = 0
         self.connect_errors = 0
         self.waited = [0] * BUCKETS
-        """How long each wait took that has ended, as a histogram."""
+        """How long each wait took that has ended, as a histogram; and all of them, in seconds."""
+        self.wait_seconds = 0.0
         self.ended = Totals()
-        """What the entries that have ended left behind."""
+        """What the entries that have ended left behind; and how long in all, in seconds, they were
+        held, and took to make."""
+        self.ended_held = self.ended_took = 0.0
+        self.counted_ms: tuple[int, ...] = (0, 0, 0)
+        """What `count` last said: waits, holds, connects."""
         self.ended_times = Times()
         self.gone: list[int] = []
         """Told connections that have ended since the last report."""
@@ -242,8 +250,10 @@ class PoolAccount:
         self.waits = {}
         self.timeouts = self.connect_errors = 0
         self.waited = [0] * BUCKETS
+        self.wait_seconds = self.ended_held = self.ended_took = 0.0
         self.ended = Totals()
         self.ended_times = Times()
+        self.counted_ms = (0, 0, 0)
         self.gone = []
         self.told = self.unacknowledged = self.drift = None
         self.live.reset()
@@ -291,6 +301,7 @@ class PoolAccount:
             process.longest_wait = waited
         number = bucket(waited)
         self.waited[number] += 1
+        self.wait_seconds += waited
         self.waits.pop(wait, None)
 
     def fold(self) -> None:
@@ -302,6 +313,8 @@ class PoolAccount:
                 continue
             folded.append(entry)
             owned = int(entry.owned)
+            self.ended_held += entry.held
+            self.ended_took += entry.took or 0.0
             self.ended = plus(
                 self.ended,
                 Totals(owned, owned, entry.checkouts, entry.checkouts, entry.invalidations),
@@ -339,7 +352,10 @@ class PoolAccount:
         """Return the present, the totals, and since when the connection held longest is held."""
         connects = closes = checkouts = checkins = connections = held = detached = invalidations = 0
         longest: float | None = None
+        holding, making = self.ended_held, self.ended_took
         for entry in list(self.entries.values()):
+            holding += entry.held
+            making += entry.took or 0.0
             connects += entry.owned
             checkouts += entry.checkouts
             invalidations += entry.invalidations
@@ -373,9 +389,27 @@ class PoolAccount:
         )
         totals = plus(
             self.ended,
-            Totals(connects, closes, checkouts, checkins, invalidations, self.timeouts, self.connect_errors),
+            Totals(
+                connects,
+                closes,
+                checkouts,
+                checkins,
+                invalidations,
+                self.timeouts,
+                self.connect_errors,
+                *self._milliseconds(self.wait_seconds, holding, making),
+            ),
         )
         return gauges, totals, longest
+
+    def _milliseconds(self, *seconds: float) -> tuple[int, ...]:
+        """Return these sums in whole milliseconds, none less than it was before.
+
+        (When an entry is folded the same is added up in another order, and rounded another way.)
+        """
+        now = tuple([max(int(a * 1000.0), b) for a, b in zip(seconds, self.counted_ms, strict=True)])
+        self.counted_ms = now
+        return now
 
     def settle(self, gauges: Gauges, totals: Totals, now: float) -> None:
         """Set `live` right if it differs from the sum, and nothing has moved for a while.

@@ -28,7 +28,6 @@ from connmon.model import (
     PoolReport,
     Report,
     RowKey,
-    Totals,
     database_key,
     plus,
 )
@@ -283,8 +282,8 @@ class Ledger:
                 continue
             del self.pools[account.number]
             remains = self._remains_of(account)
-            lost = Totals(timeouts=account.timeouts, connect_errors=account.connect_errors)
-            remains.ended = plus(plus(remains.ended, account.ended), lost)
+            _, happened, _ = account.count()
+            remains.ended = plus(remains.ended, happened)
             remains.inherit(account.times())
             remains.gone += account.gone
             if account.told is not None:

@@ -127,7 +127,9 @@ def _listen(
             if dbapi_connection is None:  # it is gone: a reconnect failed
                 entry.end()
             elif entry.since:
-                entry.holds[bisect_left(BOUNDS, monotonic() - entry.since)] += 1
+                held = monotonic() - entry.since
+                entry.holds[bisect_left(BOUNDS, held)] += 1
+                entry.held += held
                 entry.checkins = entry.checkouts
                 entry.since = 0.0
                 live.checked_out -= 1

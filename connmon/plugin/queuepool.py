@@ -100,7 +100,9 @@ def _watched_class(cls: type[Any]) -> type[Pool]:
                 entry.end()
             elif entry.since:
                 account = entry.pool
-                entry.holds[bisect_left(BOUNDS, monotonic() - entry.since)] += 1
+                held = monotonic() - entry.since
+                entry.holds[bisect_left(BOUNDS, held)] += 1
+                entry.held += held
                 entry.checkins = entry.checkouts
                 entry.since = 0.0
                 account.live.checked_out -= 1

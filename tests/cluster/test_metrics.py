@@ -159,10 +159,12 @@ def test_histograms() -> None:
         assert buckets[math.inf] == 7
         assert list(buckets.values()) == sorted(buckets.values())
         assert [value for _, value in found[f"{prefix}_hold_seconds_count"]] == [7]
+        assert [value for _, value in found[f"{prefix}_hold_seconds_sum"]] == [4.321]
         assert {float(labels["le"]) for labels, _ in found[f"{prefix}_connect_seconds_bucket"]} == {
             each for each in buckets if 0.001 <= each <= 10 or each == math.inf
         }
         assert f"{prefix}_wait_seconds_count" not in found
+        assert f"{prefix}_wait_seconds_sum" not in found
     promtool("check", "metrics", stdin=page.encode())
 
 

@@ -638,7 +638,13 @@ def test_numbers_beyond_all_sense_stay_readable_and_can_be_dumped(group: Group) 
     most = Gauges(*[LARGEST] * 8)
     mad = tuple(
         PoolReport(
-            n, info(), most, Totals(*[LARGEST] * 7), Peaks(LARGEST, LARGEST, LARGEST, 1e12), 1e12, 1e12
+            n,
+            info(),
+            most,
+            Totals(*[LARGEST] * len(Totals._fields)),
+            Peaks(LARGEST, LARGEST, LARGEST, 1e12),
+            1e12,
+            1e12,
         )
         for n in range(1000)
     )

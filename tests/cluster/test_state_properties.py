@@ -687,7 +687,7 @@ _infos = st.none() | st.builds(
 )  # fmt: skip
 _counts = st.integers(0, 5) | st.just(2**53 - 1)
 _gauges = st.tuples(*[_counts] * 8).map(Gauges._make)
-_totals = st.tuples(*[_counts] * 7).map(Totals._make)
+_totals = st.tuples(*[_counts] * len(Totals._fields)).map(Totals._make)
 _peaks = st.tuples(_counts, _counts, _counts, _seconds).map(Peaks._make)
 _histograms = st.sampled_from([(), (0, 3), (1, 0, 5), (2**53 - 1,), (1,) * BUCKETS])
 _pools = st.builds(
