@@ -43,7 +43,7 @@ LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a node; return the exit code. `argv` is without the program's name."""
-    options = _parser().parse_args(argv)
+    options = argument_parser().parse_args(argv)
     try:
         config = load(options.config)
         if options.check_config:
@@ -72,10 +72,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def argument_parser() -> argparse.ArgumentParser:
     """Return the parser, for what makes completions of it (shtab)."""
-    return _parser()
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="connmond",
         description="Run one connmon node in the foreground.",

@@ -83,6 +83,7 @@ def users(tables: Tables, query: UsersQuery, about: About) -> Iterator[Rows]:
         "database", query.dialect, query.database_host, query.database_port, query.database,
     )  # fmt: skip
     group = tables.groups.get(key)
+    reported = None if group is None else group.reported
     if query.epoch == tables.epoch and query.since > 0 and group is not None and group.version <= query.since:
         yield header(tables, about, max(tables.version, query.since), False)
         return
@@ -100,7 +101,7 @@ def users(tables: Tables, query: UsersQuery, about: About) -> Iterator[Rows]:
                 pools.setdefault(who, []).append((process, pool))
     found: list[ProgramRow] = []
     for (host, program), of in pools.items():
-        found.append(_program(host, program, of, group.reported or 0.0 if group is not None else 0.0))
+        found.append(_program(host, program, of, reported or 0.0))
         if len(found) >= CHUNK:
             yield msgspec.structs.replace(head, rows=tuple(found), more=True)
             found = []

@@ -7,7 +7,7 @@ and nobody goes back by himself. The rules:
 - A node counts once it has had a link for `SETTLED` seconds: what comes and goes gets nobody.
 - All who have clearly more than the node with the fewest share in what it lacks, so that together they
   do not send it more than that.
-- Who was asked to go and is still or again here is not asked again for `PATIENCE` seconds: it knows this
+- Who was asked to go and is still or again here is not asked again for `REMEMBERED` seconds: it knows this
   node alone, or cannot reach the other one, and each attempt costs it some seconds of silence.
 """
 
@@ -21,7 +21,7 @@ from typing import Final
 #: Seconds for which another node must have had a link before anybody is sent to it.
 SETTLED: Final = 10.0
 #: Seconds after which an application that did not go is asked again.
-PATIENCE: Final = 600.0
+REMEMBERED: Final = 600.0
 #: Applications sent away at once, at most.
 MOST: Final = 500
 
@@ -47,7 +47,7 @@ class Spread:
         `reporting` has, for each process that is connected, the node that it reports to; `own` are
         the processes that report here.
         """
-        while self._asked and now - next(iter(self._asked.values())) > PATIENCE:
+        while self._asked and now - next(iter(self._asked.values())) > REMEMBERED:
             del self._asked[next(iter(self._asked))]
         nodes = [self._node, *(node for node, since in self._since.items() if now - since >= SETTLED)]
         loads = Counter(reporting)

@@ -8,7 +8,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connmon.cluster.spread import PATIENCE, SETTLED, Spread
+from connmon.cluster.spread import REMEMBERED, SETTLED, Spread
 
 NODES = ("node1", "node2", "node3", "node4", "node5")
 
@@ -50,9 +50,9 @@ def test_who_did_not_go_is_left_in_peace() -> None:
     spread = settled("node1", NODES[:2])
     loads = {"node1": 30}
     assert sum(moves(spread, loads, own=2).values()) == 2
-    assert not moves(spread, loads, own=2, now=100.0 + PATIENCE)
-    assert sum(moves(spread, loads, own=3, now=100.0 + PATIENCE).values()) == 1
-    assert sum(moves(spread, loads, own=3, now=101.0 + PATIENCE).values()) == 2
+    assert not moves(spread, loads, own=2, now=100.0 + REMEMBERED)
+    assert sum(moves(spread, loads, own=3, now=100.0 + REMEMBERED).values()) == 1
+    assert sum(moves(spread, loads, own=3, now=101.0 + REMEMBERED).values()) == 2
     assert not moves(settled("node1"), loads, own=0)
 
 
