@@ -284,6 +284,9 @@ def test_bad_nodes(
                 and node.last[ledger.instance] == next(iter(ledger.pools.values())).count()[1]
             )
         )
+        # An outage is over with an acknowledgement, which must not be lost with the connection.
+        (own,) = report._lines.values()
+        wait_for(lambda own=own: own.uplink._in_flight is None)  # type: ignore[misc]
         node.behaviour = behaviour
         node.drop()
     assert next(iter(ledger.pools.values())).count()[0].checked_out == 0
