@@ -435,6 +435,22 @@ def test_exit_while_it_has_failed(
     assert not report.ended.is_set(), "it was waited for"
 
 
+def test_the_thread_is_ended_from_outside(
+    report: Observed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What ends threads ends it, with one line in the log and none on stderr."""
+
+    def end(*_: Any) -> None:
+        raise SystemExit("enough")
+
+    monkeypatch.setattr(line.Line, "step", end)
+    engine, _ledger = watched(report, 5800)
+    engine.raw_connection().close()
+    assert report.ended.wait(20)
+    (said,) = complaints(caplog)
+    assert "the reporter has ended, nothing more is reported: SystemExit('enough')" in said
+
+
 def test_the_application_closes_all_descriptors(
     report: Observed, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:

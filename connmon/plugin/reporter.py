@@ -213,6 +213,11 @@ class Reporter:
                     if sys.is_finalizing() or self._leaving:
                         return
                     self._begin_anew(error)
+        except BaseException as error:
+            if not sys.is_finalizing():
+                self._say(
+                    logging.ERROR, f"connmon: the reporter has ended, nothing more is reported: {error!r}"
+                )
         finally:
             for line in list(self._lines.values()):
                 line.close()
