@@ -715,6 +715,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if load in ("orm", "asyncio"):
                 driver = "aiosqlite" if load == "asyncio" else "pysqlite"
                 url = f"sqlite+{driver}:///{directory}/{load}.db"
+            if load == "orm":  # before all workers find at once that its table is missing
+                _orm(create_engine(url))
             if load == "asyncio" and not _installed("aiosqlite greenlet"):
                 print(f"{LOADS[load][0]}: aiosqlite or greenlet not installed\n")
                 continue
