@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from connmon import __version__
 from connmon.cluster.datadir import DataDir
@@ -103,8 +103,18 @@ def _check(config: Config) -> int:
         check_dump(service)
         count = len(service.nodes)
         print(f"service {service.name}: {count} node{'s' if count > 1 else ''}")
+    if config.logging:
+        # Not opened: a log file would be made, and belong to who checks. (The process ends after this.)
+        logging.FileHandler._open = _found  # type: ignore[method-assign,assignment]
+        _set_up_logging(config, False)
     print(f"{config.path or 'the built-in default'} is right")
     return 0
+
+
+def _found(handler: logging.FileHandler) -> TextIO:
+    """Stand in for opening a log file. Raises OSError where its directory is not there."""
+    os.stat(os.path.dirname(handler.baseFilename))
+    return open(os.devnull, "a", encoding="utf-8")
 
 
 def _complain(message: str, code: int) -> int:

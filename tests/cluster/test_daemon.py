@@ -285,12 +285,37 @@ format: %(levelname)s|%(message)s
 
 
 def test_broken_logging_sections_are_one_line(started: list[Connmond], tmp_path: Path) -> None:
-    """A logging section that cannot be used is exit code 2 and names the file."""
+    """A logging section that cannot be used is exit code 2 and names the file, with --check-config too."""
     path = write(tmp_path / "c.cfg", free_port(), "[loggers]\nkeys: root\n")
-    node = run(started, "--config", str(path))
-    assert node.end() == 2
-    (line,) = node.stderr.splitlines()
-    assert str(path) in line and "[loggers]" in line
+    for more in ([], ["--check-config"]):
+        node = run(started, "--config", str(path), *more)
+        assert node.end() == 2
+        (line,) = node.stderr.splitlines()
+        assert str(path) in line and "[loggers]" in line
+
+
+def test_logging_sections_are_checked(started: list[Connmond], tmp_path: Path) -> None:
+    """--check-config finds a log file whose directory is missing, and makes none whose directory is there."""
+    sections = """
+[loggers]
+keys: root
+[handlers]
+keys: file
+[formatters]
+keys:
+[logger_root]
+level: INFO
+handlers: file
+[handler_file]
+class: FileHandler
+"""
+    for directory, code in ((tmp_path, 0), (tmp_path / "none", 2)):
+        args = f"args: ({str(directory / 'node.log')!r},)\n"
+        path = write(tmp_path / "c.cfg", free_port(), sections + args)
+        node = run(started, "--config", str(path), "--check-config")
+        assert node.end() == code
+        assert ("none" in node.stderr) == bool(code)
+        assert os.listdir(tmp_path) == ["c.cfg"]
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
