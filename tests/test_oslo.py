@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -255,4 +256,9 @@ def _errors(url: str, parameters: str | None) -> list[list[Any]]:
     )
     assert run.returncode == 0, run.stderr
     assert "connmon:" not in run.stderr
-    return [json.loads(line) for line in run.stdout.splitlines()]
+    seen = [json.loads(line) for line in run.stdout.splitlines()]
+    for name, what in seen:
+        if name == "lost" and re.search(r"\b(2013|2055): Lost connection to MySQL server", what[2]):
+            # Which of the two MySQL's own driver says depends on how far the server has closed it by then.
+            what[1:3] = ["", "2013 or 2055: Lost connection"]
+    return seen
