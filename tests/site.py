@@ -39,7 +39,7 @@ SEED = int(os.environ.get("CONNMON_TEST_SEED", "1"))
 WORK = 1.0
 #: Seconds within which a quiet system has to show the truth.
 TRUTH = 10.0
-#: Seconds; no call of an application may take as long. Whoever waits for a stopped node takes longer.
+#: Seconds; no call of an application may wait as long. Whoever waits for a stopped node waits longer.
 CALL = 2.5
 
 Spec = dict[str, Any]

@@ -122,10 +122,10 @@ def test_totals_are_sums_over_entries() -> None:
     second = pool.checkout()
     pool.events.close(first, record)
     (reported,) = told(ledger.take(10.0)).pools
-    assert reported.totals == Totals(connects=2, closes=1, checkouts=2, checkins=1)
+    assert reported.totals._replace(hold_ms=0) == Totals(connects=2, closes=1, checkouts=2, checkins=1)
     del second  # and with it the token in its record
     (reported,) = told(ledger.take(11.0)).pools
-    assert reported.totals == Totals(connects=2, closes=2, checkouts=2, checkins=2)
+    assert reported.totals._replace(hold_ms=0) == Totals(connects=2, closes=2, checkouts=2, checkins=2)
     assert not pool.account.entries
 
 
@@ -548,7 +548,8 @@ def test_after_a_fork_all_was_the_parents() -> None:
     assert report.pools[0].totals == Totals(checkouts=1)
     pool.events.checkin(used, record)
     pool.events.close(used, record)
-    assert told(ledger.take(13.0)).pools[0].totals == Totals(checkouts=1, checkins=1)
+    totals = told(ledger.take(13.0)).pools[0].totals
+    assert totals._replace(hold_ms=0) == Totals(checkouts=1, checkins=1)
     assert (ledger.live.open, ledger.live.checked_out, ledger.live.waiting) == (0, 0, 0)
     del idle
 

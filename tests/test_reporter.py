@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -428,6 +429,7 @@ def test_exit_while_it_has_failed(
 
     monkeypatch.setattr(line.Line, "step", bug)
     monkeypatch.setattr(reporter, "AGAIN", 1.0)
+    monkeypatch.setattr(reporter, "EXIT", 20.0)
     engine, _ledger = watched(report, 5800)
     engine.raw_connection().close()
     wait_for(lambda: report._hurt)
@@ -451,18 +453,61 @@ def test_the_thread_is_ended_from_outside(
     assert "the reporter has ended, nothing more is reported: SystemExit('enough')" in said
 
 
-def test_the_application_closes_all_descriptors(
-    report: Observed, node: Node, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("which", ["all", "socket", "write end", "read end"])
+@pytest.mark.parametrize("taken", [False, True], ids=["closed", "taken"])
+def test_the_application_closes_descriptors(
+    which: str, taken: bool, report: Observed, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also those of the reporter: it makes new ones."""
+    """Also those of the reporter, which makes new ones, and leaves alone what has their numbers by then."""
     monkeypatch.setattr(reporter, "AGAIN", 0.1)
     engine, ledger = watched(report, node.port)
     engine.raw_connection().close()
     wait_for(lambda: ledger.instance in node.last)
     (own,) = report._lines.values()
-    assert report._alarm is not None
-    for descriptor in (*report._alarm, own.socket.fileno()):
-        os.close(descriptor)
+    alarm = report._alarm
+    assert alarm is not None
+    numbers = {"socket": own.socket.fileno(), "write end": alarm._write_end, "read end": alarm.read_end}
+    mine, full = os.pipe()
+    os.write(full, b"mine")
+    for name, number in numbers.items():
+        if which not in ("all", name):
+            continue
+        if taken:
+            os.dup2(mine, number)
+        else:
+            with contextlib.suppress(OSError):  # the reporter has seen what was closed first, and closed this
+                os.close(number)
+    engine.raw_connection().close()
+    wait_for(lambda: node.last[ledger.instance].checkouts == 2)
+    report.leave()
+    assert report.ended.wait(20)
+    assert os.read(mine, 100) == b"mine"
+    if taken:
+        for name, number in numbers.items():
+            if which in ("all", name):
+                assert native.identity(number) == native.identity(mine)
+                os.close(number)
+    os.close(mine)
+    os.close(full)
+
+
+def test_no_descriptor_is_left(report: Observed, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the application has used up all descriptors when it begins anew, it tries again later."""
+    monkeypatch.setattr(reporter, "AGAIN", 0.05)
+    engine, ledger = watched(report, node.port)
+    engine.raw_connection().close()
+    wait_for(lambda: ledger.instance in node.last)
+    tried = []
+
+    def none() -> tuple[int, int]:
+        tried.append(1)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pipe", none)
+        assert report._alarm is not None
+        os.close(report._alarm.read_end)
+        wait_for(lambda: len(tried) > 1)
     engine.raw_connection().close()
     wait_for(lambda: node.last[ledger.instance].checkouts == 2)
 
@@ -696,7 +741,7 @@ def test_the_application_has_closed_all_descriptors(report: Observed, node: Node
     report.leave()
     wait_for(lambda: ledger.instance in node.ended)
     assert report._alarm is not None
-    for end in report._alarm:
+    for end in (report._alarm.read_end, report._alarm._write_end):
         os.close(end)
     report.forked()
     assert report._alarm is None

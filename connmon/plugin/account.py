@@ -159,8 +159,9 @@ class Entry:
         elif self.since:
             pool.live.checked_out -= 1
             pool.process.checked_out -= 1
-        if self.since:
-            held = pool.ledger.clock() - self.since
+        since = self.since  # once: another thread may end the same hold
+        if since:
+            held = pool.ledger.clock() - since
             self.holds[bucket(held)] += 1
             self.held += held
         self.checkins = self.checkouts

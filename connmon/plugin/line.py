@@ -6,6 +6,7 @@ Rules:
 2. Secret and certificates are read again after a node did not like them: they may be newer now.
    Who may no longer read them goes on with what there was.
 3. OpenSSL works, and sockets are made, only under the lock that a fork waits for (`Reporter.forking`).
+4. A socket whose descriptor the application has closed is given up: its number may be another file's.
 """
 
 from __future__ import annotations
@@ -40,22 +41,31 @@ class Line:
         self._host = ""
         self._channel: Any = None
         self.socket: Any = None
+        self._identity: tuple[int, int] | None = None
         self.addresses: list[tuple[Any, ...]] = []
         self.unsent = b""
 
     def close(self) -> None:
         closing, self.socket = self.socket, None
         if closing is not None:
-            try:
+            if native.identity(closing.fileno()) == self._identity:
                 closing.close()
-            except OSError:
-                pass  # the application has closed all it found
+            else:
+                closing.detach()
         self.unsent = b""
         self._channel = None
 
     def abandon(self, now: float) -> None:
-        """Give up the connection that there is, whatever state it is in."""
-        self._fail("the reporter has failed", now)
+        """Give up the connection, if there is one, whatever state it is in."""
+        if self.uplink.state != "resting":
+            self._fail("the reporter has failed", now)
+
+    def _is_gone(self, now: float) -> bool:
+        """Whether the application has closed the socket; then the connection is given up."""
+        if self.socket is None or native.identity(self.socket.fileno()) == self._identity:
+            return False
+        self._fail("the application has closed the connection", now)
+        return True
 
     def events(self) -> int:
         """Return what to poll the socket for."""
@@ -66,6 +76,7 @@ class Line:
     def step(self, now: float) -> None:
         """Do what is due."""
         uplink = self.uplink
+        self._is_gone(now)
         late = uplink.overdue(now)
         if late is not None and uplink.state == "connecting":
             self._next_address(late)
@@ -79,6 +90,8 @@ class Line:
 
     def ready(self, events: int, now: float) -> None:
         """The socket can be read or written, or has failed."""
+        if self._is_gone(now):
+            return
         if self.uplink.state == "connecting":
             error = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if error:
@@ -177,6 +190,7 @@ class Line:
             try:
                 with self._whole:
                     self.socket = native.socket_type(family, kind, protocol)
+                self._identity = native.identity(self.socket.fileno())
                 self.socket.setblocking(False)
                 self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self.socket.connect(where)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import _socket
 import _thread
 import codecs
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -59,6 +60,19 @@ def lock() -> Any:
 def thread_id() -> int:
     """Return the operating system's thread as Python numbers it."""
     return int(_original("_thread", "get_ident")())
+
+
+def identity(descriptor: int) -> tuple[int, int] | None:
+    """Return what tells a descriptor's file from all others; None: it is closed.
+
+    An application may close what is not its own (daemons close all they find), and open a file of its
+    own that gets the same number: that must not be read, written or closed for ours.
+    """
+    try:
+        found = os.fstat(descriptor)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def poll_type() -> Any:

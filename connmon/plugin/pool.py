@@ -126,8 +126,8 @@ def _listen(
             entry = record.info[KEY].entry
             if dbapi_connection is None:  # it is gone: a reconnect failed
                 entry.end()
-            elif entry.since:
-                held = monotonic() - entry.since
+            elif since := entry.since:  # read once: another thread may end the same hold
+                held = monotonic() - since
                 entry.holds[bisect_left(BOUNDS, held)] += 1
                 entry.held += held
                 entry.checkins = entry.checkouts

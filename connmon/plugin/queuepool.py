@@ -98,9 +98,9 @@ def _watched_class(cls: type[Any]) -> type[Pool]:
             entry = record.info[KEY].entry
             if record.dbapi_connection is None:  # a reconnect failed
                 entry.end()
-            elif entry.since:
+            elif since := entry.since:  # read once: another thread may end the same hold
                 account = entry.pool
-                held = monotonic() - entry.since
+                held = monotonic() - since
                 entry.holds[bisect_left(BOUNDS, held)] += 1
                 entry.held += held
                 entry.checkins = entry.checkouts

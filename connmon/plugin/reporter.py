@@ -16,6 +16,7 @@ Rules:
 from __future__ import annotations
 
 import atexit
+import errno
 import logging
 import os
 import random
@@ -63,7 +64,7 @@ class Reporter:
         self._whole = native.lock()
         self._forking = 0
         """The thread that holds `_whole` for a fork."""
-        self._alarm: tuple[int, int] | None = None
+        self._alarm: _Alarm | None = None
         self._new_poll: Any = None
         self._poller: Any = None
         self._hurt = False
@@ -121,7 +122,7 @@ class Reporter:
 
     def _launch(self) -> None:
         try:
-            self._alarm = _alarm()
+            self._alarm = _Alarm()
             # Not in the thread, since eventlet imports for it: see `native` on forks.
             self._new_poll = native.poll_type()
             self._poller = self._new_poll()
@@ -136,20 +137,14 @@ class Reporter:
 
     def _drop_alarm(self) -> None:
         alarm, self._alarm = self._alarm, None
-        for end in alarm or ():
-            try:
-                os.close(end)
-            except OSError:
-                pass  # the application has closed all it found
+        if alarm is not None:
+            alarm.close()
 
     def _ring(self) -> None:
         """Have the thread look up from its poll."""
         alarm = self._alarm
         if alarm is not None:
-            try:
-                os.write(alarm[1], b"!")
-            except OSError:
-                pass  # full: it will look anyway
+            alarm.ring()
 
     def leave(self) -> None:
         """The process ends: have the last reports sent, and wait for that, but not long."""
@@ -234,18 +229,21 @@ class Reporter:
         )
         for line in list(self._lines.values()):
             line.abandon(monotonic())
-        try:
-            assert self._alarm is not None
-            os.fstat(self._alarm[0]), os.fstat(self._alarm[1])
-        except OSError:
-            self._alarm = _alarm()
-        self._poller = self._new_poll()
-        self._poller.poll(AGAIN * 1000.0)
+        self._drop_alarm()
+        while self._alarm is None and not self._leaving:
+            self._poller = self._new_poll()
+            self._poller.poll(AGAIN * 1000.0)
+            try:
+                with self._whole:
+                    self._alarm = _Alarm()
+            except OSError:  # the application has no descriptors left
+                pass
         self._hurt = False
 
     def _loop(self) -> None:
-        assert self._alarm is not None
-        poller = self._poller
+        poller, alarm = self._poller, self._alarm
+        if alarm is None:  # it leaves before it could begin anew
+            return
         while True:
             now = monotonic()
             lines = [line for line in list(self._lines.values()) if line.uplink.ledger.used]
@@ -258,7 +256,7 @@ class Reporter:
             if self._leaving and all(line.uplink.finished or line.uplink.hopeless for line in lines):
                 return
             watched: dict[int, Line] = {}
-            poller.register(self._alarm[0], READ)
+            poller.register(alarm.read_end, READ)
             for line in lines:
                 if line.socket is not None:
                     watched[line.socket.fileno()] = line
@@ -269,8 +267,8 @@ class Reporter:
                 poller.unregister(descriptor)
             now = monotonic()
             for descriptor, flags in events:
-                if descriptor == self._alarm[0]:
-                    os.read(descriptor, 512)
+                if descriptor == alarm.read_end:
+                    alarm.hear()
                 else:
                     watched[descriptor].ready(flags, now)
 
@@ -302,12 +300,33 @@ class Reporter:
         return process, self._usage if full or fresh else None
 
 
-def _alarm() -> tuple[int, int]:
-    """Return both ends of a pipe by which the thread is woken. Raises OSError."""
-    ends = os.pipe()
-    for end in ends:
-        os.set_blocking(end, False)
-    return ends
+class _Alarm:
+    """A pipe by which the thread is woken. Raises OSError where there can be none."""
+
+    def __init__(self) -> None:
+        self.read_end, self._write_end = ends = os.pipe()
+        for end in ends:
+            os.set_blocking(end, False)
+        self._identity = native.identity(self.read_end)
+        """Of both ends: a pipe is one file."""
+
+    def ring(self) -> None:
+        """Wake the thread. Raises nothing."""
+        try:
+            if native.identity(self._write_end) == self._identity:
+                os.write(self._write_end, b"!")
+        except OSError:
+            pass  # full: it will look anyway
+
+    def hear(self) -> None:
+        """Take what was rung. Raises OSError where the pipe is not whole any more."""
+        if native.identity(self.read_end) != self._identity or not os.read(self.read_end, 512):
+            raise OSError(errno.EBADF, "the application has closed a descriptor of connmon's")
+
+    def close(self) -> None:
+        for end in (self.read_end, self._write_end):
+            if native.identity(end) == self._identity:
+                os.close(end)
 
 
 def _credentials(service: Service) -> Credentials | None:

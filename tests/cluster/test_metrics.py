@@ -163,6 +163,7 @@ def test_histograms() -> None:
         assert {float(labels["le"]) for labels, _ in found[f"{prefix}_connect_seconds_bucket"]} == {
             each for each in buckets if 0.001 <= each <= 10 or each == math.inf
         }
+        assert [value for _, value in found[f"{prefix}_connect_seconds_sum"]] == [9.001]
         assert f"{prefix}_wait_seconds_count" not in found
         assert f"{prefix}_wait_seconds_sum" not in found
     promtool("check", "metrics", stdin=page.encode())
@@ -177,6 +178,7 @@ def test_histogram_counts(seconds: list[float]) -> None:
     made = Fleet()
     made.take(("program", "h", "p"), FIGURES_1, Times(*[trimmed(counts)] * 3), 1.0)
     found = samples("".join(made.pages()))
+    assert [value for _, value in found["connmon_wait_seconds_sum"]] == [5.0]
     for name in ("wait", "hold", "connect"):
         for labels, value in found[f"connmon_{name}_seconds_bucket"]:
             assert value == sum(each <= float(labels["le"]) for each in seconds)
