@@ -175,6 +175,15 @@ def watched(report: Observed, port: int, program: str = "p") -> tuple[Engine, Le
     return engine, ledger
 
 
+def failing(error: BaseException) -> Any:
+    """Return what raises it, whatever it is called with."""
+
+    def fail(*_: Any) -> Any:
+        raise error
+
+    return fail
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]  # type: ignore[no-any-return]
@@ -344,11 +353,7 @@ def test_a_name_that_cannot_be_looked_up(
     error: Exception, report: Observed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is a node that cannot be reached."""
-
-    def fail(*_: Any) -> Any:
-        raise error
-
-    monkeypatch.setattr(native, "getaddrinfo", fail)
+    monkeypatch.setattr(native, "getaddrinfo", failing(error))
     engine, _ledger = watched(report, 5800)
     engine.raw_connection().close()
     wait_for(lambda: complaints(caplog))
@@ -384,11 +389,7 @@ def test_no_thread_can_be_started(
     report: Observed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The application goes on, unwatched; one warning; no descriptor is left behind."""
-
-    def fail(*_: Any) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(native, "start_thread", fail)
+    monkeypatch.setattr(native, "start_thread", failing(RuntimeError("can't start new thread")))
     before = len(os.listdir("/proc/self/fd"))
     engine, _ledger = watched(report, 5800)
     for _ in range(3):
@@ -406,11 +407,7 @@ def test_the_thread_fails(
     engine.raw_connection().close()
     wait_for(lambda: ledger.instance in node.last)
     step = line.Line.step
-
-    def bug(*_: Any) -> None:
-        raise ZeroDivisionError("a bug")
-
-    monkeypatch.setattr(line.Line, "step", bug)
+    monkeypatch.setattr(line.Line, "step", failing(ZeroDivisionError("a bug")))
     engine.raw_connection().close()
     wait_for(lambda: complaints(caplog))
     assert "begins anew in 0.5 s: ZeroDivisionError('a bug')" in complaints(caplog)[0]
@@ -423,11 +420,7 @@ def test_exit_while_it_has_failed(
     report: Observed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The exit does not wait for a thread that has failed."""
-
-    def bug(*_: Any) -> None:
-        raise ZeroDivisionError("a bug")
-
-    monkeypatch.setattr(line.Line, "step", bug)
+    monkeypatch.setattr(line.Line, "step", failing(ZeroDivisionError("a bug")))
     monkeypatch.setattr(reporter, "AGAIN", 1.0)
     monkeypatch.setattr(reporter, "EXIT", 20.0)
     engine, _ledger = watched(report, 5800)
@@ -441,11 +434,7 @@ def test_the_thread_is_ended_from_outside(
     report: Observed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What ends threads ends it, with one line in the log and none on stderr."""
-
-    def end(*_: Any) -> None:
-        raise SystemExit("enough")
-
-    monkeypatch.setattr(line.Line, "step", end)
+    monkeypatch.setattr(line.Line, "step", failing(SystemExit("enough")))
     engine, _ledger = watched(report, 5800)
     engine.raw_connection().close()
     assert report.ended.wait(20)

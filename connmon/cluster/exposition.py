@@ -15,13 +15,11 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 from connmon.histogram import BOUNDS, BUCKETS
 from connmon.model import Figures, RowKey, Times, Totals
 from connmon.snapshot import Cells, figure_cells
-
-T = TypeVar("T")
 
 #: Rows whose histograms are written at once.
 AT_ONCE: Final = 250
@@ -88,13 +86,21 @@ def label(text: object) -> str:
     return '"{}"'.format(value.replace("\\", "\\\\").replace('"', '\\"'))
 
 
+class _Taken(NamedTuple):
+    """What was taken in of one group."""
+
+    labels: str
+    cells: Cells
+    times: Times
+    totals: Totals
+
+
 class Fleet:
     """The groups of one scrape, taken in one by one, and then the page of them, family by family."""
 
     def __init__(self) -> None:
-        self._cells: dict[str, dict[str, Cells]] = {"connmon": {}, "connmon_database": {}}
+        self._taken: dict[str, dict[str, _Taken]] = {prefix: {} for prefix, _ in _LABELS.values()}
         """By prefix of the names, and by labels."""
-        self._times: dict[str, dict[str, tuple[Times, Totals]]] = {"connmon": {}, "connmon_database": {}}
 
     def take(self, key: RowKey, figures: Figures, times: Times, clock: float) -> None:
         """Take in a program or a database (by the key of its row), and what took how long in it.
@@ -104,39 +110,38 @@ class Fleet:
         kind, *names = key
         prefix, told = _LABELS[kind]
         labels = ",".join([f"{name}={label(value)}" for name, value in zip(told, names, strict=True)])
-        if labels in self._cells[prefix]:
+        if labels in self._taken[prefix]:
             return
-        cells = self._cells[prefix][labels] = figure_cells(figures, clock, quantiles=False)
+        cells = figure_cells(figures, clock, quantiles=False)
         cells["lost_processes"] = figures.lost_processes
-        self._times[prefix][labels] = times, figures.totals
+        self._taken[prefix][labels] = _Taken(labels, cells, times, figures.totals)
 
     def pages(self) -> Iterator[str]:
         """Yield the text in pieces, each made in some milliseconds."""
-        for prefix, cells in self._cells.items():
-            rows = list(cells.items())
+        for prefix, taken in self._taken.items():
+            rows = list(taken.values())
             for family in _FAMILIES:
                 yield from _text(f"{prefix}_{family.name}", family, rows)
-            times = list(self._times[prefix].items())
             for timed in _TIMED:
-                yield from _histogram(f"{prefix}_{timed.name}", timed, times)
+                yield from _histogram(f"{prefix}_{timed.name}", timed, rows)
 
 
 def _head(name: str, help: str, kind: str) -> str:
     return f"# HELP {name} {help}\n# TYPE {name} {kind}\n"
 
 
-def _slices(rows: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+def _slices(rows: Sequence[_Taken], size: int) -> Iterator[Sequence[_Taken]]:
     for at in range(0, len(rows), size):
         yield rows[at : at + size]
 
 
-def _text(name: str, family: _Family, rows: Sequence[tuple[str, Cells]]) -> Iterator[str]:
+def _text(name: str, family: _Family, rows: Sequence[_Taken]) -> Iterator[str]:
     yield _head(name, family.help, family.kind)
     for key, own in family.samples:
         begin, end = f"{name}{{", f",{own}}} " if own else "} "
         for some in _slices(rows, 4 * AT_ONCE):
             yield "".join(
-                [f"{begin}{labels}{end}{cells[key]}\n" for labels, cells in some if cells[key] is not None]
+                [f"{begin}{row.labels}{end}{row.cells[key]}\n" for row in some if row.cells[key] is not None]
             )
 
 
@@ -165,7 +170,7 @@ _TIMED: Final = (
 )
 
 
-def _histogram(name: str, timed: _Timed, rows: Sequence[tuple[str, tuple[Times, Totals]]]) -> Iterator[str]:
+def _histogram(name: str, timed: _Timed, rows: Sequence[_Taken]) -> Iterator[str]:
     """Yield a histogram's text: the one place where a group's becomes Prometheus's.
 
     Where nothing was counted yet there is none.
@@ -175,7 +180,7 @@ def _histogram(name: str, timed: _Timed, rows: Sequence[tuple[str, tuple[Times, 
     numbers = [bisect_left(BOUNDS, bound) for bound in timed.bounds]
     for some in _slices(rows, AT_ONCE):
         lines: list[str] = []
-        for labels, (times, totals) in some:
+        for labels, _, times, totals in some:
             counts = getattr(times, timed.field)
             if not counts:
                 continue

@@ -46,12 +46,12 @@ class Line:
         self.unsent = b""
 
     def close(self) -> None:
-        closing, self.socket = self.socket, None
-        if closing is not None:
-            if native.identity(closing.fileno()) == self._identity:
-                closing.close()
+        if self.socket is not None:
+            if self._is_ours():
+                self.socket.close()
             else:
-                closing.detach()
+                self.socket.detach()
+        self.socket = None
         self.unsent = b""
         self._channel = None
 
@@ -62,10 +62,13 @@ class Line:
 
     def _is_gone(self, now: float) -> bool:
         """Whether the application has closed the socket; then the connection is given up."""
-        if self.socket is None or native.identity(self.socket.fileno()) == self._identity:
+        if self.socket is None or self._is_ours():
             return False
         self._fail("the application has closed the connection", now)
         return True
+
+    def _is_ours(self) -> bool:
+        return native.identity(self.socket.fileno()) == self._identity
 
     def events(self) -> int:
         """Return what to poll the socket for."""

@@ -66,7 +66,6 @@ class Reporter:
         """The thread that holds `_whole` for a fork."""
         self._alarm: _Alarm | None = None
         self._new_poll: Any = None
-        self._poller: Any = None
         self._hurt = False
         """Whether it has failed, and waits to begin anew."""
         self._host = procinfo.host()
@@ -125,7 +124,6 @@ class Reporter:
             self._alarm = _Alarm()
             # Not in the thread, since eventlet imports for it: see `native` on forks.
             self._new_poll = native.poll_type()
-            self._poller = self._new_poll()
             self._left.acquire(False)
             _at_exit_of_workers()
             self._running = True
@@ -200,9 +198,9 @@ class Reporter:
 
     def _run(self) -> None:
         try:
-            while True:
+            while self._alarm is not None:  # else it leaves before it could begin anew
                 try:
-                    self._loop()
+                    self._loop(self._alarm)
                     return
                 except Exception as error:
                     if sys.is_finalizing() or self._leaving:
@@ -231,8 +229,7 @@ class Reporter:
             line.abandon(monotonic())
         self._drop_alarm()
         while self._alarm is None and not self._leaving:
-            self._poller = self._new_poll()
-            self._poller.poll(AGAIN * 1000.0)
+            self._new_poll().poll(AGAIN * 1000.0)
             try:
                 with self._whole:
                     self._alarm = _Alarm()
@@ -240,10 +237,8 @@ class Reporter:
                 pass
         self._hurt = False
 
-    def _loop(self) -> None:
-        poller, alarm = self._poller, self._alarm
-        if alarm is None:  # it leaves before it could begin anew
-            return
+    def _loop(self, alarm: _Alarm) -> None:
+        poller = self._new_poll()
         while True:
             now = monotonic()
             lines = [line for line in list(self._lines.values()) if line.uplink.ledger.used]

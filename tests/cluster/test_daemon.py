@@ -21,6 +21,7 @@ from connmon.cluster import daemon
 from connmon.model import Query, Rows
 from connmon.wire import Ack, ClientSide, frame
 from tests.cluster.fakes import full
+from tests.cluster.test_manager import LOGGING
 
 LIMIT = 15.0
 """Seconds that a condition is waited for."""
@@ -296,22 +297,9 @@ def test_broken_logging_sections_are_one_line(started: list[Connmond], tmp_path:
 
 def test_logging_sections_are_checked(started: list[Connmond], tmp_path: Path) -> None:
     """--check-config finds a log file whose directory is missing, and makes none whose directory is there."""
-    sections = """
-[loggers]
-keys: root
-[handlers]
-keys: file
-[formatters]
-keys:
-[logger_root]
-level: INFO
-handlers: file
-[handler_file]
-class: FileHandler
-"""
     for directory, code in ((tmp_path, 0), (tmp_path / "none", 2)):
-        args = f"args: ({str(directory / 'node.log')!r},)\n"
-        path = write(tmp_path / "c.cfg", free_port(), sections + args)
+        sections = LOGGING.format(path=str(directory / "node.log"))
+        path = write(tmp_path / "c.cfg", free_port(), sections)
         node = run(started, "--config", str(path), "--check-config")
         assert node.end() == code
         assert ("none" in node.stderr) == bool(code)
