@@ -20,10 +20,10 @@ from sqlalchemy.orm import Session
 
 from connmon.model import Connection
 from connmon.plugin import holder
+from connmon.plugin.account import KEY
 from connmon.plugin.engine import describe
 from connmon.plugin.ledger import Ledger
 from connmon.plugin.pool import instrument
-from connmon.plugin.queuepool import KEY
 from tests.waiting import wait_for
 
 

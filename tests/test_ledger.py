@@ -30,10 +30,9 @@ from connmon.cluster.state import State
 from connmon.model import Batch, Gauges, Peaks, PoolInfo, Process, Report, Times, Totals, database_key
 from connmon.plugin import ledger as module
 from connmon.plugin import pool as pool_module
-from connmon.plugin.account import PoolAccount, Token, highest, within
+from connmon.plugin.account import KEY, PoolAccount, Token, highest, within
 from connmon.plugin.ledger import Ledger
 from connmon.plugin.pool import instrument
-from connmon.plugin.queuepool import KEY
 
 
 class Holders:
@@ -582,7 +581,7 @@ class Facts:
         self.totals = dict.fromkeys(Totals._fields, 0)
         self.unfinished: dict[int, int] = {}
         """Checkouts of each connection that have not ended."""
-        self.waits: dict[int, float] = {}
+        self.waits: dict[object, float] = {}
         """Since when, by what they are ended with."""
         self.holds = self.waited = 0
         """Holds and waits that have ended; and seconds of both."""

@@ -30,7 +30,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 
 from connmon.model import Grouping
-from connmon.plugin.queuepool import KEY
+from connmon.plugin.account import KEY
 from tests.devstack import Stack, uwsgi
 from tests.nodes import RunningNode, running_node
 from tests.servers import Server

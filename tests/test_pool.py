@@ -33,13 +33,13 @@ from sqlalchemy.util import await_only
 
 from connmon import histogram
 from connmon.model import Gauges, PoolInfo, Totals
+from connmon.plugin import account as plugin_account
 from connmon.plugin import pool as plugin_pool
 from connmon.plugin import queuepool
-from connmon.plugin.account import PoolAccount
+from connmon.plugin.account import KEY, PoolAccount
 from connmon.plugin.engine import describe
 from connmon.plugin.ledger import Ledger
 from connmon.plugin.pool import instrument
-from connmon.plugin.queuepool import KEY
 from tests.fake_dbapi import Database, Disconnected
 from tests.waiting import wait_for
 
@@ -584,7 +584,7 @@ INJECTED: list[tuple[str, Callable[[Watched, pytest.MonkeyPatch], None]]] = [
     ("monotonic", lambda w, patch: patch.setattr(plugin_pool, "monotonic", Broken())),
     ("monotonic of queuepool", lambda w, patch: patch.setattr(queuepool, "monotonic", Broken())),
     ("asked", lambda w, patch: setattr(w.account, "asked", Broken())),
-    ("Token", lambda w, patch: patch.setattr(plugin_pool, "Token", Broken())),
+    ("Token", lambda w, patch: patch.setattr(plugin_account, "Token", Broken())),
     ("_detach", lambda w, patch: patch.setattr(plugin_pool, "_detach", Broken())),
     ("wake", lambda w, patch: setattr(w.ledger, "wake", Broken())),
     ("entries", lambda w, patch: setattr(w.account, "entries", Broken())),

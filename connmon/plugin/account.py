@@ -9,18 +9,22 @@ Who may write what, so that no lock is needed where the application runs:
    what entries that have ended left behind (`fold`).
 3. Only `Ledger` (one thread at a time) sums, folds and deletes. An entry that has ended is
    taken out of its dict once, so it is folded once.
-4. `Live` counts the present beside that, for peaks alone: a peak must be seen when it happens.
+4. `Live` counts the present a second time, for peaks alone: a peak must be seen when it happens.
    If a lost update ever let it drift, `settle` sets it right when the pool has been quiet.
 5. How long things took is counted like totals: of a connection in its entry, of waits in their pool.
 6. An ended connection is `Entry.closed`, whoever notices it first: a close event, the end of the
    `Token` in `record.info`, or of the driver's connection. Further notices do nothing.
+
+7. An exception can be raised into any line of this (`interrupts.py`). So each change of an entry has one
+   write that decides, and what follows it can be made up for: a connection is held while `checkouts` is
+   larger than `checkins`, and open while it is not `closed`. After an interruption `mend` does the rest.
 
 Times are seconds of one monotonic clock, handed in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +34,8 @@ from connmon.model import Gauges, Peaks, PoolInfo, Times, Totals, plus
 if TYPE_CHECKING:
     from connmon.plugin.ledger import Ledger
 
+#: The key of a connection's token in `record.info`.
+KEY = "connmon"
 #: A difference between the sum over the entries and what is counted beside it is one, and not a
 #: moment, after this many seconds in which nothing happened.
 QUIET = 3.0
@@ -126,7 +132,7 @@ class Entry:
         self.held = 0.0
         self.server_id: int | None = None
         self.since = 0.0
-        """When the present holder got it; 0.0: nobody holds it."""
+        """When the present holder got it; 0.0: nobody holds it. Written before `checkouts`."""
         self.holder: Any = 0
         """Who got it last, as `holder.asking` told."""
         self.site: Any = None
@@ -139,7 +145,8 @@ class Entry:
         """Checkouts that have ended. Written, not derived: a total must not go back for a moment."""
         self.invalidations = 0
         self.detached = False
-        self.closed = False
+        self.closed = True
+        """Until it is entered (`PoolAccount.opened`), and from its end on."""
         self.weak: Any = None
         self.told: object = None
         """What the last report said of it; None: nothing yet."""
@@ -156,7 +163,7 @@ class Entry:
         if self.detached:
             pool.detached.pop(self.key, None)
             self.weak = None  # its callback knows this entry: a cycle
-        elif self.since:
+        elif self.checkouts != self.checkins:
             pool.live.checked_out -= 1
             pool.process.checked_out -= 1
         since = self.since  # once: another thread may end the same hold
@@ -167,12 +174,18 @@ class Entry:
         self.checkins = self.checkouts
         self.since = 0.0  # last: from now on it may be folded
 
+    def reopen(self, checkins: int, since: float) -> None:
+        """Take back an `end` that was interrupted: the connection was not closed after all."""
+        if self.number in self.pool.entries:  # else it is folded
+            self.closed = False
+            self.checkins, self.since = checkins, since
+
     def ended(self, _: object = None) -> None:
         """The same, where nobody is there to take an exception: it would be written to stderr."""
         try:
             self.end()
-        except Exception:
-            pass
+        except BaseException:
+            self.pool.mend()
 
 
 class Token:
@@ -188,8 +201,10 @@ class Token:
         try:
             if self.entry.weak is None:  # else the driver's connection itself tells
                 self.entry.end()
-        except Exception:
+        except AttributeError:  # its making was interrupted
             pass
+        except BaseException:
+            self.entry.pool.mend()
 
 
 class Lifeline:
@@ -221,7 +236,8 @@ class PoolAccount:
         """Tells who calls it: the holder, at a checkout."""
         self.entries: dict[int, Entry] = {}
         self.detached: dict[int, Entry] = {}
-        self.waits: dict[int, float] = {}
+        self.waits: dict[object, float] = {}
+        """Since when each of those waits who wait now."""
         self.timeouts = 0
         self.connect_errors = 0
         self.waited = [0] * BUCKETS
@@ -259,9 +275,24 @@ class PoolAccount:
         self.told = self.unacknowledged = self.drift = None
         self.live.reset()
 
-    def opened(self, key: int, now: float, *, owned: bool = True, took: float | None = None) -> Entry:
-        """Add a connection that was just made, in `took` seconds (or, not owned, that was found in use)."""
+    def opened(
+        self,
+        key: int,
+        now: float,
+        *,
+        owned: bool = True,
+        took: float | None = None,
+        info: MutableMapping[Any, Any] | None = None,
+    ) -> Entry:
+        """Add a connection that was just made, in `took` seconds (or, not owned, that was found in use).
+
+        `info` is its record's, which gets the token that ends the entry: first, so that no interruption
+        leaves an entry that nothing ends.
+        """
         entry = Entry(next(self.ledger.numbers), self, key, now, owned, took)
+        if info is not None:
+            info[KEY] = Token(entry)
+        entry.closed = False
         self.entries[entry.number] = entry
         # No call and no loop in between here, nor where it is counted back: there another thread
         # may come in, and find (and peak at) a process that is not the sum of its pools.
@@ -274,9 +305,10 @@ class PoolAccount:
             process.peak_open = count
         return entry
 
-    def wait_begins(self, now: float) -> int:
-        """Note that somebody waits; return what to end it with."""
-        wait = next(self.ledger.numbers)
+    def wait_begins(self, now: float, wait: object = None) -> object:
+        """Note that somebody waits; return what to end it with: `wait`, where one is given."""
+        if wait is None:
+            wait = object()
         self.waits[wait] = now
         live, process = self.live, self.process
         live.waiting = count = live.waiting + 1
@@ -287,10 +319,10 @@ class PoolAccount:
             process.peak_waiting = count
         return wait
 
-    def wait_ends(self, wait: int, now: float) -> None:
+    def wait_ends(self, wait: object, now: float) -> None:
         """Note that a wait has ended, by a connection, a timeout or a cancellation."""
-        began = self.waits.get(wait)
-        if began is None:  # forgotten: the process forked meanwhile
+        began = self.waits.pop(wait, None)
+        if began is None:  # ended already, or the process forked meanwhile
             return
         live, process = self.live, self.process
         live.waiting -= 1
@@ -303,7 +335,6 @@ class PoolAccount:
         number = bucket(waited)
         self.waited[number] += 1
         self.wait_seconds += waited
-        self.waits.pop(wait, None)
 
     def fold(self) -> None:
         """Move what ended entries counted into `ended`. One thread at a time."""
@@ -358,19 +389,20 @@ class PoolAccount:
             holding += entry.held
             making += entry.took or 0.0
             connects += entry.owned
-            checkouts += entry.checkouts
             invalidations += entry.invalidations
+            begun = entry.checkouts  # before `checkins`, which may follow it meanwhile
+            checkouts += begun
             if entry.closed:  # since `fold`
                 closes += entry.owned
-                checkins += entry.checkouts
+                checkins += begun
                 continue
             connections += 1
-            checkins += entry.checkins
-            since = entry.since
-            if since:  # a detached one always has it, until it ends, maybe just now
+            ended, since = entry.checkins, entry.since
+            checkins += min(begun, ended)
+            if begun > ended:
                 held += 1
                 detached += entry.detached
-                if longest is None or since < longest:
+                if since and (longest is None or since < longest):
                     longest = since
         info = self.info
         size, beyond = info.pool_size, info.max_overflow
@@ -418,12 +450,48 @@ class PoolAccount:
         Not at the second sight already: a thread may stand in the middle of a listener, and the
         whole process may have been stopped there.
         """
-        drift = (self.live.open - gauges.connections, self.live.checked_out - gauges.checked_out)
+        live = self.live
+        drift = (
+            live.open - gauges.connections,
+            live.checked_out - gauges.checked_out,
+            live.waiting - gauges.waiting,
+        )
         if self.drift != (gauges, totals, drift):
             self.drift, self.drift_since, self.drift_seen = (gauges, totals, drift), now, 0
         self.drift_seen += 1
         if any(drift) and self.drift_seen > 3 and now - self.drift_since > QUIET:
-            for live in (self.live, self.process):
-                live.open -= drift[0]
-                live.checked_out -= drift[1]
+            self._correct(gauges.connections, gauges.checked_out, gauges.waiting)
             self.drift = None
+
+    def _correct(self, opened: int, checked_out: int, waiting: int) -> None:
+        """Set what is counted a second time, of the pool and of the process, to what there is."""
+        live, process = self.live, self.process
+        live.open, live.checked_out, live.waiting = opened, checked_out, waiting
+        pools = [account.live for account in list(self.ledger.pools.values())]
+        process.open = sum([pool.open for pool in pools])
+        process.checked_out = sum([pool.checked_out for pool in pools])
+        process.waiting = sum([pool.waiting for pool in pools])
+
+    def mend(self) -> None:
+        """Complete what an interruption left half done. Raises nothing of its own.
+
+        What other threads do at this moment may be counted wrong in `live`; `settle` finds that.
+        """
+        try:
+            opened = checked_out = 0
+            for entry in list(self.entries.values()):
+                if entry.closed:
+                    if self.detached.get(entry.key) is entry:
+                        del self.detached[entry.key]
+                    entry.weak = None
+                    entry.checkins = entry.checkouts
+                    entry.since = 0.0
+                elif entry.checkouts == entry.checkins:
+                    opened += 1
+                    entry.since = 0.0
+                else:
+                    opened += 1
+                    checked_out += not entry.detached
+            self._correct(opened, checked_out, len(self.waits))
+        except Exception:
+            pass

@@ -22,6 +22,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from connmon.plugin.interrupts import interrupted
+
 log = logging.getLogger("connmon")
 
 #: Linux's MADV_WIPEONFORK, which Python's mmap does not name before 3.13.
@@ -80,15 +82,27 @@ def threads_allowed() -> bool:
         return True  # not uWSGI's own module, but what somebody calls the same
 
 
-def guarded(listener: Callable[..., None]) -> Callable[..., None]:
-    """Return the listener, within uWSGI so that it first looks whether there was a fork."""
+def look_for_one() -> Callable[[], None] | None:
+    """Return what finds out, within uWSGI, whether there was a fork; None: Python tells of all forks."""
     page = _page
     if page is None:
+        return None
+
+    def look() -> None:
+        if not page[0]:
+            _look()
+
+    return look
+
+
+def guarded(listener: Callable[..., None]) -> Callable[..., None]:
+    """Return the listener, within uWSGI so that it first looks whether there was a fork."""
+    look = look_for_one()
+    if look is None:
         return listener
 
     def after_a_look(*arguments: Any) -> None:
-        if not page[0]:
-            _look()
+        look()
         listener(*arguments)
 
     return after_a_look
@@ -117,6 +131,8 @@ def _child() -> None:
         if _forked is not None:
             _forked()
     except Exception as error:
+        if interrupted(error):
+            raise
         log.warning("connmon: this process, a child, cannot be reported: %r", error)
 
 

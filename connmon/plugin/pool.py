@@ -3,10 +3,12 @@
 Rules, each paid for:
 
 1. Pool events only. A ConnectionEvents listener would cost every statement.
-2. A listener never raises (in a checkin that leaks a pool slot), never logs, never locks.
+2. A listener never raises for connmon's own sake, never logs, never locks. What others raise into it
+   (`interrupts.py`) goes on to the application, after the account is whole again.
 3. No reference to a record, a connection or a proxy is kept.
 4. A pool that can do so by its own methods accounts for checkouts and checkins there
-   (`queuepool.py`): their two events cost more than everything else. The others listen.
+   (`queuepool.py`): their two events cost more than everything else. The others listen, before all other
+   listeners: one of these may raise, and the connection is back all the same.
 5. The creator is wrapped for what may have no event: that it failed, and that there is a
    connection. The connect event adds the server's session id.
 6. A pool is instrumented once, whoever asks and how often.
@@ -26,9 +28,10 @@ from sqlalchemy.pool import Pool
 from connmon.histogram import BOUNDS
 from connmon.model import PoolInfo
 from connmon.plugin import forks, holder
-from connmon.plugin.account import Entry, Lifeline, PoolAccount, Token
+from connmon.plugin.account import KEY, Entry, Lifeline, PoolAccount
+from connmon.plugin.interrupts import interrupted, let_go
 from connmon.plugin.ledger import Ledger
-from connmon.plugin.queuepool import KEY, watch
+from connmon.plugin.queuepool import Extra, watch
 
 Checkout: TypeAlias = Callable[[Any, Any, Any], None]
 Checkin: TypeAlias = Callable[[Any, Any], None]
@@ -53,16 +56,34 @@ def instrument(
     _wrap_creator(pool, account)
     account.look_after = None if tracing.trace == "off" else tracing.held
     account.asked = holder.asking(bool(getattr(pool, "_is_asyncio", False)))
-    every_site = tracing.trace == "all"
-    checkout, checkin = _listen(pool, account, server_id, every_site)
-    if not watch(pool, checkout, waits_only=every_site or forks.guarded(checkout) is not checkout):
-        event.listen(pool, "checkout", forks.guarded(checkout))
-        event.listen(pool, "checkin", checkin)
+    checkout, checkin = _listen(pool, account, server_id)
+    trace = _trace if tracing.trace == "all" else None
+    if not watch(pool, Extra(checkout, trace, forks.look_for_one())):
+        event.listen(pool, "checkout", forks.guarded(_traced(checkout) if trace else checkout))
+        event.listen(pool, "checkin", checkin, insert=True)
     return account
 
 
+def _trace(record: Any) -> None:
+    """Note the line of the application that took a connection. Raises nothing of its own."""
+    try:
+        record.info[KEY].entry.site = holder.call_site()
+    except BaseException as error:
+        if interrupted(error):
+            let_go(error)
+            raise
+
+
+def _traced(checkout: Checkout) -> Checkout:
+    def traced_checkout(dbapi_connection: Any, record: Any, proxy: Any) -> None:
+        checkout(dbapi_connection, record, proxy)
+        _trace(record)
+
+    return traced_checkout
+
+
 def _listen(
-    pool: Pool, account: PoolAccount, server_id: Callable[[Any], int | None], every_site: bool
+    pool: Pool, account: PoolAccount, server_id: Callable[[Any], int | None]
 ) -> tuple[Checkout, Checkin]:
     """Listen to what is rare; return the listeners of checkout and checkin, which are not."""
     # Closures: cheaper to call than bound methods, and this is the path that counts.
@@ -73,12 +94,12 @@ def _listen(
     def found(record: Any, connection: Any, owned: bool) -> Entry:
         """Enter a connection: a new one, or one that is in use but was never entered."""
         ledger.seen()
-        entry = account.opened(id(connection), monotonic(), owned=owned)
-        record.info[KEY] = Token(entry)
+        entry = account.opened(id(connection), monotonic(), owned=owned, info=record.info)
         try:
             entry.server_id = server_id(record.driver_connection)
-        except Exception:
-            pass  # unknown, then
+        except Exception as error:  # unknown, then
+            if interrupted(error, in_driver=True):
+                raise
         return entry
 
     def connect(dbapi_connection: Any, record: Any) -> None:
@@ -90,8 +111,10 @@ def _listen(
             else:
                 token.entry.server_id = server_id(record.driver_connection)
             ledger.relieve(account)
-        except Exception:
-            pass
+        except BaseException as error:
+            if interrupted(error, in_driver=True):
+                account.mend()
+                raise
 
     def checkout(dbapi_connection: Any, record: Any, proxy: Any) -> None:
         try:
@@ -101,7 +124,7 @@ def _listen(
                     entry = found(record, dbapi_connection, False)
             except KeyError:  # made before the plugin was attached
                 entry = found(record, dbapi_connection, False)
-            if not entry.since:
+            if entry.checkouts == entry.checkins:
                 live.checked_out = count = live.checked_out + 1
                 if count > live.peak_checked_out:
                     live.peak_checked_out = count
@@ -109,33 +132,43 @@ def _listen(
                 if count > process.peak_checked_out:
                     process.peak_checked_out = count
             entry.holder = asked()
-            entry.checkouts += 1
             entry.since = monotonic()
-        except Exception:
-            pass
+            entry.checkouts += 1
+        except BaseException as error:
+            if interrupted(error):
+                account.mend()
+                raise
 
-    def traced_checkout(dbapi_connection: Any, record: Any, proxy: Any) -> None:
-        checkout(dbapi_connection, record, proxy)
-        try:
-            record.info[KEY].entry.site = holder.call_site()
-        except Exception:
-            pass
+    def give_back(dbapi_connection: Any, record: Any) -> None:
+        entry = record.info[KEY].entry
+        if dbapi_connection is None:  # it is gone: a reconnect failed
+            entry.end()
+            return
+        since = entry.since  # read once: another thread may end the same hold
+        entry.checkins = entry.checkouts
+        if since:
+            entry.since = 0.0
+            live.checked_out -= 1
+            process.checked_out -= 1
+            held = monotonic() - since
+            entry.holds[bisect_left(BOUNDS, held)] += 1
+            entry.held += held
 
     def checkin(dbapi_connection: Any, record: Any) -> None:
         try:
-            entry = record.info[KEY].entry
-            if dbapi_connection is None:  # it is gone: a reconnect failed
-                entry.end()
-            elif since := entry.since:  # read once: another thread may end the same hold
-                held = monotonic() - since
-                entry.holds[bisect_left(BOUNDS, held)] += 1
-                entry.held += held
-                entry.checkins = entry.checkouts
-                entry.since = 0.0
-                live.checked_out -= 1
-                process.checked_out -= 1
+            give_back(dbapi_connection, record)
+        except BaseException as error:
+            if interrupted(error):
+                complete(lambda: give_back(dbapi_connection, record))
+                raise
+
+    def complete(again: Callable[[], None]) -> None:
+        """Do once more what was interrupted, and what the interruption left undone."""
+        try:
+            again()
         except Exception:
             pass
+        account.mend()
 
     def invalidate(dbapi_connection: Any, record: Any, exception: Any) -> None:
         try:
@@ -143,37 +176,59 @@ def _listen(
             if entry.closed:  # the parent's, which a pre-ping or a guard of others refuses
                 entry = found(record, dbapi_connection, False)
             entry.invalidations += 1
-        except Exception:
-            pass
+        except BaseException as error:
+            if interrupted(error):
+                account.mend()
+                raise
 
     def close(dbapi_connection: Any, record: Any) -> None:
+        entry = None
         try:
             entry = record.info[KEY].entry
             if entry.key == id(dbapi_connection):
+                before = entry.checkins, entry.since
                 entry.end()
-        except Exception:
-            pass
+        except BaseException as error:
+            if interrupted(error):  # then SQLAlchemy does not close it either
+                if entry is not None and entry.closed:
+                    entry.reopen(*before)
+                account.mend()
+                raise
 
     def detach(dbapi_connection: Any, record: Any) -> None:
         try:
             _detach(account, dbapi_connection, record)
-        except Exception:
-            pass
+        except BaseException as error:
+            if interrupted(error):
+                complete(lambda: _detach(account, dbapi_connection, record))
+                raise
 
     def close_detached(dbapi_connection: Any) -> None:
         try:
-            account.detached[id(dbapi_connection)].end()
-        except Exception:
-            pass
+            entry = account.detached.get(id(dbapi_connection)) or _entry_of(account, dbapi_connection)
+            if entry is not None:
+                entry.end()
+        except BaseException as error:
+            if interrupted(error):
+                account.mend()
+                raise
 
-    # First among the connect listeners: one of the others may fail, and the connection is there.
+    # First of all listeners, since one of the others may raise, and what happened has happened; but for the
+    # close, which does not happen where a listener raises.
     event.listen(pool, "connect", forks.guarded(connect), insert=True)
-    event.listen(pool, "invalidate", invalidate)
-    event.listen(pool, "soft_invalidate", invalidate)
+    event.listen(pool, "invalidate", invalidate, insert=True)
+    event.listen(pool, "soft_invalidate", invalidate, insert=True)
     event.listen(pool, "close", close)
-    event.listen(pool, "detach", detach)
-    event.listen(pool, "close_detached", close_detached)
-    return traced_checkout if every_site else checkout, checkin
+    event.listen(pool, "detach", detach, insert=True)
+    event.listen(pool, "close_detached", close_detached, insert=True)
+    return checkout, checkin
+
+
+def _entry_of(account: PoolAccount, connection: Any) -> Entry | None:
+    """Return the entry of an open connection that nothing else leads to."""
+    key = id(connection)
+    found = [entry for entry in list(account.entries.values()) if entry.key == key and not entry.closed]
+    return found[-1] if found else None
 
 
 def _detach(account: PoolAccount, connection: Any, record: Any) -> None:
@@ -184,21 +239,21 @@ def _detach(account: PoolAccount, connection: Any, record: Any) -> None:
     """
     token = record.info.get(KEY)
     if token is not None and token.entry.key == id(connection):
-        del record.info[KEY]
         entry = token.entry
     else:
-        held = [e for e in list(account.entries.values()) if e.key == id(connection) and not e.closed]
-        if not held:
-            return
-        entry = held[-1]
-    if entry.closed:
+        entry = _entry_of(account, connection)
+        token = None
+    if entry is None or entry.closed:
         return
-    if entry.since:
-        account.live.checked_out -= 1
-        account.process.checked_out -= 1
-    else:
-        entry.since = monotonic()
-    entry.detached = True
+    if not entry.detached:
+        if entry.checkouts != entry.checkins:
+            entry.detached = True
+            account.live.checked_out -= 1
+            account.process.checked_out -= 1
+        else:  # its checkout was not seen
+            entry.since = monotonic()
+            entry.detached = True
+            entry.checkouts += 1
     account.detached[entry.key] = entry
     try:
         # The application may keep the driver's connection and drop SQLAlchemy's proxy, in whose
@@ -206,13 +261,17 @@ def _detach(account: PoolAccount, connection: Any, record: Any) -> None:
         entry.weak = weakref.ref(connection, entry.ended)
     except TypeError:
         pass
+    if token is not None:
+        record.info.pop(KEY, None)
 
 
 def _wrap_creator(pool: Pool, account: PoolAccount) -> None:
     invoke = pool._invoke_creator
 
-    # SQLAlchemy tells by the signature whether it takes the record.
-    def creator(connection_record: Any) -> Any:
+    # SQLAlchemy tells by the signature whether it takes the record; as its own, this can do without.
+    def creator(connection_record: Any = None) -> Any:
+        if connection_record is None:  # a connection that no pool will have
+            return invoke(connection_record)  # type: ignore[arg-type]  # SQLAlchemy's takes None
         began = _clock()
         try:
             connection = invoke(connection_record)
@@ -223,13 +282,15 @@ def _wrap_creator(pool: Pool, account: PoolAccount) -> None:
         return connection
 
     setattr(creator, KEY, account)
-    pool._creator = creator  # type: ignore[assignment]  # mypy: a setter
+    pool._creator = creator
 
 
 def _clock() -> float | None:
     try:
         return monotonic()
-    except Exception:
+    except Exception as error:
+        if interrupted(error):
+            raise
         return None
 
 
@@ -242,15 +303,19 @@ def _enter(account: PoolAccount, record: Any, connection: Any, began: float | No
     try:
         account.ledger.seen()
         now = monotonic()
-        entry = account.opened(id(connection), now, took=None if began is None else now - began)
-        record.info[KEY] = Token(entry)
-    except Exception:
-        pass
+        took = None if began is None else now - began
+        account.opened(id(connection), now, took=took, info=record.info)
+    except BaseException as error:
+        if interrupted(error):
+            record.info.pop(KEY, None)  # the connection is lost, as if it had not come about
+            account.mend()
+            raise
 
 
 def _count_connect_error(account: PoolAccount) -> None:
     try:
         account.connect_errors += 1
         account.ledger.seen()  # maybe the only thing that this process will ever have to tell
-    except Exception:
-        pass
+    except Exception as error:
+        if interrupted(error):
+            raise

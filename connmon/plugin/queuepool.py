@@ -10,7 +10,8 @@ Rules:
 3. No event precedes a wait: `_do_get` is timed when there is nothing to hand out.
 4. Where SQLAlchemy has no such methods any more, listeners do the rest and there are no
    figures of waits; one line in the log says so.
-5. Nothing in here raises, logs on the way, or locks.
+5. Nothing in here raises for connmon's own sake, logs on the way, or locks. What others raise into it
+   (`interrupts.py`) goes on to the application, after the pool has its record back and the account is whole.
 """
 
 from __future__ import annotations
@@ -20,57 +21,62 @@ import logging
 from bisect import bisect_left
 from collections.abc import Callable
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import exc
 from sqlalchemy.pool import Pool, QueuePool
 
 from connmon.histogram import BOUNDS
-from connmon.plugin.account import PoolAccount
+from connmon.plugin.account import KEY, PoolAccount
+from connmon.plugin.interrupts import interrupted
 
-#: The key in `record.info`, the mark on a wrapped creator, and on a class made here.
-KEY = "connmon"
-#: The mark on a wrapped creator whose pool accounts for checkouts itself: what does the unusual ones.
-CHECKOUT = "connmon_checkout"
+#: The mark on a wrapped creator whose pool accounts for checkouts itself: its `Extra`.
+EXTRA = "connmon_extra"
 
 log = logging.getLogger("connmon")
 
-_watched: dict[type[Pool], type[Pool]] = {}
+_watched: dict[tuple[type[Pool], bool], type[Pool]] = {}
 
 
-def watch(pool: Pool, checkout: Callable[[Any, Any, Any], None], *, waits_only: bool) -> bool:
-    """Have the pool's own methods account for checkouts and checkins, if they can and are to; return whether.
+class Extra(NamedTuple):
+    """What a checkout calls besides its fast path."""
 
-    Waits are timed in any case, if they can be. `checkout` takes the DBAPI connection, the
-    record and the proxy of a checkout that is unusual.
-    """
+    checkout: Callable[[Any, Any, Any], None]
+    """With the DBAPI connection, the record and the proxy of a checkout that is unusual."""
+    trace: Callable[[Any], None] | None = None
+    """With the record, after each checkout."""
+    look: Callable[[], None] | None = None
+    """Before each checkout, to find out about forks."""
+
+
+def watch(pool: Pool, extra: Extra) -> bool:
+    """Have the pool's own methods account for checkouts, checkins and waits, if they can; return whether."""
     cls = type(pool)
     if not isinstance(pool, QueuePool):
         return False  # the others never wait, and are not what is fast
     try:
-        if not getattr(cls, KEY, False):  # it is with poolclass=type(another_engine.pool)
-            watched = _watched.get(cls)
-            if watched is None:
-                watched = _watched[cls] = _watched_class(cls)
-            pool._overflow, pool._max_overflow, pool._pool.empty  # noqa: B018
-            pool.__class__ = watched  # type: ignore[assignment]
+        pool._overflow, pool._max_overflow, pool._pool.empty  # noqa: B018
+        real = cls.__dict__.get(KEY, cls)  # it is there with poolclass=type(another_engine.pool)
+        if real is not cls or not hasattr(cls, KEY):
+            kind = (real, extra.trace is not None or extra.look is not None)
+            if kind not in _watched:
+                _watched[kind] = _watched_class(*kind)
+            pool.__class__ = _watched[kind]  # type: ignore[assignment]
     except (AttributeError, TypeError) as error:
         log.warning("connmon: this SQLAlchemy's %s cannot be timed, so waits are not shown: %s", cls, error)
         return False
-    if waits_only:
-        return False
-    setattr(pool._creator, CHECKOUT, checkout)
+    setattr(pool._creator, EXTRA, extra)
     return True
 
 
-def _watched_class(cls: type[Any]) -> type[Pool]:
+def _watched_class(cls: type[Any], with_extra: bool) -> type[Pool]:
     do_connect, do_get, do_return = cls.connect, cls._do_get, cls._return_conn
 
     def connect(self: Any) -> Any:
         proxy = do_connect(self)
         try:
             entry = proxy._connection_record.info[KEY].entry
-            if entry.since or entry.closed:  # a listener has counted it, or it was the parent's
+            if entry.since or entry.closed:  # held already, or it was the parent's
                 _unusual(self, proxy)
                 return proxy
             account = entry.pool
@@ -84,32 +90,49 @@ def _watched_class(cls: type[Any]) -> type[Pool]:
             if count > live.peak_checked_out:
                 live.peak_checked_out = count
             entry.holder = who
-            entry.checkouts += 1
             entry.since = now
-        except KeyError:
-            _unusual(self, proxy)
-        except Exception:
-            pass
+            entry.checkouts += 1
+        except BaseException as error:
+            if interrupted(error):
+                _mend(self)
+                raise
+            if isinstance(error, KeyError):
+                _unusual(self, proxy)
+        return proxy
+
+    def connect_with_extra(self: Any) -> Any:
+        extra: Extra | None = getattr(self._creator, EXTRA, None)
+        if extra is not None and extra.look is not None:
+            extra.look()
+        proxy = connect(self)
+        if extra is not None and extra.trace is not None:
+            extra.trace(proxy._connection_record)
         return proxy
 
     # Not `_do_return_conn`: a detach gives the record back by that, and has an event of its own.
     def _return_conn(self: Any, record: Any) -> None:
         try:
-            entry = record.info[KEY].entry
-            if record.dbapi_connection is None:  # a reconnect failed
-                entry.end()
-            elif since := entry.since:  # read once: another thread may end the same hold
-                account = entry.pool
-                held = monotonic() - since
-                entry.holds[bisect_left(BOUNDS, held)] += 1
-                entry.held += held
-                entry.checkins = entry.checkouts
-                entry.since = 0.0
-                account.live.checked_out -= 1
-                account.process.checked_out -= 1
-        except Exception:
-            pass
-        do_return(self, record)
+            try:
+                entry = record.info[KEY].entry
+                if record.dbapi_connection is None:  # a reconnect failed
+                    entry.end()
+                elif since := entry.since:  # read once: another thread may end the same hold
+                    entry.checkins = entry.checkouts
+                    entry.since = 0.0
+                    account = entry.pool
+                    account.live.checked_out -= 1
+                    account.process.checked_out -= 1
+                    held = monotonic() - since
+                    entry.holds[bisect_left(BOUNDS, held)] += 1
+                    entry.held += held
+                else:
+                    entry.checkins = entry.checkouts
+            except BaseException as error:
+                if interrupted(error):
+                    _given_back(self, record)
+                    raise
+        finally:  # whatever was raised into this, the pool gets its record back
+            do_return(self, record)
 
     def _do_get(self: Any) -> Any:
         try:
@@ -119,31 +142,62 @@ def _watched_class(cls: type[Any]) -> type[Pool]:
             _count_timeout(self, error)
             raise
         account: PoolAccount | None = getattr(self._creator, KEY, None)
-        if account is None or _waiting.get() is account:
+        before = _waiting.get()
+        if account is None or before is account:
             return do_get(self)
-        marked = _waiting.set(account)
-        wait = _wait_begins(account)
+        wait = object()
+        record = None
         try:
-            return do_get(self)
+            _wait_begins(account, wait)
+            record = do_get(self)
         except exc.TimeoutError as error:
             _count_timeout(self, error)
             raise
         finally:
-            _wait_ends(account, wait, marked)
+            try:
+                _wait_ends(account, wait, before)
+            except BaseException:
+                _wait_ends(account, wait, before)
+                account.mend()
+                if record is not None:  # nobody will get it
+                    self._do_return_conn(record)
+                raise
+        return record
 
-    namespace: dict[str, Any] = {"__module__": cls.__module__, "__doc__": cls.__doc__, KEY: True}
-    namespace |= {"connect": connect, "_return_conn": _return_conn, "_do_get": _do_get}
+    namespace: dict[str, Any] = {"__module__": cls.__module__, "__doc__": cls.__doc__, KEY: cls}
+    namespace |= {"_return_conn": _return_conn, "_do_get": _do_get}
+    namespace["connect"] = connect_with_extra if with_extra else connect
     return type(cls.__name__, (cls,), namespace)
+
+
+def _mend(pool: Any) -> None:
+    account: PoolAccount | None = getattr(pool._creator, KEY, None)
+    if account is not None:
+        account.mend()
+
+
+def _given_back(pool: Any, record: Any) -> None:
+    """Account for a checkin that was interrupted."""
+    try:
+        entry = record.info[KEY].entry
+        if record.dbapi_connection is None:
+            entry.end()
+        else:
+            entry.checkins = entry.checkouts
+    except KeyError:
+        pass
+    _mend(pool)
 
 
 def _unusual(pool: Any, proxy: Any) -> None:
     """Account for a checkout of a connection that is not known, not ours, or held already."""
     try:
-        checkout = getattr(pool._creator, CHECKOUT, None)
-        if checkout is not None:
-            checkout(proxy.dbapi_connection, proxy._connection_record, proxy)
-    except Exception:
-        pass
+        extra: Extra | None = getattr(pool._creator, EXTRA, None)
+        if extra is not None:
+            extra.checkout(proxy.dbapi_connection, proxy._connection_record, proxy)
+    except BaseException as error:
+        if interrupted(error):
+            raise
 
 
 #: The pool that this thread, task or greenlet waits for: `_do_get` calls itself when it was not
@@ -151,20 +205,25 @@ def _unusual(pool: Any, proxy: Any) -> None:
 _waiting: contextvars.ContextVar[PoolAccount | None] = contextvars.ContextVar("connmon", default=None)
 
 
-def _wait_begins(account: PoolAccount) -> int:
+def _wait_begins(account: PoolAccount, wait: object) -> None:
     try:
+        _waiting.set(account)
         account.ledger.seen()
-        return account.wait_begins(monotonic())
-    except Exception:
-        return 0
+        account.wait_begins(monotonic(), wait)
+    except BaseException as error:
+        if interrupted(error):
+            account.mend()
+            raise
 
 
-def _wait_ends(account: PoolAccount, wait: int, marked: contextvars.Token[PoolAccount | None]) -> None:
+def _wait_ends(account: PoolAccount, wait: object, before: PoolAccount | None) -> None:
+    """End the wait; a second call does nothing more."""
     try:
-        _waiting.reset(marked)
+        _waiting.set(before)
         account.wait_ends(wait, monotonic())
-    except Exception:
-        pass
+    except BaseException as error:
+        if interrupted(error):
+            raise
 
 
 def _count_timeout(pool: Any, error: exc.TimeoutError) -> None:
@@ -174,5 +233,6 @@ def _count_timeout(pool: Any, error: exc.TimeoutError) -> None:
         if account is not None and not hasattr(error, KEY):
             setattr(error, KEY, True)
             account.timeouts += 1
-    except Exception:
-        pass
+    except BaseException as caught:
+        if interrupted(caught):
+            raise
