@@ -69,6 +69,18 @@ def figures(spec: Spec, report: dict[str, Any]) -> Counter[str]:
     )
 
 
+def at_the_end(truth: Counter[str], killed: bool) -> Counter[str]:
+    """Return the totals that a process leaves, whose books said this last.
+
+    One that ends in good order has closed what was open, and given back what was held.
+    """
+    totals = Counter({key: truth[key] for key in TOTALS})
+    if not killed:
+        totals["closes_total"] = totals["connects_total"]
+        totals["checkins_total"] = totals["checkouts_total"]
+    return totals
+
+
 def capacity(specs: Sequence[Spec]) -> int | None:
     if any(spec.get("null") for spec in specs):
         return None
@@ -332,10 +344,10 @@ class Site:
         for worker in workers:
             worker.told()
 
-    def has_ended(self, worker: Worker) -> None:
+    def has_ended(self, worker: Worker, *, killed: bool = False) -> None:
         """The worker is no more; what it last reported is what its program did."""
         self.living.remove(worker)
-        self.ended += [(worker.program, spec, truth) for spec, _, truth in worker.truth()]
+        self.ended += [(worker.program, spec, at_the_end(truth, killed)) for spec, _, truth in worker.truth()]
 
     def work(self, seconds: float = WORK) -> None:
         """Let the applications work. There is nothing to wait for but that they have done so."""

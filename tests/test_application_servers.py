@@ -97,7 +97,7 @@ class Served:
     def replace(self, pid: int) -> int:
         """Kill a worker; return the one that the server starts in its place."""
         psutil.Process(pid).kill()
-        self.truth.has_ended(pid)
+        self.truth.has_ended(pid, killed=True)
 
         def other() -> bool:
             self.pids = self._workers()

@@ -86,7 +86,7 @@ def test_killed_worker(site: Site) -> None:
     wait_for(lambda: victim.pid not in site.pids(), GONE, "the rows of a killed process to leave")
     measured("rows gone after kill -9 of an application", began)
     assert victim.pid not in site.pids("pool") | site.pids("connection")
-    site.has_ended(victim)
+    site.has_ended(victim, killed=True)
     site.quiet()
     site.equal()
 

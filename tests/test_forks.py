@@ -143,7 +143,7 @@ def test_held_connections_are_the_childs_when_it_checks_them_out(run: Any) -> No
     (child,) = set(books) - {scenario.pid}
     assert scenario.equal("used", 2)[child]["adopted"] == 1
     scenario.at("ended", 1)
-    scenario.truth.has_ended(child)
+    scenario.truth.has_ended(child, killed=True)  # it ends by os._exit
     scenario.equal("ended", 1)
     scenario.equal("again", 1)
     scenario.end()
@@ -183,7 +183,7 @@ def test_a_fork_in_the_middle_of_work(run: Any, hard: bool) -> None:
         scenario.truth.equal()
     scenario.go("last")
     scenario.at("ended", 1)
-    scenario.truth.has_ended(*last)
+    scenario.truth.has_ended(*last, killed=hard)
     scenario.equal("ended", 1)
     scenario.end()
 

@@ -582,7 +582,7 @@ def test_exit(behaviour: Any, tmp_path: Path) -> None:
         assert errors.count("\n") <= 1, errors
         if behaviour == "good":
             (totals,) = node.last.values()
-            assert totals[:4] == (1, 0, 7, 7)
+            assert totals[:4] == (1, 1, 7, 7)
             assert len(node.goodbyes) == 1
             assert not errors
 

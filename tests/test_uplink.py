@@ -420,16 +420,32 @@ def test_farewell() -> None:
     assert world.uplink.finished
 
 
-def test_farewell_waits_for_what_is_in_flight() -> None:
-    """The report before is acknowledged first."""
+def test_farewell_does_not_wait_for_what_is_in_flight() -> None:
+    """The report before is acknowledged before the last one, or never; either way the last one counts."""
     world = World()
     world.greet()
     report = world.report()
     world.uplink.leave(world.now)
-    assert world.uplink.outgoing(world.now) == b""
+    last = farewell(world)
     world.ack(report)
-    world.ack(farewell(world))
+    assert not world.uplink.finished
+    world.ack(last)
     assert world.uplink.finished
+
+
+def test_at_the_end_everything_is_closed_and_given_back() -> None:
+    """The last report has no connection: the process ends, and all that it has open with it."""
+    world = World()
+    world.greet()
+    entry = world.account.opened(1, world.now)
+    world.account.opened(2, world.now)
+    entry.since, entry.checkouts = world.now, 1
+    world.uplink.leave(world.now)
+    last = farewell(world)
+    assert last.connections == ()
+    (pool,) = last.pools
+    assert (pool.gauges.connections, pool.gauges.checked_out) == (0, 0)
+    assert pool.totals[:4] == (2, 2, 1, 1)
 
 
 def test_farewell_of_one_who_never_met_a_node() -> None:

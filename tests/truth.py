@@ -21,7 +21,7 @@ from connmon.model import Grouping
 from tests.heirs import Books
 from tests.nodes import RunningNode
 from tests.servers import Server
-from tests.site import TOTALS, Spec, assert_row, figures
+from tests.site import Spec, assert_row, at_the_end, figures
 from tests.waiting import wait_for
 
 GROUPINGS: tuple[Grouping, ...] = ("process", "program", "pool", "connection")
@@ -102,11 +102,10 @@ class Truth:
         """Take the books of processes that the node has to know of."""
         self.living.update(books)
 
-    def has_ended(self, *pids: int) -> None:
-        """These processes are no more; what they last told is what they did."""
+    def has_ended(self, *pids: int, killed: bool = False) -> None:
+        """These processes are no more; what they last said is what they did."""
         for pid in pids:
-            truth = figures(self.spec, self.living.pop(pid))
-            self.ended.update({key: truth[key] for key in TOTALS})
+            self.ended.update(at_the_end(figures(self.spec, self.living.pop(pid)), killed))
 
     def equal(self, without: Collection[int] = ()) -> None:
         """Wait until the node shows the truth in every grouping.

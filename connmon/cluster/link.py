@@ -90,6 +90,9 @@ class Owner(Protocol):
     def departed(self, link: Link, instance: str, sequence: int) -> None:
         """The process has said goodbye; `Link.close` is to follow."""
 
+    def hurry(self) -> None:
+        """A process waits for what was reported, since it ends: do not gather for long."""
+
     def peer_refusal(self, hello: Hello) -> str | None:
         """Another node has connected and proven what it has to. Returns why it has to go, or None."""
 
@@ -182,6 +185,7 @@ class Link(asyncio.Protocol):
             self._inbox.extend((message, size) for message in messages)
             self._inbox_bytes += sum(footprint(message, size) for message in messages)
             self._weigh()
+            self._hurry()
         self._advance()
 
     def eof_received(self) -> bool:
@@ -330,10 +334,16 @@ class Link(asyncio.Protocol):
             self.instance, self.sequence = message.instance, message.sequence
             self._busy = True
             self._owner.reported(self, message, size)
+            self._hurry()
         else:
             self.goodbye = True
             sequence = message.sequence if self.instance is None else self.sequence
             self._owner.departed(self, message.instance, sequence)
+
+    def _hurry(self) -> None:
+        """A process that says goodbye waits for its last report to be applied."""
+        if self._busy and self._inbox and isinstance(self._inbox[-1][0], Goodbye):
+            self._owner.hurry()
 
     async def _answer(self, query: Question) -> None:
         try:

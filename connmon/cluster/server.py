@@ -7,6 +7,7 @@ The rules it keeps:
   been applied.
 - The leader adds a Tick to its batches, at least every `TICK` seconds: the time that has passed
   by its own monotonic clock, bounded.
+- A process that ends waits for its last report: for it the node gathers `HURRY` seconds at most.
 - A connection that ends is a Departure of its instance: after a goodbye at once, otherwise after
   `GRACE` seconds unless the instance has reported on another connection here. Silence
   is not the end of a process: the state's lease judges that.
@@ -63,6 +64,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds for which reports are gathered into one batch.
 GATHER: Final = 0.1
+#: The same where a process that ends waits for it.
+HURRY: Final = 0.01
 #: Seconds between two ticks of the leader, and the largest step of one.
 TICK: Final = 0.5
 LARGEST_STEP: Final = 2.0
@@ -103,6 +106,16 @@ def client_limit() -> int:
     return max(1, min(CLIENTS, soft - SPARE_FILES))
 
 
+async def _until(event: asyncio.Event, seconds: float) -> None:
+    """Return when the event is set, or after so many seconds, with it set."""
+    # Not wait_for: it can swallow a cancellation that comes when there is work.
+    timer = asyncio.get_running_loop().call_later(seconds, event.set)
+    try:
+        await event.wait()
+    finally:
+        timer.cancel()
+
+
 class Server:
     """One node's port. `start` and `close` are called on one running event loop.
 
@@ -140,6 +153,8 @@ class Server:
         self._grace: dict[str, asyncio.TimerHandle] = {}
         self._intake: Intake[Link] = Intake()
         self._work = asyncio.Event()
+        self._hurried = asyncio.Event()
+        """A process that ends waits for what is queued."""
         self._number = 0
         self._batch_at = float("-inf")
         self._tick_at: float | None = None
@@ -242,6 +257,9 @@ class Server:
 
     def departed(self, link: Link, instance: str, sequence: int) -> None:
         self._enqueue(Waiting(Departure(instance, sequence), link, DEPARTURE_BYTES, DEPARTURE_BYTES))
+
+    def hurry(self) -> None:
+        self._hurried.set()
 
     def peer_refusal(self, hello: Hello) -> str | None:
         peers = self._replica.peers
@@ -358,14 +376,12 @@ class Server:
         due = now + TICK if self._tick_at is None else self._tick_at + TICK
         if not self._intake and due > now:
             self._work.clear()
-            # Not wait_for: it can swallow a cancellation that comes when there is work.
-            timer = asyncio.get_running_loop().call_later(due - now, self._work.set)
-            try:
-                await self._work.wait()
-            finally:
-                timer.cancel()
+            await _until(self._work, due - now)
         if self._intake and (pause := self._batch_at + GATHER - self.clock()) > 0:
-            await asyncio.sleep(pause)
+            await _until(self._hurried, pause)
+            if (pause := self._batch_at + HURRY - self.clock()) > 0:
+                await asyncio.sleep(pause)
+        self._hurried.clear()
 
     def _batch(self, taken: list[Waiting[Link]]) -> Batch | None:
         """Return the next batch; None where there is nothing to say."""

@@ -40,6 +40,8 @@ REMAINS_LIMIT = 64
 REFRESH = 30.0
 #: The holder of a connection that is held long is looked at every so many seconds.
 LOOK = 5.0
+#: Reports that were not made because somebody folds, after which nobody does: that takes milliseconds.
+BLOCKED = 3
 #: Ended entries that may pile up while no reporter runs, before they are folded on the spot.
 BACKLOG = 1000
 
@@ -81,6 +83,7 @@ class Ledger:
         self.clock = clock
         self._lock = lock
         self._folding = lock()
+        self._blocked = 0
         self.numbers = itertools.count(1)
         self.live = Live()
         self.pools: dict[int, PoolAccount] = {}
@@ -152,6 +155,13 @@ class Ledger:
             for account in self._accounts():
                 account.unacknowledged = None
 
+    def end(self) -> None:
+        """The process ends in good order: what is open now is closed with it, and what is held given back."""
+        for account in self._accounts():
+            for entry in list(account.entries.values()):
+                entry.end()
+            account.waits = {}
+
     def take(self, now: float, *, alive: bool = False) -> Report | None:
         """Return the next report: a full one, or what changed since the acknowledged one.
 
@@ -159,8 +169,12 @@ class Ledger:
         and calls `acknowledged` or `restart` before it takes another one.
         """
         if not self._folding.acquire(True, 1.0):
+            self._blocked += 1
+            if self._blocked >= BLOCKED:  # an interruption came before its release
+                self._blocked, self._folding = 0, self._lock()
             return None
         try:
+            self._blocked = 0
             return self._take(now, alive)
         finally:
             self._folding.release()

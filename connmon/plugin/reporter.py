@@ -5,6 +5,10 @@ Rules:
 1. One native daemon thread for all ledgers, started when the first connection is seen and not
    when an engine is made, since what is made before a fork is used after it.
 2. Nothing in here is ever waited for by the application, but at its exit, for at most `EXIT`.
+   The goodbye comes last of all: functions that were registered with atexit before connmon was imported run
+   after its own, and may use the database. So that one only sees to it that there is a connection to a node;
+   the goodbye is said by the main thread in the garbage collection with which the interpreter's end begins,
+   when no other thread runs any more and all modules are still there.
 3. After a fork the child has a new instance, no thread, no sockets, and empty accounts; its
    first connection starts its own thread.
 4. Secret and certificates are first read when the engine is made, by who may read them; what is
@@ -17,6 +21,7 @@ from __future__ import annotations
 
 import atexit
 import errno
+import gc
 import logging
 import os
 import random
@@ -30,18 +35,22 @@ from connmon.credentials import Credentials, of_client
 from connmon.errors import ConfigError
 from connmon.model import Process, Usage
 from connmon.plugin import forks, holder, native
+from connmon.plugin.interrupts import interrupted
 from connmon.plugin.ledger import Ledger
 from connmon.plugin.line import READ, Line
 from connmon.plugin.uplink import Uplink
 
-#: Seconds that the exit of the process may wait for its last report to be acknowledged.
-EXIT = 0.3
+#: Seconds that the exit of the process may wait in all: for a connection to a node, and for its last report
+#: to be acknowledged.
+EXIT = 0.29
 #: Seconds between two looks at what the process takes of its host.
 SAMPLE = 5.0
 #: Seconds after which the thread begins anew when something in it has failed.
 AGAIN = 30.0
 #: Seconds that a fork may wait for the thread, which is through in a few milliseconds.
 FORK = 0.5
+#: Seconds after which a start of the thread that is not through was interrupted.
+STUCK = 5.0
 
 log = logging.getLogger("connmon")
 
@@ -58,8 +67,15 @@ class Reporter:
         self._lines: dict[tuple[Service, str], Line] = {}
         self._guard = native.lock()
         self._starting = native.lock()
+        self._starting_since: float | None = None
         self._running = False
         self._leaving = False
+        self._preparing = False
+        """The process is about to end: have a connection, and begin nothing more."""
+        self._prepared = native.lock()
+        self._working = native.lock()
+        """Held by the thread but while it waits: who gets it can go on in its place, once it is no more."""
+        self._patience = EXIT
         self._left = native.lock()
         self._whole = native.lock()
         self._forking = 0
@@ -100,24 +116,31 @@ class Reporter:
     def _wake(self, ledger: Ledger) -> Any:
         def wake() -> None:
             ledger.used = True
-            if forks.threads_allowed():  # else it is asked again at the next connect, or in `settled`
+            # Else it is asked again at the next connect, or in `settled`.
+            if forks.threads_allowed() and self._start():
                 ledger.wake = None
-                self._start()
 
         return wake
 
-    def _start(self) -> None:
-        # A lock of its own: this one must only be busy while the thread is being started, and
-        # will then see all that is used by now.
+    def _start(self) -> bool:
+        """Start the thread, or have it look up; return whether that is done."""
+        # A lock of its own: this one must only be busy while the thread is being started.
         if not self._starting.acquire(False):
-            return
+            now = monotonic()
+            if self._starting_since is None:
+                self._starting_since = now
+            elif now - self._starting_since > STUCK:  # an interruption came before its release
+                self._starting_since, self._starting = None, native.lock()
+            return False
         try:
+            self._starting_since = None
             if self._running:
                 self._ring()
             elif not self._leaving:
                 self._launch()
         finally:
             self._starting.release()
+        return True
 
     def _launch(self) -> None:
         try:
@@ -125,12 +148,15 @@ class Reporter:
             # Not in the thread, since eventlet imports for it: see `native` on forks.
             self._new_poll = native.poll_type()
             self._left.acquire(False)
+            self._prepared.acquire(False)
             _at_exit_of_workers()
             self._running = True
             native.start_thread(self._run)
-        except Exception as error:  # no thread, no descriptor: the application goes on unwatched
+        except BaseException as error:  # no thread, no descriptor: the application goes on unwatched
             self._running = False
             self._drop_alarm()
+            if interrupted(error):
+                raise
             log.warning("connmon: this process cannot be reported: %r", error)
 
     def _drop_alarm(self) -> None:
@@ -151,6 +177,40 @@ class Reporter:
             self._ring()
             if not self._hurt and self._left.acquire(True, EXIT):
                 self._left.release()
+
+    def prepare_to_leave(self) -> None:
+        """The process is about to end; others may still use the database (rule 2)."""
+        if not gc.isenabled():  # there will be no last collection
+            self.leave()
+            return
+        gc.callbacks.append(self._collecting)
+        if self._running and not self._leaving and not self._hurt:
+            began = monotonic()
+            self._preparing = True
+            self._ring()
+            if self._prepared.acquire(True, EXIT):
+                self._prepared.release()
+            self._patience = EXIT - (monotonic() - began)
+
+    def _collecting(self, phase: str, _: Any) -> None:
+        if phase == "start" and sys.is_finalizing():
+            gc.callbacks.remove(self._collecting)
+            try:
+                self._say_goodbye()
+            except Exception:
+                pass  # the process ends; the node will notice
+
+    def _say_goodbye(self) -> None:
+        """Do what the thread did, which is no more: the last reports, and goodbye."""
+        if not self._running or self._leaving or self._hurt or not self._working.acquire(False):
+            return
+        self._leaving = True
+        deadline = monotonic() + self._patience
+        poller = self._new_poll()
+        while self._turn(poller, None, deadline) and monotonic() < deadline:
+            pass
+        for line in list(self._lines.values()):
+            line.close()
 
     def forking(self) -> None:
         """Before a fork: wait until the thread is not in the middle of what a child must not inherit.
@@ -183,8 +243,12 @@ class Reporter:
         self._forking = 0
         self._guard = native.lock()
         self._starting = native.lock()
+        self._starting_since = None
         self._left = native.lock()
-        self._running = self._leaving = self._hurt = False
+        self._prepared = native.lock()
+        self._working = native.lock()
+        self._running = self._leaving = self._preparing = self._hurt = False
+        self._patience = EXIT
         self._drop_alarm()
         self._usage, self._sampled = None, -SAMPLE
         lines, self._lines = self._lines, {}
@@ -197,6 +261,8 @@ class Reporter:
     # -- in the reporter's thread
 
     def _run(self) -> None:
+        working, prepared = self._working, self._prepared
+        working.acquire()
         try:
             while self._alarm is not None:  # else it leaves before it could begin anew
                 try:
@@ -214,10 +280,11 @@ class Reporter:
         finally:
             for line in list(self._lines.values()):
                 line.close()
-            try:
-                self._left.release()
-            except RuntimeError:
-                pass
+            for lock in (prepared, working, self._left):
+                try:
+                    lock.release()
+                except RuntimeError:
+                    pass
 
     def _begin_anew(self, error: Exception) -> None:
         """Something failed that cannot: a bug of ours, or the application has closed what is not its own."""
@@ -239,33 +306,54 @@ class Reporter:
 
     def _loop(self, alarm: _Alarm) -> None:
         poller = self._new_poll()
-        while True:
-            now = monotonic()
-            lines = [line for line in list(self._lines.values()) if line.uplink.ledger.used]
-            if self._leaving:
-                for line in lines:
-                    line.uplink.leave(now)
+        while self._turn(poller, alarm, None):
+            pass
+
+    def _turn(self, poller: Any, alarm: _Alarm | None, deadline: float | None) -> bool:
+        """Do what is due and wait for what comes next; return whether there is anything left to do.
+
+        Without an alarm it is the main thread, at the end of the process, which waits until `deadline`.
+        """
+        now = monotonic()
+        lines = [line for line in list(self._lines.values()) if line.uplink.ledger.used]
+        if alarm is None:  # to connect can take long
+            lines = [line for line in lines if line.socket is not None]
+        if self._leaving:
             for line in lines:
-                line.step(now)
+                line.uplink.leave(now)
+        for line in lines:
+            line.step(now)
+            if alarm is not None:
                 self._complain(line.uplink)
-            if self._leaving and all(line.uplink.finished or line.uplink.hopeless for line in lines):
-                return
-            watched: dict[int, Line] = {}
+        if self._leaving and all(line.uplink.finished or line.uplink.hopeless for line in lines):
+            return False
+        if self._preparing and all(line.uplink.ready or line.uplink.resting for line in lines):
+            self._preparing = False
+            self._prepared.release()
+        watched: dict[int, Line] = {}
+        if alarm is not None:
             poller.register(alarm.read_end, READ)
-            for line in lines:
-                if line.socket is not None:
-                    watched[line.socket.fileno()] = line
-                    poller.register(line.socket.fileno(), line.events())
-            due = min((line.uplink.due for line in lines), default=now + 60.0)
-            events = poller.poll(max(0.0, due - monotonic()) * 1000.0 + 1.0)
-            for descriptor in watched:
-                poller.unregister(descriptor)
-            now = monotonic()
-            for descriptor, flags in events:
-                if descriptor == alarm.read_end:
-                    alarm.hear()
-                else:
-                    watched[descriptor].ready(flags, now)
+        for line in lines:
+            if line.socket is not None:
+                watched[line.socket.fileno()] = line
+                poller.register(line.socket.fileno(), line.events())
+        due = min((line.uplink.due for line in lines), default=now + 60.0)
+        if deadline is not None:
+            due = min(due, deadline)
+        if alarm is not None:
+            self._working.release()
+        events = poller.poll(max(0.0, due - monotonic()) * 1000.0 + 1.0)
+        if alarm is not None:
+            self._working.acquire()
+        for descriptor in watched:
+            poller.unregister(descriptor)
+        now = monotonic()
+        for descriptor, flags in events:
+            if alarm is not None and descriptor == alarm.read_end:
+                alarm.hear()
+            else:
+                watched[descriptor].ready(flags, now)
+        return True
 
     def _complain(self, uplink: Uplink) -> None:
         if uplink.complaint is not None:
@@ -334,13 +422,14 @@ def _credentials(service: Service) -> Credentials | None:
 _reporter = Reporter()
 ledger_for = _reporter.ledger_for
 
-atexit.register(_reporter.leave)
+atexit.register(_reporter.prepare_to_leave)
 os.register_at_fork(before=_reporter.forking, after_in_parent=_reporter.went_on)
 forks.tell(_reporter.forked, _reporter.settled)
 
 
 def _at_exit_of_workers() -> None:
-    """Have `leave` called where multiprocessing ends a worker, which runs no atexit functions."""
-    util = sys.modules.get("multiprocessing.util")
-    if util is not None:
-        util.Finalize(None, _reporter.leave, exitpriority=-100)
+    """Have `leave` called where multiprocessing, or Celery's billiard, ends a worker without atexit."""
+    for name in ("multiprocessing.util", "billiard.util"):
+        util = sys.modules.get(name)
+        if util is not None:
+            util.Finalize(None, _reporter.leave, exitpriority=-sys.maxsize)

@@ -5,7 +5,8 @@ Rules:
 
 1. One node at a time, chosen at random; when it fails, the others in random order, and when
    all have failed, a pause with jitter that grows to `PAUSE_MAX`.
-2. One report in flight. It is acknowledged, or the connection has failed; nothing is queued.
+2. One report in flight. It is acknowledged, or the connection has failed; nothing is queued. Only the
+   last one, with which the process ends, does not wait for the one before.
 3. The first report on every connection is a full one, and so is the one after an
    acknowledgement that asks for it.
 4. A report a second while something changes, one every `ALIVE` seconds as a sign of life.
@@ -80,6 +81,16 @@ class Uplink:
         return self._said_goodbye and self._in_flight is None
 
     @property
+    def ready(self) -> bool:
+        """Whether a node has answered the hello, so that it takes reports."""
+        return self.state == "ready"
+
+    @property
+    def resting(self) -> bool:
+        """Whether no node could be reached a moment ago."""
+        return self.state == "resting" and self._pause > PAUSE_MIN
+
+    @property
     def hopeless(self) -> bool:
         """Whether, after `leave`, no node is there to be told."""
         return self._leaving and self.state == "resting" and (self._complained or not self._turn)
@@ -132,7 +143,10 @@ class Uplink:
         return self._side.reply()
 
     def _acknowledged(self, ack: Ack) -> None:
-        if ack.sequence != self._in_flight or ack.instance != self.ledger.instance:
+        mine = ack.instance == self.ledger.instance
+        if mine and self._said_goodbye and self._in_flight is not None and ack.sequence < self._in_flight:
+            return  # of the report that was on its way when the last one was sent
+        if ack.sequence != self._in_flight or not mine:
             raise ProtocolError(f"an acknowledgement of report {ack.sequence}, {self._in_flight} was sent")
         self._in_flight = None
         if ack.full:
@@ -153,11 +167,11 @@ class Uplink:
         """Return what is to be sent now, if anything. Called when due; sets the next time."""
         if self.state != "ready":
             return b""
+        if self._leaving:
+            return self._farewell(now)
         if self._in_flight is not None:
             self.due = self._last_sent + ACKNOWLEDGE
             return b""
-        if self._leaving:
-            return self._farewell(now)
         if now - self._last_sent < INTERVAL:
             self.due = self._last_sent + INTERVAL
             return b""
@@ -174,6 +188,7 @@ class Uplink:
         self.due = now + ACKNOWLEDGE
         if self._said_goodbye:
             return b""
+        self.ledger.end()
         self.ledger.restart()  # a full one, so that it cannot come back with a question
         report = self._report(now, alive=True)
         if report is None:
@@ -196,7 +211,7 @@ class Uplink:
             self._leaving = True
             if not self._turn and self.state == "resting":
                 self._new_turn()
-            if self.state == "resting" or (self.state == "ready" and self._in_flight is None):
+            if self.state in ("resting", "ready"):
                 self.due = now
 
     def overdue(self, now: float) -> str | None:
