@@ -420,6 +420,8 @@ class UrlOptions:
     held: float = 30.0
     """Seconds after which a held connection counts as held long; above 0."""
     secret_file: str | None = None
+    driver: str | None = None
+    """Of `<dialect>+connmon://`; None: the dialect's default."""
 
     def resolve(self, environ: Mapping[str, str] = os.environ) -> Service:
         """Return the service to report to. Raises ConfigError."""
@@ -462,6 +464,12 @@ def url_options(query: Mapping[str, str | Iterable[str]]) -> UrlOptions:
     return UrlOptions(**given)
 
 
+def _driver(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_]{1,64}", text) or text.endswith("connmon"):
+        raise _error(f"{shown(text)} is not the name of a driver; expected one like psycopg or pymysql")
+    return text
+
+
 def _trace(text: str) -> Trace:
     if text not in _TRACES:
         raise _error(f"{shown(text)} is not one of {', '.join(_TRACES)}")
@@ -476,4 +484,5 @@ _URL_OPTIONS: Final[Mapping[str, Callable[[str], Any]]] = {
     "connmon_trace": _trace,
     "connmon_held": _positive,
     "connmon_secret_file": str,
+    "connmon_driver": _driver,
 }

@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy import URL, create_mock_engine, engine_from_config, literal, make_url, select, text
 from sqlalchemy import create_engine as create_sync_engine
 from sqlalchemy.engine import Engine
-from sqlalchemy.exc import NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 from sqlalchemy.util import get_cls_kwargs
@@ -258,3 +258,48 @@ def test_both_forms_at_once(attached: list[tuple[Any, ...]]) -> None:
     ((pool, ledger, *_),) = attached
     assert pool is engine.pool
     assert ledger == ("default", "q")
+
+
+@pytest.mark.parametrize(("drivername", "plain", "is_async"), FORMS)
+def test_the_engines_dialect_is_of_the_plain_class(
+    drivername: str,
+    plain: str,
+    is_async: bool,
+    attached: list[tuple[Any, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What others patch in the class of an engine's dialect counts for every engine of that dialect."""
+    url = url_of(drivername, plain, OPTIONS)
+    engine, _ = make(url, is_async)
+    expected, _ = make(url_of(plain, plain, {}), is_async)
+    assert type(engine.dialect) is type(expected.dialect)
+    monkeypatch.setattr(type(expected.dialect), "create_connect_args", lambda self, url: [[str(url)], {}])
+    found: Any = engine.dialect.create_connect_args(url)
+    assert found == [[str(url_of(plain, plain, {}))], {}]
+
+
+@pytest.mark.parametrize("driver", dialect.DRIVERS["postgresql"])
+def test_a_driver_without_an_underscore_in_the_scheme(driver: str, attached: list[tuple[Any, ...]]) -> None:
+    """`postgresql+connmon://...&connmon_driver=D` is what `postgresql+D://...` is, and watched."""
+    is_async = driver in ("asyncpg", "psycopg_async")
+    url = make_url(f"postgresql+connmon://u:p@db/x?connmon_driver={driver}&connmon_program=p")
+    engine, _ = make(url, is_async)
+    expected, _ = make(make_url(f"postgresql+{driver}://u:p@db/x"), is_async)
+    assert engine.url == expected.url
+    assert type(engine.dialect) is type(expected.dialect)
+    assert [ledger for _, ledger, *_ in attached] == [("default", "p")]
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("postgresql+connmon://db/x?connmon_driver=no-such", "'no-such' is not the name of a driver"),
+        ("postgresql+connmon://db/x?connmon_driver=nosuch", "Can't load plugin"),
+        ("postgresql+pg8000://db/x?plugin=connmon&connmon_driver=psycopg", "this URL names its driver"),
+        ("postgresql+pg8000_connmon://db/x?connmon_driver=psycopg", "this URL names its driver"),
+    ],
+)
+def test_a_wrong_driver(url: str, said: str) -> None:
+    """It is one clear line where the engine is made."""
+    with pytest.raises(ArgumentError, match=said):
+        create_sync_engine(url)

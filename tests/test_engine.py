@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import os
+import pickle
 import subprocess
 import sys
 import types
@@ -96,6 +98,42 @@ def test_plugin_form_asyncio(attached: Calls) -> None:
     assert engine.url.render_as_string(False) == "postgresql+asyncpg://u:p@db/x"
     assert attached[0][0] is engine.pool
     assert attached[0][2].pool_class == "AsyncAdaptedQueuePool"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql+pymysql://root:sa@db/neutron?charset=utf8&plugin=connmon&connmon_program=nova-api",
+        "mysql+pymysql_connmon://root:sa@db/neutron?charset=utf8&connmon_program=nova-api",
+        "mysql+connmon://root:sa@db/neutron?charset=utf8&connmon_driver=pymysql&connmon_program=nova-api",
+    ],
+)
+def test_an_engine_made_from_an_engines_url(url: str, attached: Calls) -> None:
+    """It is watched like the first: Alembic and others make engines so, also for another database."""
+    engine = create_engine(url)
+    plain = "mysql+pymysql://root:sa@db/neutron?charset=utf8"
+    assert engine.url == make_url(plain)
+    assert hash(engine.url) == hash(make_url(plain))
+    for made in (engine.url, engine.url.set(database="other"), copy.deepcopy(engine.url)):
+        another = create_engine(made)
+        pool, (_, program), _, *_ = attached[-1]
+        assert pool is another.pool
+        assert program == "nova-api"
+        assert another.url == made
+        third = create_engine(another.url)
+        assert attached[-1][0] is third.pool
+    assert len(attached) == 7
+
+
+def test_an_engines_url_elsewhere(attached: Calls) -> None:
+    """Pickled, or made a text of, it is the plain URL, which is not watched."""
+    engine = create_engine("sqlite:///x.db?plugin=connmon")
+    assert type(pickle.loads(pickle.dumps(engine.url))) is URL
+    attached.clear()
+    create_engine(str(engine.url))
+    create_engine(pickle.loads(pickle.dumps(engine.url)))
+    create_engine(URL.create("sqlite"))
+    assert attached == []
 
 
 def test_plugin_form_round_trip(attached: Calls, tmp_path: Path) -> None:

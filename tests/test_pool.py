@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from sqlalchemy import Engine, event, exc, text
+from sqlalchemy import Engine, create_engine, event, exc, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import (
     AssertionPool,
@@ -117,6 +117,17 @@ def test_checkout_and_checkin(poolclass: type[Pool]) -> None:
     watched.engine.dispose()
     watched.check()
     assert not watched.database.open
+
+
+@pytest.mark.parametrize("creator", [True, False], ids=["creator", "SQLAlchemy's"])
+def test_the_creator_without_an_argument(creator: bool) -> None:
+    """A pool's creator may be called as SQLAlchemy's own; what it makes then is in no pool, and not counted."""
+    engine = Database().engine(QueuePool) if creator else create_engine("sqlite://")
+    account = instrument(engine.pool, make_ledger(), describe(engine), lambda _: 7)
+    creates: Any = engine.pool._creator
+    for connection in (creates(), creates(None)):
+        connection.close()
+    assert account.count()[1] == Totals()
 
 
 def test_overflow() -> None:

@@ -9,22 +9,29 @@ Rules kept here:
 - A URL cannot be changed on its way through create_engine, so the three methods that are
   handed one hand on the plain one; nothing else of the real dialect is touched.
 - Wherever SQLAlchemy looks, the subclass looks like the real dialect: name, driver, class
-  name, what is in the class's own `__dict__`, and when pickled.
+  name, what is in the class's own `__dict__`, and when pickled. Once the engine is made, its
+  dialect is of the real class: what others patch there counts for it.
 - What create_engine would do with the plain URL is what it does: short forms take the driver
-  that the same URL without `+connmon` takes (engine.plain_drivername says which).
+  that the same URL without `+connmon` takes, or that connmon_driver names
+  (engine.plain_drivername says which).
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from sqlalchemy.engine import URL, Engine
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.engine.interfaces import ConnectArgsType, Dialect
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import Pool
 
-from connmon.plugin.engine import created, plain_drivername, split
+from connmon.config import url_options
+from connmon.errors import ConfigError
+from connmon.plugin.engine import DRIVER, WatchedURL, created, plain_drivername, split
 
 _MYSQL: Final = ("pymysql", "mysqldb", "mysqlconnector", "asyncmy", "aiomysql")
 
@@ -51,20 +58,54 @@ class _Watched(DefaultDialect):
         return super().get_pool_class(split(url)[0])
 
     @classmethod
+    def get_dialect_cls(cls, url: URL) -> type[Dialect]:
+        chosen = cls._chosen(url)
+        return super().get_dialect_cls(url) if chosen is None else watched(chosen.get_dialect())
+
+    @classmethod
     def get_async_dialect_cls(cls, url: URL) -> type[Dialect]:
         # psycopg answers with another class, which has to be watched as well.
-        found = super().get_async_dialect_cls(url)
+        chosen = cls._chosen(url)
+        found = super().get_async_dialect_cls(url) if chosen is None else chosen.get_dialect(_is_async=True)
         return found if issubclass(found, _Watched) else watched(found)
 
     @classmethod
+    def _chosen(cls, url: URL) -> URL | None:
+        """Return a URL with the driver that connmon_driver names, where it does."""
+        if DRIVER not in url.query:
+            return None
+        try:
+            url_options(url.query)
+        except ConfigError as error:
+            raise ArgumentError(str(error)) from None
+        return URL.create(split(url)[0].drivername)
+
+    @classmethod
     def engine_created(cls, engine: Engine) -> None:
-        engine.url, options = split(engine.url)
+        url, options = split(engine.url)
+        if options or url is not engine.url:  # else both the entry point and the dialect are asked
+            engine.url = url
+            created(engine, options)
+            engine.url = WatchedURL(*url).watching(options)
+        if isinstance(engine.dialect, _Watched):
+            _be_real(engine.dialect)
         super().engine_created(engine)
-        created(engine, options)
 
     def __reduce__(self) -> Any:
         # As the real dialect, which alone can be found again under its name.
         return object.__new__, (type(self).__mro__[2],), self.__dict__
+
+
+def _be_real(dialect: Any) -> None:
+    """Make it one of the real class, that still understands the URL as it was written."""
+    dialect.__class__ = type(dialect).__mro__[2]
+    for name in ("create_connect_args", "on_connect_url", "get_pool_class"):
+        setattr(dialect, name, functools.partial(_with_plain_url, dialect, name))
+
+
+def _with_plain_url(dialect: Any, name: str, url: URL) -> Any:
+    method = inspect.getattr_static(type(dialect), name)  # whoever has patched it since
+    return method.__get__(dialect, type(dialect))(split(url)[0])
 
 
 #: SQLAlchemy looks for these in the class's own __dict__, so what is there has to be here too.

@@ -8,6 +8,8 @@ Rules kept here:
   goes wrong in here is one warning in the log, and an engine that works without connmon.
 - What is told of an engine has no password and no query option in it.
 - No listener of ConnectionEvents is ever registered: it would slow every statement.
+- The URL of an engine is the plain one, in a class of its own: an engine that is made from it (Alembic's
+  migrations, `engine.url.set(database=...)`) is watched like the first. A text of it is only the plain URL.
 """
 
 from __future__ import annotations
@@ -40,6 +42,8 @@ Options: TypeAlias = Mapping[str, "str | Sequence[str]"]
 """The connmon_ options of a URL, as they stand there."""
 
 _PREFIX: Final = "connmon_"
+#: The option that names the driver of `<dialect>+connmon://`.
+DRIVER: Final = "connmon_driver"
 
 # --- The URL ------------------------------------------------------------------------------
 
@@ -47,20 +51,28 @@ _PREFIX: Final = "connmon_"
 def split(url: URL) -> tuple[URL, Options]:
     """Return the URL as it would be without connmon, and the connmon options in it."""
     options = {key: value for key, value in url.query.items() if key.startswith(_PREFIX)}
-    drivername = plain_drivername(url.drivername)
+    if DRIVER in options and not url.drivername.endswith("+connmon"):
+        raise ArgumentError(
+            f"{DRIVER}={options[DRIVER]}: this URL names its driver, {url.drivername}; the option is for "
+            "<dialect>+connmon:// only"
+        )
+    drivername = plain_drivername(url.drivername, options.get(DRIVER))
     if options:
         url = url.difference_update_query(options)
     return (url if drivername == url.drivername else url.set(drivername=drivername)), options
 
 
-def plain_drivername(drivername: str) -> str:
+def plain_drivername(drivername: str, chosen: str | Sequence[str] | None = None) -> str:
     """Return a URL's `backend+driver` without connmon in it.
 
     `mysql+connmon` is what `mysql` is, SQLAlchemy's default: to be watched is no reason to
     change the driver. Where that default, mysqlclient, is not installed, plain `mysql` could
-    not work at all; there it is PyMySQL, which connmon brings along.
+    not work at all; there it is PyMySQL, which connmon brings along. `chosen` is the URL's
+    connmon_driver, which takes the place of that default.
     """
     backend, _, driver = drivername.partition("+")
+    if driver == "connmon" and isinstance(chosen, str):
+        return f"{backend}+{chosen}"
     if driver == "connmon":
         needs_pymysql = backend in ("mysql", "mariadb") and not _has_mysqldb()
         return f"{backend}+pymysql" if needs_pymysql else backend
@@ -78,6 +90,38 @@ def _has_mysqldb() -> bool:
     return True
 
 
+class WatchedURL(URL):
+    """The plain URL of a watched engine: whatever is made of it is watched too."""
+
+    options: Options | None = None
+    """As the engine's URL had them. None: nothing is watched."""
+
+    def watching(self, options: Options) -> WatchedURL:
+        self.options = options
+        return self
+
+    def _replace(self, **changes: Any) -> WatchedURL:
+        changed: WatchedURL = super()._replace(**changes)
+        changed.options = self.options
+        return changed
+
+    def __copy__(self) -> WatchedURL:
+        return self  # it cannot be changed
+
+    def __reduce__(self) -> Any:
+        return URL, tuple(self)  # another process may be without connmon
+
+    # Private to SQLAlchemy; where it is not called, an engine made of this is not watched.
+    def _instantiate_plugins(self, kwargs: Any) -> Any:
+        url, plugins, kwargs = super()._instantiate_plugins(kwargs)
+        if self.options is not None and not any(isinstance(each, ConnmonPlugin) for each in plugins):
+            plugin = ConnmonPlugin(self, kwargs)
+            plugin.update_url(self)
+            plugin.options = {**self.options, **plugin.options}
+            plugins.append(plugin)
+        return url, plugins, kwargs
+
+
 # --- Attaching ----------------------------------------------------------------------------
 
 
@@ -86,16 +130,17 @@ class ConnmonPlugin(CreateEnginePlugin):
 
     def __init__(self, url: URL, kwargs: dict[str, Any]) -> None:
         super().__init__(url, kwargs)
-        self._options: Options = {}
+        self.options: Options = {}
 
     def update_url(self, url: URL) -> URL:
         # This takes a `_connmon` out of the driver as well: with both forms at once, this one
         # has the options, and the dialect is the plain one.
-        url, self._options = split(url)
+        url, self.options = split(url)
         return url
 
     def engine_created(self, engine: Engine) -> None:
-        created(engine, self._options)
+        created(engine, self.options)
+        engine.url = WatchedURL(*engine.url).watching(self.options)
 
 
 def attach(engine: Engine | AsyncEngine, **options: object) -> None:
@@ -140,6 +185,10 @@ def created(engine: Engine, options: Options) -> None:
     except ConfigError as error:
         raise ArgumentError(str(error)) from None
     except Exception as error:
+        from connmon.plugin.interrupts import interrupted
+
+        if interrupted(error):
+            raise
         name = f"{engine.dialect.name}+{engine.dialect.driver}"
         _log.warning("connmon does not watch this engine (%s): %r", name, error, exc_info=True)
 

@@ -42,7 +42,7 @@ from connmon.plugin.uplink import Uplink
 
 #: Seconds that the exit of the process may wait in all: for a connection to a node, and for its last report
 #: to be acknowledged.
-EXIT = 0.29
+EXIT = 0.25
 #: Seconds between two looks at what the process takes of its host.
 SAMPLE = 5.0
 #: Seconds after which the thread begins anew when something in it has failed.
