@@ -4,7 +4,7 @@
 
 A program uses its pool once, lives for `--life` seconds and ends; timed is from its last line until the process
 is no more. A round runs one program of each kind, in random order; quoted are the medians, and the median of the
-differences to the program without connmon of the same round. "without, once more" is the error of the measurement.
+differences to the program without connmon of the same round. "without, once more" is the measurement's error.
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ KINDS = (
 def ends(url: str, life: float) -> float:
     """Run the program; return the milliseconds from its last line to its end."""
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, url, str(life)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-c", PROGRAM, url, str(life)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     assert process.stdout is not None
     line = process.stdout.readline()

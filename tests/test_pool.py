@@ -121,7 +121,7 @@ def test_checkout_and_checkin(poolclass: type[Pool]) -> None:
 
 @pytest.mark.parametrize("creator", [True, False], ids=["creator", "SQLAlchemy's"])
 def test_the_creator_without_an_argument(creator: bool) -> None:
-    """A pool's creator may be called as SQLAlchemy's own; what it makes then is in no pool, and not counted."""
+    """A pool's creator may be called as SQLAlchemy's own; what it makes then is in no pool."""
     engine = Database().engine(QueuePool) if creator else create_engine("sqlite://")
     account = instrument(engine.pool, make_ledger(), describe(engine), lambda _: 7)
     creates: Any = engine.pool._creator
