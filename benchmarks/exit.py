@@ -2,9 +2,10 @@
 
     python benchmarks/exit.py [--rounds N] [--life SECONDS]
 
-A program uses its pool once, lives for `--life` seconds and ends; timed is from its last line until the process
-is no more. A round runs one program of each kind, in random order; quoted are the medians, and the median of the
-differences to the program without connmon of the same round. "without, once more" is the measurement's error.
+A program uses its pool once, lives for `--life` seconds and ends; timed is from its last line until the
+process is no more. A round runs one program of each kind, in random order; quoted are the medians, and the
+median of the differences to the program without connmon of the same round. "without, once more" is the
+measurement's error.
 """
 
 from __future__ import annotations
