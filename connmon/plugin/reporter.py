@@ -428,8 +428,15 @@ forks.tell(_reporter.forked, _reporter.settled)
 
 
 def _at_exit_of_workers() -> None:
-    """Have `leave` called where multiprocessing, or Celery's billiard, ends a worker without atexit."""
+    """Have `leave` called where a worker ends by os._exit, but says so before."""
     for name in ("multiprocessing.util", "billiard.util"):
         util = sys.modules.get(name)
         if util is not None:
             util.Finalize(None, _reporter.leave, exitpriority=-sys.maxsize)
+    signals = sys.modules.get("celery.signals")
+    if signals is not None:  # billiard's pool, which Celery's workers are of, runs no finalisers either
+        signals.worker_process_shutdown.connect(_leave_celery, weak=False, dispatch_uid="connmon")
+
+
+def _leave_celery(**_: Any) -> None:
+    _reporter.leave()
