@@ -64,9 +64,11 @@ ERRORS = (
     "damaged",
     "_complain",
     "UnreachableError",
+    "_Mistake",
 )
 MODULES = (
     "config", "credentials", "tls", "address", "cluster/datadir", "cluster/dump", "cluster/daemon",
+    "cluster/openfiles", "cluster/logsections",
     "arguments", "cli", "client", "batch", "output", "record", "recording", "database/sessions",
     "database/whois", "demo", "chaos", "console/screen",
 )  # fmt: skip

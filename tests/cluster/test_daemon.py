@@ -44,12 +44,19 @@ def write(path: Path, port: int, more: str = "") -> Path:
 class Connmond:
     """One process, and what it has written to stderr so far."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, files: int | None = None) -> None:
+        """`files`: its limit on open files, which it cannot raise."""
+
+        def limit() -> None:
+            if files is not None:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+
         self.process = subprocess.Popen(
             [sys.executable, "-W", "error", "-m", "connmon.cluster.daemon", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=limit,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"},
         )
         self.lines: list[str] = []
