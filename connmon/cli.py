@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from connmon import output
-from connmon.arguments import argument_parser, count
+from connmon.arguments import argument_parser
 from connmon.errors import ConnmonError, UsageError
 
 if TYPE_CHECKING:
@@ -61,7 +61,6 @@ def _run(arguments: argparse.Namespace) -> int:
 
         return run_demo(once=not output.is_terminal(sys.stdout), chaos=arguments.chaos)
 
-    _settle(arguments)
     service = _service(arguments)
     if arguments.command == "snapshot":
         return _print_snapshot(service, arguments.by, arguments.format)
@@ -114,12 +113,13 @@ def _console(service: Service, arguments: argparse.Namespace) -> int:
 
 
 def _replay(arguments: argparse.Namespace) -> int:
-    for option in ("service", "host", "node", "config", "secret-file"):
-        if getattr(arguments, option.replace("-", "_")) is not None:
-            raise UsageError(f"replay takes no --{option}: all is in the file")
     from connmon.recording import Recording
 
     recording = Recording(arguments.file)
+    if arguments.service is not None and recording.service not in ("", arguments.service):
+        raise UsageError(
+            f"--service {arguments.service}: {arguments.file} is a recording of service {recording.service!r}"
+        )
     if recording.cut:
         output.complain(recording.cut)
     if output.can_show():
@@ -133,16 +133,6 @@ def _replay(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def _settle(arguments: argparse.Namespace) -> None:
-    """With -b, -n is how many times: so it is in top, and --node names the node."""
-    batch = arguments.command in (None, "console") and arguments.batch
-    if batch and getattr(arguments, "node_option", None) == "-n":
-        try:
-            arguments.times, arguments.node = count(arguments.node), None
-        except argparse.ArgumentTypeError as error:
-            raise UsageError(f"-n with --batch is how many times: {error}; --node names a node") from None
-
-
 def _service(arguments: argparse.Namespace) -> Service:
     """Return the service that the options mean, with only those nodes that may be read."""
     from dataclasses import replace
@@ -154,6 +144,7 @@ def _service(arguments: argparse.Namespace) -> Service:
             if getattr(arguments, option) is not None:
                 raise UsageError(
                     f"--{option} and --host exclude each other: --host names a node by its address"
+                    f"{_times(arguments) if option == 'node' else ''}"
                 )
         try:
             service = direct(arguments.host)
@@ -168,10 +159,22 @@ def _service(arguments: argparse.Namespace) -> Service:
         name = DEFAULT_SERVICE if arguments.service is None else arguments.service
         service = load(arguments.config).service(name)
         if arguments.node is not None:
-            service = replace(service, nodes=(service.node(arguments.node),))
+            try:
+                node = service.node(arguments.node)
+            except UsageError as error:
+                raise UsageError(f"{error}{_times(arguments)}") from None
+            service = replace(service, nodes=(node,))
     if arguments.secret_file is not None:
         service = replace(service, secret=None, secret_file=arguments.secret_file, origin="")
     return service
+
+
+def _times(arguments: argparse.Namespace) -> str:
+    """Return what to add to an error about --node where a number was given, as -n of top takes it."""
+    counts = arguments.command in (None, "console", "record")
+    if counts and arguments.node is not None and arguments.node.isdigit():
+        return f"; how many times is --times {arguments.node} (-t)"
+    return ""
 
 
 def _print_status(service: Service, form: str, whole: bool) -> int:

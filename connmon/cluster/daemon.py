@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import functools
+import io
 import logging
 import os
 import signal
@@ -46,6 +47,9 @@ LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a node; return the exit code. `argv` is without the program's name."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the locale cannot write is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     options = argument_parser().parse_args(argv)
     raise_limit()
     try:
