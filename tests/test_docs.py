@@ -6,6 +6,7 @@ import argparse
 import ast
 import re
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from connmon import config
 from connmon.arguments import argument_parser
@@ -107,3 +108,31 @@ def test_every_error_line() -> None:
                     found += 1
     assert not missing
     assert found > 80
+
+
+def urls(page: Path) -> list[str]:
+    """Return the database URLs of a page that have connmon in them, in its order."""
+    found = re.findall(r"\b(?:mysql|mariadb|postgresql|sqlite)[+\w]*://[^\s\"`]+", page.read_text())
+    return [url for url in found if "connmon" in url]
+
+
+def test_the_form_of_url_that_everybody_can_parse_comes_first() -> None:
+    """Each page begins with ?plugin=connmon; the form that is no URI has its warning where all forms are."""
+    names = ("applications", "openstack", "tutorial")
+    pages = [DOCS.parent / "README.rst", *(DOCS / f"{name}.rst" for name in names)]
+    for page in pages:
+        first = urls(page)[0]
+        assert "plugin=connmon" in first and "connmon" not in first.partition("://")[0], page.name
+    for page in pages[:2]:
+        assert any(url.startswith("mysql+connmon://") and "connmon_driver=" in url for url in urls(page))
+        assert "RFC 3986" in page.read_text()
+
+
+def test_which_forms_are_uris() -> None:
+    """urllib.parse finds host and password in all forms but the one with _connmon, as the warning says."""
+    for url in urls(DOCS / "applications.rst"):
+        parts = urlsplit(url)
+        if "_connmon://" in url:
+            assert (parts.scheme, parts.hostname, parts.password) == ("", None, None)
+        elif "neutron:secret" in url:
+            assert (parts.hostname, parts.password) == ("db", "secret")
