@@ -6,11 +6,15 @@ import argparse
 import ast
 import re
 from pathlib import Path
+from typing import get_args
 from urllib.parse import urlsplit
 
-from connmon import config
+import pytest
+from msgspec import Struct
+
+from connmon import config, model, wire
 from connmon.arguments import argument_parser
-from connmon.cluster import daemon, exposition
+from connmon.cluster import daemon, exposition, peer
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -136,3 +140,42 @@ def test_which_forms_are_uris() -> None:
             assert (parts.scheme, parts.hostname, parts.password) == ("", None, None)
         elif "neutron:secret" in url:
             assert (parts.hostname, parts.password) == ("db", "secret")
+
+
+def messages() -> list[type[Struct]]:
+    """Return the types of all messages, those of nodes to one another too."""
+    return [*get_args(wire.Message), *get_args(peer.Framed)]
+
+
+@pytest.mark.parametrize("message", messages(), ids=lambda message: message.__struct_config__.tag)
+def test_every_message_of_the_protocol(message: type[Struct]) -> None:
+    """Each message has its section in the page about the protocol, with its fields, in their order."""
+    page = (DOCS / "protocol.rst").read_text()
+    tag = message.__struct_config__.tag
+    found = re.search(rf"^{tag}\n~+\n(.*?)(?=^\S[^\n]*\n[~-]+$|\Z)", page, re.M | re.S)
+    assert found, f"no section {tag}"
+    told = [
+        name
+        for row in re.findall(r"^((?:``\w+``(?:, )?)+) ", found[1], re.M)
+        for name in re.findall(r"\w+", row)
+    ]
+    assert told == list(message.__struct_encode_fields__)
+    limits = page[page.index("The largest payload") : page.index("A connection\n")]
+    assert message in get_args(peer.Framed) or tag == "refuse" or f"``{tag}``" in limits
+
+
+def test_what_a_batch_is() -> None:
+    """The parts of a command are in the page, in their order."""
+    page = " ".join((DOCS / "protocol.rst").read_text().split())
+    for part in (model.Batch, model.Tick, model.Departure, peer.Entry):
+        assert f"``[{', '.join(part.__struct_encode_fields__)}]``" in page, part
+
+
+def test_the_limits_of_the_protocol() -> None:
+    """The sizes in the page are those of the code."""
+    page = (DOCS / "protocol.rst").read_text()
+    for size in (
+        wire.HELLO_LIMIT, wire.REPORT_LIMIT, wire.QUERY_LIMIT, wire.ANSWER_LIMIT, wire.PEER_LIMIT,
+        peer.COMMAND_LIMIT, peer.PART, peer.MESSAGE_LIMIT,
+    ):  # fmt: skip
+        assert f"{size:,}" in page, size
