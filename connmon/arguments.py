@@ -156,6 +156,10 @@ def _add_reading(
     group.add_argument(
         "--secret-file", metavar="FILE", default=default, help="file with the secret (default: the config's)"
     )
+    group.add_argument(
+        "-v", "--verbose", action="store_true", default=default or False,
+        help="say on stderr which nodes are tried, and what they answer",
+    )  # fmt: skip
 
 
 def _add_console(parser: argparse.ArgumentParser, default: str | None) -> None:

@@ -11,8 +11,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from connmon import output
@@ -37,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
-        return _run(argument_parser().parse_args(argv))
+        arguments = argument_parser().parse_args(argv)
+        with _debug_lines() if arguments.verbose else contextlib.nullcontext():
+            return _run(arguments)
     except SystemExit as end:  # argparse, after --help and --version
         return int(end.code or DONE)
     except KeyboardInterrupt:
@@ -54,8 +57,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "replay":
         return _replay(arguments)
     if arguments.command == "demo":
-        for option in ("service", "host", "node", "config", "secret-file"):
-            if getattr(arguments, option.replace("-", "_")) is not None:
+        for option in ("service", "host", "node", "config", "secret-file", "verbose"):
+            if getattr(arguments, option.replace("-", "_")) not in (None, False):
                 raise UsageError(f"demo takes no --{option}: it runs nodes of its own")
         from connmon.demo import run as run_demo
 
@@ -82,6 +85,29 @@ def _run(arguments: argparse.Namespace) -> int:
     return _console(service, arguments)
 
 
+@contextlib.contextmanager
+def _debug_lines() -> Iterator[None]:
+    """Say on stderr what happens, in lines like those of errors."""
+    import logging
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            output.complain(record.getMessage())
+
+    logger = logging.getLogger("connmon")
+    before = logger.level, logger.propagate
+    handler = Lines()
+    logger.addHandler(handler)
+    logger.propagate = False
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = before[1]
+        logger.setLevel(before[0])
+
+
 def _console(service: Service, arguments: argparse.Namespace) -> int:
     """Show the console; without a terminal, or where batch output is wished, print tables."""
     from connmon.credentials import of_client
@@ -98,8 +124,8 @@ def _console(service: Service, arguments: argparse.Namespace) -> int:
             interval=arguments.interval or 1.0, maxima=maxima,
             write=output.write, complain=output.complain, width=output.terminal_width,
         )  # fmt: skip
-    for option in ("times", "by", "format"):
-        if getattr(arguments, option) is not None:
+    for option in ("times", "by", "format", "verbose"):
+        if getattr(arguments, option):
             raise UsageError(f"--{option} is for the batch output: add --batch")
     from connmon.clusterstatus import ask
     from connmon.console.app import run as run_console

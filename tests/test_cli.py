@@ -106,7 +106,10 @@ def test_service_node_and_config(node: Node, tmp_path: Path, capsys: pytest.Capt
 def test_every_command_that_reads_takes_the_options_of_reading() -> None:
     """Which node to read is said alike everywhere; -n is the node, never a count."""
     (commands,) = (a for a in argument_parser()._actions if isinstance(a, argparse._SubParsersAction))
-    reading = {"-s", "--service", "-H", "--host", "-n", "--node", "-c", "--config", "--secret-file"}
+    reading = {
+        "-s", "--service", "-H", "--host", "-n", "--node", "-c", "--config", "--secret-file",
+        "-v", "--verbose",
+    }  # fmt: skip
     assert set(commands.choices) > {"console", "snapshot", "replay", "record"}
     for name, command_parser in commands.choices.items():
         known = {option: a.dest for a in command_parser._actions for option in a.option_strings}
@@ -123,6 +126,31 @@ def test_a_node_may_have_a_number_for_a_name(tmp_path: Path, capsys: pytest.Capt
         for option in ("-n", "--node"):
             assert cli.main(["-b", "-c", path, option, "3", "-t", "1"]) == 0
             assert "nova" in capsys.readouterr().out
+
+
+def test_verbose_tells_which_nodes_are_tried(node: Node, tmp_path: Path) -> None:
+    """-v adds lines on stderr, never the secret; stdout is the same, and without it nothing is said."""
+    secret = "0123456789abcdef-never-shown"
+    file = tmp_path / "secret"
+    file.write_text(secret)
+    file.chmod(0o600)
+    with nobody("gone") as gone:
+        path = config(tmp_path, gone, node)
+        quiet = run("snapshot", "-c", path, "--format", "json", "-n", node.name)
+        for arguments in (["snapshot", "-v"], ["-v", "snapshot"], ["snapshot", "--verbose"]):
+            loud = run(*arguments, "-c", path, "--format", "json", "-n", node.name)
+            assert loud.returncode == 0
+            assert json.loads(loud.stdout)["node"] == json.loads(quiet.stdout)["node"]
+            where = f"{node.name} ({node.address})"
+            assert loud.stderr.splitlines() == [
+                f"connmon: {where}: connecting",
+                f"connmon: {where}: welcomed",
+                f"connmon: {where}: has answered: quorum yes, view 0.2 s old",
+            ]
+        assert quiet.stderr == ""
+        failed = run("cluster-status", "-v", "-c", path, "-n", "gone", "--secret-file", str(file))
+        assert f"connmon: gone ({gone.address}): Connection refused\n" in failed.stderr
+        assert secret not in failed.stderr
 
 
 def test_console_without_a_terminal(node: Node) -> None:
@@ -229,7 +257,7 @@ def test_console_takes_no_options_of_the_batch_output(
 ) -> None:
     """What only printing can do is refused on a terminal, with what to add."""
     terminal(monkeypatch, there=True)
-    for option in (["--times", "3"], ["--by", "host"], ["--format", "json"]):
+    for option in (["--times", "3"], ["--by", "host"], ["--format", "json"], ["--verbose"]):
         assert cli.main(["-H", "h", *option]) == 2
         assert f"{option[0]} is for the batch output: add --batch" in capsys.readouterr().err
     assert calls == []

@@ -34,6 +34,8 @@ ANSWER = 3.0
 ACKNOWLEDGE = 10.0
 PAUSE_MIN = 0.25
 PAUSE_MAX = 3.0
+#: Lines of the story that are kept until somebody logs them.
+STORY = 50
 
 Describe = Callable[[bool], "tuple[Process | None, Usage | None]"]
 """Returns who reports (asked for, with True, for a full report) and what it takes of its host,
@@ -53,6 +55,8 @@ class Uplink:
         """When there is something to do next, whatever arrives or not."""
         self.complaint: str | None = None
         """A line for the log, once; whoever logs it clears it."""
+        self.story: list[str] = []
+        """Lines for the log at DEBUG, one for each change of the state; whoever logs them clears it."""
         self.delivered = 0
         """Reports acknowledged."""
         self._describe = describe
@@ -91,8 +95,13 @@ class Uplink:
         self._address = self._turn.pop()
         self._proven = False
         self.state = "connecting"
+        self._note("connecting")
         self.due = now + ANSWER
         return self._address
+
+    def _note(self, what: str) -> None:
+        if len(self.story) < STORY:
+            self.story.append(f"connmon: service {self.service.name!r}, node {self._address}: {what}")
 
     def _new_turn(self) -> None:
         self._turn = [node.address for node in self.service.nodes]
@@ -109,6 +118,7 @@ class Uplink:
         `secret` is the service's, if it has one; `nonce`, for it, is random and new each time.
         """
         self.state = "greeting"
+        self._note("connected, sending the hello")
         self.due = now + ANSWER
         self._side = ClientSide("application", self.service.name, self._client, secret, nonce)
         return self._side.hello()
@@ -125,6 +135,7 @@ class Uplink:
                 self._acknowledged(message)
             elif self.state == "greeting":
                 self.state = "ready"
+                self._note("ready, a full report is next")
                 self._in_flight = None
                 self._last_sent = 0.0
                 self.ledger.restart()
@@ -144,6 +155,7 @@ class Uplink:
         if ack.elsewhere is not None and not self._leaving:
             named = (node.address for node in self.service.nodes if node.name == ack.elsewhere)
             self._elsewhere = next((address for address in named if address != self._address), None)
+            self._note(f"asks to go to {self._elsewhere or 'a node that is not known here'}")
         self.delivered += 1
         self._proven = True
         self._pause = PAUSE_MIN
@@ -194,6 +206,7 @@ class Uplink:
         """The process ends: tell the last, and say goodbye."""
         if not self._leaving:
             self._leaving = True
+            self._note("the process ends")
             if not self._turn and self.state == "resting":
                 self._new_turn()
             if self.state == "resting" or (self.state == "ready" and self._in_flight is None):
@@ -245,3 +258,4 @@ class Uplink:
                     f"connmon: no node of {name} can be reached ({nodes}). The application goes on; "
                     "its connections are counted, and reported once a node is there"
                 )
+        self._note(f"resting for {max(0.0, self.due - now):.2f} s: {one_line(reason)}")
