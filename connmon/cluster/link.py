@@ -215,7 +215,9 @@ class Link(asyncio.Protocol):
             return "left with a goodbye"
         if self._closing_since is not None:
             return "closed"
-        return f"lost: {error}" if error is not None else "left without a goodbye"
+        if error is not None:
+            return f"lost: {error}"
+        return "left without a goodbye" if self._side.role == "application" else "left"
 
     # --- from the server ---
 

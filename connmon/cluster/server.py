@@ -398,11 +398,11 @@ class Server:
             return
         finally:
             self.held -= sum(waiting.memory for waiting in taken)
-        logger.debug(
-            "batch %d applied after %.1f ms: %d reports, %d departures%s",
-            batch.number, (self.clock() - proposed) * 1e3, len(batch.reports), len(batch.departures),
-            "" if batch.tick is None else f", tick of {batch.tick.step:.2f} s",
-        )  # fmt: skip
+        if taken:  # else it is a tick of the leader, twice a second
+            logger.debug(
+                "batch %d applied after %.1f ms: %d reports, %d departures",
+                batch.number, (self.clock() - proposed) * 1e3, len(batch.reports), len(batch.departures),
+            )  # fmt: skip
         if self.on_command is not None:
             self.on_command(batch, self.clock() - proposed)
         full = {(instance, sequence): wanted for instance, sequence, wanted in outcome.answers}

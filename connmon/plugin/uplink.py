@@ -101,7 +101,8 @@ class Uplink:
 
     def _note(self, what: str) -> None:
         if len(self.story) < STORY:
-            self.story.append(f"connmon: service {self.service.name!r}, node {self._address}: {what}")
+            service = f"service {self.service.name!r}, " if self.service.name else ""
+            self.story.append(f"connmon: {service}node {self._address}: {what}")
 
     def _new_turn(self) -> None:
         self._turn = [node.address for node in self.service.nodes]
