@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from connmon.cluster.datadir import DataDir
 from connmon.cluster.following import write_image
 from connmon.cluster.pysync import Image
 from connmon.cluster.state import State
+from connmon.cluster.writable import check_directory, check_file, check_parent
 from tests.certificates import Authority
 from tests.cluster.test_daemon import Connmond, free_port, ready, run, started, write
 
@@ -253,13 +255,38 @@ def test_a_foreign_bind_is_found_for_the_node_that_is_named(
     assert "cannot listen on 192.0.2.1:5800 (bind of node 'b')" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_directory_that_is_closed_to_this_user_is_found(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Permissions are looked at for data_dir and csv_dump."""
-    (tmp_path / "closed").mkdir(0o500)
-    for line in (f"data_dir: {tmp_path}/closed/data", f"csv_dump: {tmp_path}/closed/dump.csv"):
-        path = write(tmp_path / "c.cfg", free_port(), f"{line}\n")
-        assert daemon.main(["--check-config", "-c", str(path)]) == 2
-        assert "Permission denied" in capsys.readouterr().err
+def test_a_directory_that_is_closed_to_this_user_is_found() -> None:
+    """Permissions are those of the effective user, and the error is the one that writing would raise."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        closed, file, free = directory / "closed", directory / "file", directory / "free"
+        closed.mkdir(0o555)
+        file.write_text("x")
+        file.chmod(0o444)
+        free.mkdir()
+        free.chmod(0o777)
+        if user := os.geteuid():
+            found = denied(closed, file, free)
+        else:
+            os.seteuid(65534)
+            try:
+                found = denied(closed, file, free)
+            finally:
+                os.seteuid(user)
+    assert found == ["Permission denied"] * 3 + [""] * 3
+
+
+def denied(closed: Path, file: Path, free: Path) -> list[str | None]:
+    """Return what each check finds."""
+    found: list[str | None] = []
+    for check, path in (
+        (check_directory, closed), (check_parent, closed / "x"), (check_file, file),
+        (check_directory, free), (check_parent, free / "x"), (check_file, free / "x"),
+    ):  # fmt: skip
+        try:
+            check(str(path))
+            found.append("")
+        except PermissionError as error:
+            found.append(error.strerror)
+    return found
