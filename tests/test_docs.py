@@ -154,12 +154,12 @@ def test_every_message_of_the_protocol(message: type[Struct]) -> None:
     tag = message.__struct_config__.tag
     found = re.search(rf"^{tag}\n~+\n(.*?)(?=^\S[^\n]*\n[~-]+$|\Z)", page, re.M | re.S)
     assert found, f"no section {tag}"
-    told = [
+    documented = [
         name
         for row in re.findall(r"^((?:``\w+``(?:, )?)+) ", found[1], re.M)
         for name in re.findall(r"\w+", row)
     ]
-    assert told == list(message.__struct_encode_fields__)
+    assert documented == list(message.__struct_encode_fields__)
     limits = page[page.index("The largest payload") : page.index("A connection\n")]
     assert message in get_args(peer.Framed) or tag == "refuse" or f"``{tag}``" in limits
 

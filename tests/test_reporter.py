@@ -231,8 +231,8 @@ def test_at_debug_the_log_has_the_story_of_the_connection(
     if level == logging.INFO:
         assert lines == []
         return
-    told = [line.rpartition(": ")[2] for line in lines]
-    assert told[:3] == ["connecting", "connected, sending the hello", "ready, a full report is next"]
+    story = [line.rpartition(": ")[2] for line in lines]
+    assert story[:3] == ["connecting", "connected, sending the hello", "ready, a full report is next"]
     assert all(f"127.0.0.1:{node.port}" in line for line in lines)
 
 

@@ -473,7 +473,7 @@ class FewSlots(PostgreSQL):
 def test_a_full_postgresql_says_which_right_gets_in(
     driver: str, postgresql: Server, node: RunningNode, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Reserved slots, a server that is wholly full and a role's own limit are told apart."""
+    """Reserved slots, a server that is wholly full and a role's own limit differ."""
     server = FewSlots()
 
     def connect(user: str) -> Any:

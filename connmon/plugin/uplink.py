@@ -56,7 +56,7 @@ class Uplink:
         self.complaint: str | None = None
         """A line for the log, once; whoever logs it clears it."""
         self.story: list[str] = []
-        """Lines for the log at DEBUG, one for each change of the state; whoever logs them clears it."""
+        """Lines for the log at DEBUG, one for each change of the state; the reporter logs and clears it."""
         self.delivered = 0
         """Reports acknowledged."""
         self._describe = describe
