@@ -81,6 +81,12 @@ def argument_parser() -> argparse.ArgumentParser:
 
     summary = "show a recording in the console"
     replay = commands.add_parser("replay", help=summary, description=summary, allow_abbrev=False)
+    _add_reading(
+        replay,
+        argparse.SUPPRESS,
+        "Taken as by every command that reads, and not needed: the file has it all. A --service that is not "
+        "the recording's is an error.",
+    )
     _add_replay(replay)
 
     summary = "run three nodes and busy applications here, to try connmon"
@@ -134,34 +140,26 @@ def _add_reconcile(commands: _Commands) -> None:
     )
 
 
-def _add_reading(parser: argparse.ArgumentParser, default: str | None) -> None:
+def _add_reading(
+    parser: argparse.ArgumentParser, default: str | None, description: str | None = None
+) -> None:
     """Add the options of every command that reads."""
-    group = parser.add_argument_group("which node to read")
+    group = parser.add_argument_group("which node to read", description)
     for short, long, metavar, text in (
         ("-s", "--service", "NAME", "service of the config file (default: default)"),
         ("-H", "--host", "HOST[:PORT]", "this node, without a config file (default port: 5800)"),
         ("-n", "--node", "NAME", "this node of the service (default: any that can be reached)"),
         ("-c", "--config", "FILE", "config file (default: $CONNMON_CONFIG, else /etc/connmon.cfg)"),
     ):
-        action = _Node if long == "--node" else "store"
-        group.add_argument(short, long, metavar=metavar, default=default, help=text, action=action)
+        group.add_argument(short, long, metavar=metavar, default=default, help=text)
     # A file, never the secret itself: everybody on the host sees the arguments of a process.
     group.add_argument(
         "--secret-file", metavar="FILE", default=default, help="file with the secret (default: the config's)"
     )
-
-
-class _Node(argparse.Action):
-    """--node, and how it was written: with -b, -n is how many times, as everywhere where there is a -b."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: object,
-        option_string: str | None = None,
-    ) -> None:
-        namespace.node, namespace.node_option = values, option_string
+    group.add_argument(
+        "-v", "--verbose", action="store_true", default=default or False,
+        help="say on stderr which nodes are tried, and what they answer",
+    )  # fmt: skip
 
 
 def _add_console(parser: argparse.ArgumentParser, default: str | None) -> None:
@@ -172,8 +170,8 @@ def _add_console(parser: argparse.ArgumentParser, default: str | None) -> None:
         help="print tables instead of a screen, as is done anyway where stdout is no terminal, then once",
     )  # fmt: skip
     group.add_argument(
-        "--times", metavar="N", type=count, default=default,
-        help="with --batch: so many times (also -n N; default: until Ctrl-C)",
+        "-t", "--times", metavar="N", type=count, default=default,
+        help="with --batch: so many times (default: until Ctrl-C)",
     )  # fmt: skip
     group.add_argument(
         "--interval", metavar="SECONDS", type=_seconds, default=default, help="between pictures (default: 1)"
@@ -198,7 +196,7 @@ def _add_record(parser: argparse.ArgumentParser) -> None:
         "--interval", metavar="SECONDS", type=_seconds, default=1.0, help="between pictures (default: 1)"
     )
     parser.add_argument(
-        "--times", metavar="N", type=count, help="so many pictures (default: until Ctrl-C or SIGTERM)"
+        "-t", "--times", metavar="N", type=count, help="so many pictures (default: until Ctrl-C or SIGTERM)"
     )
     parser.add_argument(
         "--max-size", metavar="MIB", type=count, default=64, help="of one file, in MiB (default: 64)"

@@ -11,12 +11,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from connmon import output
-from connmon.arguments import argument_parser, count
+from connmon.arguments import argument_parser
 from connmon.errors import ConnmonError, UsageError
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
-        return _run(argument_parser().parse_args(argv))
+        arguments = argument_parser().parse_args(argv)
+        with _debug_lines() if arguments.verbose else contextlib.nullcontext():
+            return _run(arguments)
     except SystemExit as end:  # argparse, after --help and --version
         return int(end.code or DONE)
     except KeyboardInterrupt:
@@ -54,14 +57,13 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "replay":
         return _replay(arguments)
     if arguments.command == "demo":
-        for option in ("service", "host", "node", "config", "secret-file"):
-            if getattr(arguments, option.replace("-", "_")) is not None:
+        for option in ("service", "host", "node", "config", "secret-file", "verbose"):
+            if getattr(arguments, option.replace("-", "_")) not in (None, False):
                 raise UsageError(f"demo takes no --{option}: it runs nodes of its own")
         from connmon.demo import run as run_demo
 
         return run_demo(once=not output.is_terminal(sys.stdout), chaos=arguments.chaos)
 
-    _settle(arguments)
     service = _service(arguments)
     if arguments.command == "snapshot":
         return _print_snapshot(service, arguments.by, arguments.format)
@@ -83,6 +85,29 @@ def _run(arguments: argparse.Namespace) -> int:
     return _console(service, arguments)
 
 
+@contextlib.contextmanager
+def _debug_lines() -> Iterator[None]:
+    """Say on stderr what happens, in lines like those of errors."""
+    import logging
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            output.complain(record.getMessage())
+
+    logger = logging.getLogger("connmon")
+    before = logger.level, logger.propagate
+    handler = Lines()
+    logger.addHandler(handler)
+    logger.propagate = False
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = before[1]
+        logger.setLevel(before[0])
+
+
 def _console(service: Service, arguments: argparse.Namespace) -> int:
     """Show the console; without a terminal, or where batch output is wished, print tables."""
     from connmon.credentials import of_client
@@ -99,8 +124,8 @@ def _console(service: Service, arguments: argparse.Namespace) -> int:
             interval=arguments.interval or 1.0, maxima=maxima,
             write=output.write, complain=output.complain, width=output.terminal_width,
         )  # fmt: skip
-    for option in ("times", "by", "format"):
-        if getattr(arguments, option) is not None:
+    for option in ("times", "by", "format", "verbose"):
+        if getattr(arguments, option):
             raise UsageError(f"--{option} is for the batch output: add --batch")
     from connmon.clusterstatus import ask
     from connmon.console.app import run as run_console
@@ -114,12 +139,13 @@ def _console(service: Service, arguments: argparse.Namespace) -> int:
 
 
 def _replay(arguments: argparse.Namespace) -> int:
-    for option in ("service", "host", "node", "config", "secret-file"):
-        if getattr(arguments, option.replace("-", "_")) is not None:
-            raise UsageError(f"replay takes no --{option}: all is in the file")
     from connmon.recording import Recording
 
     recording = Recording(arguments.file)
+    if arguments.service is not None and recording.service not in ("", arguments.service):
+        raise UsageError(
+            f"--service {arguments.service}: {arguments.file} is a recording of service {recording.service!r}"
+        )
     if recording.cut:
         output.complain(recording.cut)
     if output.can_show():
@@ -133,16 +159,6 @@ def _replay(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def _settle(arguments: argparse.Namespace) -> None:
-    """With -b, -n is how many times: so it is in top, and --node names the node."""
-    batch = arguments.command in (None, "console") and arguments.batch
-    if batch and getattr(arguments, "node_option", None) == "-n":
-        try:
-            arguments.times, arguments.node = count(arguments.node), None
-        except argparse.ArgumentTypeError as error:
-            raise UsageError(f"-n with --batch is how many times: {error}; --node names a node") from None
-
-
 def _service(arguments: argparse.Namespace) -> Service:
     """Return the service that the options mean, with only those nodes that may be read."""
     from dataclasses import replace
@@ -154,6 +170,7 @@ def _service(arguments: argparse.Namespace) -> Service:
             if getattr(arguments, option) is not None:
                 raise UsageError(
                     f"--{option} and --host exclude each other: --host names a node by its address"
+                    f"{_times(arguments) if option == 'node' else ''}"
                 )
         try:
             service = direct(arguments.host)
@@ -168,10 +185,22 @@ def _service(arguments: argparse.Namespace) -> Service:
         name = DEFAULT_SERVICE if arguments.service is None else arguments.service
         service = load(arguments.config).service(name)
         if arguments.node is not None:
-            service = replace(service, nodes=(service.node(arguments.node),))
+            try:
+                node = service.node(arguments.node)
+            except UsageError as error:
+                raise UsageError(f"{error}{_times(arguments)}") from None
+            service = replace(service, nodes=(node,))
     if arguments.secret_file is not None:
         service = replace(service, secret=None, secret_file=arguments.secret_file, origin="")
     return service
+
+
+def _times(arguments: argparse.Namespace) -> str:
+    """Return what to add to an error about --node where a number was given, as -n of top takes it."""
+    counts = arguments.command in (None, "console", "record")
+    if counts and arguments.node is not None and arguments.node.isdigit():
+        return f"; how many times is --times {arguments.node} (-t)"
+    return ""
 
 
 def _print_status(service: Service, form: str, whole: bool) -> int:

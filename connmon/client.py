@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import random
@@ -48,6 +49,8 @@ CONNECT_TIMEOUT: Final = 2.0
 ANSWER_TIMEOUT: Final = 10.0
 
 _CHUNK: Final = 256 * 1024
+
+logger = logging.getLogger(__name__)
 
 
 class Shuffler(Protocol):
@@ -264,6 +267,10 @@ def read_once(
             reasons.append(error)
             continue
         assert snapshot.header is not None
+        logger.debug(
+            "%s: has answered: quorum %s, view %.1f s old",
+            _where(node), "yes" if snapshot.header.quorum else "no", snapshot.header.stale,
+        )  # fmt: skip
         if snapshot.header.quorum:
             return snapshot
         if snapshot.header.stale < freshest:
@@ -296,6 +303,18 @@ def reach(
     Raises, without naming the node, RefusedError where it said no, ProtocolError where what it
     said is not to be understood, else UnreachableError. `timeout` as for `connect`.
     """
+    logger.debug("%s: connecting", _where(node))
+    try:
+        client = _reach(node, service, timeout, credentials)
+    except PeerError as error:
+        logger.debug("%s: %s", _where(node), error)
+        raise
+    closed_by = [name for name, on in (("secret", credentials.secret), ("TLS", credentials.tls)) if on]
+    logger.debug("%s: welcomed%s", _where(node), f", with {' and '.join(closed_by)}" if closed_by else "")
+    return client
+
+
+def _reach(node: Node, service: str, timeout: float, credentials: Credentials) -> Client:
     host, port = node.address.host, node.address.port
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import contextlib
 import ssl
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from connmon.errors import ConfigError, ProtocolError, one_line
+from connmon.validity import judge, validities
 
 if TYPE_CHECKING:
     from connmon.config import Service
@@ -85,6 +86,31 @@ def client_context(service: Service) -> ssl.SSLContext | None:
     return context
 
 
+class Notice(NamedTuple):
+    """When the certificates of a file expire."""
+
+    text: str
+    soon: bool
+
+
+def check_dates(service: Service, now: float) -> list[Notice]:
+    """Return when the certificates of a node of the service expire; `now` is in seconds since the epoch.
+
+    Raises ConfigError where they have expired, or are not valid yet: nobody would accept them.
+    """
+    notices = []
+    for option, path in (("ssl_certfile", service.ssl_certfile), ("ssl_cafile", service.ssl_cafile)):
+        if path is None:
+            continue
+        pem = _read(service, option, path).decode("utf-8", "replace")
+        judgement = judge(validities(pem), now, all_needed=option == "ssl_certfile")
+        if judgement.problem:
+            raise _error(service, option, f"{path} {judgement.problem}")
+        if judgement.expires:
+            notices.append(Notice(one_line(f"{option} {path} {judgement.expires}"), judgement.soon))
+    return notices
+
+
 def _context(protocol: ssl._SSLMethod) -> ssl.SSLContext:
     context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -98,14 +124,17 @@ def _error(service: Service, option: str, problem: str) -> ConfigError:
 
 def _readable(service: Service, option: str, path: str, mark: bytes) -> None:
     """Raise ConfigError unless the file can be read and has something of this kind in it."""
+    if mark not in _read(service, option, path):
+        raise _error(service, option, f"{path} has no '-----BEGIN ... {mark.decode()}'; expected a PEM file")
+
+
+def _read(service: Service, option: str, path: str) -> bytes:
     try:
         with open(path, "rb") as file:
-            found = mark in file.read()
+            return file.read()
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise _error(service, option, f"{path} cannot be read: {reason}") from None
-    if not found:
-        raise _error(service, option, f"{path} has no '-----BEGIN ... {mark.decode()}'; expected a PEM file")
 
 
 def _load_certificate(context: ssl.SSLContext, service: Service) -> None:

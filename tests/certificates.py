@@ -29,7 +29,8 @@ def _name(text: str) -> x509.Name:
 class Authority:
     """Signs certificates; `file` is its own."""
 
-    def __init__(self, directory: Path, name: str = "authority") -> None:
+    def __init__(self, directory: Path, name: str = "authority", days: float = 90.0) -> None:
+        """`days`: so long it is valid from now; below 0: it has expired."""
         self._directory = directory
         self._name = name
         self._key = ec.generate_private_key(ec.SECP256R1())
@@ -40,16 +41,27 @@ class Authority:
             .issuer_name(_name(name))
             .public_key(self._key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - _DAY)
-            .not_valid_after(now + _DAY)
+            .not_valid_before(now - 30 * _DAY)
+            .not_valid_after(now + days * _DAY)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
             .sign(self._key, hashes.SHA256())
         )
         self.file = directory / f"{name}.pem"
         self.file.write_bytes(own.public_bytes(serialization.Encoding.PEM))
 
-    def sign(self, name: str, *hosts: str, expired: bool = False, passphrase: str = "") -> Files:
-        """Return the files of a certificate for these hosts (names and addresses)."""
+    def sign(
+        self,
+        name: str,
+        *hosts: str,
+        expired: bool = False,
+        passphrase: str = "",
+        begins: float = -30.0,
+        days: float = 90.0,
+    ) -> Files:
+        """Return the files of a certificate for these hosts (names and addresses).
+
+        `begins` and `days`: from when and to when it is valid, in days from now.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         now = datetime.datetime.now(datetime.timezone.utc)
         known: list[x509.GeneralName] = []
@@ -64,8 +76,8 @@ class Authority:
             .issuer_name(_name(self._name))
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - 3 * _DAY)
-            .not_valid_after(now - _DAY if expired else now + _DAY)
+            .not_valid_before(now + begins * _DAY)
+            .not_valid_after(now - _DAY if expired else now + days * _DAY)
         )
         if known:
             builder = builder.add_extension(x509.SubjectAlternativeName(known), critical=False)

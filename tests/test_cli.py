@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import json
@@ -20,7 +21,7 @@ import pytest
 
 import connmon
 from connmon import cli, output
-from connmon.arguments import server_max
+from connmon.arguments import argument_parser, server_max
 from connmon.config import Node
 from tests.test_client import nobody, rows, serving, silent, welcoming
 
@@ -100,6 +101,56 @@ def test_service_node_and_config(node: Node, tmp_path: Path, capsys: pytest.Capt
         error = capsys.readouterr().err
         assert "down (" in error
         assert "up (" not in error
+
+
+def test_every_command_that_reads_takes_the_options_of_reading() -> None:
+    """Which node to read is said alike everywhere; -n is the node, never a count."""
+    (commands,) = (a for a in argument_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    reading = {
+        "-s", "--service", "-H", "--host", "-n", "--node", "-c", "--config", "--secret-file",
+        "-v", "--verbose",
+    }  # fmt: skip
+    assert set(commands.choices) > {"console", "snapshot", "replay", "record"}
+    for name, command_parser in commands.choices.items():
+        known = {option: a.dest for a in command_parser._actions for option in a.option_strings}
+        if name != "demo":
+            assert reading <= set(known), name
+            assert known["-n"] == known["--node"] == "node"
+            assert "--times" not in known or known["-t"] == "times"
+
+
+def test_a_node_may_have_a_number_for_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With --batch too, -n is the node, also where its name is a number."""
+    with serving(welcoming(rows("nova")), "3") as node:
+        path = config(tmp_path, node)
+        for option in ("-n", "--node"):
+            assert cli.main(["-b", "-c", path, option, "3", "-t", "1"]) == 0
+            assert "nova" in capsys.readouterr().out
+
+
+def test_verbose_tells_which_nodes_are_tried(node: Node, tmp_path: Path) -> None:
+    """-v adds lines on stderr, never the secret; stdout is the same, and without it nothing is said."""
+    secret = "0123456789abcdef-never-shown"
+    file = tmp_path / "secret"
+    file.write_text(secret)
+    file.chmod(0o600)
+    with nobody("gone") as gone:
+        path = config(tmp_path, gone, node)
+        quiet = run("snapshot", "-c", path, "--format", "json", "-n", node.name)
+        for arguments in (["snapshot", "-v"], ["-v", "snapshot"], ["snapshot", "--verbose"]):
+            loud = run(*arguments, "-c", path, "--format", "json", "-n", node.name)
+            assert loud.returncode == 0
+            assert json.loads(loud.stdout)["node"] == json.loads(quiet.stdout)["node"]
+            where = f"{node.name} ({node.address})"
+            assert loud.stderr.splitlines() == [
+                f"connmon: {where}: connecting",
+                f"connmon: {where}: welcomed",
+                f"connmon: {where}: has answered: quorum yes, view 0.2 s old",
+            ]
+        assert quiet.stderr == ""
+        failed = run("cluster-status", "-v", "-c", path, "-n", "gone", "--secret-file", str(file))
+        assert f"connmon: gone ({gone.address}): Connection refused\n" in failed.stderr
+        assert secret not in failed.stderr
 
 
 def test_console_without_a_terminal(node: Node) -> None:
@@ -206,7 +257,7 @@ def test_console_takes_no_options_of_the_batch_output(
 ) -> None:
     """What only printing can do is refused on a terminal, with what to add."""
     terminal(monkeypatch, there=True)
-    for option in (["--times", "3"], ["--by", "host"], ["--format", "json"]):
+    for option in (["--times", "3"], ["--by", "host"], ["--format", "json"], ["--verbose"]):
         assert cli.main(["-H", "h", *option]) == 2
         assert f"{option[0]} is for the batch output: add --batch" in capsys.readouterr().err
     assert calls == []
@@ -215,11 +266,11 @@ def test_console_takes_no_options_of_the_batch_output(
 def test_batch_output(
     node: Node, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """-b prints plainly, also on a terminal; -n says how often; json is one document per line."""
+    """-b prints plainly, also on a terminal; -t says how often; json is one document per line."""
     terminal(monkeypatch, there=True)
     monkeypatch.setattr(output, "terminal_width", lambda: None)
     host = str(node.address)
-    assert cli.main(["-H", host, "-b", "-n", "2", "--interval", "0.1"]) == 0
+    assert cli.main(["-H", host, "-b", "-t", "2", "--interval", "0.1"]) == 0
     out = capsys.readouterr().out
     assert out.count("HOST  PROGRAM") == 2
     assert "\n\nservice default" in out and "\x1b" not in out
@@ -228,14 +279,14 @@ def test_batch_output(
     )
     lines = capsys.readouterr().out.splitlines()
     assert [json.loads(line)["rows"][0]["program"] for line in lines] == ["nova"] * 3
-    assert cli.main(["-b", "-H", host, "-n", "1", "--format", "csv"]) == 0
+    assert cli.main(["-b", "-H", host, "-t", "1", "--format", "csv"]) == 0
     assert capsys.readouterr().out.startswith("host,program,state,")
 
 
 def test_batch_output_goes_on_without_a_node(capsys: pytest.CaptureFixture[str]) -> None:
     """A picture that nobody gives is one line; the exit code is the last one's."""
     with nobody() as gone:
-        assert cli.main(["-H", str(gone.address), "-b", "-n", "2", "--interval", "0.1"]) == 1
+        assert cli.main(["-H", str(gone.address), "-b", "-t", "2", "--interval", "0.1"]) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 2 and err.count("no node could be read") == 2
@@ -295,14 +346,17 @@ USAGE = [
     (["snapshot", "mysql://root:se%cret@db/"], "unrecognized arguments: mysql://root:***@db/"),
     (["whois", "mysql://root:p@ss@db/"], "'mysql://root:***@db/' is not a session id"),
     (["--by", "thread"], "invalid choice: 'thread'"),
-    (["-b", "-n", "many"], "-n with --batch is how many times: a whole number from 1 on is expected"),
+    (["-b", "-t", "many"], "argument -t/--times: a whole number from 1 on is expected"),
+    (["-b", "-n", "3"], "has no node '3'; its nodes are: node1; how many times is --times 3 (-t)"),
+    (["-b", "-n", "3", "-H", "h"], "a node by its address; how many times is --times 3 (-t)"),
+    (["record", "f", "-n", "3"], "how many times is --times 3 (-t)"),
     (["--interval", "0"], "argument --interval: seconds from 0.1 to 86400 are expected, not '0'"),
     (
         ["--server-max", "db1"],
         "argument --server-max: 'db1' is no server's maximum; expected HOST=N",
     ),
     (["record"], "the following arguments are required: FILE"),
-    (["--host", "x", "replay", "f"], "replay takes no --host"),
+    (["--host", "x", "replay", "f"], "f: cannot be read"),
     (["snapshot", "\x1b[2J\n"], "unrecognized arguments: ?[2J?"),
     (["--config", "no/such/file"], "no/such/file: "),
     (["snapshot", "--service", "nope"], "'nope'"),

@@ -14,14 +14,14 @@ import subprocess
 import sys
 import termios
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyte
 import pytest
 
-from connmon.console.screen import ScreenError, check
+from connmon.console.screen import ScreenError, _known, check
 from connmon.model import Query
 from tests.console_fakes import FLEET, FakeNode
 from tests.waiting import wait_for
@@ -47,7 +47,13 @@ class Terminal:
     """A console in a pseudo-terminal, and what an eye would see of it."""
 
     def __init__(
-        self, *ports: int, columns: int = 80, lines: int = 24, mode: str = "run", **environ: str
+        self,
+        *ports: int,
+        columns: int = 80,
+        lines: int = 24,
+        mode: str = "run",
+        environ: Mapping[str, str] | None = None,
+        **more: str,
     ) -> None:
         self._screen = pyte.Screen(columns, lines)
         self._stream = pyte.ByteStream(self._screen)
@@ -61,7 +67,8 @@ class Terminal:
             [sys.executable, "-c", PROGRAM, mode, *map(str, ports)],
             stdin=self._slave, stdout=self._slave, stderr=subprocess.PIPE, start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-            env={**os.environ, "TERM": "linux", "PYTHONPATH": str(Path(__file__).parent.parent), **environ},
+            env={**os.environ, "TERM": "linux", "PYTHONPATH": str(Path(__file__).parent.parent),
+                 **(environ or {}), **more},
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -144,6 +151,35 @@ def node() -> Iterator[FakeNode]:
     served = FakeNode()
     yield served
     served.stop()
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"LC_ALL": "xx_YY.UTF-8"},
+        {"LC_ALL": "", "LC_CTYPE": "xx_YY"},
+        {"LC_ALL": "", "LC_CTYPE": "", "LANG": "de_DE@euro"},
+        {"LC_ALL": "tr_TR.NO-SUCH-CHARSET"},
+        {"LC_ALL": "not a locale"},
+        {"LC_ALL": "C"},
+        {"LC_ALL": "POSIX"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"LC_ALL": "C.UTF-8"},
+    ],
+    ids=str,
+)
+def test_any_locale(node: FakeNode, environ: dict[str, str]) -> None:
+    """A locale that is not installed, or that knows no more than ASCII, is no reason to end."""
+    with contextlib.closing(Terminal(node.port, environ=environ)) as terminal:
+        terminal.shows("node node1", "waiting 5", ">ctl1 nova-api", "q quit")
+        terminal.press("q")
+        assert terminal.ended() == (0, "")
+        assert terminal.restored
+
+
+def test_an_encoding_that_python_does_not_know() -> None:
+    """Text is then written as ASCII."""
+    assert (_known("GEORGIAN-PS"), _known("UTF-8"), _known("ANSI_X3.4-1968")) == ("ascii", "utf-8", "ascii")
 
 
 def test_an_operators_walk(node: FakeNode) -> None:
@@ -325,7 +361,7 @@ def test_colour_only_where_it_is_wanted_and_there(
 ) -> None:
     """With NO_COLOR, or on a terminal without colours, no colour is sent; the text is the same."""
     _needs_terminfo(environ.get("TERM", "linux"))
-    with contextlib.closing(Terminal(node.port, **environ)) as terminal:
+    with contextlib.closing(Terminal(node.port, environ=environ)) as terminal:
         terminal.shows(">ctl1 nova-api", "cinder-volume", "LOST")
         codes = (b"\x1b[31", b";31m", b"38;5;203", b"[91m", b";91m")
         assert any(code in terminal.raw for code in codes) is coloured

@@ -6,10 +6,15 @@ import argparse
 import ast
 import re
 from pathlib import Path
+from typing import get_args
+from urllib.parse import urlsplit
 
-from connmon import config
+import pytest
+from msgspec import Struct
+
+from connmon import config, model, wire
 from connmon.arguments import argument_parser
-from connmon.cluster import daemon, exposition
+from connmon.cluster import daemon, exposition, peer
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -64,9 +69,11 @@ ERRORS = (
     "damaged",
     "_complain",
     "UnreachableError",
+    "_Mistake",
 )
 MODULES = (
     "config", "credentials", "tls", "address", "cluster/datadir", "cluster/dump", "cluster/daemon",
+    "cluster/openfiles", "cluster/logsections",
     "arguments", "cli", "client", "batch", "output", "record", "recording", "database/sessions",
     "database/whois", "demo", "chaos", "console/screen",
 )  # fmt: skip
@@ -105,3 +112,70 @@ def test_every_error_line() -> None:
                     found += 1
     assert not missing
     assert found > 80
+
+
+def urls(page: Path) -> list[str]:
+    """Return the database URLs of a page that have connmon in them, in its order."""
+    found = re.findall(r"\b(?:mysql|mariadb|postgresql|sqlite)[+\w]*://[^\s\"`]+", page.read_text())
+    return [url for url in found if "connmon" in url]
+
+
+def test_the_form_of_url_that_everybody_can_parse_comes_first() -> None:
+    """Each page begins with ?plugin=connmon; the form that is no URI has its warning where all forms are."""
+    names = ("applications", "openstack", "tutorial")
+    pages = [DOCS.parent / "README.rst", *(DOCS / f"{name}.rst" for name in names)]
+    for page in pages:
+        first = urls(page)[0]
+        assert "plugin=connmon" in first and "connmon" not in first.partition("://")[0], page.name
+    for page in pages[:2]:
+        assert any(url.startswith("mysql+connmon://") and "connmon_driver=" in url for url in urls(page))
+        assert "RFC 3986" in page.read_text()
+
+
+def test_which_forms_are_uris() -> None:
+    """urllib.parse finds host and password in all forms but the one with _connmon, as the warning says."""
+    for url in urls(DOCS / "applications.rst"):
+        parts = urlsplit(url)
+        if "_connmon://" in url:
+            assert (parts.scheme, parts.hostname, parts.password) == ("", None, None)
+        elif "neutron:secret" in url:
+            assert (parts.hostname, parts.password) == ("db", "secret")
+
+
+def messages() -> list[type[Struct]]:
+    """Return the types of all messages, those of nodes to one another too."""
+    return [*get_args(wire.Message), *get_args(peer.Framed)]
+
+
+@pytest.mark.parametrize("message", messages(), ids=lambda message: message.__struct_config__.tag)
+def test_every_message_of_the_protocol(message: type[Struct]) -> None:
+    """Each message has its section in the page about the protocol, with its fields, in their order."""
+    page = (DOCS / "protocol.rst").read_text()
+    tag = message.__struct_config__.tag
+    found = re.search(rf"^{tag}\n~+\n(.*?)(?=^\S[^\n]*\n[~-]+$|\Z)", page, re.M | re.S)
+    assert found, f"no section {tag}"
+    documented = [
+        name
+        for row in re.findall(r"^((?:``\w+``(?:, )?)+) ", found[1], re.M)
+        for name in re.findall(r"\w+", row)
+    ]
+    assert documented == list(message.__struct_encode_fields__)
+    limits = page[page.index("The largest payload") : page.index("A connection\n")]
+    assert message in get_args(peer.Framed) or tag == "refuse" or f"``{tag}``" in limits
+
+
+def test_what_a_batch_is() -> None:
+    """The parts of a command are in the page, in their order."""
+    page = " ".join((DOCS / "protocol.rst").read_text().split())
+    for part in (model.Batch, model.Tick, model.Departure, peer.Entry):
+        assert f"``[{', '.join(part.__struct_encode_fields__)}]``" in page, part
+
+
+def test_the_limits_of_the_protocol() -> None:
+    """The sizes in the page are those of the code."""
+    page = (DOCS / "protocol.rst").read_text()
+    for size in (
+        wire.HELLO_LIMIT, wire.REPORT_LIMIT, wire.QUERY_LIMIT, wire.ANSWER_LIMIT, wire.PEER_LIMIT,
+        peer.COMMAND_LIMIT, peer.PART, peer.MESSAGE_LIMIT,
+    ):  # fmt: skip
+        assert f"{size:,}" in page, size

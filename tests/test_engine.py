@@ -10,6 +10,7 @@ import pickle
 import subprocess
 import sys
 import types
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +275,7 @@ if __name__ == "__main__":
     process.start(); process.join()
 """
 SCRIPTS = {
+    "__main__.py": PRINT,
     "tool.py": PRINT,
     "pack/__init__.py": "",
     "pack/__main__.py": PRINT,
@@ -300,15 +302,33 @@ SCRIPTS = {
         (["folder"], "folder"),
         (["folder/__main__.py"], "folder"),
         (["-c", PRINT], "python -c"),
-        (["-"], "-"),
+        (["-"], "python"),
+        (["-", "file", "-m", "tool"], "python"),
+        (["-u", "-X", "dev", "-"], "python"),
+        (["-i"], "python"),
+        (["-i", "-"], "python"),
+        ([], "python"),
+        (["/dev/stdin"], "python"),
+        (["/dev/fd/0"], "python"),
+        (["/proc/self/fd/0"], "python"),
+        (["-X", "utf8", "-W", "error", "-c", PRINT], "python -c"),
+        (["-i", "tool.py"], "tool.py"),
+        (["tool.py", "-"], "tool.py"),
+        (["../app.pyz"], "app.pyz"),
+        (["."], "python-program"),
+        (["__main__.py"], "python-program"),
+        (["folder/../folder"], "folder"),
         (["-m", "spawn"], "spawn"),
         (["spawn.py"], "spawn.py"),
     ],
 )
 def test_program_name(arguments: list[str], name: str, tmp_path: Path) -> None:
     """The program is the script's name, or the module's as it was asked for with -m."""
+    tmp_path = tmp_path / "python-program"
+    with zipfile.ZipFile(tmp_path.parent / "app.pyz", "w") as archive:
+        archive.writestr("__main__.py", PRINT)
     for file, content in SCRIPTS.items():
-        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text(content)
     command = [sys.executable, *(argument.format(tmp_path) for argument in arguments)]
     done = subprocess.run(

@@ -174,8 +174,23 @@ def test_without_a_terminal_the_last_picture_is_printed(
     """In a pipe, replay prints what there was at the end, as table, JSON or CSV."""
     assert cli.main(["replay", str(recorded), "--by", "host", "--format", "json"]) == 0
     assert [row["host"] for row in json.loads(capsys.readouterr().out)["rows"]] == ["ctl1", "ctl2"]
-    assert cli.main(["-H", "x", "replay", str(recorded)]) == 2
-    assert "replay takes no --host" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_replay_takes_the_options_of_reading(
+    after: bool, recorded: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They change nothing, but for the service: that of another recording is a mistake."""
+    for options in (
+        ["-H", "x"], ["--host", "x:1"], ["-n", "a"], ["--node", "a"], ["-c", "none"],
+        ["--secret-file", "none"], ["-s", "default"], ["--config", "none", "--service", "default"],
+    ):  # fmt: skip
+        arguments = ["replay", str(recorded)]
+        assert cli.main([*arguments, *options] if after else [*options, *arguments]) == 0
+        assert "keystone" in capsys.readouterr().out
+    assert cli.main(["replay", str(recorded), "--service", "other"]) == 2
+    expected = f"connmon: --service other: {recorded} is a recording of service 'default'\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_files_rotate_by_size_and_never_overwrite(tmp_path: Path) -> None:

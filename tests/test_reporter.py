@@ -215,6 +215,27 @@ def test_the_first_report(report: Observed, node: Node) -> None:
     engine.dispose()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("level", [logging.DEBUG, logging.INFO])
+def test_at_debug_the_log_has_the_story_of_the_connection(
+    level: int, report: Observed, node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The logger connmon tells of each change at DEBUG, and nothing of it above."""
+    caplog.set_level(level, "connmon")
+    engine, ledger = watched(report, node.port)
+    engine.raw_connection().close()
+    wait_for(lambda: ledger.instance in node.last, what="a report")
+    report.leave()
+    wait_for(lambda: node.goodbyes == [ledger.instance])
+    lines = [r.getMessage() for r in caplog.records if r.name == "connmon" and r.levelno == logging.DEBUG]
+    if level == logging.INFO:
+        assert lines == []
+        return
+    story = [line.rpartition(": ")[2] for line in lines]
+    assert story[:3] == ["connecting", "connected, sending the hello", "ready, a full report is next"]
+    assert all(f"127.0.0.1:{node.port}" in line for line in lines)
+
+
 def test_goodbye(report: Observed, node: Node) -> None:
     """At the end the last totals are told, and goodbye; the counts are gone at once."""
     engine, ledger = watched(report, node.port)

@@ -13,10 +13,13 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
+import psycopg
+import pymysql
 import pytest
 import sqlalchemy
 from sqlalchemy import text
@@ -24,11 +27,12 @@ from sqlalchemy.pool import NullPool
 
 from connmon import cli
 from connmon.database import compare, sessions
+from connmon.database.crowded import hint
 from connmon.database.server import DatabaseServer
 from connmon.database.sessions import DatabaseSessions, parse_url, server_of_url, with_password
 from connmon.errors import UnreachableError, UsageError
 from tests.nodes import RunningNode, running_node
-from tests.servers import Server
+from tests.servers import PostgreSQL, Server
 from tests.test_cli import command, environment
 from tests.waiting import wait_for
 
@@ -390,3 +394,131 @@ def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_server_of_the_sessions() -> None:
     """The server is the URL's, with its dialect's usual port."""
     assert server_of_url(parse_url("mariadb://u@Db./x")) == DatabaseServer("db", 3306)
+
+
+# --- No session left ----------------------------------------------------------------------
+
+
+def refusal(url: str, node: RunningNode, capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the line with which reconcile ends."""
+    assert cli.main(["reconcile", url, "-H", node.address]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+@contextlib.contextmanager
+def full(connect: Callable[[], Any]) -> Iterator[None]:
+    """Connect until the server takes no more."""
+    with contextlib.ExitStack() as held:
+        refused = 0
+
+        def refuses() -> bool:
+            nonlocal refused
+            try:
+                held.enter_context(contextlib.closing(connect()))
+                refused = 0
+            except (pymysql.Error, psycopg.Error):
+                refused += 1
+            return refused == 20  # a session that has just ended may leave room for a moment
+
+        wait_for(refuses, what="the server to refuse")
+        yield
+
+
+@pytest.mark.slow
+def test_a_full_mariadb_says_which_right_gets_in(
+    mariadb: Server, node: RunningNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without CONNECTION ADMIN the line names it; the account that has it gets in, as the line says."""
+    (before,) = query(mariadb, "SELECT @@max_connections")
+    with account(mariadb, "viewer", "PROCESS") as user, account(mariadb, "chief", "ALL PRIVILEGES") as chief:
+        query(mariadb, "SET GLOBAL max_connections = 12")
+        try:
+            with full(lambda: pymysql.connect(
+                host=mariadb.host, port=mariadb.port, user=user, password=PASSWORD.encode()
+            )):  # fmt: skip
+                line = refusal(url_of(mariadb, user, PASSWORD), node, capsys)
+                assert "Too many connections (one session more is kept for an account with" in line
+                assert "CONNECTION ADMIN (MariaDB 10.5) or SUPER" in line and "extra_port" in line
+                for driver in ("mysqlconnector", "mysqldb"):
+                    assert "CONNECTION ADMIN" in refusal(url_of(mariadb, user, PASSWORD).replace(
+                        "mysql:", f"mysql+{driver}:"
+                    ), node, capsys)  # fmt: skip
+                assert cli.main(["reconcile", url_of(mariadb, chief, PASSWORD), "-H", node.address]) == 0
+        finally:
+            query(mariadb, f"SET GLOBAL max_connections = {before}")
+        query(mariadb, f"GRANT USAGE ON *.* TO {user} WITH MAX_USER_CONNECTIONS 1")
+        with full(lambda: pymysql.connect(
+            host=mariadb.host, port=mariadb.port, user=user, password=PASSWORD.encode()
+        )):  # fmt: skip
+            line = refusal(url_of(mariadb, user, PASSWORD), node, capsys)
+            assert "(max_user_connections: that is this account's limit, use another account)" in line
+
+
+def query(server: Server, statement: str) -> list[Any]:
+    """Return the first column of what the all-mighty account is answered."""
+    with server._lock:
+        return [row[0] for row in server._rows(statement)]
+
+
+class FewSlots(PostgreSQL):
+    """A server with four sessions for everybody, and two for superusers."""
+
+    def _command(self) -> list[str]:
+        return [*super()._command(), "-c", "max_connections=6", "-c", "superuser_reserved_connections=2"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2", "pg8000"])
+def test_a_full_postgresql_says_which_right_gets_in(
+    driver: str, postgresql: Server, node: RunningNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Reserved slots, a server that is wholly full and a role's own limit differ."""
+    server = FewSlots()
+
+    def connect(user: str) -> Any:
+        return psycopg.connect(
+            host=server.host, port=server.port, user=user, password=passwords[user], dbname=server.database
+        )
+
+    passwords = {"viewer": PASSWORD, server.user: server.password}
+    try:
+        with account(server, "viewer", "pg_read_all_stats") as user:
+            url = url_of(server, user, PASSWORD).replace("postgresql:", f"postgresql+{driver}:")
+            chief = url_of(server, server.user, server.password)
+            with full(lambda: connect(user)):
+                line = refusal(url, node, capsys)
+                assert "slots are reserved" in line
+                assert "(superuser_reserved_connections are kept for a superuser" in line
+                assert "pg_use_reserved_connections" in line
+                assert cli.main(["reconcile", chief, "-H", node.address]) == 0
+                capsys.readouterr()
+                with full(lambda: connect(server.user)):
+                    assert "a superuser does not get in either" in refusal(url, node, capsys)
+            query_postgresql(server, f"ALTER ROLE {user} CONNECTION LIMIT 0")
+            assert "CONNECTION LIMIT: that is this role's" in refusal(url, node, capsys)
+    finally:
+        server.remove()
+
+
+def query_postgresql(server: Server, statement: str) -> None:
+    with server._lock:
+        server._admin.execute(statement)
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "expected"),
+    [
+        (1040, "Zu viele Verbindungen", "CONNECTION_ADMIN"),
+        ("53300", "tut mir leid, schon zu viele Clients", "superuser_reserved_connections"),
+        (None, "FATAL: remaining connection slots are reserved for roles with privileges of the "
+         '"pg_use_reserved_connections" role', "pg_use_reserved_connections"),
+        (1045, "Access denied for user", ""),
+        (None, "connection refused", ""),
+        ("28P01", "password authentication failed", ""),
+    ],
+)  # fmt: skip
+def test_hints(code: object, said: str, expected: str) -> None:
+    """The server's code counts in whatever language it speaks; other errors get no hint."""
+    found = hint(code, said)
+    assert expected in found if expected else found == ""

@@ -325,6 +325,31 @@ def test_one_complaint_per_outage() -> None:
         assert world.uplink.complaint is None
 
 
+def test_the_story_has_a_line_for_each_change() -> None:
+    """Connecting, connected, ready, sent elsewhere, failed, leaving: one line each, and not too many."""
+    world = World()
+    world.greet()
+    node = f"connmon: service 'default', node {world.tried[0]}:5800: "
+    assert world.uplink.story == [
+        f"{node}connecting", f"{node}connected, sending the hello", f"{node}ready, a full report is next"
+    ]  # fmt: skip
+    world.uplink.story.clear()
+    other = next(n for n in world.uplink.service.nodes if n.address.host != world.tried[0])
+    world.ack(world.report(), elsewhere=other.name)
+    assert world.uplink.story == [f"{node}asks to go to {other.address}"]
+    world.uplink.story.clear()
+    world.fail("two\nlines")
+    (line,) = world.uplink.story
+    assert line.startswith(f"{node}resting for 0.00 s: two") and "\n" not in line
+    for _ in range(200):
+        world.connect()
+        world.fail()
+    assert len(world.uplink.story) == module.STORY
+    world.uplink.story.clear()
+    world.uplink.leave(world.now)
+    assert world.uplink.story[0].endswith("the process ends")
+
+
 def test_no_complaint_where_another_node_takes_over() -> None:
     """One node out of three that fails is not an outage."""
     world = World()

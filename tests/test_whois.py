@@ -50,7 +50,7 @@ def test_all_matches_with_their_server() -> None:
     rows = (connection(), connection(database_host="db2"), connection(6), connection(None))
     result, problem = whois(document(*rows), 5)
     assert problem is None
-    assert result["rows"] == [rows[0], rows[1]]
+    assert result["rows"] == [{**row, "database_user": "root"} for row in rows[:2]]
     assert result["server_id"] == 5
     printed = whois_text(result)
     assert "session 5 of mysql 10.0.0.9:3306\n" in printed
@@ -135,6 +135,28 @@ def test_what_is_printed() -> None:
         assert line in lines
 
 
+@pytest.mark.parametrize(
+    ("pool", "user"),
+    [
+        ("mysql+pymysql://nova@db/x", "nova"),
+        ("postgresql+psycopg2://na%40me%3Ax@db/x", "na@me:x"),
+        ("mysql+pymysql://nova@/x", "nova"),
+        ("mysql+pymysql://db/x", None),
+        ("postgresql://", None),
+        ("sqlite:////v/a@b.db", None),
+        (None, None),
+    ],
+)
+def test_both_users_are_named_as_what_they_are(pool: str | None, user: str | None) -> None:
+    """The process's user is the system's; the server's is in the pool's URL, or not known."""
+    result, _ = whois(document(connection(pool=pool, user="www-data")), 5)
+    assert result["rows"][0]["database_user"] == user
+    printed = whois_text(result)
+    assert "  os user   www-data\n" in printed
+    assert f"  db user   {user or '-'}\n" in printed
+    assert "\n  user " not in printed
+
+
 def test_lost_and_idle_and_unknown() -> None:
     """A lost process is said to be lost, an idle connection has no holder, unknown is a dash."""
     lost = connection(state=None, held_seconds=None)
@@ -156,7 +178,7 @@ def test_hostile_names() -> None:
     result, _ = whois(document(row), 5)
     printed = whois_text(result)
     assert all(line.isprintable() for line in printed.splitlines())
-    assert len(printed.splitlines()) == 12
+    assert len(printed.splitlines()) == 13
     assert json.loads(as_json(result))["rows"][0]["program"] == evil
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
+import io
 import logging
-import logging.config
 import os
-import resource
 import signal
 import sys
 import time
@@ -20,21 +20,25 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from connmon import __version__
-from connmon.cluster.datadir import DataDir
+from connmon.cluster import logsections
+from connmon.cluster.datadir import DataDir, Trial
 from connmon.cluster.dump import Dump, check_dump, open_dump
 from connmon.cluster.dumpfile import DumpFile
 from connmon.cluster.manager import Manager, reload
 from connmon.cluster.notices import Notices, system_reason
+from connmon.cluster.openfiles import Room, current_limit, raise_limit, room
 from connmon.cluster.replica import Replica
-from connmon.cluster.server import CLIENTS, SPARE_FILES, Server
+from connmon.cluster.server import Server
 from connmon.cluster.state import State
 from connmon.cluster.transport import Peers
-from connmon.config import DEFAULT_SERVICE, Config, Node, Service, load
+from connmon.cluster.writable import can_bind, check_file
+from connmon.config import DEFAULT_SERVICE, Address, Config, Node, Service, load
 from connmon.credentials import Credentials, of_client, of_node
-from connmon.errors import ConfigError, ProtocolError, UsageError
+from connmon.errors import ProtocolError, UsageError, one_line
 
 if TYPE_CHECKING:
     from connmon.cluster.scrape import ScrapePort
+    from connmon.tls import Notice
 
 logger = logging.getLogger("connmon.connmond")
 
@@ -43,15 +47,20 @@ LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a node; return the exit code. `argv` is without the program's name."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the locale cannot write is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     options = argument_parser().parse_args(argv)
+    raise_limit()
     try:
         config = load(options.config)
         if options.check_config:
-            return _check(config)
-        service = config.service(options.service)
+            return _check(config, options.service, options.node)
+        service = config.service(options.service or DEFAULT_SERVICE)
         node = service.node(options.node)
-        credentials = of_node(service)
+        credentials, dates = _closed_with(service)
         _set_up_logging(config, options.verbose)
+        clients = _room(service)
         dump_file = open_dump(service)
         kept = (
             None
@@ -60,9 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except UsageError as error:
         return _complain(str(error), 2)
-    _raise_file_limit()
+    notices = [(notice.text, notice.soon) for notice in dates]
+    if clients.notice:
+        notices.append((clients.notice, clients.few))
     try:
-        return asyncio.run(_serve(service, node, credentials, kept, dump_file))
+        return asyncio.run(_serve(service, node, credentials, clients, notices, kept, dump_file))
     except KeyboardInterrupt:  # before the loop took over the signal
         return 0
     finally:
@@ -82,27 +93,53 @@ def argument_parser() -> argparse.ArgumentParser:
         "--config", "-c", metavar="FILE", help="config file (default: $CONNMON_CONFIG, else /etc/connmon.cfg)"
     )
     parser.add_argument(
-        "--service", "-s", metavar="NAME", default=DEFAULT_SERVICE, help="default: %(default)s"
+        "--service", "-s", metavar="NAME", help=f"default: {DEFAULT_SERVICE}; with --check-config: all"
     )
     parser.add_argument("--node", "-n", metavar="NAME", help="may be left out where the service has one node")
-    parser.add_argument("--verbose", "-v", action="store_true", help="log every connection")
+    parser.add_argument(
+        "--verbose",
+        "-v",
+        action="store_true",
+        help="log connections, leaders and batches, a line for each change",
+    )
     parser.add_argument(
         "--check-config",
         action="store_true",
-        help="say whether the config file is right, the secrets and certificates it names too, and end",
+        help="say whether a node would start with this config file, and when certificates expire, and end",
     )
     parser.add_argument("--version", action="version", version=f"connmond {__version__}")
     return parser
 
 
-def _check(config: Config) -> int:
-    """Look at what all services name, without touching anything. Raises ConfigError."""
-    for service in config.services:
-        of_node(service)
-        of_client(service)
+def _check(config: Config, service_name: str | None, node_name: str | None) -> int:
+    """Make the checks of a start, for all services or the one that is named, without touching anything.
+
+    Return the exit code. Raises UsageError.
+    """
+    every = service_name is None and node_name is None
+    services = config.services if every else [config.service(service_name or DEFAULT_SERVICE)]
+    for service in services:
+        nodes = service.nodes if node_name is None else (service.node(node_name),)
+        notes = [notice.text + (": replace it soon" * notice.soon) for notice in _closed_with(service)[1]]
+        clients = _room(service)
+        if clients.few:
+            notes.append(clients.notice)
         check_dump(service)
+        if service.data_dir is not None:
+            names = [node.name for node in nodes]
+            if Trial(service.data_dir, service.name, names, service.origin).running:
+                notes.append(f"data_dir {service.data_dir} is in use, as by a running node: not looked into")
         count = len(service.nodes)
         print(f"service {service.name}: {count} node{'s' if count > 1 else ''}")
+        if len(nodes) == 1:  # the others are on other hosts
+            for address, cannot_listen in _addresses(service, nodes[0]):
+                try:
+                    if not can_bind(address):
+                        notes.append(f"{address} is in use, as by a running node")
+                except OSError as error:
+                    return _complain(cannot_listen(error), 1)
+        for note in notes:
+            print(f"service {service.name}: {one_line(note)}")
     if config.logging:
         # Not opened: a log file would be made, and belong to who checks. (The process ends after this.)
         logging.FileHandler._open = _found  # type: ignore[method-assign,assignment]
@@ -111,9 +148,44 @@ def _check(config: Config) -> int:
     return 0
 
 
+def _closed_with(service: Service) -> tuple[Credentials, list[Notice]]:
+    """Return what a node works with, and when its certificates expire. Raises ConfigError."""
+    credentials = of_node(service)
+    of_client(service)  # a node is a client of the other nodes
+    if credentials.tls is None:
+        return credentials, []
+    from connmon.tls import check_dates
+
+    return credentials, check_dates(service, time.time())
+
+
+def _room(service: Service) -> Room:
+    """Return how many clients there is room for. Raises UsageError where there is too little."""
+    return room(current_limit(), len(service.nodes) - 1, service.metrics is not None)
+
+
+def _addresses(service: Service, node: Node) -> list[tuple[Address, Callable[[OSError], str]]]:
+    """Return where the node listens, each with what to say where it cannot."""
+    addresses: list[tuple[Address, Callable[[OSError], str]]] = [
+        (node.bind, functools.partial(_cannot_listen, node))
+    ]
+    if service.metrics is not None:
+        addresses.append((service.metrics, functools.partial(_cannot_serve_metrics, service)))
+    return addresses
+
+
+def _cannot_listen(node: Node, error: OSError) -> str:
+    return f"cannot listen on {node.bind} (bind of node {node.name!r}): {system_reason(error)}"
+
+
+def _cannot_serve_metrics(service: Service, error: OSError) -> str:
+    where = f"{service.origin} metrics: " if service.origin else ""
+    return f"{where}cannot listen on {service.metrics}: {system_reason(error)}"
+
+
 def _found(handler: logging.FileHandler) -> TextIO:
-    """Stand in for opening a log file. Raises OSError where its directory is not there."""
-    os.stat(os.path.dirname(handler.baseFilename))
+    """Stand in for opening a log file. Raises the OSError that opening it would raise."""
+    check_file(handler.baseFilename)
     return open(os.devnull, "a", encoding="utf-8")
 
 
@@ -130,30 +202,17 @@ def _set_up_logging(config: Config, verbose: bool) -> None:
         level = logging.DEBUG if verbose else logging.INFO
         logging.basicConfig(level=level, format=LOG_FORMAT, stream=sys.stderr)
         return
-    try:
-        logging.config.fileConfig(str(config.path), disable_existing_loggers=False, encoding="utf-8")
-    except Exception as error:
-        problem = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"{config.path}: [loggers], [handlers] or [formatters]: {problem}") from None
+    logsections.set_up(str(config.path))
     if verbose:
         logging.getLogger("connmon").setLevel(logging.DEBUG)
-
-
-def _raise_file_limit() -> None:
-    """Allow as many open files as clients need, where the system lets us."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = CLIENTS + SPARE_FILES
-    if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _serve(
     service: Service,
     node: Node,
     credentials: Credentials,
+    clients: Room,
+    notices: Sequence[tuple[str, bool]],
     kept: DataDir | None,
     dump_file: DumpFile | None,
 ) -> int:
@@ -175,15 +234,14 @@ async def _serve(
     peers = Peers(service, node, credentials=of_client(service)) if len(service.nodes) > 1 else None
     journal = None if kept is None else kept.journal
     replica = Replica(service.name, node.name, State(), peers=peers, journal=journal, store=kept)
-    server = Server(service, node, replica, credentials=credentials)
+    server = Server(service, node, replica, credentials=credentials, clients=clients)
     try:
         await server.start()
     except ProtocolError as error:
+        await server.close()
         return _complain(str(error if kept is None else kept.damaged(str(error))), 2)
     except OSError as error:
-        return _complain(
-            f"cannot listen on {node.bind} (bind of node {node.name!r}): {system_reason(error)}", 1
-        )
+        return _complain(_cannot_listen(node, error), 1)
     scrapes = None
     if service.metrics is not None:
         scrapes = await _serve_metrics(service, server, replica)
@@ -193,6 +251,8 @@ async def _serve(
     logger.info(
         "connmond %s: node %s of service %s listens on %s", __version__, node.name, service.name, node.bind
     )
+    for notice, urgent in notices:
+        logger.log(logging.WARNING if urgent else logging.INFO, "%s", notice)
     if not credentials.any:
         logger.warning(
             "neither secret nor TLS is set for service %s: anyone who reaches %s can report and read",
@@ -228,8 +288,7 @@ async def _serve_metrics(service: Service, server: Server, replica: Replica) -> 
     try:
         await scrapes.start()
     except OSError as error:
-        where = f"{service.origin} metrics: " if service.origin else ""
-        _complain(f"{where}cannot listen on {service.metrics}: {system_reason(error)}", 1)
+        _complain(_cannot_serve_metrics(service, error), 1)
         return None
     logger.info("metrics are at http://%s/metrics, for anyone who reaches it", service.metrics)
     return scrapes

@@ -24,10 +24,13 @@ import os
 import struct
 import time
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from connmon.cluster.following import read_image
+from connmon.cluster.state import State
+from connmon.cluster.writable import check_directory, check_parent
 from connmon.errors import ConfigError, ProtocolError, one_line
 
 logger = logging.getLogger(__name__)
@@ -54,6 +57,9 @@ class DataDir:
     """
 
     def __init__(self, path: str, service: str, node: str, origin: str = "") -> None:
+        self._begin(path, service, (node,), origin)
+
+    def _begin(self, path: str, service: str, nodes: Sequence[str], origin: str) -> None:
         self.path = Path(path)
         self._where = f"{origin} " if origin else ""
         self._lock = -1
@@ -61,7 +67,7 @@ class DataDir:
         """What is still to be written; None: the file is right."""
         self._kept: bytes | None = None
         try:
-            self._open(service, node)
+            self._open(service, nodes)
         except OSError as error:
             self.close()
             raise self._error(
@@ -80,50 +86,73 @@ class DataDir:
             "the applications, bring the present back"
         )
 
-    def _open(self, service: str, node: str) -> None:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(self.path, 0o700)
+    def _open(self, service: str, nodes: Sequence[str]) -> None:
+        if not self._make():
+            return
         if not self.path.is_dir():
             raise self._error("not a directory; name a directory that is this node's own")
         identity, names = self.path / "identity", set(os.listdir(self.path)) - {"lost+found"}
         if "identity" not in names and names - {"lock", "journal", "identity.tmp"}:
             raise self._error("holds files but no identity of a connmon node; name an empty directory")
-        self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise self._error("in use by another connmond; each node needs a directory of its own") from None
-        self._write("probe", b"x")
-        os.unlink(self.path / "probe")
+        if not self._hold():
+            return
+        self._probe()
         fresh = "identity" not in names
         if not fresh:
-            self._check(identity.read_bytes(), service, node)
+            self._check(identity.read_bytes(), service, nodes)
             if "journal" not in names:
                 raise self.damaged("the journal is missing")
         elif "journal" in names and (self.path / "journal").stat().st_size > _BLOCK:
             raise self.damaged("the identity is missing")
         self._kept = self._read_snapshot()
+        self._open_journal(fresh, service, nodes)
+
+    def _make(self) -> bool:
+        """Make the directory. Returns whether it can be looked into."""
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(self.path, 0o700)
+        return True
+
+    def _hold(self) -> bool:
+        """Lock the directory. Returns whether what is in it can be looked at."""
+        self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise self._error("in use by another connmond; each node needs a directory of its own") from None
+        return True
+
+    def _probe(self) -> None:
+        """Raise OSError where the directory takes no files."""
+        self._write("probe", b"x")
+        os.unlink(self.path / "probe")
+
+    def _open_journal(self, fresh: bool, service: str, nodes: Sequence[str]) -> None:
         self.journal = Journal(self, fresh)
         try:
-            first = int(self.journal[0][1]) if len(self.journal) else 0
-            try:
-                image = None if self._kept is None else read_image(self._kept)
-            except ProtocolError:
-                raise self.damaged("the snapshot is damaged") from None
-            if first > 1 and image is None:
-                raise self.damaged("the snapshot is missing")
-            if image is not None and image.index < first:
-                raise self.damaged("the snapshot is older than the journal")
-            if self.journal.commit > max(self.journal.last, 1 if image is None else image.index):
-                raise self.damaged("the journal is truncated")
+            self._compare(self.journal)
             if fresh:
-                told = {"connmon": "data_dir", "format": FORMAT, "service": service, "node": node}
-                self._write("identity", json.dumps(told).encode() + b"\n")
+                owner = {"connmon": "data_dir", "format": FORMAT, "service": service, "node": nodes[0]}
+                self._write("identity", json.dumps(owner).encode() + b"\n")
         except BaseException:
             self.journal._destroy()
             raise
 
-    def _check(self, data: bytes, service: str, node: str) -> None:
+    def _compare(self, journal: Journal) -> None:
+        """Raise ConfigError where snapshot and journal do not belong together."""
+        first = int(journal[0][1]) if len(journal) else 0
+        try:
+            image = None if self._kept is None else read_image(self._kept)
+        except ProtocolError:
+            raise self.damaged("the snapshot is damaged") from None
+        if first > 1 and image is None:
+            raise self.damaged("the snapshot is missing")
+        if image is not None and image.index < first:
+            raise self.damaged("the snapshot is older than the journal")
+        if journal.commit > max(journal.last, 1 if image is None else image.index):
+            raise self.damaged("the journal is truncated")
+
+    def _check(self, data: bytes, service: str, nodes: Sequence[str]) -> None:
         try:
             told: Any = json.loads(data)
             known, form = told["connmon"] == "data_dir", int(told["format"])
@@ -136,10 +165,11 @@ class DataDir:
             raise self._error(
                 f"in format {form}, {FORMAT} is known here; run the version of connmon that wrote it"
             )
-        if owner != (service, node):
+        if owner[0] != service or owner[1] not in nodes:
+            expected = " or ".join(map(repr, nodes))
             raise self._error(
                 f"belongs to node {one_line(owner[1])!r} of service {one_line(owner[0])!r}, not to node "
-                f"{node!r} of service {service!r}; name a directory that is this node's own"
+                f"{expected} of service {service!r}; name a directory that is this node's own"
             )
 
     def _read_snapshot(self) -> bytes | None:
@@ -211,6 +241,55 @@ class DataDir:
             self._image = None
 
 
+class Trial(DataDir):
+    """What `DataDir` would say of a directory, found out without making, writing or locking anything.
+
+    `nodes`: any of these may own it. Raises ConfigError as `DataDir` does, and where the node could not
+    load the snapshot.
+    """
+
+    def __init__(self, path: str, service: str, nodes: Sequence[str], origin: str = "") -> None:
+        self.running = False
+        """A node has the directory; what is in it was not looked at."""
+        self._begin(path, service, nodes, origin)
+        self.close()
+
+    def _make(self) -> bool:
+        if os.path.lexists(self.path):
+            return True
+        check_parent(str(self.path))
+        return False
+
+    def _hold(self) -> bool:
+        try:
+            lock = os.open(self.path / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return True
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.running = True
+            return False
+        finally:
+            os.close(lock)
+        return True
+
+    def _probe(self) -> None:
+        check_directory(str(self.path))
+
+    def _open_journal(self, fresh: bool, service: str, nodes: Sequence[str]) -> None:
+        if fresh:
+            return
+        journal = Journal(self, False, read_only=True)
+        os.close(journal._file)
+        self._compare(journal)
+        if self._kept is not None:
+            try:
+                State.load(read_image(self._kept).state)
+            except ProtocolError as error:
+                raise self.damaged(str(error)) from None
+
+
 def _record(entry: _Entry) -> bytes:
     command, index, term = entry
     body = _ENTRY.pack(index, term) + command
@@ -220,7 +299,7 @@ def _record(entry: _Entry) -> bytes:
 class Journal:
     """The log, in memory and on disk; what pysyncobj calls a journal, by its method names."""
 
-    def __init__(self, directory: DataDir, fresh: bool) -> None:
+    def __init__(self, directory: DataDir, fresh: bool, read_only: bool = False) -> None:
         self._directory = directory
         self._path = directory.path / "journal"
         self._entries: list[_Entry] = []
@@ -235,7 +314,8 @@ class Journal:
         self.forgetful = fresh
         """Whether it may have voted and not know of it: for a while it had better not vote."""
         self._retry_at = 0.0
-        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_TRUNC if fresh else 0)
+        flags = (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC
+        flags |= os.O_CREAT | os.O_TRUNC if fresh else 0
         self._file = os.open(self._path, flags, 0o600)
         try:
             if fresh:

@@ -64,31 +64,32 @@ def columns_of(service: Service) -> tuple[str, ...]:
 
 
 def check_dump(service: Service) -> None:
-    """Raise ConfigError where what is said of the dump does not fit; its file is not looked at."""
-    where = f"{service.origin} " if service.origin else ""
-    if service.csv_dump is None:
-        for option in ("csv_columns", "csv_token", "csv_by", "csv_size", "csv_keep"):
-            if getattr(service, option) is not None:
-                raise ConfigError(f"{where}{option}: without csv_dump, which names the file")
-    columns_of(service)
+    """Raise ConfigError where `open_dump` would; nothing is made or written."""
+    _dump_file(service, DumpFile.check_only)
 
 
 def open_dump(service: Service) -> DumpFile | None:
     """Return the file of the service's dump, None where it has none.
 
-    Raises ConfigError where the file cannot be written to.
+    Raises ConfigError where the file cannot be written to, or options do not fit together.
     """
-    check_dump(service)
+    return _dump_file(service, DumpFile.check)
+
+
+def _dump_file(service: Service, check: Callable[[DumpFile], None]) -> DumpFile | None:
+    where = f"{service.origin} " if service.origin else ""
     if service.csv_dump is None:
+        for option in ("csv_columns", "csv_token", "csv_by", "csv_size", "csv_keep"):
+            if getattr(service, option) is not None:
+                raise ConfigError(f"{where}{option}: without csv_dump, which names the file")
         return None
-    heading = _line(columns_of(service))
+    columns = columns_of(service)
     size = DEFAULT_SIZE if service.csv_size is None else service.csv_size
     keep = DEFAULT_KEEP if service.csv_keep is None else service.csv_keep
-    file = DumpFile(service.csv_dump, heading, size, keep)
+    file = DumpFile(service.csv_dump, _line(columns), size, keep)
     try:
-        file.check()
+        check(file)
     except (OSError, ValueError) as error:
-        where = f"{service.origin} " if service.origin else ""
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ConfigError(
             one_line(f"{where}csv_dump: {service.csv_dump} cannot be written: {reason}")

@@ -16,6 +16,8 @@ import stat
 from pathlib import Path
 from typing import Final
 
+from connmon.cluster.writable import check_file
+
 logger = logging.getLogger(__name__)
 
 #: How much of the file's end is looked at for the end of its last row.
@@ -35,6 +37,10 @@ class DumpFile:
     def check(self) -> None:
         """Raise OSError where the file cannot be written to; what was not there is there then."""
         os.close(self._open())
+
+    def check_only(self) -> None:
+        """Raise OSError where `check` would, and leave the disk as it is."""
+        check_file(str(self._path))
 
     def write(self, rows: str) -> bool:
         """Append whole rows; return whether that could be done."""

@@ -117,6 +117,8 @@ class Group:
         """When all that the leader had committed was last applied here."""
         self._lag_since: float | None = None
         self._lag_at = 0
+        self._leading: tuple[str | None, int] = (None, 0)
+        """Who led, and in which term, when it was last logged."""
         self._lag_told = float("-inf")
         self._failure_told = float("-inf")
         self._ticking = False
@@ -245,7 +247,11 @@ class Group:
         self.raft.propose(flight.data, answered)
 
     def _watch(self) -> None:
-        """Say so where the leader goes on and this node does not."""
+        """Say so where the leader goes on and this node does not, and at DEBUG who leads."""
+        leading = (self.raft.leader, self.raft.term)
+        if leading != self._leading:
+            self._leading = leading
+            logger.debug("leader %s in term %d; this node: %s", leading[0], leading[1], self.role)
         now, applied = pysync.clock(), self.raft.applied
         if not self.raft.lag and now - self.raft.contact < SILENT:
             self._even_at = now

@@ -16,6 +16,7 @@ The rules it keeps:
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -29,6 +30,8 @@ from connmon.wire import Ack, Goodbye, Hello, NodeSide, Proof, Refuse
 
 if TYPE_CHECKING:
     from connmon.tls import Channel
+
+logger = logging.getLogger(__name__)
 
 #: Seconds that a client has for its hello, for a frame it has begun, for reading its answers,
 #: and for taking the last bytes of a connection that the node closes.
@@ -159,6 +162,7 @@ class Link(asyncio.Protocol):
         name = transport.get_extra_info("peername")
         self.peer = f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "?"
         transport.set_write_buffer_limits(high=WRITE_HIGH)
+        logger.debug("client %s: connected", self.peer)
         _keep_alive(transport.get_extra_info("socket"))
         if (reason := self._owner.joined(self)) is not None:
             self.refuse(reason)
@@ -205,8 +209,19 @@ class Link(asyncio.Protocol):
         # The host cannot be reached: that is silence, not the end of the process.
         if isinstance(error, OSError) and not isinstance(error, ConnectionError):
             self.silent = True
+        logger.debug("client %s: %s", self.peer, self._ending(error))
         self._shut()
         self._owner.left(self)
+
+    def _ending(self, error: Exception | None) -> str:
+        """Return why the connection has ended."""
+        if self.goodbye:
+            return "left with a goodbye"
+        if self._closing_since is not None:
+            return "closed"
+        if error is not None:
+            return f"lost: {error}"
+        return "left without a goodbye" if self._side.role == "application" else "left"
 
     # --- from the server ---
 
@@ -292,6 +307,11 @@ class Link(asyncio.Protocol):
                 if reason is not None:
                     raise ProtocolError(reason)
             self._write(self._side.welcome(self._owner.service_name, self._owner.node_name, __version__))
+            if self._side.role is not None and known is not None:
+                logger.debug(
+                    "client %s: welcomed: %s %s%s", self.peer, known.role, one_line(known.client, 256),
+                    ", proven" if self._owner.credentials.secret is not None else "",
+                )  # fmt: skip
             if self._side.role == "peer":
                 self._hand_over()
                 return []

@@ -73,6 +73,11 @@ def reload(service: Service, server: Server, peers: Peers | None, manager: Manag
     reopen_logs()
     try:
         own, client = of_node(service), of_client(service)
+        if own.tls is not None:
+            from connmon.tls import check_dates
+
+            for notice in check_dates(service, time.time()):
+                logger.log(logging.WARNING if notice.soon else logging.INFO, "%s", notice.text)
     except ConfigError as error:
         logger.error("SIGHUP: the certificates from before stay: %s", error)
     else:

@@ -23,7 +23,6 @@ import asyncio
 import logging
 import os
 import random
-import resource
 import secrets
 import socket
 import time
@@ -35,6 +34,7 @@ from connmon.cluster.digests import Digests
 from connmon.cluster.intake import Intake, Waiting
 from connmon.cluster.link import Link, footprint
 from connmon.cluster.notices import Notices
+from connmon.cluster.openfiles import Room, current_limit, room
 from connmon.cluster.replica import ApplyError, Replica
 from connmon.cluster.rows import About
 from connmon.cluster.spread import Spread
@@ -83,11 +83,8 @@ SWEEP: Final = 1.0
 BATCH_BYTES: Final = 2 * 1024 * 1024
 #: Bytes that all clients together may hold: received, waiting to be applied, waiting to be sent.
 MEMORY: Final = 64 * 1024 * 1024
-#: Clients at the same time, and file descriptors kept for anything else.
-CLIENTS: Final = 20_000
-SPARE_FILES: Final = 128
 #: Connections accepted in one go, which asyncio does before it looks at any of them (so fewer than
-#: `SPARE_FILES` by far), and connections that the system keeps until they are accepted.
+#: `openfiles.OWN_FILES` by far), and connections that the system keeps until they are accepted.
 ACCEPT: Final = 16
 BACKLOG: Final = 1024
 #: What a departure counts for in memory.
@@ -96,14 +93,6 @@ DEPARTURE_BYTES: Final = 256
 CLOSING: Final = 0.3
 #: Seconds that a status waits for the version of the state whose digest is asked for.
 DIGEST_WAIT: Final = 1.0
-
-
-def client_limit() -> int:
-    """Return how many clients the limit on open files allows, at most `CLIENTS`."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return CLIENTS
-    return max(1, min(CLIENTS, soft - SPARE_FILES))
 
 
 async def _until(event: asyncio.Event, seconds: float) -> None:
@@ -131,7 +120,7 @@ class Server:
         *,
         clock: Callable[[], float] = time.monotonic,
         boot: str | None = None,
-        clients: int | None = None,
+        clients: Room | int | None = None,
         memory: int = MEMORY,
         credentials: Credentials = OPEN,
     ) -> None:
@@ -142,7 +131,9 @@ class Server:
         self._node = node
         self._replica = replica
         self._boot = boot if boot is not None else secrets.token_hex(8)
-        self._limit = clients if clients is not None else client_limit()
+        if clients is None:
+            clients = room(current_limit())
+        self._room = Room(clients, None) if isinstance(clients, int) else clients
         self._memory = memory
         self._notices = Notices(clock)
         self._listener: asyncio.Server | None = None
@@ -234,8 +225,9 @@ class Server:
 
     def joined(self, link: Link) -> str | None:
         self._links.add(link)
-        if len(self._links) > self._limit:
-            return f"the node has its {self._limit} clients already"
+        if len(self._links) > self._room.clients:
+            why = f" ({self._room.reason})" if self._room.reason else ""
+            return f"the node has its {self._room.clients} clients already{why}"
         return None
 
     def left(self, link: Link) -> None:
@@ -422,6 +414,11 @@ class Server:
             return
         finally:
             self.held -= sum(waiting.memory for waiting in taken)
+        if taken:  # else it is a tick of the leader, twice a second
+            logger.debug(
+                "batch %d applied after %.1f ms: %d reports, %d departures",
+                batch.number, (self.clock() - proposed) * 1e3, len(batch.reports), len(batch.departures),
+            )  # fmt: skip
         if self.on_command is not None:
             self.on_command(batch, self.clock() - proposed)
         full = {(instance, sequence): wanted for instance, sequence, wanted in outcome.answers}

@@ -10,6 +10,7 @@ Rules kept here:
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import curses
 import locale
@@ -94,6 +95,22 @@ def check(environ: Mapping[str, str] = os.environ) -> None:
         )
 
 
+def _set_locale() -> None:
+    """Take the user's locale; where it is not installed, one that knows all characters, or plain ASCII."""
+    for name in ("", "C.UTF-8", "C"):
+        with contextlib.suppress(locale.Error):
+            locale.setlocale(locale.LC_CTYPE, name)
+            return
+
+
+def _known(encoding: str) -> str:
+    """Return the encoding, or ASCII where Python does not know it."""
+    try:
+        return codecs.lookup(encoding).name
+    except LookupError:
+        return "ascii"
+
+
 def _forget_stale_size() -> None:
     """Have curses ask the terminal for its size, where it knows that: variables may be of another one."""
     with contextlib.suppress(OSError):
@@ -113,12 +130,12 @@ class Screen:
 
     def __enter__(self) -> Screen:
         check(self._environ)
-        locale.setlocale(locale.LC_CTYPE, "")
+        _set_locale()
         _forget_stale_size()
         try:
             window = curses.initscr()
             self._window = window
-            self._encoding = window.encoding
+            self._encoding = _known(window.encoding)
             curses.set_escdelay(ESCAPE_MS)
             curses.noecho()
             curses.cbreak()

@@ -249,8 +249,6 @@ def _nothing(state: State, pane: Pane, width: int) -> list[Line]:
                 "No application reports yet: add connmon to the URL of an engine and let it connect.", width
             ),
             [],
-            *wrapped(f"mysql+pymysql_connmon://USER:PW@HOST/DB?{state.url_option}", width),
-            *wrapped("or, with the plain driver:", width),
             *wrapped(f"mysql+pymysql://USER:PW@HOST/DB?plugin=connmon&{state.url_option}", width),
         ]
     return wrapped(_NOTHING[pane.want.by], width)

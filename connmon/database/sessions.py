@@ -24,6 +24,7 @@ from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
+from connmon.database.crowded import hint
 from connmon.database.passwords import from_my_cnf, from_pgpass
 from connmon.database.reconcile import ServerView, Session
 from connmon.database.server import FAMILIES, PORTS, DatabaseServer, plain
@@ -194,7 +195,8 @@ class DatabaseSessions:
         error = errors[0]
         if isinstance(error, ConnmonError):
             raise error
-        message = f"{self.server}: {_said(error, url)}"
+        said = _said(error, url)
+        message = f"{self.server}: {said}{hint(_code(error), said)}"
         if _denied(error):
             raise _Denied(message)
         if isinstance(error, (SQLAlchemyError, OSError)):
@@ -223,6 +225,16 @@ def _said(error: BaseException, url: URL) -> str:
         for form in (url.password, url.render_as_string(hide_password=False).partition("@")[0]):
             said = said.replace(str(form), "***")
     return one_line(said, 500)
+
+
+def _code(error: BaseException) -> object:
+    """Return MySQL's number or PostgreSQL's SQLSTATE of the error, None where the driver does not say."""
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    if cause.args and isinstance(cause.args[0], dict):  # pg8000
+        return cause.args[0].get("C")
+    if cause.args and isinstance(cause.args[0], int):
+        return cause.args[0]
+    return getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
 
 
 def _denied(error: BaseException) -> bool:

@@ -2,13 +2,16 @@
 
 - Session ids are the server's own, so that two servers may well have the same one, and a forked
   process the same as its parent: all that match are told of, each with its server.
+- The operating system's user and the database's are two: each is named as what it is.
 - Of a process that is lost, what was last heard is shown, and that it is lost.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
+from urllib.parse import unquote
 
 from connmon.database.server import DatabaseServer, names, server_of
 from connmon.errors import ConfigError, one_line
@@ -37,12 +40,22 @@ def whois(
     `document` is a snapshot by connection. The result has those of its rows that match.
     """
     found = [row for row in document["rows"] if row["server_id"] == session]
-    rows = [row for row in found if database is None or names(database, server_of(row))]
+    rows = [
+        {**row, "database_user": database_user(row["pool"])}
+        for row in found
+        if database is None or names(database, server_of(row))
+    ]
     header = {key: document[key] for key in ("service", "node", "leader", "quorum", "stale_seconds")}
     result = {
         **header, "server_id": session, "database": None if database is None else str(database), "rows": rows,
     }  # fmt: skip
     return result, None if rows else _nobody(document, session, database, found)
+
+
+def database_user(pool: str | None) -> str | None:
+    """Return the user that a pool's URL logs in with; None where the URL does not say."""
+    match = re.match("[^:/@]+://([^:/?#@]+)[@:]", pool or "")
+    return unquote(match[1]) if match else None
 
 
 def _nobody(
@@ -85,9 +98,10 @@ def _block(session: int, row: Mapping[str, Any]) -> list[str]:
         ("host", row["host"]),
         ("program", row["program"]),
         ("pid", row["pid"]),
-        ("user", row["user"]),
+        ("os user", row["user"]),
         ("command", command),
         ("pool", row["pool"]),
+        ("db user", row["database_user"]),
         ("state", state),
         ("holder", row["holder"]),
         ("opened", f"{short_age(row['age_seconds'])} ago"),

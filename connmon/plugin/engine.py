@@ -200,7 +200,8 @@ def program_name() -> str:
     """Return what this process's program is called, where no option says so.
 
     For `python -m x` that is x, as it was written; for `python -c` "python -c"; for an
-    interpreter that reads its standard input "python"; else the basename of sys.argv[0].
+    interpreter that reads its program from standard input or another open file (`python -`,
+    `python /dev/stdin`, `python <(...)`) "python"; else the basename of sys.argv[0].
     """
     main = getattr(sys.modules.get("__main__"), "__spec__", None)
     name = getattr(main, "name", None)
@@ -208,13 +209,17 @@ def program_name() -> str:
         # Unlike sys.orig_argv this is right in the children of multiprocessing too.
         return _text(name.removesuffix(".__main__"), 256)
     argv = getattr(sys, "argv", None) or [""]
+    if argv[0] == "-" or re.fullmatch(r"/dev/stdin|/(dev|proc/\w+)/fd/\d+", argv[0]):
+        return "python"
     if argv[0] == "-m":  # not found yet: the module's own package is just being imported
         return _text(_module_asked_for(sys.orig_argv) or "python", 256)
     if argv[0] == "-c":
         return "python -c"
     directory, name = os.path.split(argv[0].rstrip(os.sep))
     if name == "__main__.py":
-        name = os.path.basename(directory) or name
+        name = os.path.basename(os.path.abspath(directory)) or name
+    elif name in (".", ".."):
+        name = os.path.basename(os.path.abspath(argv[0]))
     return _text(name, 256) or "python"
 
 

@@ -356,6 +356,11 @@ class Reporter:
         return True
 
     def _complain(self, uplink: Uplink) -> None:
+        if uplink.story:
+            story, uplink.story = uplink.story, []
+            if log.getEffectiveLevel() <= logging.DEBUG:  # isEnabledFor takes a lock of logging
+                for line in story:
+                    self._say(logging.DEBUG, line)
         if uplink.complaint is not None:
             self._say(logging.WARNING, uplink.complaint)
             uplink.complaint = None

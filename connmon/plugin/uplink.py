@@ -35,6 +35,8 @@ ANSWER = 3.0
 ACKNOWLEDGE = 10.0
 PAUSE_MIN = 0.25
 PAUSE_MAX = 3.0
+#: Lines of the story that are kept until somebody logs them.
+STORY = 50
 
 Describe = Callable[[bool], "tuple[Process | None, Usage | None]"]
 """Returns who reports (asked for, with True, for a full report) and what it takes of its host,
@@ -54,6 +56,8 @@ class Uplink:
         """When there is something to do next, whatever arrives or not."""
         self.complaint: str | None = None
         """A line for the log, once; whoever logs it clears it."""
+        self.story: list[str] = []
+        """Lines for the log at DEBUG, one for each change of the state; the reporter logs and clears it."""
         self.delivered = 0
         """Reports acknowledged."""
         self._describe = describe
@@ -102,8 +106,14 @@ class Uplink:
         self._address = self._turn.pop()
         self._proven = False
         self.state = "connecting"
+        self._note("connecting")
         self.due = now + ANSWER
         return self._address
+
+    def _note(self, what: str) -> None:
+        if len(self.story) < STORY:
+            service = f"service {self.service.name!r}, " if self.service.name else ""
+            self.story.append(f"connmon: {service}node {self._address}: {what}")
 
     def _new_turn(self) -> None:
         self._turn = [node.address for node in self.service.nodes]
@@ -120,6 +130,7 @@ class Uplink:
         `secret` is the service's, if it has one; `nonce`, for it, is random and new each time.
         """
         self.state = "greeting"
+        self._note("connected, sending the hello")
         self.due = now + ANSWER
         self._side = ClientSide("application", self.service.name, self._client, secret, nonce)
         return self._side.hello()
@@ -136,6 +147,7 @@ class Uplink:
                 self._acknowledged(message)
             elif self.state == "greeting":
                 self.state = "ready"
+                self._note("ready, a full report is next")
                 self._in_flight = None
                 self._last_sent = 0.0
                 self.ledger.restart()
@@ -158,6 +170,7 @@ class Uplink:
         if ack.elsewhere is not None and not self._leaving:
             named = (node.address for node in self.service.nodes if node.name == ack.elsewhere)
             self._elsewhere = next((address for address in named if address != self._address), None)
+            self._note(f"asks to go to {self._elsewhere or 'a node that is not known here'}")
         self.delivered += 1
         self._proven = True
         self._pause = PAUSE_MIN
@@ -209,6 +222,7 @@ class Uplink:
         """The process ends: tell the last, and say goodbye."""
         if not self._leaving:
             self._leaving = True
+            self._note("the process ends")
             if not self._turn and self.state == "resting":
                 self._new_turn()
             if self.state in ("resting", "ready"):
@@ -260,3 +274,4 @@ class Uplink:
                     f"connmon: no node of {name} can be reached ({nodes}). The application goes on; "
                     "its connections are counted, and reported once a node is there"
                 )
+        self._note(f"resting for {max(0.0, self.due - now):.2f} s: {one_line(reason)}")

@@ -44,12 +44,19 @@ def write(path: Path, port: int, more: str = "") -> Path:
 class Connmond:
     """One process, and what it has written to stderr so far."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, files: int | None = None) -> None:
+        """`files`: its limit on open files, which it cannot raise."""
+
+        def limit() -> None:
+            if files is not None:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+
         self.process = subprocess.Popen(
             [sys.executable, "-W", "error", "-m", "connmon.cluster.daemon", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=limit,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"},
         )
         self.lines: list[str] = []
@@ -304,6 +311,27 @@ def test_logging_sections_are_checked(started: list[Connmond], tmp_path: Path) -
         assert node.end() == code
         assert ("none" in node.stderr) == bool(code)
         assert os.listdir(tmp_path) == ["c.cfg"]
+
+
+@pytest.mark.slow
+def test_verbose_tells_the_story_of_a_connection(started: list[Connmond], tmp_path: Path) -> None:
+    """--verbose has lines for clients that come, are welcomed and leave, for the leader and batches."""
+    for arguments in ([], ["--verbose"]):
+        port = free_port()
+        node = ready(started, write(tmp_path / "c.cfg", port), *arguments)
+        with Client(port) as application, Client(port, "reader"):
+            application.socket.sendall(frame(full("i1")))
+            assert application.next() == Ack("i1", 1, False)
+            client = "{}:{}".format(*application.socket.getsockname())
+        if arguments:
+            for line in (
+                f"client {client}: connected", f"client {client}: welcomed: application",
+                "leader node1 in term 1; this node: leader", r"batch \d+ applied after [\d.]+ ms: 1 reports",
+                f"client {client}: left without a goodbye",
+            ):  # fmt: skip
+                node.wait_for(f"DEBUG connmon[.a-z]*: {line}")
+        assert node.end(signal.SIGTERM) == 0
+        assert ("DEBUG" in node.stderr) == bool(arguments)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
