@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from connmon.database.formats import CSV_KEYS, reconcile_csv, reconcile_text
 from connmon.database.reconcile import Look, Naming, ServerView, Session, is_settled, reconcile
-from connmon.database.server import DatabaseServer, parse_server
+from connmon.dbaddress import DatabaseServer, parse_server
 from connmon.formats import as_json
 from tests.test_snapshot import connection as connection_row
 from tests.test_snapshot import pool, process, shown
@@ -115,10 +115,12 @@ def test_other_servers_with_the_same_ids() -> None:
     found = look([conn(1, **elsewhere)], session(1), pools=[POOL, {**POOL, **elsewhere}])
     document = reconcile(found, None, NAMING)
     assert counts(document) == (0, 1, 0, 0)
-    assert document["other_servers"] == [{"server": "db2:3306", "pools": 1, "connections": 78}]
-    assert "not compared, since their URLs name another server: db2:3306 (78 connections)" in reconcile_text(
-        document
-    )
+    assert document["other_servers"] == [
+        {"server": "db2:3306", "pools": 1, "connections": 78, "pooler": False}
+    ]
+    printed = reconcile_text(document)
+    assert "not compared, since applications name another server: db2:3306 (78 connections)" in printed
+    assert "say so: --database db2:3306\n" in printed
     named = reconcile(found, None, Naming("terminal", (parse_server("DB2"),)))
     assert counts(named) == (1, 0, 0, 0)
     assert named["other_servers"] == []
@@ -130,7 +132,7 @@ def test_other_servers_with_the_same_ids() -> None:
         ("10.0.0.9", "10.0.0.9", "ctl1", True),
         ("localhost", "127.0.0.1", "terminal", True),
         ("::1", "localhost", "terminal.example", True),
-        ("localhost", None, "terminal", True),
+        ("localhost", None, "terminal", False),  # not known
         ("localhost", "localhost", "ctl1", False),
         ("db1.example", "localhost", "db1", True),
         ("db1.example", "localhost", "db1.other", False),
@@ -143,9 +145,9 @@ def test_local_names_mean_another_server_on_each_host(
 ) -> None:
     """localhost in a URL is the server of the host that the process runs on, and of no other."""
     row = {**POOL, "database_host": pool_host, "host": host}
-    assert NAMING.names(DatabaseServer(server, 3306), row) is same
-    assert not NAMING.names(DatabaseServer(server, 3307), row)
-    assert not NAMING.names(DatabaseServer(server, 3306), {**row, "dialect": "sqlite"})
+    assert NAMING.has(view(server=DatabaseServer(server, 3306)), row) is same
+    assert not NAMING.has(view(server=DatabaseServer(server, 3307)), row)
+    assert not NAMING.has(view(server=DatabaseServer(server, 3306)), {**row, "dialect": "sqlite"})
 
 
 def test_session_id_used_again() -> None:

@@ -24,8 +24,8 @@ from sqlalchemy.pool import NullPool
 
 from connmon import cli
 from connmon.database import compare, sessions
-from connmon.database.server import DatabaseServer
 from connmon.database.sessions import DatabaseSessions, parse_url, server_of_url, with_password
+from connmon.dbaddress import DatabaseServer
 from connmon.errors import UnreachableError, UsageError
 from tests.nodes import RunningNode, running_node
 from tests.servers import Server
@@ -67,8 +67,8 @@ def little_time_between_looks(monkeypatch: pytest.MonkeyPatch) -> None:
         ("mysql+connmon://root@db/nova", "db:3306"),
         ("postgresql+asyncpg://u@[::1]:5433/nova?plugin=connmon", "[::1]:5433"),
         ("mariadb+aiomysql://u@db/nova", "db:3306"),
-        ("mysql://u@/nova?unix_socket=/run/mysqld.sock", "local socket"),
-        ("postgresql://u@/nova?host=/run/postgresql", "local socket"),
+        ("mysql://u@/nova?unix_socket=/var/run/mysqld.sock", "/run/mysqld.sock"),
+        ("postgresql://u@/nova?host=/run/postgresql&port=5433", "/run/postgresql:5433"),
         ("postgresql://u@/nova", "localhost:5432"),
     ],
 )

@@ -171,6 +171,7 @@ class Ledger:
         pools, connections, closed = [], [], []
         present, longest, counted = Gauges(), 0.0, []
         for account in self._accounts():
+            account.locate()
             account.fold()
             gauges, totals, held_since = account.count()
             account.settle(gauges, totals, now)
@@ -186,12 +187,12 @@ class Ledger:
             gauges = within(gauges, peaks, whole, present)
             present = plus(present, gauges)
             peaks = account.unacknowledged or peaks
-            facts = (gauges, totals, times, peaks, held_since, first)
+            facts = (gauges, totals, times, peaks, held_since, first, account.info)
             if full or facts != account.told:
                 pools.append(
                     PoolReport(
                         account.number,
-                        account.info if full or account.told is None else None,
+                        account.info if full or account.info is not account.told_info else None,
                         gauges,
                         totals,
                         peaks,
@@ -200,7 +201,7 @@ class Ledger:
                         times,
                     )
                 )
-                account.told = facts
+                account.told, account.told_info = facts, account.info
             closed += account.gone
             account.gone = []
             connections += self._connections(account.entries.values(), now, full)
@@ -232,11 +233,16 @@ class Ledger:
     def _connections(self, entries: Iterable[Entry], now: float, full: bool) -> list[Connection]:
         told = []
         for entry in list(entries):
+            location, server = entry.pool.location, None
+            if location is not None:
+                location.look_again(entry, now)
+                server = location.address_of(entry, entry.pool.info)
+            number = entry.server_id if location is None else location.session_of(entry)
             since, detached = entry.since, entry.detached
             held = since > 0.0
             name, site, stack = self._holder(entry, now - since) if held else (None, None, ())
             # The id comes later than the connection: its first statements may be on their way meanwhile.
-            facts = (since, detached, entry.server_id, site, stack)
+            facts = (since, detached, number, site, stack, server)
             if not full and entry.told == facts and not (held and now - entry.told_at > REFRESH):
                 continue
             entry.told, entry.told_at = facts, now
@@ -245,13 +251,14 @@ class Ledger:
                 Connection(
                     entry.number,
                     entry.pool.number,
-                    entry.server_id,
+                    number,
                     state,
                     max(0.0, now - entry.opened),
                     max(0.0, now - since) if held else None,
                     name,
                     site,
                     stack,
+                    server,
                 )
             )
         return told
@@ -281,6 +288,7 @@ class Ledger:
             if account.entries:  # a detached connection outlives its pool
                 continue
             del self.pools[account.number]
+            account.locate()
             remains = self._remains_of(account)
             _, happened, _ = account.count()
             remains.ended = plus(remains.ended, happened)

@@ -28,6 +28,7 @@ from connmon.model import PoolInfo
 from connmon.plugin import forks, holder
 from connmon.plugin.account import Entry, Lifeline, PoolAccount, Token
 from connmon.plugin.ledger import Ledger
+from connmon.plugin.location import Location
 from connmon.plugin.queuepool import KEY, watch
 
 Checkout: TypeAlias = Callable[[Any, Any, Any], None]
@@ -43,18 +44,20 @@ def instrument(
 ) -> PoolAccount:
     """Account for this pool, and for those that will be recreated from it, in `ledger`.
 
-    `server_id` takes a driver connection and returns the server's id of the session, or None.
+    `server_id` takes a driver connection and returns the server's id of the session, or None; where it is
+    a `Driver`, that is asked where the connection is as well.
     A pool that is accounted for already is left alone; its account is returned.
     """
     present: PoolAccount | None = getattr(pool._creator, KEY, None)
     if present is not None:
         return present
     account = ledger.pool(info)
+    account.location = location = Location(info, server_id)
     _wrap_creator(pool, account)
     account.look_after = None if tracing.trace == "off" else tracing.held
     account.asked = holder.asking(bool(getattr(pool, "_is_asyncio", False)))
     every_site = tracing.trace == "all"
-    checkout, checkin = _listen(pool, account, server_id, every_site)
+    checkout, checkin = _listen(pool, account, location, every_site)
     if not watch(pool, checkout, waits_only=every_site or forks.guarded(checkout) is not checkout):
         event.listen(pool, "checkout", forks.guarded(checkout))
         event.listen(pool, "checkin", checkin)
@@ -62,7 +65,7 @@ def instrument(
 
 
 def _listen(
-    pool: Pool, account: PoolAccount, server_id: Callable[[Any], int | None], every_site: bool
+    pool: Pool, account: PoolAccount, location: Location, every_site: bool
 ) -> tuple[Checkout, Checkin]:
     """Listen to what is rare; return the listeners of checkout and checkin, which are not."""
     # Closures: cheaper to call than bound methods, and this is the path that counts.
@@ -76,7 +79,7 @@ def _listen(
         entry = account.opened(id(connection), monotonic(), owned=owned)
         record.info[KEY] = Token(entry)
         try:
-            entry.server_id = server_id(record.driver_connection)
+            location.meet(entry, record.driver_connection)
         except Exception:
             pass  # unknown, then
         return entry
@@ -88,7 +91,7 @@ def _listen(
             if token is None or token.entry.key != id(dbapi_connection) or token.entry.closed:
                 found(record, dbapi_connection, True)  # made by a creator that is not ours
             else:
-                token.entry.server_id = server_id(record.driver_connection)
+                location.meet(token.entry, record.driver_connection)
             ledger.relieve(account)
         except Exception:
             pass
