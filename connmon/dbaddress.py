@@ -128,7 +128,7 @@ def servers_of(cells: Mapping[str, Any]) -> tuple[DatabaseServer, ...]:
     host, port = cells["database_host"], cells["database_port"]
     if host is None:
         return ()
-    if port is None and "," in host and not host.startswith(("/", "@")):
+    if port is None and "," in host:
         try:
             return tuple(_with_port(server, cells) for server in parse_servers(host))
         except ConfigError:

@@ -11,7 +11,8 @@ import contextlib
 import itertools
 import json
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+import warnings
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -22,7 +23,10 @@ from sqlalchemy.pool import NullPool
 
 from connmon import cli
 from connmon.database import compare
+from connmon.dbaddress import LARGEST_BACKEND
+from connmon.drivers import Driver
 from tests.nodes import RunningNode, running_node
+from tests.pgbouncer import pgbouncer
 from tests.servers import Server
 from tests.waiting import wait_for
 
@@ -72,8 +76,7 @@ class Opened(NamedTuple):
     """By the server's word."""
     raw: Any
     """The driver's."""
-    run: Callable[[str], Any]
-    """Returns the value of a query."""
+    loop: Loop | None = None
 
 
 @contextlib.contextmanager
@@ -87,11 +90,7 @@ def opened(node: RunningNode, server: Server, url: URL, **arguments: Any) -> Ite
         engine = create_engine(url, pool_size=2, max_overflow=0, **arguments)
         with engine.connect() as connection:
             raw = connection.connection.driver_connection
-
-            def run(query: str) -> Any:
-                return connection.scalar(text(query))
-
-            yield Opened(program, int(run(own)), raw, run)
+            yield Opened(program, int(connection.scalar(text(own))), raw)
         engine.dispose()
         return
     loop = Loop()
@@ -99,12 +98,8 @@ def opened(node: RunningNode, server: Server, url: URL, **arguments: Any) -> Ite
         async_engine = create_async_engine(url, pool_size=2, max_overflow=0, **arguments)
         held = loop.run(_start(async_engine))
         raw = loop.run(held.get_raw_connection()).driver_connection
-
-        def run_there(query: str) -> Any:
-            return loop.run(held.scalar(text(query)))
-
         try:
-            yield Opened(program, int(run_there(own)), raw, run_there)
+            yield Opened(program, int(loop.run(held.scalar(text(own)))), raw, loop)
         finally:
             loop.run(held.close())
             loop.run(async_engine.dispose())
@@ -165,8 +160,9 @@ def written(place: Place) -> str:
 
 
 def check(
-    node: RunningNode, server: Server, case: Opened, place: Place, capsys: pytest.CaptureFixture[str]
-) -> None:
+    node: RunningNode, server: Server, case: Opened, place: Place, capsys: pytest.CaptureFixture[str],
+    several: str | None = None,
+) -> None:  # fmt: skip
     """The node, `whois` and `reconcile` say of the one connection what the server says."""
 
     def reported() -> bool:
@@ -177,6 +173,8 @@ def check(
         return True
 
     wait_for(reported, 10, "the node to have the connection as it is")
+    (pool,) = [row for row in node.rows("pool") if row["program"] == case.program]
+    assert (pool["database_host"], pool["database_port"]) == (place if several is None else (several, None))
     (row,) = asked(capsys, node, "whois", str(case.session), "--database", written(place))["rows"]
     assert row["program"] == case.program
     for url in (by_tcp(server, "pymysql" if server.backend == "mysql" else "psycopg").render_as_string(False),
@@ -333,12 +331,191 @@ def test_postgresql_several_hosts(
     else:
         url = nowhere(postgresql, driver, host=f"127.0.0.2,{postgresql.host}", port=f"1,{postgresql.port}")
     with opened(node, postgresql, url) as case:
-        check(node, postgresql, case, (postgresql.host, postgresql.port), capsys)
-        (row,) = [row for row in node.rows("pool") if row["program"] == case.program]
-        assert (row["database_host"], row["database_port"]) == (f"{dead},{alive}", None)
+        check(node, postgresql, case, (postgresql.host, postgresql.port), capsys, f"{dead},{alive}")
         # The same URL is one for `reconcile`, too: it says where it went.
         document = asked(
             capsys, node, "reconcile", url.set(drivername="postgresql+psycopg").render_as_string(False)
         )
         assert (document["server"]["host"], document["server"]["port"]) == (postgresql.host, postgresql.port)
         assert [row["sessions"] for row in document["programs"] if row["program"] == case.program] == [1]
+
+
+# --- Before and between ---------------------------------------------------------------------
+
+
+def test_server_that_becomes_known(mariadb: Server, node: RunningNode) -> None:
+    """Until a creator has made a connection the server is not known; then all of the pool is there."""
+    connect = _creator("pymysql", mariadb, (mariadb.host, mariadb.port))["creator"]
+    broken = True
+
+    def creator() -> Any:
+        if broken:
+            raise OSError("not yet")
+        return connect()
+
+    url = elsewhere(mariadb, "pymysql").set(database="of-its-own")
+    options = {"plugin": "connmon", "connmon_addr": node.address, "connmon_program": "becomes-known"}
+    engine = create_engine(url.update_query_dict(options), creator=creator)
+
+    def database() -> dict[Place, tuple[int, int, int]]:
+        return {
+            (row["database_host"], row["database_port"]): (
+                row["pools"], row["connects_total"], row["connect_errors_total"],
+            )
+            for row in node.rows("database")
+            if row["database"] == "of-its-own"
+        }  # fmt: skip
+
+    with pytest.raises(OSError):
+        engine.connect()
+    wait_for(lambda: database() == {(None, None): (1, 0, 1)}, 10, "the pool to be at a server not known")
+    broken = False
+    with engine.connect():
+        moved = {(None, None): (0, 0, 0), (mariadb.host, mariadb.port): (1, 1, 1)}
+        wait_for(lambda: database() == moved, 10, "the pool to be at its server")
+        (row,) = [row for row in node.rows("program") if row["program"] == "becomes-known"]
+        assert (row["connects_total"], row["connect_errors_total"], row["pools"]) == (1, 1, 1)
+    engine.dispose()
+
+
+def test_creator_to_several_servers(
+    mariadb: Server, node: RunningNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One pool by TCP and by the socket: each connection is where it is, and all are the one server's."""
+    tcp = _creator("pymysql", mariadb, (mariadb.host, mariadb.port))["creator"]
+    path = str(socket_of(mariadb)[0])
+    other = create_engine(nowhere(mariadb, "pymysql", unix_socket=path))
+    args, keywords = other.dialect.create_connect_args(other.url)
+    makers = itertools.cycle([tcp, lambda: other.dialect.loaded_dbapi.connect(*args, **keywords)])
+    url = elsewhere(mariadb, "pymysql")
+    options = {"plugin": "connmon", "connmon_addr": node.address, "connmon_program": "both-ways"}
+    engine = create_engine(url.update_query_dict(options), creator=lambda: next(makers)())
+    with engine.connect(), engine.connect():
+
+        def reported() -> bool:
+            rows = [row for row in node.rows("connection") if row["program"] == "both-ways"]
+            assert {(row["database_host"], row["database_port"]) for row in rows} == {
+                (mariadb.host, mariadb.port),
+                (path, None),
+            }
+            return True
+
+        wait_for(reported, 10, "both connections")
+        (pool,) = [row for row in node.rows("pool") if row["program"] == "both-ways"]
+        assert pool["database_host"] == f"{mariadb.host}:{mariadb.port},{path}"
+        for asking in (by_tcp(mariadb, "pymysql").render_as_string(False), by_socket(mariadb)):
+            document = asked(capsys, node, "reconcile", asking)
+            assert [row["sessions"] for row in document["programs"] if row["program"] == "both-ways"] == [2]
+            assert document["missing_connections"] == 0
+    engine.dispose()
+
+
+# --- Poolers --------------------------------------------------------------------------------
+
+
+@pytest.fixture(name="bouncer", scope="module")
+def a_pooler(postgresql: Server) -> Iterator[int]:
+    with pgbouncer(postgresql) as port:
+        yield port
+
+
+@pytest.mark.parametrize("driver", POSTGRESQL)
+def test_pgbouncer(
+    driver: str, postgresql: Server, bouncer: int, node: RunningNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An id that PgBouncer made up is null, and `reconcile` says that a pooler stands between."""
+    url = by_tcp(postgresql, driver).set(port=bouncer)
+    direct = by_tcp(postgresql, "psycopg").render_as_string(False)
+    through = by_tcp(postgresql, "psycopg").set(port=bouncer).render_as_string(False)
+    named = ("--database", f"{postgresql.host}:{bouncer}")
+    with contextlib.ExitStack() as stack:
+        while True:  # one in a thousand of its ids could be a backend's
+            case = stack.enter_context(opened(node, postgresql, url))
+            number = Driver("postgresql", driver.removesuffix("_async")).session(case.raw)
+            if number is not None and not 0 < number <= LARGEST_BACKEND:
+                break
+            stack.close()
+
+        def reported() -> bool:
+            rows = [row for row in node.rows("connection") if row["state"] is not None]
+            found = [(row["program"], row["server_id"], row["database_port"], row["pooler"]) for row in rows]
+            assert found == [(case.program, None, bouncer, True)]
+            return True
+
+        wait_for(reported, 10, "the connection to be known as one through a pooler")
+        document = asked(capsys, node, "reconcile", direct)
+        other = {"server": f"{postgresql.host}:{bouncer}", "pools": 1, "connections": 1, "pooler": True}
+        assert document["other_servers"] == [other]
+        for command in ((direct, *named), (through,)):
+            document = asked(capsys, node, "reconcile", *command)
+            assert (document["missing_connections"], document["connections_through_pooler"]) == (0, 1)
+            assert document["connections_without_id"] == 1
+            assert cli.main(["reconcile", "-H", node.address, *command]) == 0
+            printed = capsys.readouterr().out
+            assert "a pooler (PgBouncer) stands between this server and 1 connections" in printed
+        assert cli.main(["whois", str(case.session), "-H", node.address]) == 1
+        assert "1 of them through a pooler (PgBouncer), which hides it" in capsys.readouterr().err
+
+
+# --- Ids that change ------------------------------------------------------------------------
+
+
+def _reconnect(driver: str, case: Opened) -> None:
+    """Have the driver connect again under the pool."""
+    if driver == "pymysql":
+        case.raw._force_close()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyMySQL would have nobody use it
+            case.raw.ping(reconnect=True)
+    elif driver == "mysqldb":
+        with contextlib.suppress(Exception):
+            case.raw.kill(case.raw.thread_id())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # nor would mysqlclient
+            case.raw.ping(True)
+    elif driver == "mysqlconnector":
+        case.raw.reconnect()
+    else:
+        raise NotImplementedError(driver)
+
+
+@pytest.mark.parametrize("driver", ["pymysql", "mysqldb", "mysqlconnector"])
+def test_driver_that_connects_again(
+    driver: str, mariadb: Server, node: RunningNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After ping(reconnect=True) or reconnect() it is the new session that the connection has."""
+    with opened(node, mariadb, by_tcp(mariadb, driver)) as case:
+        place: Place = (mariadb.host, mariadb.port)
+        check(node, mariadb, case, place, capsys)
+        _reconnect(driver, case)
+        session = int(case.raw.connection_id if driver == "mysqlconnector" else case.raw.thread_id())
+        assert session != case.session
+        wait_for(lambda: case.session not in [each.id for each in mariadb.sessions()])
+        check(node, mariadb, case._replace(session=session), place, capsys)
+        assert cli.main(["whois", str(case.session), "-H", node.address]) == 1
+        capsys.readouterr()
+
+
+@pytest.mark.parametrize("driver", ["asyncmy", "aiomysql"])
+def test_asyncio_driver_that_connects_again(
+    driver: str, mariadb: Server, node: RunningNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same with the drivers for asyncio."""
+    with opened(node, mariadb, by_tcp(mariadb, driver)) as case:
+        place: Place = (mariadb.host, mariadb.port)
+        check(node, mariadb, case, place, capsys)
+        assert case.loop is not None
+        case.loop.run(_again(driver, case.raw))
+        session = int(case.raw.thread_id())
+        assert session != case.session
+        wait_for(lambda: case.session not in [each.id for each in mariadb.sessions()])
+        check(node, mariadb, case._replace(session=session), place, capsys)
+
+
+async def _again(driver: str, raw: Any) -> None:
+    if driver == "aiomysql":
+        raw.close()
+        await raw.ping(reconnect=True)
+    else:
+        await raw.ensure_closed()
+        await raw.connect()

@@ -126,8 +126,9 @@ class Location:
         server = entry.server
         if server is None:  # not asked
             server = self._single or UNKNOWN
-        address = ServerAddress(*server)
-        return None if address == (info.database_host, info.database_port) else address
+        if server == (info.database_host, info.database_port):
+            return None
+        return ServerAddress(*server)
 
     def described(self, info: PoolInfo) -> PoolInfo:
         """Return `info` with what is known of the server by now; the same object where nothing is new."""
