@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from connmon.dbaddress import FAMILIES, LARGEST_BACKEND, UNKNOWN, DatabaseServer, of_socket
+from connmon.model import LARGEST
 
 
 class Said(NamedTuple):
@@ -64,7 +65,8 @@ class Driver:
         if self._driver is None or connection is None:
             return None
         try:
-            return int(self._driver.session(connection)) or None
+            number = int(self._driver.session(connection))
+            return number if 0 < abs(number) <= LARGEST else None
         except Exception:
             return None
 
@@ -89,18 +91,21 @@ class Driver:
 
 def _said(host: Any, port: Any) -> Said:
     """Return the server that a driver names; the port of a MySQL socket is none."""
-    if isinstance(host, bytes):
-        host = os.fsdecode(host)
-    if not isinstance(host, str) or not host:
+    if not isinstance(host, (str, bytes)) or not host:
         return _NOTHING
     number = int(port) if port not in (None, "") else 0
-    return Said(DatabaseServer(host, number or None))
+    return Said(DatabaseServer(_text(host), number if 0 < number < 65536 else None))
+
+
+def _text(name: str | bytes) -> str:
+    """Return a name as a report can take it: without bytes that are no UTF-8."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def _peer(name: Any, family: str) -> Said:
     """Return the server at a socket's far end, as getpeername() names it."""
     if isinstance(name, (str, bytes)):
-        path = os.fsdecode(name)
+        path = _text(name)
         return Said(of_socket(family, path)) if path else _NOTHING
     return Said(DatabaseServer(str(name[0]).removeprefix("::ffff:"), int(name[1])), False)
 

@@ -9,6 +9,7 @@ import weakref
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -256,6 +257,33 @@ def test_the_connection_is_not_kept() -> None:
     found.since = 1.0
     location.look_again(found, 2.0)
     assert found.server_id == 7
+
+
+@pytest.mark.parametrize(
+    ("attributes", "server"),
+    [
+        ({"unix_socket": "/run/\udcff"}, DatabaseServer("/run/\ufffd", None)),
+        ({"unix_socket": b"/run/\xff"}, DatabaseServer("/run/\ufffd", None)),
+        ({"port": -1}, DatabaseServer("10.0.0.9", None)),
+        ({"port": 2**70}, DatabaseServer("10.0.0.9", None)),
+        ({"host": ""}, UNKNOWN),
+        ({"host": 5}, UNKNOWN),
+        ({"host_info": "Not connected", "_sock": None}, UNKNOWN),
+        (
+            {
+                "host_info": "Not connected",
+                "_sock": SimpleNamespace(getpeername=lambda: ("::ffff:10.0.0.7", 1)),
+            },
+            DatabaseServer("10.0.0.7", 1),
+        ),
+    ],
+)
+def test_what_a_report_could_not_take(attributes: dict[str, Any], server: DatabaseServer) -> None:
+    """Whatever a driver says, what is reported of it is within the wire's bounds."""
+    connection = Connection(2**60, **attributes)
+    assert PYMYSQL.server(connection).server == server
+    assert PYMYSQL.session(connection) is None
+    msgspec.msgpack.encode(ServerAddress(*PYMYSQL.server(connection).server))
 
 
 def test_the_far_end_of_a_descriptor(tmp_path: Any) -> None:

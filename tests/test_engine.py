@@ -327,6 +327,29 @@ def test_where(url: str, shown: str, host: str | None, port: int | None, databas
     assert info.dialect == make_url(url).get_backend_name()
 
 
+@pytest.mark.parametrize("url", ["mysql+pymysql_connmon://u@db/x", "mysql+pymysql://u@db/x?plugin=connmon"])
+@pytest.mark.parametrize(
+    ("arguments", "host"),
+    [
+        ({}, "db"),
+        ({"connect_args": {"connect_timeout": 5}}, "db"),
+        ({"connect_args": {"host": "db"}}, "db"),
+        ({"connect_args": {"host": "other"}}, None),
+        ({"connect_args": {"port": 3307}}, None),
+        ({"connect_args": {"unix_socket": "/s"}}, None),
+        ({"connect_args": {"read_default_file": "/f"}}, None),
+        ({"creator": lambda: None}, None),
+        ({"poolclass": NullPool}, "db"),
+    ],
+)
+def test_what_decides_where_it_connects(
+    url: str, arguments: dict[str, Any], host: str | None, attached: Calls
+) -> None:
+    """Until a connection is there the URL's server stands, if nothing else decides; else it is not known."""
+    create_engine(url, **arguments)
+    assert attached[-1][2].database_host == host
+
+
 @given(
     password=st.text("abc123@:/?#%", min_size=6),
     value=st.text("xyz789@:/?#%", min_size=6),

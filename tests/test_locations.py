@@ -28,6 +28,7 @@ from connmon.drivers import Driver
 from tests.nodes import RunningNode, running_node
 from tests.pgbouncer import pgbouncer
 from tests.servers import Server
+from tests.test_sessions import PASSWORD, account
 from tests.waiting import wait_for
 
 T = TypeVar("T")
@@ -338,6 +339,19 @@ def test_postgresql_several_hosts(
         )
         assert (document["server"]["host"], document["server"]["port"]) == (postgresql.host, postgresql.port)
         assert [row["sessions"] for row in document["programs"] if row["program"] == case.program] == [1]
+
+
+def test_account_that_may_only_look(
+    postgresql: Server, node: RunningNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An account that does not see where the sockets are finds the pools that use them by the port."""
+    with account(postgresql, "looker", "pg_read_all_stats") as user:
+        login = by_tcp(postgresql, "psycopg").set(username=user, password=PASSWORD)
+        url = nowhere(postgresql, "psycopg2", host=postgresql.directory, port=str(postgresql.port))
+        with opened(node, postgresql, url) as case:
+            wait_for(lambda: case.program in [row["program"] for row in node.rows("connection")])
+            document = asked(capsys, node, "reconcile", login.render_as_string(False))
+            assert [row["sessions"] for row in document["programs"] if row["program"] == case.program] == [1]
 
 
 # --- Before and between ---------------------------------------------------------------------
