@@ -24,6 +24,8 @@ class Said(NamedTuple):
     server: DatabaseServer
     named: bool = True
     """False: the host is the address of the far end, for which the application may have a name."""
+    database: str | None = None
+    """Which it was connected to. None: the driver does not say, or none."""
 
 
 _NOTHING: Final = Said(UNKNOWN)
@@ -97,6 +99,13 @@ def _said(host: Any, port: Any) -> Said:
     return Said(DatabaseServer(_text(host), number if 0 < number < 65536 else None))
 
 
+def _in(said: Said, database: Any) -> Said:
+    """Return the same with the database's name."""
+    if not isinstance(database, (str, bytes)) or not database:
+        return said
+    return said._replace(database=_text(database))
+
+
 def _text(name: str | bytes) -> str:
     """Return a name as a report can take it: without bytes that are no UTF-8."""
     return os.fsencode(name).decode("utf-8", "replace")
@@ -122,8 +131,12 @@ def _pymysql(connection: Any) -> Said:
         return getattr(connection, f"_{name}", None) if value is None else value
 
     if get("host_info") == "Not connected":  # by a socket that it was given: it has no name for the server
-        return _peer(connection._sock.getpeername(), "mysql")
-    return _said(get("unix_socket"), None) if get("unix_socket") else _said(get("host"), get("port"))
+        said = _peer(connection._sock.getpeername(), "mysql")
+    elif get("unix_socket"):
+        said = _said(get("unix_socket"), None)
+    else:
+        said = _said(get("host"), get("port"))
+    return _in(said, get("db"))
 
 
 def _mysqldb(connection: Any) -> Said:
@@ -152,8 +165,10 @@ def _name_of_far_end(descriptor: int) -> Any:
 
 def _mysqlconnector(connection: Any) -> Said:
     if connection.unix_socket:
-        return _said(connection.unix_socket, None)
-    return _said(connection.server_host, connection.server_port)
+        said = _said(connection.unix_socket, None)
+    else:
+        said = _said(connection.server_host, connection.server_port)
+    return _in(said, getattr(connection, "_database", None))  # its property asks the server
 
 
 def _mariadb(connection: Any) -> Said:
@@ -164,12 +179,13 @@ def _mariadb(connection: Any) -> Said:
 
 def _libpq(connection: Any) -> Said:
     info = connection.info
-    return _said(info.host or getattr(info, "hostaddr", None), info.port)
+    return _in(_said(info.host or getattr(info, "hostaddr", None), info.port), getattr(info, "dbname", None))
 
 
 def _asyncpg(connection: Any) -> Said:
     address = connection._addr  # as it was asked for; there is nothing public
-    return _peer(address, "postgresql") if isinstance(address, str) else _said(*address[:2])
+    said = _peer(address, "postgresql") if isinstance(address, str) else _said(*address[:2])
+    return _in(said, getattr(getattr(connection, "_params", None), "database", None))
 
 
 def _pg8000(connection: Any) -> Said:

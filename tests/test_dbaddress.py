@@ -200,6 +200,18 @@ def test_a_pool_at_several_servers() -> None:
         assert len(servers_of({"dialect": "mysql", "database_host": several, "database_port": None})) == 2
 
 
+def test_the_database_is_the_drivers_too() -> None:
+    """A creator may lead to another database than the URL's; of several none can be named."""
+    location, given = Location(info(), PYMYSQL), info()
+    met(location, Connection(db=None))
+    assert location.described(given).database == "x"
+    for name in (b"nova", "nova"):
+        met(location, Connection(db=name))
+        assert location.described(given).database == "nova"
+    met(location, Connection(db="neutron"))
+    assert location.described(given).database is None
+
+
 def test_a_connection_that_was_not_asked_is_nowhere() -> None:
     """Where nothing but a connection could say where it is, and it has not, that is not known."""
     location = Location(info(), PYMYSQL)

@@ -3,7 +3,7 @@
 - What a driver says of its own connection wins. The URL's words stand where the driver says the same
   (pg8000 knows an address only), where it says nothing, and until the first connection is there.
 - A pool whose connections are at several servers is at all that it was seen at, of its whole life; each
-  connection is at one.
+  connection is at one. One whose connections are in several databases is in none that could be named.
 - A session id that the server cannot have was made up by a pooler. Then no id of that pool's connections to
   the same place is taken for one, since a pooler's ids fall now and then among those that could be.
 - An id is read again where the driver may have connected again since: while the connection is held, and once
@@ -24,8 +24,9 @@ from connmon.model import PoolInfo, ServerAddress
 
 #: A pool that was seen at more servers than this is at none in particular; its connections still are.
 MOST_SERVERS: Final = 16
-#: The longest name of a server, or list of them, that is reported.
+#: The longest name of a server, or list of them, that is reported; and of a database.
 LONGEST: Final = 256
+LONGEST_DATABASE: Final = 2048
 
 
 class Located(Protocol):
@@ -43,7 +44,7 @@ class Located(Protocol):
 class Location:
     """What one pool's connections have said."""
 
-    __slots__ = ("_ask", "_poolers", "_seen", "_single", "_url")
+    __slots__ = ("_ask", "_databases", "_poolers", "_seen", "_single", "_url")
 
     def __init__(self, info: PoolInfo, ask: Callable[[Any], int | None]) -> None:
         """`info` has the URL's words; `ask` returns a connection's session id, and is mostly a `Driver`."""
@@ -61,6 +62,7 @@ class Location:
             self._single = DatabaseServer(info.database_host, info.database_port)
         self._seen: dict[DatabaseServer, None] = {}
         self._poolers: dict[DatabaseServer, None] = {}
+        self._databases: dict[str, None] = {}
 
     def meet(self, entry: Located, connection: Any) -> None:
         """Ask a driver's connection that was just made, or found. It may raise what the driver raises."""
@@ -111,6 +113,8 @@ class Location:
             server = single
         if server.host is not None:
             self._seen[server] = None
+        if said.database is not None and len(self._databases) < 2:
+            self._databases[said.database[:LONGEST_DATABASE]] = None
         entry.server = server
 
     # --- what is reported
@@ -142,6 +146,12 @@ class Location:
                 if len(seen) > MOST_SERVERS or len(host) > LONGEST:
                     host = None
         pooler = True if self._poolers else None
-        if (host, port, pooler) == (info.database_host, info.database_port, info.pooler):
+        database, databases = info.database, tuple(self._databases)
+        if databases:
+            database = databases[0] if len(databases) == 1 else None
+        known = (info.database_host, info.database_port, info.database, info.pooler)
+        if (host, port, database, pooler) == known:
             return info
-        return msgspec.structs.replace(info, database_host=host, database_port=port, pooler=pooler)
+        return msgspec.structs.replace(
+            info, database_host=host, database_port=port, database=database, pooler=pooler
+        )
