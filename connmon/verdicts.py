@@ -36,7 +36,7 @@ from collections.abc import Iterable, Mapping
 from operator import itemgetter
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
-from connmon.dbaddress import DatabaseServer, servers_of
+from connmon.dbaddress import DatabaseServer, plain, servers_of
 from connmon.formats import short_age as age
 from connmon.formats import short_duration as duration
 
@@ -125,6 +125,7 @@ def with_server_maxima(
     A capacity that is not known (a pool without a limit) makes the server's unknown.
     """
     found = [dict(row) for row in rows]
+    takes = {(plain(host), port): most for (host, port), most in maxima.items()}
     sums: dict[DatabaseServer, int | None] = {}
     for row in found:
         for server in _servers(row):
@@ -135,7 +136,7 @@ def with_server_maxima(
         judged: list[tuple[int, int | None, DatabaseServer]] = []
         for server in _servers(row):
             host = str(server.host)
-            most = maxima.get((host, server.port), maxima.get((host, None)))
+            most = takes.get((host, server.port), takes.get((host, None)))
             if most is not None:
                 judged.append((most, sums[server], server))
         if judged:
@@ -145,12 +146,9 @@ def with_server_maxima(
 
 
 def _servers(row: Mapping[str, Any]) -> tuple[DatabaseServer, ...]:
-    """Return the servers of a database row, as they are written there."""
+    """Return the servers of a database row."""
     host, port = row.get("database_host"), row.get("database_port")
-    if host is None:
-        return ()
-    servers = servers_of({"dialect": row.get("dialect"), "database_host": host, "database_port": port})
-    return servers if len(servers) > 1 else (DatabaseServer(host, port),)
+    return servers_of({"dialect": row.get("dialect"), "database_host": host, "database_port": port})
 
 
 # --- The rules ----------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ ERRORS = (
 MODULES = (
     "config", "credentials", "tls", "address", "cluster/datadir", "cluster/dump", "cluster/daemon",
     "arguments", "cli", "client", "batch", "output", "record", "recording", "database/sessions",
-    "database/whois", "demo", "chaos", "console/screen",
+    "database/whois", "dbaddress", "demo", "chaos", "console/screen",
 )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
+import pymysql
 import pytest
 from sqlalchemy import URL, create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -27,7 +28,7 @@ from connmon.dbaddress import LARGEST_BACKEND
 from connmon.drivers import Driver
 from tests.nodes import RunningNode, running_node
 from tests.pgbouncer import pgbouncer
-from tests.servers import Server
+from tests.servers import MariaDB, Server
 from tests.test_sessions import PASSWORD, account
 from tests.waiting import wait_for
 
@@ -424,6 +425,58 @@ def test_creator_to_several_servers(
             assert [row["sessions"] for row in document["programs"] if row["program"] == "both-ways"] == [2]
             assert document["missing_connections"] == 0
     engine.dispose()
+
+
+@pytest.fixture(name="stranger", scope="module")
+def another_server(mariadb: Server) -> Iterator[Server]:
+    server = MariaDB()
+    try:
+        yield server
+    finally:
+        server.remove()
+
+
+def test_session_of_a_stranger(
+    mariadb: Server, stranger: Server, node: RunningNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A creator leads to another server than the URL's, where the same id is another session."""
+    with contextlib.ExitStack() as stack:
+
+        def connect(server: Server) -> Any:
+            return pymysql.connect(
+                host=server.host, port=server.port, user=server.user, password=server.password,
+                database=server.database,
+            )  # fmt: skip
+
+        there = connect(mariadb)
+        stack.callback(lambda: there.close() if there.open else None)
+
+        def creator() -> Any:
+            """Return a connection whose id is one at the URL's server as well, made as often as it takes."""
+            nonlocal there
+            while (made := connect(stranger)).thread_id() != there.thread_id():
+                if made.thread_id() > there.thread_id():
+                    there.close()
+                    there = connect(mariadb)
+                made.close()
+            return made
+
+        case = stack.enter_context(opened(node, mariadb, by_tcp(mariadb, "pymysql"), creator=creator))
+        assert case.session == there.thread_id()
+        wait_for(lambda: case.program in [row["program"] for row in node.rows("connection")])
+        (row,) = asked(
+            capsys, node, "whois", str(case.session), "--database", f"{stranger.host}:{stranger.port}"
+        )["rows"]
+        assert row["program"] == case.program
+        ours = f"{mariadb.host}:{mariadb.port}"
+        assert cli.main(["whois", str(case.session), "-H", node.address, "--database", ours]) == 1
+        assert f"there is one on {stranger.host}:{stranger.port}" in capsys.readouterr().err
+        for server, sessions in ((mariadb, []), (stranger, [1])):
+            document = asked(capsys, node, "reconcile", by_tcp(server, "pymysql").render_as_string(False))
+            assert [
+                row["sessions"] for row in document["programs"] if row["program"] == case.program
+            ] == sessions
+            assert (case.session in [row["id"] for row in document["unowned"]]) is (server is mariadb)
 
 
 # --- Poolers --------------------------------------------------------------------------------

@@ -80,13 +80,18 @@ class Location:
                 pass  # the id of the connect stays
 
     def look_again(self, entry: Located, now: float) -> None:
-        """Read the session id again, where it may be another one by now. For the reporter's thread."""
-        if entry.driver is None or not (entry.since or entry.read != entry.checkouts):
+        """Read the session id again, where it may be another one by now. For the reporter's thread.
+
+        For that moment the connection is referred to; it is one that a pool or its holder has.
+        """
+        ask, held, checkouts = self._ask, entry.since, entry.checkouts
+        if entry.driver is None or not isinstance(ask, Driver) or not (held or entry.read != checkouts):
             return
-        ask, connection = self._ask, entry.driver()
-        if connection is None or not isinstance(ask, Driver):
+        connection = entry.driver()
+        if connection is None:
             return
-        entry.read = entry.checkouts
+        # Held, it may change until it is given back, and is read once more then.
+        entry.read = -1 if held else checkouts
         number = ask.session(connection)
         if number == entry.server_id:
             return
