@@ -169,7 +169,7 @@ def servers_in_url(
 
     `environ`: that of the process which connects.
     """
-    if any(query.get(name) for name in _ELSEWHERE):
+    if decides_elsewhere(query):
         return ()
     family = FAMILIES.get(dialect)
     socket = _last(query.get("unix_socket")) or _last(query.get("unix_sock"))
@@ -200,6 +200,11 @@ def servers_in_url(
             return ()
         servers[DatabaseServer(name, int(digits) if digits else usual)] = None
     return tuple(servers)
+
+
+def decides_elsewhere(query: Query) -> bool:
+    """Whether these options have the driver read from a file where it connects."""
+    return any(query.get(name) for name in _ELSEWHERE)
 
 
 def of_socket(family: str | None, path: str) -> DatabaseServer:

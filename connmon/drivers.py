@@ -208,6 +208,7 @@ _DRIVERS: Final[Mapping[str, _Driver]] = {
     "psycopg2": _Driver(lambda connection: connection.get_backend_pid(), _libpq),
     "psycopg2cffi": _Driver(lambda connection: connection.get_backend_pid(), _libpq),
     "psycopg": _Driver(lambda connection: connection.info.backend_pid, _libpq),
+    "psycopg_async": _Driver(lambda connection: connection.info.backend_pid, _libpq),
     "asyncpg": _Driver(lambda connection: connection.get_server_pid(), _asyncpg),
     "pg8000": _Driver(_pg8000_session, _pg8000),
 }

@@ -350,6 +350,19 @@ def test_what_decides_where_it_connects(
     assert attached[-1][2].database_host == host
 
 
+@pytest.mark.parametrize(
+    ("url", "database"), [("mysql+pymysql_connmon://u@db/x", "x"), ("sqlite+connmon:////x", "/x")]
+)
+def test_what_decides_which_database(url: str, database: str, attached: Calls) -> None:
+    """A creator may lead to another database than the URL's."""
+    create_engine(url)
+    assert attached[-1][2].database == database
+    create_engine(url, creator=lambda: None)
+    assert attached[-1][2].database is None
+    create_engine("mysql+pymysql_connmon://u@db/x", connect_args={"database": "y"})
+    assert attached[-1][2].database is None
+
+
 @given(
     password=st.text("abc123@:/?#%", min_size=6),
     value=st.text("xyz789@:/?#%", min_size=6),

@@ -26,7 +26,17 @@ from sqlalchemy.pool import NullPool
 
 from connmon.database.passwords import from_my_cnf, from_pgpass
 from connmon.database.reconcile import Listening, ServerView, Session
-from connmon.dbaddress import FAMILIES, PORTS, DatabaseServer, comparable, of_socket, plain, servers_in_url
+from connmon.dbaddress import (
+    FAMILIES,
+    PORTS,
+    UNKNOWN,
+    DatabaseServer,
+    comparable,
+    decides_elsewhere,
+    of_socket,
+    plain,
+    servers_in_url,
+)
 from connmon.drivers import Driver
 from connmon.errors import ConnmonError, UnreachableError, UsageError, one_line
 
@@ -82,14 +92,32 @@ def parse_url(given: str) -> URL:
     return url.set(drivername=url.drivername.replace("_connmon", "").replace("+connmon", ""), query=query)
 
 
-def server_of_url(url: URL) -> DatabaseServer:
-    """Return the server that the URL names, as it is compared; of several, or where it leaves that to the
-    driver, the likeliest one. Once connected, `DatabaseSessions.server` is the real one."""
-    dialect, driver = url.get_backend_name(), url.get_driver_name() if "+" in url.drivername else ""
-    servers = servers_in_url(dialect, driver, url.host, url.port, url.query, os.environ)
+def server_of_url(url: URL, environ: Mapping[str, str] = os.environ) -> DatabaseServer:
+    """Return the server that the URL names, as it is compared: of several the first, of none the usual one.
+
+    Once connected, `DatabaseSessions.server` is the real one.
+    """
+    servers = _servers_of_url(url, environ)
     if servers:
         return comparable(servers[0])
-    return DatabaseServer(plain(url.host or "localhost"), url.port or PORTS[dialect])
+    dialect = url.get_backend_name()
+    by_environment = FAMILIES[dialect] == "postgresql"
+    if decides_elsewhere(url.query) or (by_environment and environ.get("PGSERVICE")):
+        return UNKNOWN
+    host, port = url.host, url.port
+    if by_environment:
+        host, port = host or environ.get("PGHOST"), port or _port(environ.get("PGPORT"))
+    return DatabaseServer(plain((host or "localhost").partition(",")[0]), port or PORTS[dialect])
+
+
+def _servers_of_url(url: URL, environ: Mapping[str, str]) -> tuple[DatabaseServer, ...]:
+    # Without one in it, the first that is installed, which reads the environment.
+    driver = url.get_driver_name() if "+" in url.drivername else DRIVERS[FAMILIES[url.get_backend_name()]][0]
+    return servers_in_url(url.get_backend_name(), driver, url.host, url.port, url.query, environ)
+
+
+def _port(text: str | None) -> int | None:
+    return int(text) if text and text.isascii() and text.isdigit() else None
 
 
 class DatabaseSessions:
@@ -277,6 +305,8 @@ def with_password(url: URL, server: DatabaseServer, environ: Mapping[str, str] =
         user, password = from_my_cnf(content, url.username)
         return url.set(username=user, password=password)
     password = environ.get("PGPASSWORD")
+    if password is None and (server.host is None or len(_servers_of_url(url, environ)) > 1):
+        return url  # libpq itself looks for the password of the one that it comes to
     if password is None:
         content = _read(Path(environ.get("PGPASSFILE") or home / ".pgpass"), closed=True)
         user = url.username or environ.get("PGUSER") or environ.get("USER") or ""

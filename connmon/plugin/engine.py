@@ -215,6 +215,8 @@ def describe(engine: Engine) -> PoolInfo:
                 host = None
         # libpq takes a whole connection string for a database's name, password included.
         database = name = "" if re.search("=|://", name) else name
+    if not _as_in_url(engine, _WHICH):
+        database = ""
     shown = URL.create(
         url.drivername, _text(url.username or "", 256) or None, None, url.host, url.port, name or None
     )
@@ -235,14 +237,7 @@ def describe(engine: Engine) -> PoolInfo:
 def _servers(engine: Engine) -> tuple[DatabaseServer, ...]:
     """Return the servers that the URL decides on; none where something else decides."""
     url, dialect = engine.url, engine.dialect
-    given = _arguments(engine)
-    if given is None:
-        return ()
-    try:
-        of_url = dialect.create_connect_args(url)
-    except Exception:  # it is connected in a way of its own
-        return ()
-    if [given.get(name) for name in _WHERE] != [of_url[1].get(name) for name in _WHERE]:
+    if not _as_in_url(engine, _WHERE):
         return ()
     return servers_in_url(dialect.name, dialect.driver, url.host, url.port, url.query, os.environ)
 
@@ -252,6 +247,24 @@ _WHERE: Final = (
     "host", "hostaddr", "port", "unix_socket", "unix_sock", "dsn", "service", "sock", "server",
     "read_default_file", "read_default_group", "option_files", "option_groups", "failover",
 )  # fmt: skip
+
+
+#: And to which database.
+_WHICH: Final = (
+    "database", "db", "dbname", "dsn", "service", "read_default_file", "read_default_group", "option_files",
+)  # fmt: skip
+
+
+def _as_in_url(engine: Engine, names: Sequence[str]) -> bool:
+    """Whether SQLAlchemy itself connects, with those of these arguments that the URL has, and no others."""
+    given = _arguments(engine)
+    if given is None:
+        return False
+    try:
+        _, of_url = engine.dialect.create_connect_args(engine.url)
+    except Exception:  # it is connected in a way of its own
+        return False
+    return [given.get(name) for name in names] == [of_url.get(name) for name in names]
 
 
 def _arguments(engine: Engine) -> Mapping[str, Any] | None:
