@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -71,6 +72,7 @@ class DatabaseServer(NamedTuple):
 UNKNOWN: Final = DatabaseServer(None, None)
 
 
+@functools.lru_cache(maxsize=256)  # asked at every connect, of few hosts
 def plain(host: str) -> str:
     """Return the host as it is compared."""
     if host.startswith("/"):

@@ -28,6 +28,7 @@ from connmon.model import (
     PoolReport,
     Report,
     RowKey,
+    ServerAddress,
     database_key,
     plus,
 )
@@ -233,11 +234,7 @@ class Ledger:
     def _connections(self, entries: Iterable[Entry], now: float, full: bool) -> list[Connection]:
         told = []
         for entry in list(entries):
-            location, server = entry.pool.location, None
-            if location is not None:
-                location.look_again(entry, now)
-                server = location.address_of(entry, entry.pool.info)
-            number = entry.server_id if location is None else location.session_of(entry)
+            number, server = self._session(entry, now)
             since, detached = entry.since, entry.detached
             held = since > 0.0
             name, site, stack = self._holder(entry, now - since) if held else (None, None, ())
@@ -262,6 +259,19 @@ class Ledger:
                 )
             )
         return told
+
+    @staticmethod
+    def _session(entry: Entry, now: float) -> tuple[int | None, ServerAddress | None]:
+        """Return the server's id of the connection, and where it is; None: where its pool is."""
+        location = entry.pool.location
+        if location is None:
+            return entry.server_id, None
+        if entry.driver is not None and (entry.since or entry.read != entry.checkouts):
+            location.look_again(entry, now)
+        number = location.session_of(entry) if location.poolers else entry.server_id
+        if entry.server is not None and entry.server is location.at:  # as mostly
+            return number, None
+        return number, location.address_of(entry, entry.pool.info)
 
     def _holder(self, entry: Entry, held: float) -> tuple[str | None, str | None, tuple[str, ...]]:
         """Return who holds the connection, and where: at its checkout if that was kept, else now."""

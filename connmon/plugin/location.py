@@ -44,7 +44,7 @@ class Located(Protocol):
 class Location:
     """What one pool's connections have said."""
 
-    __slots__ = ("_ask", "_databases", "_poolers", "_seen", "_single", "_url")
+    __slots__ = ("_ask", "_databases", "_seen", "_single", "_url", "at", "poolers")
 
     def __init__(self, info: PoolInfo, ask: Callable[[Any], int | None]) -> None:
         """`info` has the URL's words; `ask` returns a connection's session id, and is mostly a `Driver`."""
@@ -60,8 +60,11 @@ class Location:
         """The URL's server as it is written there, if it is just one."""
         if len(self._url) == 1:
             self._single = DatabaseServer(info.database_host, info.database_port)
-        self._seen: dict[DatabaseServer, None] = {}
-        self._poolers: dict[DatabaseServer, None] = {}
+        self._seen: dict[DatabaseServer, DatabaseServer] = {}
+        self.poolers: dict[DatabaseServer, None] = {}
+        """Where session ids are not the server's."""
+        self.at: DatabaseServer | None = None
+        """The one server that the pool was last described to be at: the very object of its entries."""
         self._databases: dict[str, None] = {}
 
     def meet(self, entry: Located, connection: Any) -> None:
@@ -103,7 +106,8 @@ class Location:
 
     def _number(self, entry: Located, ask: Driver, number: int | None) -> None:
         if not ask.can_be(number):
-            self._poolers[comparable(entry.server or UNKNOWN)] = None
+            if len(self.poolers) <= MOST_SERVERS:
+                self.poolers[comparable(entry.server or UNKNOWN)] = None
             number = None
         entry.server_id = number
 
@@ -112,12 +116,13 @@ class Location:
         if server.host is None or len(server.host) > LONGEST:
             server = single or UNKNOWN
         elif single is not None and (
-            comparable(server) == comparable(single)
+            server == single
+            or comparable(server) == comparable(single)
             or (not said.named and server.port == single.port and not (server.socket or single.socket))
         ):
             server = single
-        if server.host is not None:
-            self._seen[server] = None
+        if server.host is not None and len(self._seen) <= MOST_SERVERS:
+            server = self._seen.setdefault(server, server)
         if said.database is not None and len(self._databases) < 2:
             self._databases[said.database[:LONGEST_DATABASE]] = None
         entry.server = server
@@ -126,7 +131,7 @@ class Location:
 
     def session_of(self, entry: Located) -> int | None:
         """Return the session id of a connection; None where it is not the server's."""
-        if self._poolers and comparable(entry.server or UNKNOWN) in self._poolers:
+        if self.poolers and comparable(entry.server or UNKNOWN) in self.poolers:
             return None
         return entry.server_id
 
@@ -144,13 +149,14 @@ class Location:
         host, port = info.database_host, info.database_port
         seen = tuple(self._seen)
         if seen and len(self._url) < 2:  # a URL's list stands
+            self.at = None
             if len(seen) == 1:
-                host, port = seen[0]
+                host, port = self.at = seen[0]
             else:
                 host, port = joined(seen), None
                 if len(seen) > MOST_SERVERS or len(host) > LONGEST:
                     host = None
-        pooler = True if self._poolers else None
+        pooler = True if self.poolers else None
         database, databases = info.database, tuple(self._databases)
         if databases:
             database = databases[0] if len(databases) == 1 else None
