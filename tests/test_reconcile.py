@@ -263,6 +263,9 @@ def test_connections_through_a_pooler() -> None:
     document = reconcile(look([conn(None, pooler=True)], session(1)), None, NAMING)
     assert counts(document) == (0, 1, 0, 0)
     assert (document["connections_without_id"], document["connections_through_pooler"]) == (1, 1)
+    both = reconcile(look([], pools=[POOL, {**POOL, "pooler": True}]), None, NAMING)
+    assert (both["capacity"], both["limited_capacity"], both["pooled_pools"]) == (None, 240, 1)
+    assert "not known: at least 240, and 1 through a pooler" in reconcile_text(both)
     printed = reconcile_text(document)
     assert "a pooler (PgBouncer) stands between this server and 1 connections" in printed
     assert "have no session id" not in printed

@@ -99,6 +99,8 @@ def _capacity(document: Mapping[str, Any]) -> str:
         reasons.append(f"{document['unlimited_pools']} without a limit")
     if document["lost_pools"]:
         reasons.append(f"{document['lost_pools']} of lost processes")
+    if document["pooled_pools"]:
+        reasons.append(f"{document['pooled_pools']} through a pooler")
     return f"{text}not known: at least {document['limited_capacity']}, and {', '.join(reasons)}"
 
 

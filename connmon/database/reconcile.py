@@ -285,7 +285,7 @@ def reconcile(first: Look, second: Look | None, naming: Naming) -> dict[str, Any
         missing = {key: row for key, row in missing.items() if key in before.missing}
     view = last.view
     free = view.max_connections - view.reserved_connections
-    capacity, limited, unlimited, unknown = _capacity(now.pools)
+    capacity, limited, unlimited, unknown, pooled = _capacity(now.pools)
     return {
         **last.header,
         "server": {
@@ -314,6 +314,7 @@ def reconcile(first: Look, second: Look | None, naming: Naming) -> dict[str, Any
         "limited_capacity": limited,
         "unlimited_pools": unlimited,
         "lost_pools": unknown,
+        "pooled_pools": pooled,
         "capacity_headroom": None if capacity is None else free - capacity,
         "programs": _programs(now),
         "unowned": [session._asdict() for _, session in sorted(unowned.items())],
@@ -322,17 +323,21 @@ def reconcile(first: Look, second: Look | None, naming: Naming) -> dict[str, Any
     }
 
 
-def _capacity(pools: Iterable[Mapping[str, Any]]) -> tuple[int | None, int, int, int]:
-    """Return the capacity (None: not known), that of limited pools, and how many are unlimited and lost."""
-    limited = unlimited = lost = 0
+def _capacity(pools: Iterable[Mapping[str, Any]]) -> tuple[int | None, int, int, int, int]:
+    """Return the capacity (None: not known), that of limited pools, and how many are unlimited and lost, and
+    how many go through a pooler, which has a limit of its own for the server."""
+    limited = unlimited = lost = pooled = 0
     for row in pools:
+        if row["pooler"]:
+            pooled += 1
+            continue
         if row["state"] == "lost":
             lost += 1
         elif row["capacity"] is None:
             unlimited += 1
         else:
             limited += row["capacity"]
-    return (None if unlimited or lost else limited), limited, unlimited, lost
+    return (None if unlimited or lost or pooled else limited), limited, unlimited, lost, pooled
 
 
 def _programs(matched: _Matched) -> list[dict[str, Any]]:
