@@ -108,9 +108,7 @@ def _add_whois(commands: _Commands) -> None:
     )
     _add_reading(whois, argparse.SUPPRESS)
     whois.add_argument("session", metavar="ID", help="a MySQL thread id or PostgreSQL backend pid")
-    whois.add_argument(
-        "--database", metavar="HOST[:PORT]", help="only of this server, named as in the applications' URLs"
-    )
+    whois.add_argument("--database", metavar="HOST[:PORT]", help="only of this server, as rows name it")
     whois.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
 
 

@@ -214,17 +214,17 @@ def _print_status(service: Service, form: str, whole: bool) -> int:
 
 
 def _print_whois(service: Service, session: str, database: str | None, form: str) -> int:
-    from connmon.database.server import parse_server
     from connmon.database.whois import parse_session, whois, whois_text
+    from connmon.dbaddress import parse_servers
     from connmon.formats import as_json
 
     number = parse_session(session)
     try:
-        server = None if database is None else parse_server(database)
+        servers = () if database is None else parse_servers(database)
     except UsageError as error:
         raise UsageError(f"--database: {error}") from None
     document = _read(service, "connection")
-    result, problem = whois(document, number, server)
+    result, problem = whois(document, number, servers)
     output.write(as_json(result) if form == "json" else whois_text(result))
     _mention_quorum(document)
     if problem is not None:
@@ -236,11 +236,11 @@ def _print_reconcile(service: Service, url: str, also: Sequence[str], form: str)
     from connmon.credentials import of_client
     from connmon.database.compare import compare
     from connmon.database.formats import reconcile_csv, reconcile_text
-    from connmon.database.server import parse_server
+    from connmon.dbaddress import parse_servers
     from connmon.formats import as_json
 
     try:
-        others = tuple(parse_server(each) for each in also)
+        others = tuple(server for each in also for server in parse_servers(each))
     except UsageError as error:
         raise UsageError(f"--database: {error}") from None
     document = compare(

@@ -165,14 +165,21 @@ class Usage(Struct, frozen=True, array_like=True):
     open_files: Count | None = None
 
 
+class ServerAddress(NamedTuple):
+    """Where a database server is; see the module `dbaddress`. Both None: not known."""
+
+    host: Name | None
+    port: Count | None
+
+
 class PoolInfo(Struct, frozen=True, array_like=True):
-    """What a pool is; it does not change while the pool lives."""
+    """What a pool is; only where its server is may become known later."""
 
     url: Text
     """The engine's URL without password and query."""
     dialect: Name
     database_host: Name | None
-    """None: the server is reached in a way that has no host (a file, a socket)."""
+    """A socket's path begins with "/". Several servers: HOST:PORT,HOST:PORT. None: a file, or not known."""
     database_port: Count | None
     database: Text | None
     pool_class: Name
@@ -182,6 +189,8 @@ class PoolInfo(Struct, frozen=True, array_like=True):
     """-1: no limit. None: a pool class without overflow."""
     timeout: Seconds | None
     """How long a checkout waits before it fails. None: it never waits."""
+    pooler: bool | None = None
+    """True: a pooler (PgBouncer) stands between, as its session ids show. None: none that is known of."""
 
 
 class PoolReport(Struct, frozen=True, array_like=True):
@@ -213,15 +222,18 @@ class Connection(Struct, frozen=True, array_like=True):
     """Which connection of this process; never used again for another one."""
     pool: Count
     server_id: Integer | None
-    """MySQL thread id or PostgreSQL backend pid."""
+    """MySQL thread id or PostgreSQL backend pid. None: not known; a pooler's are not the server's."""
     state: ConnectionState
     age: Seconds
+    """Of the session: where the driver has connected again within the connection, since that was seen."""
     held: Seconds | None
     """How long its holder has had it. None: nobody has."""
     holder: Name | None
     """The thread, task or greenlet that checked it out."""
     call_site: Text | None = None
     stack: Annotated[tuple[Text, ...], Meta(max_length=64)] = ()
+    server: ServerAddress | None = None
+    """Where it is connected. None: where its pool is."""
 
 
 class Report(Struct, frozen=True, array_like=True, tag="report"):
@@ -401,6 +413,8 @@ class ConnectionRow(Struct, frozen=True, array_like=True, tag="connection"):
     holder: str | None
     call_site: str | None
     stack: tuple[str, ...]
+    server: ServerAddress | None = None
+    """Where it is connected. None: where its pool is."""
 
     @property
     def key(self) -> RowKey:

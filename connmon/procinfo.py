@@ -38,6 +38,16 @@ def host() -> str:
     return printable(socket.gethostname())[:256] or "localhost"
 
 
+def addresses() -> list[str]:
+    """Return the IP addresses of this host's interfaces."""
+    return [
+        address.address.partition("%")[0]
+        for interface in psutil.net_if_addrs().values()
+        for address in interface
+        if address.family in (socket.AF_INET, socket.AF_INET6)
+    ]
+
+
 def printable(text: str) -> str:
     """Return the text as the wire can take it: what was no UTF-8 becomes "?"."""
     return text.encode("utf-8", "replace").decode()

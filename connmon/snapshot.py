@@ -102,7 +102,7 @@ _PROCESS: Final = (
     *_USAGE,
 )  # fmt: skip
 _DATABASE: Final = ("dialect", "database_host", "database_port", "database")
-_POOL: Final = ("pool", "pool_class", "pool_size", "max_overflow", "timeout_seconds", *_DATABASE)
+_POOL: Final = ("pool", "pool_class", "pool_size", "max_overflow", "timeout_seconds", *_DATABASE, "pooler")
 
 #: The keys of a row of each grouping, in order.
 KEYS: Final[Mapping[Grouping, tuple[str, ...]]] = {
@@ -274,6 +274,9 @@ class Snapshot:
             else:
                 order = (*order, row.pool, row.number)
                 where = _pool(pool) if isinstance(pool, PoolRow) else _UNKNOWN_POOL
+                if row.server is not None:  # another one than its pool's
+                    host, port = row.server
+                    where = {**where, "database_host": host, "database_port": port}
                 cells = {**identity, **where, **_connection(row, clock, lost)}
         elif isinstance(row, ProcessRow):
             order = _order(row)
@@ -407,6 +410,7 @@ def _pool(row: PoolRow) -> Cells:
         "database_host": info.database_host,
         "database_port": info.database_port,
         "database": info.database,
+        "pooler": info.pooler,
     }
 
 

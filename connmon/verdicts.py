@@ -33,8 +33,10 @@ A row can have several; the gravest is shown, and the others follow in its reaso
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from operator import itemgetter
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
+from connmon.dbaddress import DatabaseServer, plain, servers_of
 from connmon.formats import short_age as age
 from connmon.formats import short_duration as duration
 
@@ -123,17 +125,30 @@ def with_server_maxima(
     A capacity that is not known (a pool without a limit) makes the server's unknown.
     """
     found = [dict(row) for row in rows]
-    sums: dict[tuple[Any, Any], int | None] = {}
+    takes = {(plain(host), port): most for (host, port), most in maxima.items()}
+    sums: dict[DatabaseServer, int | None] = {}
     for row in found:
-        server = (row.get("database_host"), row.get("database_port"))
-        before, more = sums.get(server, 0), row.get("capacity")
-        sums[server] = None if before is None or more is None else before + more
+        for server in _servers(row):
+            before, more = sums.get(server, 0), row.get("capacity")
+            sums[server] = None if before is None or more is None else before + more
     for row in found:
-        host, port = row.get("database_host"), row.get("database_port")
-        most = maxima.get((str(host), port), maxima.get((str(host), None)))
-        if host is not None and most is not None:
-            row["server_max"], row["server_capacity"] = most, sums[host, port]
+        # Of several servers, each of which may get all of the pools' connections, the one that takes fewest.
+        judged: list[tuple[int, int | None, DatabaseServer]] = []
+        for server in _servers(row):
+            host = str(server.host)
+            most = takes.get((host, server.port), takes.get((host, None)))
+            if most is not None:
+                judged.append((most, sums[server], server))
+        if judged:
+            row["server_max"], row["server_capacity"], server = min(judged, key=itemgetter(0))
+            row["server"] = str(server)
     return found
+
+
+def _servers(row: Mapping[str, Any]) -> tuple[DatabaseServer, ...]:
+    """Return the servers of a database row."""
+    host, port = row.get("database_host"), row.get("database_port")
+    return servers_of({"dialect": row.get("dialect"), "database_host": host, "database_port": port})
 
 
 # --- The rules ----------------------------------------------------------------------------------
@@ -167,8 +182,7 @@ def _overcommitted(row: Mapping[str, Any]) -> list[Verdict]:
     most, capacity = row.get("server_max"), row.get("server_capacity")
     if most is None or capacity is None or capacity <= most:
         return []
-    server = f"{row.get('database_host')}{'' if row.get('database_port') is None else ':'}"
-    server += "" if row.get("database_port") is None else str(row["database_port"])
+    server = row.get("server") or DatabaseServer(row.get("database_host"), row.get("database_port"))
     return [
         Verdict(
             "OVERCOMMIT",

@@ -21,7 +21,7 @@ def pool(port: int | None, connections: int = 1, **changes: Any) -> dict[str, An
     return {
         "host": procinfo.host(), "pid": os.getpid(), "state": "connected", "dialect": "mysql",
         "started_seconds": time.time() - psutil.Process().create_time(),
-        "database_host": None if port is None else "127.0.0.1", "database_port": port,
+        "database_host": "/run/mysqld.sock" if port is None else "127.0.0.1", "database_port": port,
         "connections": connections, **changes,
     }  # fmt: skip
 
@@ -50,8 +50,29 @@ def test_sockets_beyond_those_of_the_pools_are_counted() -> None:
 
 def test_a_database_without_a_port_has_no_sockets() -> None:
     """SQLite, or a server reached by a socket file: there is nothing to count."""
-    local = Watch().look("i1", [pool(None)])
-    assert local is not None and "no TCP" in local.text
+    for each in (pool(None), pool(None, dialect="sqlite", database_host=None)):
+        local = Watch().look("i1", [each])
+        assert local is not None and "no TCP" in local.text
+
+
+def test_a_server_that_is_not_known_is_no_local_one() -> None:
+    """Where a pool's server is not known nothing is counted, since its sockets may be among the others."""
+    local = Watch().look("i1", [pool(3306), pool(None, database_host=None)])
+    assert local is not None
+    assert "TCP to the database - (the server of a pool is not known)" in local.text
+
+
+def test_each_of_several_servers_is_counted() -> None:
+    """A pool whose URL names several servers has its connections at any of them."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as one,
+        socket.create_server(("127.0.0.1", 0)) as two,
+        socket.create_connection(one.getsockname()),
+        socket.create_connection(two.getsockname()),
+    ):
+        hosts = ",".join(f"127.0.0.1:{each.getsockname()[1]}" for each in (one, two))
+        local = Watch().look("i1", [pool(None, 2, dialect="postgresql", database_host=hosts)])
+    assert local is not None and "TCP to the database 2, all its pools'" in local.text
 
 
 @pytest.mark.parametrize(

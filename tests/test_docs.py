@@ -75,7 +75,7 @@ MODULES = (
     "config", "credentials", "tls", "address", "cluster/datadir", "cluster/dump", "cluster/daemon",
     "cluster/openfiles", "cluster/logsections",
     "arguments", "cli", "client", "batch", "output", "record", "recording", "database/sessions",
-    "database/whois", "demo", "chaos", "console/screen",
+    "database/whois", "dbaddress", "demo", "chaos", "console/screen",
 )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from sqlalchemy.pool import (
     StaticPool,
 )
 
-from connmon.plugin.engine import attach, describe, program_name, server_id_of, split
+from connmon.plugin.engine import attach, describe, driver_of, program_name, split
 
 Calls = list[tuple[Any, ...]]
 
@@ -356,17 +356,17 @@ def test_program_name_without_arguments(monkeypatch: pytest.MonkeyPatch) -> None
         ("mysql+pymysql://u:p@db/x?charset=utf8", "mysql+pymysql://u@db/x", "db", 3306, "x"),
         ("mariadb+pymysql://u:p@db:3307/x", "mariadb+pymysql://u@db:3307/x", "db", 3307, "x"),
         ("mysql+pymysql://u@/x", "mysql+pymysql://u@/x", None, None, "x"),
-        ("mysql+pymysql://u@localhost/x?unix_socket=/s", "mysql+pymysql://u@localhost/x", None, None, "x"),
+        ("mysql+pymysql://u@localhost/x?unix_socket=/s", "mysql+pymysql://u@localhost/x", "/s", None, "x"),
         ("postgresql+psycopg2://", "postgresql+psycopg2://", None, None, None),
         ("postgresql+psycopg2://u:p@[::1]/x", "postgresql+psycopg2://u@[::1]/x", "::1", 5432, "x"),
-        ("postgresql+psycopg2:///x?host=/var/run", "postgresql+psycopg2:///x", None, None, "x"),
+        ("postgresql+psycopg2:///x?host=/var/run", "postgresql+psycopg2:///x", "/var/run", 5432, "x"),
         ("postgresql+psycopg2:///x?host=h1:5433", "postgresql+psycopg2:///x", "h1", 5433, "x"),
         ("postgresql+psycopg2:///x?host=h1&port=5433", "postgresql+psycopg2:///x", "h1", 5433, "x"),
         ("postgresql+psycopg2://h/x?port=5433", "postgresql+psycopg2://h/x", "h", 5433, "x"),
-        ("postgresql+psycopg2:///x?host=h1,h2", "postgresql+psycopg2:///x", "h1,h2", 5432, "x"),
+        ("postgresql+psycopg2:///x?host=h1,h2", "postgresql+psycopg2:///x", "h1:5432,h2:5432", None, "x"),
         (
             "postgresql+psycopg2:///x?host=h1:1&host=h2:2",
-            "postgresql+psycopg2:///x", "h1,h2", None, "x",
+            "postgresql+psycopg2:///x", "h1:1,h2:2", None, "x",
         ),
         ("postgresql+psycopg2://h/password=p", "postgresql+psycopg2://h", "h", 5432, None),
         ("sqlite://", "sqlite://", None, None, ":memory:"),
@@ -385,6 +385,42 @@ def test_where(url: str, shown: str, host: str | None, port: int | None, databas
     assert info.dialect == make_url(url).get_backend_name()
 
 
+@pytest.mark.parametrize("url", ["mysql+pymysql_connmon://u@db/x", "mysql+pymysql://u@db/x?plugin=connmon"])
+@pytest.mark.parametrize(
+    ("arguments", "host"),
+    [
+        ({}, "db"),
+        ({"connect_args": {"connect_timeout": 5}}, "db"),
+        ({"connect_args": {"host": "db"}}, "db"),
+        ({"connect_args": {"host": "other"}}, None),
+        ({"connect_args": {"port": 3307}}, None),
+        ({"connect_args": {"unix_socket": "/s"}}, None),
+        ({"connect_args": {"read_default_file": "/f"}}, None),
+        ({"creator": lambda: None}, None),
+        ({"poolclass": NullPool}, "db"),
+    ],
+)
+def test_what_decides_where_it_connects(
+    url: str, arguments: dict[str, Any], host: str | None, attached: Calls
+) -> None:
+    """Until a connection is there the URL's server stands, if nothing else decides; else it is not known."""
+    create_engine(url, **arguments)
+    assert attached[-1][2].database_host == host
+
+
+@pytest.mark.parametrize(
+    ("url", "database"), [("mysql+pymysql_connmon://u@db/x", "x"), ("sqlite+connmon:////x", "/x")]
+)
+def test_what_decides_which_database(url: str, database: str, attached: Calls) -> None:
+    """A creator may lead to another database than the URL's."""
+    create_engine(url)
+    assert attached[-1][2].database == database
+    create_engine(url, creator=lambda: None)
+    assert attached[-1][2].database is None
+    create_engine("mysql+pymysql_connmon://u@db/x", connect_args={"database": "y"})
+    assert attached[-1][2].database is None
+
+
 @given(
     password=st.text("abc123@:/?#%", min_size=6),
     value=st.text("xyz789@:/?#%", min_size=6),
@@ -393,7 +429,7 @@ def test_where(url: str, shown: str, host: str | None, port: int | None, databas
 def test_nothing_secret_is_told(password: str, value: str, host: str | None) -> None:
     """Neither password nor query option is anywhere in what is told of a pool."""
     url = URL.create("mysql+pymysql", "root", password, host, None, "neutron", {"ssl_key": value})
-    info = describe(create_engine(url, creator=lambda: None))
+    info = describe(create_engine(url))
     told = info.url.removeprefix("mysql+pymysql://root@").replace("[::1]", "").removeprefix("db")
     assert told in ("/neutron",)
     assert (info.database_host, info.database) == (host, "neutron")
@@ -510,4 +546,4 @@ def test_postgresql_backend_pid_asyncio(driver: str, postgresql: Any, attached: 
 @pytest.mark.parametrize("connection", [None, object()])
 def test_no_server_id(url: str, connection: Any) -> None:
     """Where there is no id to be had, it is None, whatever was given for a connection."""
-    assert server_id_of(create_engine(url).dialect)(connection) is None
+    assert driver_of(create_engine(url).dialect)(connection) is None

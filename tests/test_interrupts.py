@@ -27,9 +27,9 @@ from sqlalchemy import event, exc
 from sqlalchemy.pool import AssertionPool, NullPool, Pool, QueuePool, SingletonThreadPool, StaticPool
 
 import connmon.plugin
+from connmon.interrupts import interrupted
 from connmon.plugin import holder, queuepool
 from connmon.plugin.engine import describe
-from connmon.plugin.interrupts import interrupted
 from connmon.plugin.ledger import Ledger
 from connmon.plugin.pool import instrument
 from tests.fake_dbapi import Database, Disconnected

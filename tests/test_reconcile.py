@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connmon.database.formats import CSV_KEYS, reconcile_csv, reconcile_text
-from connmon.database.reconcile import Look, Naming, ServerView, Session, is_settled, reconcile
-from connmon.database.server import DatabaseServer, parse_server
+from connmon.database.reconcile import Listening, Look, Naming, ServerView, Session, is_settled, reconcile
+from connmon.dbaddress import DatabaseServer, parse_server, parse_servers
 from connmon.formats import as_json
 from tests.test_snapshot import connection as connection_row
 from tests.test_snapshot import pool, process, shown
@@ -115,10 +115,12 @@ def test_other_servers_with_the_same_ids() -> None:
     found = look([conn(1, **elsewhere)], session(1), pools=[POOL, {**POOL, **elsewhere}])
     document = reconcile(found, None, NAMING)
     assert counts(document) == (0, 1, 0, 0)
-    assert document["other_servers"] == [{"server": "db2:3306", "pools": 1, "connections": 78}]
-    assert "not compared, since their URLs name another server: db2:3306 (78 connections)" in reconcile_text(
-        document
-    )
+    assert document["other_servers"] == [
+        {"server": "db2:3306", "pools": 1, "connections": 78, "pooler": False}
+    ]
+    printed = reconcile_text(document)
+    assert "not compared, since applications name another server: db2:3306 (78 connections)" in printed
+    assert "say so: --database db2:3306\n" in printed
     named = reconcile(found, None, Naming("terminal", (parse_server("DB2"),)))
     assert counts(named) == (1, 0, 0, 0)
     assert named["other_servers"] == []
@@ -130,7 +132,7 @@ def test_other_servers_with_the_same_ids() -> None:
         ("10.0.0.9", "10.0.0.9", "ctl1", True),
         ("localhost", "127.0.0.1", "terminal", True),
         ("::1", "localhost", "terminal.example", True),
-        ("localhost", None, "terminal", True),
+        ("localhost", None, "terminal", False),  # not known
         ("localhost", "localhost", "ctl1", False),
         ("db1.example", "localhost", "db1", True),
         ("db1.example", "localhost", "db1.other", False),
@@ -143,9 +145,130 @@ def test_local_names_mean_another_server_on_each_host(
 ) -> None:
     """localhost in a URL is the server of the host that the process runs on, and of no other."""
     row = {**POOL, "database_host": pool_host, "host": host}
-    assert NAMING.names(DatabaseServer(server, 3306), row) is same
-    assert not NAMING.names(DatabaseServer(server, 3307), row)
-    assert not NAMING.names(DatabaseServer(server, 3306), {**row, "dialect": "sqlite"})
+    assert NAMING.has(view(server=DatabaseServer(server, 3306)), row) is same
+    assert not NAMING.has(view(server=DatabaseServer(server, 3307)), row)
+    assert not NAMING.has(view(server=DatabaseServer(server, 3306)), {**row, "dialect": "sqlite"})
+
+
+MYSQL_HERE = Listening("terminal", 3306, (DatabaseServer("/run/s", None),), ("*",))
+PG_HERE = Listening(
+    None, 5433, (DatabaseServer("/run/pg", 5433),), ("*",), DatabaseServer("127.0.0.1", 5433)
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("asked", "listening", "pools"),
+    [
+        # By TCP and by the socket the same pools are found.
+        (
+            "127.0.0.1:3306",
+            MYSQL_HERE,
+            "127.0.0.1:3306 localhost:3306 /var/run/s terminal:3306 10.0.0.1:3306",
+        ),
+        ("/run/s", MYSQL_HERE, "127.0.0.1:3306 localhost:3306 /var/run/s terminal:3306 10.0.0.1:3306"),
+        ("127.0.0.1:5433", PG_HERE, "127.0.0.1:5433 /run/pg:5433 10.0.0.1:5433"),
+        ("/run/pg:5433", PG_HERE._replace(reached=None), "127.0.0.1:5433 /run/pg:5433 10.0.0.1:5433"),
+        # An account that may not see where the sockets are: by the port.
+        ("127.0.0.1:5433", PG_HERE._replace(sockets=None), "127.0.0.1:5433 /run/pg:5433 /run/other:5433"),
+        # By the address of the host itself.
+        ("10.0.0.1:3306", MYSQL_HERE, "127.0.0.1:3306 /run/s 10.0.0.1:3306"),
+    ],
+)
+def test_pools_of_the_same_server(asked: str, listening: Listening, pools: str) -> None:
+    """A server is found by whatever means local pools reach it."""
+    (server,) = parse_servers(asked)
+    naming = Naming("terminal", (), frozenset({"127.0.0.1", "10.0.0.1"}))
+    seen = view(
+        dialect="mysql" if listening is MYSQL_HERE else "postgresql", server=server, listening=listening
+    )
+    for words in pools.split():
+        for named in parse_servers(words):
+            assert naming.names(seen, named, "terminal.example"), words
+            if named.local:
+                assert not naming.names(seen, named, "elsewhere"), words
+            assert not naming.names(seen, named._replace(host="/run/x", port=1), "terminal")
+            assert not naming.names(seen, DatabaseServer("127.0.0.1", 3310), "terminal")
+
+
+@pytest.mark.parametrize(
+    ("asked", "listening"),
+    [
+        # A container whose port is published here; its host has a name of its own.
+        ("127.0.0.1:3306", MYSQL_HERE._replace(hostname="9f86d081884c")),
+        ("127.0.0.1:3307", MYSQL_HERE._replace(hostname="9f86d081884c")),
+        # The same of PostgreSQL, and one behind ssh: not reached as it was asked for.
+        ("127.0.0.1:5433", PG_HERE._replace(reached=DatabaseServer("172.17.0.2", 5433))),
+        ("127.0.0.1:5434", PG_HERE),
+        # A socket that another machine's server has, mounted here.
+        ("/mnt/pg:5433", PG_HERE._replace(reached=None)),
+    ],
+)
+def test_a_server_that_is_only_forwarded_here(asked: str, listening: Listening) -> None:
+    """What is reached here but runs elsewhere has of the local pools those with the same words only."""
+    (server,) = parse_servers(asked)
+    naming = Naming("terminal", (), frozenset({"127.0.0.1", "10.0.0.1"}))
+    dialect = "postgresql" if listening.hostname is None else "mysql"
+    seen = view(dialect=dialect, server=server, listening=listening)
+    assert naming.names(seen, server, "terminal")
+    for words in ("/run/s", "/run/pg:5433", "terminal:3306", "terminal:5433", "10.0.0.1:3306"):
+        assert not naming.names(seen, parse_servers(words)[0], "terminal"), words
+
+
+def test_server_on_another_host() -> None:
+    """Asked by its name, a server has the pools that reach it locally on its own host, and there only."""
+    seen = view(server=DatabaseServer("db1.example", 3306), listening=MYSQL_HERE._replace(hostname="db1"))
+    for words in ("localhost:3306", "/run/s"):
+        assert NAMING.names(seen, parse_servers(words)[0], "db1")
+        assert not NAMING.names(seen, parse_servers(words)[0], "terminal")
+    assert not NAMING.names(seen, DatabaseServer("/run/t", None), "db1")
+    assert NAMING.names(seen, DatabaseServer("db1", 3306), "app1")
+
+
+def test_servers_that_are_bound_to_an_address() -> None:
+    """An address that the server was given to listen on is its own, whoever names it."""
+    seen = view(server=DatabaseServer("/run/s", None), listening=MYSQL_HERE._replace(addresses=("10.0.0.7",)))
+    assert NAMING.names(seen, DatabaseServer("10.0.0.7", 3306), "app1")
+    assert not NAMING.names(seen, DatabaseServer("10.0.0.8", 3306), "app1")
+
+
+def test_hint_for_several_hosts_is_taken() -> None:
+    """What is printed for a pool with several hosts is what --database takes, and then it is found."""
+    several: dict[str, Any] = {"dialect": "postgresql", "database_host": "a:1,b:2", "database_port": None}
+    here: dict[str, Any] = {"dialect": "postgresql", "database_host": "b", "database_port": 2}
+    found = look(
+        [conn(1, **here)], session(1), pools=[{**POOL, **several}], dialect="postgresql",
+        server=DatabaseServer("c", 3),
+    )  # fmt: skip
+    printed = reconcile_text(reconcile(found, None, NAMING))
+    (hint,) = [line.rpartition(" ")[2] for line in printed.splitlines() if "--database" in line]
+    document = reconcile(found, None, Naming("terminal", parse_servers(hint)))
+    assert counts(document) == (1, 0, 0, 0)
+    assert document["other_servers"] == []
+
+
+def test_server_that_is_not_known() -> None:
+    """A connection whose server is not known is at none: it accounts for no session, and that is said."""
+    nowhere: dict[str, Any] = {"database_host": None, "database_port": None}
+    found = look(
+        [conn(1, **nowhere)], session(1), pools=[{**POOL, **nowhere}], server=DatabaseServer("/run/s", None)
+    )
+    document = reconcile(found, None, Naming("ctl1"))
+    assert counts(document) == (0, 1, 0, 0)
+    assert (document["unknown_server_connections"], document["pools"]) == (1, 0)
+    assert "not known where they are: 1 connections" in reconcile_text(document)
+
+
+def test_connections_through_a_pooler() -> None:
+    """Connections whose ids a pooler made up are said to be so, and are not missing."""
+    document = reconcile(look([conn(None, pooler=True)], session(1)), None, NAMING)
+    assert counts(document) == (0, 1, 0, 0)
+    assert (document["connections_without_id"], document["connections_through_pooler"]) == (1, 1)
+    both = reconcile(look([], pools=[POOL, {**POOL, "pooler": True}]), None, NAMING)
+    assert (both["capacity"], both["limited_capacity"], both["pooled_pools"]) == (None, 240, 1)
+    assert "not known: at least 240, and 1 through a pooler" in reconcile_text(both)
+    printed = reconcile_text(document)
+    assert "a pooler (PgBouncer) stands between this server and 1 connections" in printed
+    assert "have no session id" not in printed
 
 
 def test_session_id_used_again() -> None:

@@ -28,8 +28,8 @@ from sqlalchemy.pool import NullPool
 from connmon import cli
 from connmon.database import compare, sessions
 from connmon.database.crowded import hint
-from connmon.database.server import DatabaseServer
 from connmon.database.sessions import DatabaseSessions, parse_url, server_of_url, with_password
+from connmon.dbaddress import DatabaseServer
 from connmon.errors import UnreachableError, UsageError
 from tests.nodes import RunningNode, running_node
 from tests.servers import PostgreSQL, Server
@@ -49,7 +49,7 @@ def a_running_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running
 @pytest.fixture(name="home", autouse=True)
 def an_empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("PGPASSWORD", "PGPASSFILE", "PGUSER", "CONNMON_CONFIG"):
+    for name in ("PGPASSWORD", "PGPASSFILE", "PGUSER", "PGHOST", "PGPORT", "PGSERVICE", "CONNMON_CONFIG"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
 
@@ -71,8 +71,8 @@ def little_time_between_looks(monkeypatch: pytest.MonkeyPatch) -> None:
         ("mysql+connmon://root@db/nova", "db:3306"),
         ("postgresql+asyncpg://u@[::1]:5433/nova?plugin=connmon", "[::1]:5433"),
         ("mariadb+aiomysql://u@db/nova", "db:3306"),
-        ("mysql://u@/nova?unix_socket=/run/mysqld.sock", "local socket"),
-        ("postgresql://u@/nova?host=/run/postgresql", "local socket"),
+        ("mysql://u@/nova?unix_socket=/var/run/mysqld.sock", "/run/mysqld.sock"),
+        ("postgresql://u@/nova?host=/run/postgresql&port=5433", "/run/postgresql:5433"),
         ("postgresql://u@/nova", "localhost:5432"),
     ],
 )
@@ -137,6 +137,26 @@ def test_password_files_open_to_others(home: Path) -> None:
     for url in ("postgresql://u@db/x", "mysql://u@db/x"):
         parsed = parse_url(url)
         assert with_password(parsed, server_of_url(parsed)).password is None
+
+
+def test_password_of_a_server_that_something_else_decides(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No password of ~/.pgpass goes to a server that a service, the environment or a choice leads to."""
+    (home / ".pgpass").write_text("localhost:*:*:*:secret\na:*:*:*:secret\ndb1:5433:*:*:right\n")
+    (home / ".pgpass").chmod(0o600)
+
+    def found(url: str) -> str | None:
+        parsed = parse_url(url)
+        return with_password(parsed, server_of_url(parsed)).password
+
+    assert found("postgresql://u@/x?service=there") is None
+    assert found("postgresql://u@/x?host=a:1&host=b:2") is None
+    monkeypatch.setenv("PGHOST", "db1")
+    monkeypatch.setenv("PGPORT", "5433")
+    assert found("postgresql://u@/x") == found("postgresql://u@db1/x") == "right"
+    monkeypatch.setenv("PGSERVICE", "there")
+    assert found("postgresql://u@/x") is None
 
 
 # --- Real servers -------------------------------------------------------------------------

@@ -133,6 +133,7 @@ SHOWN_POOL = {
     "database_host": "10.0.0.9",
     "database_port": 3306,
     "database": "nova",
+    "pooler": None,
 }
 OF_PROCESS = {key: value for key, value in SHOWN_1.items() if key not in ("processes", "max_processes")}
 OF_POOL = {key: value for key, value in OF_PROCESS.items() if key != "pools"}

@@ -94,6 +94,10 @@ def test_overcommit_counts_all_databases_of_a_server() -> None:
     assert [verdicts.gravest(verdicts.of_row(row)) for row in judged] == ["OVERCOMMIT", "OVERCOMMIT", None]
     assert "160 connections to db1:3306, which takes 151" in verdicts.explained(verdicts.of_row(judged[0]))
     assert "server_max" not in rows[0]
+    # A pool whose URL names several servers may open all it can at each of them.
+    either = {"database_host": "DB1:3306,db3:3306", "database_port": None, "database": "x", "capacity": 20}
+    (_, _, _, last) = verdicts.with_server_maxima([*rows, either], {("Db1", None): 170, ("db3", 3306): 500})
+    assert "180 connections to db1:3306, which takes 170" in verdicts.explained(verdicts.of_row(last))
     rows[0]["capacity"] = None
     assert verdicts.of_row(verdicts.with_server_maxima(rows, {("db1", 3306): 151})[1]) == ()
 

@@ -15,8 +15,8 @@ import sqlalchemy
 from sqlalchemy import text
 
 from connmon import cli
-from connmon.database.server import DatabaseServer, names, parse_server, server_of
 from connmon.database.whois import parse_session, whois, whois_text
+from connmon.dbaddress import DatabaseServer, names, parse_server, parse_servers, servers_of
 from connmon.errors import ConfigError
 from connmon.formats import as_json
 from tests.nodes import RunningNode, running_node
@@ -68,7 +68,7 @@ def test_all_matches_with_their_server() -> None:
 )
 def test_only_of_the_server_named(database: str, found: bool) -> None:
     """With a server named only its sessions count, whatever its port where none is named."""
-    result, problem = whois(document(connection()), 5, parse_server(database))
+    result, problem = whois(document(connection()), 5, parse_servers(database))
     assert bool(result["rows"]) is found
     assert (problem is None) is found
 
@@ -85,14 +85,14 @@ def test_only_of_the_server_named(database: str, found: bool) -> None:
 def test_how_a_server_is_named(text: str, host: str | None, same: bool) -> None:
     """Names are compared as written, but for case, a last dot and how IPv6 is written."""
     row = connection(dialect="postgresql", database_host=host, database_port=None)
-    assert names(parse_server(text), server_of(row)) is same
+    assert any(names(parse_server(text), server) for server in servers_of(row)) is same
 
 
 def test_port_left_out_in_the_applications_url() -> None:
     """A pool whose URL has no port is on its dialect's usual one."""
     for dialect, port in (("mysql", 3306), ("mariadb", 3306), ("postgresql", 5432)):
         row = connection(dialect=dialect, database_host="db", database_port=None)
-        assert server_of(row) == DatabaseServer("db", port)
+        assert servers_of(row) == (DatabaseServer("db", port),)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_port_left_out_in_the_applications_url() -> None:
 )  # fmt: skip
 def test_nobody_has_it(rows: list[dict[str, Any]], database: str | None, hint: str) -> None:
     """Where nobody has it, what is known instead is said."""
-    result, problem = whois(document(*rows), 5, None if database is None else parse_server(database))
+    result, problem = whois(document(*rows), 5, () if database is None else parse_servers(database))
     assert result["rows"] == []
     assert problem is not None
     assert hint in problem

@@ -27,6 +27,7 @@ from connmon.model import (
     Process,
     RowKey,
     RowState,
+    ServerAddress,
     Times,
     Totals,
     Usage,
@@ -116,6 +117,7 @@ class ConnectionRecord(Struct, array_like=True, frozen=True, gc=False):
     call_site: str | None
     stack: tuple[str, ...]
     version: int
+    server: ServerAddress | None = None
 
 
 class PoolRecord(Struct, array_like=True):
@@ -362,6 +364,8 @@ def connection_weight(connection: Connection | ConnectionRecord | ConnectionRow)
     weight = 256
     if connection.holder:
         weight += len(connection.holder)
+    if connection.server is not None:
+        weight += 64 + len(connection.server.host or "")
     if connection.call_site:
         weight += len(connection.call_site)
     if connection.stack:

@@ -234,7 +234,7 @@ def row_of(tables: Tables, key: RowKey) -> Row | None:
         return None
     return ConnectionRow(
         process.instance, c.number, c.pool, c.server_id, c.state, c.opened, c.held_since,
-        c.holder, c.call_site, c.stack,
+        c.holder, c.call_site, c.stack, c.server,
     )  # fmt: skip
 
 

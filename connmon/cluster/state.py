@@ -363,6 +363,7 @@ class State(Tables):
             told.call_site,
             told.stack,
             self.version,
+            told.server,
         )
 
     # --- reading, dumping, loading

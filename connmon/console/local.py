@@ -18,9 +18,7 @@ from connmon import procinfo
 from connmon.console import forms
 from connmon.console.columns import Row
 from connmon.console.state import Local
-
-#: The ports where a URL names none.
-PORTS = {"mysql": 3306, "mariadb": 3306, "postgresql": 5432}
+from connmon.dbaddress import FAMILIES, servers_of
 
 
 class Watch:
@@ -40,20 +38,16 @@ class Watch:
             return None
         if instance != self._instance or self._process is None:
             self._instance, self._process = instance, procinfo.Watched(pid, row.get("started_seconds"))
-        servers = {self._server(pool) for pool in pools} - {None}
-        ends = {(address, port) for host, port in filter(None, servers) for address in self._resolved(host)}
+        servers = {server for pool in pools for server in _by_tcp(pool)}
+        ends = {(address, port) for host, port in servers for address in self._resolved(host)}
         live = self._process.look(ends)
         if live is None:
             return None
-        counted = sum(pool.get("connections") or 0 for pool in pools if self._server(pool) is not None)
+        if any(pool.get("dialect") in FAMILIES and not pool.get("database_host") for pool in pools):
+            # Its connections may be among the sockets, or not.
+            return Local(instance, _told(live, None, 0))
+        counted = sum(pool.get("connections") or 0 for pool in pools if _by_tcp(pool))
         return Local(instance, _told(live, len(servers), counted))
-
-    def _server(self, pool: Row) -> tuple[str, int] | None:
-        host, port = pool.get("database_host"), pool.get("database_port")
-        if not host:
-            return None
-        port = port or PORTS.get(str(pool.get("dialect")))
-        return None if port is None else (str(host), port)
 
     def _resolved(self, host: str) -> frozenset[str]:
         """Return the addresses of a name, asked for once."""
@@ -66,11 +60,21 @@ class Watch:
         return self._addresses[host]
 
 
-def _told(live: procinfo.Live, servers: int, counted: int) -> str:
+def _by_tcp(pool: Row) -> list[tuple[str, int]]:
+    """Return the servers of a pool that are reached by TCP, where their ports are known."""
+    cells = {key: pool.get(key) for key in ("dialect", "database_host", "database_port")}
+    found = [server for server in servers_of(cells) if not server.socket]
+    return [(server.host, server.port) for server in found if server.host and server.port]
+
+
+def _told(live: procinfo.Live, servers: int | None, counted: int) -> str:
+    """`servers`: how many its pools reach by TCP; None: not known."""
     usage = (
         f"CPU {forms.percent(live.cpu_percent)}   memory {forms.size(live.rss_bytes)}   "
         f"threads {forms.count(live.threads)}   open files {forms.count(live.open_files)}"
     )
+    if servers is None:
+        return f"on this host now: {usage}   TCP to the database - (the server of a pool is not known)"
     if not servers:
         return f"on this host now: {usage}   no TCP: the database is a file or a socket"
     if live.sockets is None:

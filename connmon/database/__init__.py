@@ -1,6 +1,6 @@
 """The database server's side of it: its own session list, beside what processes report. For the terminal.
 
-- `server`: which server is meant by a name (pure). `passwords`: from the files of its clients (pure).
+- `passwords`: from the files of the servers' own clients (pure). Which server is meant: `connmon.dbaddress`.
 - `sessions`: asks the server; the only import of SQLAlchemy outside of what applications load.
 - `reconcile`: its list against the replica (pure). `compare`: has both looked at, twice where needed.
 - `whois`: who holds one session (pure). `formats`: how a reconciliation is printed (pure).

@@ -14,9 +14,9 @@ from connmon.client import read_once
 from connmon.config import Service
 from connmon.credentials import Credentials
 from connmon.database.reconcile import Look, Naming, is_settled, reconcile
-from connmon.database.server import DatabaseServer
 from connmon.database.sessions import DatabaseSessions, parse_url
-from connmon.procinfo import host
+from connmon.dbaddress import DatabaseServer, plain
+from connmon.procinfo import addresses, host
 
 #: Seconds between two looks: a report a second, a batch, and some to spare.
 SETTLE: Final = 2.5
@@ -35,7 +35,7 @@ def compare(
     for DatabaseSessions.
     """
     parsed = parse_url(url)
-    naming = Naming(host(), tuple(also))
+    naming = Naming(host(), tuple(also), frozenset(map(plain, addresses())))
     with DatabaseSessions(parsed, ask_password) as database:
         first = _look(service, credentials, database)
         second = None

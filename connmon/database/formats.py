@@ -11,7 +11,7 @@ import io
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from connmon.database.server import DatabaseServer
+from connmon.dbaddress import DatabaseServer
 from connmon.formats import aligned, csv_cell, printable
 
 #: How many ids of sessions with the same owner a line of the table shows.
@@ -99,6 +99,8 @@ def _capacity(document: Mapping[str, Any]) -> str:
         reasons.append(f"{document['unlimited_pools']} without a limit")
     if document["lost_pools"]:
         reasons.append(f"{document['lost_pools']} of lost processes")
+    if document["pooled_pools"]:
+        reasons.append(f"{document['pooled_pools']} through a pooler")
     return f"{text}not known: at least {document['limited_capacity']}, and {', '.join(reasons)}"
 
 
@@ -106,14 +108,27 @@ def _notes(document: Mapping[str, Any]) -> Iterable[str]:
     if hidden := document["server"]["hidden_sessions"]:
         right = "PROCESS" if document["server"]["dialect"] != "postgresql" else "pg_read_all_stats"
         yield f"note: {hidden} sessions are hidden from this account: it needs {right} to see them all"
-    if without := document["connections_without_id"]:
+    if pooled := document["connections_through_pooler"]:
+        yield (
+            f"note: a pooler (PgBouncer) stands between this server and {pooled} connections: their session"
+            " ids are its own, and some unowned sessions are theirs"
+        )
+    if without := document["connections_without_id"] - pooled:
         yield f"note: {without} connections have no session id: some unowned sessions may be theirs"
+    if unknown := document["unknown_server_connections"]:
+        yield (
+            f"note: not compared, since it is not known where they are: {unknown} connections; some unowned"
+            " sessions may be theirs"
+        )
     if shared := document["shared_sessions"]:
         yield f"note: {shared} sessions are held by several processes, after a fork"
     if others := document["other_servers"]:
-        names = ", ".join(f"{each['server']} ({each['connections']} connections)" for each in others[:10])
-        yield f"note: not compared, since their URLs name another server: {names}"
-        yield "      where that is this server too, say so: --database HOST[:PORT]"
+        names = ", ".join(
+            f"{each['server']} ({each['connections']} connections{' through a pooler' * each['pooler']})"
+            for each in others[:10]
+        )
+        yield f"note: not compared, since applications name another server: {names}"
+        yield f"      where that is this server too, say so: --database {others[0]['server']}"
 
 
 def _grouped(unowned: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from connmon.database.server import FAMILIES, DatabaseServer, names, plain, server_of
+from connmon.dbaddress import FAMILIES, UNKNOWN, DatabaseServer, named, names, plain, servers_of
 
 #: Seconds by which ages may differ that mean the same moment: logging in and reporting take time.
 SLACK: Final = 10.0
@@ -43,6 +43,21 @@ class Session(NamedTuple):
     """None: the server does not tell."""
 
 
+class Listening(NamedTuple):
+    """Where the server says that it listens, and how it was reached. Hosts as they are compared."""
+
+    hostname: str | None = None
+    """What it calls the host that it runs on."""
+    port: int | None = None
+    """None: not known, or it listens on none."""
+    sockets: tuple[DatabaseServer, ...] | None = None
+    """Its Unix sockets. None: not known."""
+    addresses: tuple[str, ...] = ()
+    """Addresses and names that it was given to listen on; * and the like mean all."""
+    reached: DatabaseServer | None = None
+    """The address and port at which the session that asks has reached it. None: not known, or by a socket."""
+
+
 class ServerView(NamedTuple):
     """What the server says, without the session that asks."""
 
@@ -58,6 +73,7 @@ class ServerView(NamedTuple):
     sessions: tuple[Session, ...]
     hidden_sessions: int
     """How many more there are, that the account may not see."""
+    listening: Listening = Listening()
 
 
 class Look(NamedTuple):
@@ -73,31 +89,80 @@ class Look(NamedTuple):
 
 
 class Naming(NamedTuple):
-    """Which pools are pools of the server that is asked."""
+    """Which pools and connections are at the server that is asked."""
 
     here: str
     """The name of the host that the URL's words are used on."""
     also: tuple[DatabaseServer, ...] = ()
     """Other words that the applications have for it, on whichever host they run."""
+    addresses: frozenset[str] = frozenset()
+    """The IP addresses of the host `here`."""
 
-    def names(self, server: DatabaseServer, row: Mapping[str, Any]) -> bool:
-        """Whether the pool of this row is one of `server`, as its URL was given."""
-        if FAMILIES.get(row["dialect"] or "") is None:
+    def has(self, view: ServerView, row: Mapping[str, Any]) -> bool:
+        """Whether the pool or connection of this row is, or may be, at the server.
+
+        A pool that is at one of several servers is at each of them.
+        """
+        if FAMILIES.get(row["dialect"] or "") != FAMILIES[view.dialect]:
             return False
-        pool = server_of(row)
-        host = row["host"] or ""
-        if pool.local and server.local:
-            if pool.port == server.port and _same_host(host, self.here):
+        return any(self.names(view, server, row["host"] or "") for server in servers_of(row))
+
+    def names(self, view: ServerView, server: DatabaseServer, host: str) -> bool:
+        """Whether `server` names the server that is asked, where a process on `host` says it."""
+        asked, own = view.server, view.listening
+        for other in self.also:
+            if names(other, server):
                 return True
-        elif pool.local:
-            if pool.port == server.port and _same_host(host, server.host or ""):
+            if other.local and server.local and not other.socket and other.port in (None, server.port):
                 return True
-        elif names(server, pool):
+        if server.local and asked.local:
+            if _same_host(host, self.here) and _same_words(server, asked):
+                return True
+        elif names(asked, server):
             return True
-        return any(
-            names(other, pool) or (other.local and pool.local and other.port in (None, pool.port))
-            for other in self.also
-        )
+        runs_on = self.runs_on(view)
+        port = own.port if own.port is not None else None if asked.socket else asked.port
+        if any(_same_host(host, name) for name in runs_on):
+            if server.socket:
+                return server in own.sockets if own.sockets is not None else server.port == port
+            if server.port == port and (
+                server.local or (self._is_here(view) and server.host in self.addresses)
+            ):
+                return True
+        if server.local or own.port is None or server.port != own.port:
+            return False
+        known = [name for name in (own.hostname, self.here if self._is_here(view) else None) if name]
+        return server.host in own.addresses or any(_same_host(server.host or "", name) for name in known)
+
+    def runs_on(self, view: ServerView) -> list[str]:
+        """Return the names of the host that the server runs on, as far as they are known."""
+        asked, own = view.server, view.listening
+        found = [own.hostname or ""]
+        if not asked.local:
+            found.append(asked.host or "")
+        if self._is_here(view):
+            found.append(self.here)
+        return [name for name in found if name]
+
+    def _is_here(self, view: ServerView) -> bool:
+        """Whether it surely runs on this host. One behind a forwarded port (a container, ssh) does not."""
+        asked, own = view.server, view.listening
+        if not asked.local and asked.host not in self.addresses:
+            return False
+        if own.hostname is not None and not _same_host(own.hostname, self.here):
+            return False
+        if asked.socket:
+            return own.sockets is not None and asked in own.sockets
+        if own.port != asked.port:
+            return False
+        if own.reached is not None:
+            return own.reached.port == asked.port and own.reached.host in (self.addresses | {asked.host})
+        return own.hostname is not None
+
+
+def _same_words(one: DatabaseServer, other: DatabaseServer) -> bool:
+    """Whether two names of local servers, said on the same host, mean the same one."""
+    return one == other if one.socket or other.socket else one.port == other.port
 
 
 def _same_host(one: str, other: str) -> bool:
@@ -118,25 +183,24 @@ class _Matched(NamedTuple):
     missing: dict[tuple[str, int], Mapping[str, Any]]
     """By instance and number of the connection."""
     pools: list[Mapping[str, Any]]
-    others: list[Mapping[str, Any]]
-    """Pools of the same kind of server that are not this one's."""
+    others: list[dict[str, Any]]
+    """The other servers of the same kind, with the pools and connections that are there."""
     connections: int
     without_id: int
+    pooled: int
+    """How many of those a pooler has given ids of its own."""
+    unknown: int
+    """How many are at a server that is not known."""
 
 
 def _match(look: Look, naming: Naming) -> _Matched:
     view = look.view
     family = FAMILIES[view.dialect]
-    ours: list[Mapping[str, Any]] = []
-    others: list[Mapping[str, Any]] = []
-    for row in look.pools:
-        if FAMILIES.get(row["dialect"] or "") == family:
-            (ours if naming.names(view.server, row) else others).append(row)
-    connections = [
-        row
-        for row in look.connections
-        if FAMILIES.get(row["dialect"] or "") == family and naming.names(view.server, row)
-    ]
+    pools = [row for row in look.pools if FAMILIES.get(row["dialect"] or "") == family]
+    ours = [row for row in pools if naming.has(view, row)]
+    rows = [row for row in look.connections if FAMILIES.get(row["dialect"] or "") == family]
+    connections = [row for row in rows if naming.has(view, row)]
+    others, unknown = _others(pools, ours, rows, connections)
     sessions = {session.id: session for session in view.sessions}
     owners: dict[int, list[Mapping[str, Any]]] = {}
     missing: dict[tuple[str, int], Mapping[str, Any]] = {}
@@ -148,7 +212,54 @@ def _match(look: Look, naming: Naming) -> _Matched:
             missing[(row["instance"], row["connection"])] = row
     unowned = {key: session for key, session in sessions.items() if key not in owners}
     without = sum(row["server_id"] is None for row in connections)
-    return _Matched(owners, unowned, missing, ours, others, len(connections), without)
+    pooled = sum(row["server_id"] is None and bool(row["pooler"]) for row in connections)
+    return _Matched(owners, unowned, missing, ours, others, len(connections), without, pooled, unknown)
+
+
+def _others(
+    pools: Sequence[Mapping[str, Any]],
+    ours: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
+    connections: Sequence[Mapping[str, Any]],
+) -> tuple[list[dict[str, Any]], int]:
+    """Return the other servers, with what is there, and how many connections are at one that is not known.
+
+    A pool of which some connections are here counts at the other server with those that are there.
+    """
+    counts: dict[str, Counter[str]] = {}
+    unknown, mine = 0, {id(row) for row in ours}
+    for row in pools:
+        servers = servers_of(row)
+        if id(row) in mine:
+            continue
+        count = counts.setdefault(named(servers), Counter())
+        count["pools"] += 1
+        if len(servers) == 1:
+            count["connections"] += row["connections"] or 0
+            count["pooler"] |= bool(row["pooler"])
+    here = {id(row) for row in connections}
+    shown = {
+        (row["instance"], row["pool"]) for row in pools if id(row) not in mine and len(servers_of(row)) == 1
+    }
+    for row in rows:
+        if id(row) in here:
+            continue
+        servers = servers_of(row)
+        if not servers:
+            unknown += 1
+        elif (row["instance"], row["pool"]) not in shown:
+            counts.setdefault(named(servers), Counter())["connections"] += 1
+    counts.pop(str(UNKNOWN), None)
+    found = [
+        {
+            "server": server,
+            "pools": count["pools"],
+            "connections": count["connections"],
+            "pooler": bool(count["pooler"]),
+        }
+        for server, count in sorted(counts.items())
+    ]
+    return found, unknown
 
 
 def _same_age(row: Mapping[str, Any], session: Session, view: ServerView) -> bool:
@@ -174,7 +285,7 @@ def reconcile(first: Look, second: Look | None, naming: Naming) -> dict[str, Any
         missing = {key: row for key, row in missing.items() if key in before.missing}
     view = last.view
     free = view.max_connections - view.reserved_connections
-    capacity, limited, unlimited, unknown = _capacity(now.pools)
+    capacity, limited, unlimited, unknown, pooled = _capacity(now.pools)
     return {
         **last.header,
         "server": {
@@ -196,30 +307,37 @@ def reconcile(first: Look, second: Look | None, naming: Naming) -> dict[str, Any
         "missing_connections": len(missing),
         "connections": now.connections,
         "connections_without_id": now.without_id,
+        "connections_through_pooler": now.pooled,
+        "unknown_server_connections": now.unknown,
         "pools": len(now.pools),
         "capacity": capacity,
         "limited_capacity": limited,
         "unlimited_pools": unlimited,
         "lost_pools": unknown,
+        "pooled_pools": pooled,
         "capacity_headroom": None if capacity is None else free - capacity,
         "programs": _programs(now),
         "unowned": [session._asdict() for _, session in sorted(unowned.items())],
         "missing": [dict(row) for _, row in sorted(missing.items(), key=_by_program)],
-        "other_servers": _other_servers(now.others),
+        "other_servers": now.others,
     }
 
 
-def _capacity(pools: Iterable[Mapping[str, Any]]) -> tuple[int | None, int, int, int]:
-    """Return the capacity (None: not known), that of limited pools, and how many are unlimited and lost."""
-    limited = unlimited = lost = 0
+def _capacity(pools: Iterable[Mapping[str, Any]]) -> tuple[int | None, int, int, int, int]:
+    """Return the capacity (None: not known), that of limited pools, and how many are unlimited and lost, and
+    how many go through a pooler, which has a limit of its own for the server."""
+    limited = unlimited = lost = pooled = 0
     for row in pools:
+        if row["pooler"]:
+            pooled += 1
+            continue
         if row["state"] == "lost":
             lost += 1
         elif row["capacity"] is None:
             unlimited += 1
         else:
             limited += row["capacity"]
-    return (None if unlimited or lost else limited), limited, unlimited, lost
+    return (None if unlimited or lost or pooled else limited), limited, unlimited, lost, pooled
 
 
 def _programs(matched: _Matched) -> list[dict[str, Any]]:
@@ -257,16 +375,3 @@ def _programs(matched: _Matched) -> list[dict[str, Any]]:
 def _by_program(item: tuple[tuple[str, int], Mapping[str, Any]]) -> tuple[Any, ...]:
     key, row = item
     return (row["host"], row["program"], row["pid"] or 0, *key)
-
-
-def _other_servers(pools: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the servers of the pools that were left out, with how much they have."""
-    counts: dict[str, Counter[str]] = {}
-    for row in pools:
-        count = counts.setdefault(str(server_of(row)), Counter())
-        count["pools"] += 1
-        count["connections"] += row["connections"] or 0
-    return [
-        {"server": server, "pools": count["pools"], "connections": count["connections"]}
-        for server, count in sorted(counts.items())
-    ]

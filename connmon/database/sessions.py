@@ -26,8 +26,19 @@ from sqlalchemy.pool import NullPool
 
 from connmon.database.crowded import hint
 from connmon.database.passwords import from_my_cnf, from_pgpass
-from connmon.database.reconcile import ServerView, Session
-from connmon.database.server import FAMILIES, PORTS, DatabaseServer, plain
+from connmon.database.reconcile import Listening, ServerView, Session
+from connmon.dbaddress import (
+    FAMILIES,
+    PORTS,
+    UNKNOWN,
+    DatabaseServer,
+    comparable,
+    decides_elsewhere,
+    of_socket,
+    plain,
+    servers_in_url,
+)
+from connmon.drivers import Driver
 from connmon.errors import ConnmonError, UnreachableError, UsageError, one_line
 
 T = TypeVar("T")
@@ -82,16 +93,32 @@ def parse_url(given: str) -> URL:
     return url.set(drivername=url.drivername.replace("_connmon", "").replace("+connmon", ""), query=query)
 
 
-def server_of_url(url: URL) -> DatabaseServer:
-    """Return the server that the URL names."""
-    port = url.port or PORTS[url.get_backend_name()]
-    host = url.host or _text(url.query.get("host"))
-    socket = "unix_socket" in url.query or (host or "").startswith("/")
-    return DatabaseServer(None if socket else plain(host or "localhost"), port)
+def server_of_url(url: URL, environ: Mapping[str, str] = os.environ) -> DatabaseServer:
+    """Return the server that the URL names, as it is compared: of several the first, of none the usual one.
+
+    Once connected, `DatabaseSessions.server` is the real one.
+    """
+    servers = _servers_of_url(url, environ)
+    if servers:
+        return comparable(servers[0])
+    dialect = url.get_backend_name()
+    by_environment = FAMILIES[dialect] == "postgresql"
+    if decides_elsewhere(url.query) or (by_environment and environ.get("PGSERVICE")):
+        return UNKNOWN
+    host, port = url.host, url.port
+    if by_environment:
+        host, port = host or environ.get("PGHOST"), port or _port(environ.get("PGPORT"))
+    return DatabaseServer(plain((host or "localhost").partition(",")[0]), port or PORTS[dialect])
 
 
-def _text(value: str | tuple[str, ...] | None) -> str | None:
-    return value if value is None or isinstance(value, str) else value[0]
+def _servers_of_url(url: URL, environ: Mapping[str, str]) -> tuple[DatabaseServer, ...]:
+    # Without one in it, the first that is installed, which reads the environment.
+    driver = url.get_driver_name() if "+" in url.drivername else DRIVERS[FAMILIES[url.get_backend_name()]][0]
+    return servers_in_url(url.get_backend_name(), driver, url.host, url.port, url.query, environ)
+
+
+def _port(text: str | None) -> int | None:
+    return int(text) if text and text.isascii() and text.isdigit() else None
 
 
 class DatabaseSessions:
@@ -103,7 +130,7 @@ class DatabaseSessions:
         Raises UsageError where no driver is there or nobody may log in so, UnreachableError
         where no server answers.
         """
-        self.server: Final = server_of_url(url)
+        self.server = server_of_url(url)
         self._family = FAMILIES[url.get_backend_name()]
         self._engine: Engine | None = None
         self._waits = False
@@ -140,6 +167,17 @@ class DatabaseSessions:
 
         self._connection = self._within(connect, url)
         self._url = url
+        self.server = self._connected_to(driver)
+
+    def _connected_to(self, driver: str) -> DatabaseServer:
+        """Return the server that the driver says; by the URL's name, where it knows an address only."""
+        assert self._connection is not None
+        dialect = self._connection.engine.dialect
+        said = Driver(dialect.name, driver).server(self._connection.connection.driver_connection)
+        server = comparable(said.server)
+        if server.host is None or (not said.named and server.port == self.server.port and not server.socket):
+            return self.server
+        return server
 
     def look(self) -> ServerView:
         """Return what the server says now. Raises UnreachableError and UsageError."""
@@ -279,10 +317,12 @@ def with_password(url: URL, server: DatabaseServer, environ: Mapping[str, str] =
         user, password = from_my_cnf(content, url.username)
         return url.set(username=user, password=password)
     password = environ.get("PGPASSWORD")
+    if password is None and (server.host is None or len(_servers_of_url(url, environ)) > 1):
+        return url  # libpq itself looks for the password of the one that it comes to
     if password is None:
         content = _read(Path(environ.get("PGPASSFILE") or home / ".pgpass"), closed=True)
         user = url.username or environ.get("PGUSER") or environ.get("USER") or ""
-        host = None if server.host is None else url.host
+        host = None if server.socket else url.host or server.host
         password = from_pgpass(content, host, server.port or 0, url.database or user, user)
     return url.set(password=password)
 
@@ -310,7 +350,11 @@ def _look_mysql(connection: Connection, dialect: str, server: DatabaseServer) ->
     variables = dict(
         map(
             tuple,
-            _rows(connection, "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('max_connections', 'version')"),
+            _rows(
+                connection,
+                "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('max_connections', 'version', 'hostname',"
+                " 'port', 'socket', 'bind_address', 'skip_networking')",
+            ),
         )
     )
     (own,) = _rows(connection, "SELECT connection_id(), substring_index(current_user(), '@', 1)")
@@ -343,6 +387,20 @@ def _look_mysql(connection: Connection, dialect: str, server: DatabaseServer) ->
         used,
         tuple(sessions),
         hidden,
+        _listening_mysql(variables),
+    )
+
+
+def _listening_mysql(variables: Mapping[Any, Any]) -> Listening:
+    networking = str(variables.get("skip_networking", "OFF")).upper() in ("OFF", "0")
+    port = int(variables.get("port") or 0) if networking else 0
+    bound = [word for word in map(str.strip, str(variables.get("bind_address") or "").split(",")) if word]
+    socket = str(variables.get("socket") or "")
+    return Listening(
+        hostname=str(variables.get("hostname") or "") or None,
+        port=port or None,
+        sockets=(of_socket("mysql", plain(socket)),) if socket.startswith("/") else (),
+        addresses=tuple(plain(word) for word in bound),
     )
 
 
@@ -365,6 +423,12 @@ WHERE (backend_type = 'client backend'
         OR (backend_type IS NULL AND datid IS NOT NULL AND usesysid IS NOT NULL))
     AND pid <> pg_backend_pid()
 ORDER BY pid
+"""
+#: Whom it does not concern gets no row of the directories: that takes pg_read_all_settings.
+_POSTGRESQL_LISTENING: Final = """
+SELECT current_setting('port')::int, current_setting('listen_addresses', true),
+    (SELECT setting FROM pg_settings WHERE name = 'unix_socket_directories'),
+    host(inet_server_addr()), inet_server_port()
 """
 _POSTGRESQL_LIMITS: Final = """
 SELECT current_setting('max_connections')::int,
@@ -395,8 +459,26 @@ def _look_postgresql(connection: Connection, dialect: str, server: DatabaseServe
     hidden = sum(session.age_seconds is None for session in sessions)
     maximum, reserved, version, uptime = limits
     used = len(sessions) + 1
+    (listening,) = _rows(connection, _POSTGRESQL_LISTENING)
     return ServerView(
-        dialect, server, str(version), _seconds(uptime), maximum, reserved, used, sessions, hidden
+        dialect, server, str(version), _seconds(uptime), maximum, reserved, used, sessions, hidden,
+        _listening_postgresql(*listening),
+    )  # fmt: skip
+
+
+def _listening_postgresql(
+    port: int, addresses: str | None, directories: str | None, reached: str | None, reached_port: int | None
+) -> Listening:
+    sockets = None
+    if directories is not None:
+        places = [place.strip().strip('"') for place in directories.split(",")]
+        sockets = tuple(DatabaseServer(plain(place), port) for place in places if place.startswith("/"))
+    bound = [plain(word.strip()) for word in (addresses or "").split(",") if word.strip()]
+    return Listening(
+        port=port,
+        sockets=sockets,
+        addresses=tuple(bound),
+        reached=None if reached is None else DatabaseServer(plain(reached), reached_port),
     )
 
 

@@ -9,11 +9,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import unquote
 
-from connmon.database.server import DatabaseServer, names, server_of
+from connmon.dbaddress import DatabaseServer, joined, named, names, servers_of
 from connmon.errors import ConfigError, one_line
 from connmon.formats import printable, short_age
 from connmon.model import LARGEST
@@ -33,21 +33,18 @@ def parse_session(text: str) -> int:
 
 
 def whois(
-    document: Mapping[str, Any], session: int, database: DatabaseServer | None = None
+    document: Mapping[str, Any], session: int, database: Sequence[DatabaseServer] = ()
 ) -> tuple[dict[str, Any], str | None]:
     """Return what is known of the session, and where nothing is, why.
 
-    `document` is a snapshot by connection. The result has those of its rows that match.
+    `document` is a snapshot by connection. The result has those of its rows that match; `database`: only
+    sessions of one of these servers.
     """
     found = [row for row in document["rows"] if row["server_id"] == session]
-    rows = [
-        {**row, "database_user": database_user(row["pool"])}
-        for row in found
-        if database is None or names(database, server_of(row))
-    ]
+    rows = [{**row, "database_user": database_user(row["pool"])} for row in found if _at(row, database)]
     header = {key: document[key] for key in ("service", "node", "leader", "quorum", "stale_seconds")}
     result = {
-        **header, "server_id": session, "database": None if database is None else str(database), "rows": rows,
+        **header, "server_id": session, "database": joined(database) or None, "rows": rows,
     }  # fmt: skip
     return result, None if rows else _nobody(document, session, database, found)
 
@@ -58,22 +55,29 @@ def database_user(pool: str | None) -> str | None:
     return unquote(match[1]) if match else None
 
 
+def _at(row: Mapping[str, Any], database: Sequence[DatabaseServer]) -> bool:
+    """Whether the connection of this row is at one of the servers; no servers: at any, or one not known."""
+    return not database or any(names(wanted, server) for wanted in database for server in servers_of(row))
+
+
 def _nobody(
-    document: Mapping[str, Any], session: int, database: DatabaseServer | None, found: list[dict[str, Any]]
+    document: Mapping[str, Any], session: int, database: Sequence[DatabaseServer], found: list[dict[str, Any]]
 ) -> str:
     known = [row for row in document["rows"] if row["server_id"] is not None]
-    where = "" if database is None else f" on {database}"
+    where = f" on {joined(database)}" if database else ""
     if found:
-        others = ", ".join(sorted({str(server_of(row)) for row in found}))
+        others = ", ".join(sorted({named(servers_of(row)) for row in found}))
         hint = f"there is one on {others}"
-    elif database is not None and not any(names(database, server_of(row)) for row in known):
-        servers = sorted({str(server_of(row)) for row in known})
+    elif database and not any(_at(row, database) for row in known):
+        servers = sorted({named(servers_of(row)) for row in known})
         hint = (
             f"the servers that pools name are {', '.join(servers[:10])}" if servers else "no server is known"
         )
     else:
         without = len(document["rows"]) - len(known)
         hint = f"sessions known: {len(known)}; connections without a session id: {without}"
+        if pooled := sum(bool(row["pooler"]) for row in document["rows"] if row["server_id"] is None):
+            hint += f", {pooled} of them through a pooler (PgBouncer), which hides it"
     return f"no process that reports to service {document['service']} has session {session}{where}: {hint}"
 
 
@@ -86,7 +90,7 @@ def whois_text(result: Mapping[str, Any]) -> str:
 
 
 def _block(session: int, row: Mapping[str, Any]) -> list[str]:
-    lines = [f"session {session} of {printable(str(row['dialect']))} {printable(str(server_of(row)))}"]
+    lines = [f"session {session} of {printable(str(row['dialect']))} {printable(named(servers_of(row)))}"]
     if row["state"] is None:
         state = "lost: its process is silent, this is what was last heard"
     elif row["held_seconds"] is None:

@@ -28,8 +28,10 @@ from collections.abc import Callable, MutableMapping
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
+from connmon.dbaddress import DatabaseServer
 from connmon.histogram import BUCKETS, added, bucket, trimmed
 from connmon.model import Gauges, Peaks, PoolInfo, Times, Totals, plus
+from connmon.plugin.location import Location
 
 if TYPE_CHECKING:
     from connmon.plugin.ledger import Ledger
@@ -110,9 +112,9 @@ class Entry:
     """One physical connection, from its connect (or adoption) to its end."""
 
     __slots__ = (
-        "checkins", "checkouts", "closed", "detached", "held", "holder", "holds", "invalidations", "key",
-        "number", "opened", "owned", "pool", "seen", "seen_at", "server_id", "since", "site", "told",
-        "told_at", "took", "weak",
+        "checkins", "checkouts", "closed", "detached", "driver", "held", "holder", "holds", "invalidations",
+        "key", "number", "opened", "owned", "pool", "read", "seen", "seen_at", "server", "server_id", "since",
+        "site", "told", "told_at", "took", "weak",
     )  # fmt: skip
 
     def __init__(
@@ -131,6 +133,12 @@ class Entry:
         """How long it was held, each time, as a histogram; and in all, in seconds."""
         self.held = 0.0
         self.server_id: int | None = None
+        self.server: DatabaseServer | None = None
+        """Where it is connected, as far as is known. None: not asked. These and the next are `location`'s."""
+        self.driver: Any = None
+        """A weak reference to the driver's connection, where that may connect again; and `checkouts` when
+        the session id was last read."""
+        self.read = 0
         self.since = 0.0
         """When the present holder got it; 0.0: nobody holds it. Written before `checkouts`."""
         self.holder: Any = 0
@@ -229,6 +237,8 @@ class PoolAccount:
         self.info = info
         self.process = ledger.live
         self.live = Live()
+        self.location: Location | None = None
+        """What its connections say of their server. None: nobody asks them."""
         self.retired = False
         self.look_after: float | None = None
         """Seconds after which a held connection's holder is looked at; None: never."""
@@ -253,9 +263,16 @@ class PoolAccount:
         self.gone: list[int] = []
         """Told connections that have ended since the last report."""
         self.told: object = None
+        self.told_info: PoolInfo | None = None
+        """What the last report said that it is; None: nothing yet."""
         self.unacknowledged: Peaks | None = None
         self.drift: object = None
         self.drift_since, self.drift_seen = 0.0, 0
+
+    def locate(self) -> None:
+        """Take into `info` what is known of the server by now."""
+        if self.location is not None:
+            self.info = self.location.described(self.info)
 
     def forget(self) -> None:
         """Begin anew after a fork: all of this was the parent's."""
@@ -272,7 +289,7 @@ class PoolAccount:
         self.ended_times = Times()
         self.counted_ms = (0, 0, 0)
         self.gone = []
-        self.told = self.unacknowledged = self.drift = None
+        self.told = self.told_info = self.unacknowledged = self.drift = None
         self.live.reset()
 
     def opened(

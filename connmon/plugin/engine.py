@@ -21,14 +21,16 @@ import os
 import re
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from sqlalchemy.engine import URL, CreateEnginePlugin, Engine
+from sqlalchemy.engine import URL, CreateEnginePlugin, Engine, create_engine
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import AssertionPool, Pool, QueuePool, SingletonThreadPool, StaticPool
 
 from connmon.config import url_options
+from connmon.dbaddress import DatabaseServer, joined, servers_in_url
+from connmon.drivers import Driver
 from connmon.errors import ConfigError
 from connmon.model import PoolInfo
 
@@ -180,12 +182,12 @@ def created(engine: Engine, options: Options) -> None:
 
         ledger = ledger_for(service, given.program or program_name())
         tracing = Tracing(given.trace, given.held)
-        instrument(engine.pool, ledger, describe(engine), server_id_of(engine.dialect), tracing)
+        instrument(engine.pool, ledger, describe(engine), driver_of(engine.dialect), tracing)
         _attached.add(engine.pool)
     except ConfigError as error:
         raise ArgumentError(str(error)) from None
     except Exception as error:
-        from connmon.plugin.interrupts import interrupted
+        from connmon.interrupts import interrupted
 
         if interrupted(error):
             raise
@@ -240,7 +242,10 @@ def _module_asked_for(argv: Sequence[str]) -> str | None:
 
 # --- Which pool and database --------------------------------------------------------------
 
-_DEFAULT_PORTS: Final = {"mysql": 3306, "mariadb": 3306, "postgresql": 5432}
+
+def driver_of(dialect: Dialect) -> Driver:
+    """Return what asks the driver connections of this dialect for their session and server."""
+    return Driver(dialect.name, dialect.driver)
 
 
 def describe(engine: Engine) -> PoolInfo:
@@ -255,9 +260,17 @@ def describe(engine: Engine) -> PoolInfo:
         if not database.startswith((":memory:", "file:")):
             database = os.path.abspath(database)
     else:
-        host, port = _server(url, _DEFAULT_PORTS.get(dialect))
+        servers = _servers(engine)
+        if len(servers) == 1:
+            host, port = servers[0]
+        else:
+            host, port = joined(servers), None
+            if not 0 < len(host) <= 256:  # cut, it would be a list of others
+                host = None
         # libpq takes a whole connection string for a database's name, password included.
         database = name = "" if re.search("=|://", name) else name
+    if not _as_in_url(engine, _WHICH):
+        database = ""
     shown = URL.create(
         url.drivername, _text(url.username or "", 256) or None, None, url.host, url.port, name or None
     )
@@ -275,32 +288,51 @@ def describe(engine: Engine) -> PoolInfo:
     )
 
 
-def _server(url: URL, default_port: int | None) -> tuple[str | None, int | None]:
-    """Return host and port of the server; None for those of a socket, or where they are not known.
-
-    Several hosts are one text with commas between, with a port if they all have the same.
-    """
-    if "unix_socket" in url.query or "unix_sock" in url.query:
-        return None, None
-    # As in the drivers, where a host or port among the query's options wins over the URL's own.
-    hosts = list(_words(url.query.get("host"))) or [url.host or ""]
-    ports = list(_words(url.query.get("port"))) or [str(url.port or "")]
-    if len(ports) != len(hosts):
-        ports = ports[:1] * len(hosts)
-    found: dict[str, int | None] = {}
-    for host, port in zip(hosts, ports, strict=True):
-        inside = re.fullmatch(r"([A-Za-z0-9.-]*):(\d*)", host)
-        if inside:
-            host, port = inside[1], inside[2] or port
-        if host and not host.startswith(("/", "@", "%2F", "%2f")):
-            found[host] = default_port if not port else int(port) if re.fullmatch(r"\d{1,5}", port) else None
-    common = set(found.values())
-    return ",".join(found) or None, common.pop() if len(common) == 1 else None
+def _servers(engine: Engine) -> tuple[DatabaseServer, ...]:
+    """Return the servers that the URL decides on; none where something else decides."""
+    url, dialect = engine.url, engine.dialect
+    if not _as_in_url(engine, _WHERE):
+        return ()
+    return servers_in_url(dialect.name, dialect.driver, url.host, url.port, url.query, os.environ)
 
 
-def _words(value: str | Sequence[str] | None) -> Iterator[str]:
-    for text in (value,) if isinstance(value, str) else value or ():
-        yield from text.split(",")
+#: What drivers call the arguments that decide where they connect.
+_WHERE: Final = (
+    "host", "hostaddr", "port", "unix_socket", "unix_sock", "dsn", "service", "sock", "server",
+    "read_default_file", "read_default_group", "option_files", "option_groups", "failover",
+)  # fmt: skip
+
+
+#: And to which database.
+_WHICH: Final = (
+    "database", "db", "dbname", "dsn", "service", "read_default_file", "read_default_group", "option_files",
+)  # fmt: skip
+
+
+def _as_in_url(engine: Engine, names: Sequence[str]) -> bool:
+    """Whether SQLAlchemy itself connects, with those of these arguments that the URL has, and no others."""
+    given = _arguments(engine)
+    if given is None:
+        return False
+    try:
+        _, of_url = engine.dialect.create_connect_args(engine.url)
+    except Exception:  # it is connected in a way of its own
+        return False
+    return [given.get(name) for name in names] == [of_url.get(name) for name in names]
+
+
+def _arguments(engine: Engine) -> Mapping[str, Any] | None:
+    """Return the keyword arguments that SQLAlchemy connects with; None where a creator of others connects."""
+    creator: Any = engine.pool._creator
+    code = getattr(creator, "__code__", None)
+    if getattr(creator, "__module__", None) != create_engine.__module__ or code is None:
+        return None
+    try:
+        cells = dict(zip(code.co_freevars, creator.__closure__ or (), strict=True))
+        arguments = cells["cparams"].cell_contents
+    except (KeyError, ValueError):
+        return None  # of another version of SQLAlchemy: the first connection will tell
+    return arguments if isinstance(arguments, Mapping) else None
 
 
 def _limits(pool: Pool) -> tuple[int | None, int | None, float | None]:
@@ -320,56 +352,3 @@ def _limits(pool: Pool) -> tuple[int | None, int | None, float | None]:
 def _text(value: str, limit: int) -> str:
     """Return the text as the wire can take it: no lone surrogates, at most `limit` characters."""
     return value.encode("utf-8", "replace").decode()[:limit]
-
-
-# --- Which session of the server ----------------------------------------------------------
-
-ServerId: TypeAlias = Callable[[Any], "int | None"]
-
-
-def _thread_id(connection: Any) -> Any:
-    return connection.thread_id()
-
-
-def _connection_id(connection: Any) -> Any:
-    return connection.connection_id
-
-
-def _pg8000(connection: Any) -> Any:
-    # Process id and cancel key, as the server sent them; pg8000 offers nothing public.
-    return int.from_bytes(connection._backend_key_data[:4], "big")
-
-
-_SERVER_IDS: Final[Mapping[str, Callable[[Any], Any]]] = {
-    "pymysql": _thread_id,
-    "mysqldb": _thread_id,
-    "aiomysql": _thread_id,
-    "asyncmy": _thread_id,
-    "cymysql": _thread_id,
-    "mysqlconnector": _connection_id,
-    "mariadbconnector": _connection_id,
-    "psycopg2": lambda connection: connection.get_backend_pid(),
-    "psycopg2cffi": lambda connection: connection.get_backend_pid(),
-    "psycopg": lambda connection: connection.info.backend_pid,
-    "asyncpg": lambda connection: connection.get_server_pid(),
-    "pg8000": _pg8000,
-}
-"""By the dialect's driver."""
-
-
-def server_id_of(dialect: Dialect) -> ServerId:
-    """Return what tells the server's session id of a driver connection of this dialect.
-
-    It sends nothing, never raises, and returns None where there is no id to be had.
-    """
-    ask = _SERVER_IDS.get(dialect.driver)
-
-    def server_id(connection: Any) -> int | None:
-        if ask is None or connection is None:
-            return None
-        try:
-            return int(ask(connection)) or None
-        except Exception:
-            return None
-
-    return server_id

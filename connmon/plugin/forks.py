@@ -22,7 +22,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from connmon.plugin.interrupts import interrupted
+from connmon.interrupts import interrupted
 
 log = logging.getLogger("connmon")
 

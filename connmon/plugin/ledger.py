@@ -28,6 +28,7 @@ from connmon.model import (
     PoolReport,
     Report,
     RowKey,
+    ServerAddress,
     database_key,
     plus,
 )
@@ -185,6 +186,7 @@ class Ledger:
         pools, connections, closed = [], [], []
         present, longest, counted = Gauges(), 0.0, []
         for account in self._accounts():
+            account.locate()
             account.fold()
             gauges, totals, held_since = account.count()
             account.settle(gauges, totals, now)
@@ -200,12 +202,12 @@ class Ledger:
             gauges = within(gauges, peaks, whole, present)
             present = plus(present, gauges)
             peaks = account.unacknowledged or peaks
-            facts = (gauges, totals, times, peaks, held_since, first)
+            facts = (gauges, totals, times, peaks, held_since, first, account.info)
             if full or facts != account.told:
                 pools.append(
                     PoolReport(
                         account.number,
-                        account.info if full or account.told is None else None,
+                        account.info if full or account.info is not account.told_info else None,
                         gauges,
                         totals,
                         peaks,
@@ -214,7 +216,7 @@ class Ledger:
                         times,
                     )
                 )
-                account.told = facts
+                account.told, account.told_info = facts, account.info
             closed += account.gone
             account.gone = []
             connections += self._connections(account.entries.values(), now, full)
@@ -246,11 +248,12 @@ class Ledger:
     def _connections(self, entries: Iterable[Entry], now: float, full: bool) -> list[Connection]:
         told = []
         for entry in list(entries):
+            number, server = self._session(entry, now)
             since, detached = entry.since, entry.detached
             held = since > 0.0
             name, site, stack = self._holder(entry, now - since) if held else (None, None, ())
             # The id comes later than the connection: its first statements may be on their way meanwhile.
-            facts = (since, detached, entry.server_id, site, stack)
+            facts = (since, detached, number, site, stack, server)
             if not full and entry.told == facts and not (held and now - entry.told_at > REFRESH):
                 continue
             entry.told, entry.told_at = facts, now
@@ -259,16 +262,30 @@ class Ledger:
                 Connection(
                     entry.number,
                     entry.pool.number,
-                    entry.server_id,
+                    number,
                     state,
                     max(0.0, now - entry.opened),
                     max(0.0, now - since) if held else None,
                     name,
                     site,
                     stack,
+                    server,
                 )
             )
         return told
+
+    @staticmethod
+    def _session(entry: Entry, now: float) -> tuple[int | None, ServerAddress | None]:
+        """Return the server's id of the connection, and where it is; None: where its pool is."""
+        location = entry.pool.location
+        if location is None:
+            return entry.server_id, None
+        if entry.driver is not None and (entry.since or entry.read != entry.checkouts):
+            location.look_again(entry, now)
+        number = location.session_of(entry) if location.poolers else entry.server_id
+        if entry.server is not None and entry.server is location.at:  # as mostly
+            return number, None
+        return number, location.address_of(entry, entry.pool.info)
 
     def _holder(self, entry: Entry, held: float) -> tuple[str | None, str | None, tuple[str, ...]]:
         """Return who holds the connection, and where: at its checkout if that was kept, else now."""
@@ -295,6 +312,7 @@ class Ledger:
             if account.entries:  # a detached connection outlives its pool
                 continue
             del self.pools[account.number]
+            account.locate()
             remains = self._remains_of(account)
             _, happened, _ = account.count()
             remains.ended = plus(remains.ended, happened)

@@ -26,11 +26,12 @@ from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
 from connmon.histogram import BOUNDS
+from connmon.interrupts import interrupted, let_go
 from connmon.model import PoolInfo
 from connmon.plugin import forks, holder
 from connmon.plugin.account import KEY, Entry, Lifeline, PoolAccount
-from connmon.plugin.interrupts import interrupted, let_go
 from connmon.plugin.ledger import Ledger
+from connmon.plugin.location import Location
 from connmon.plugin.queuepool import Extra, watch
 
 Checkout: TypeAlias = Callable[[Any, Any, Any], None]
@@ -46,17 +47,19 @@ def instrument(
 ) -> PoolAccount:
     """Account for this pool, and for those that will be recreated from it, in `ledger`.
 
-    `server_id` takes a driver connection and returns the server's id of the session, or None.
+    `server_id` takes a driver connection and returns the server's id of the session, or None; where it is
+    a `Driver`, that is asked where the connection is as well.
     A pool that is accounted for already is left alone; its account is returned.
     """
     present: PoolAccount | None = getattr(pool._creator, KEY, None)
     if present is not None:
         return present
     account = ledger.pool(info)
+    account.location = location = Location(info, server_id)
     _wrap_creator(pool, account)
     account.look_after = None if tracing.trace == "off" else tracing.held
     account.asked = holder.asking(bool(getattr(pool, "_is_asyncio", False)))
-    checkout, checkin = _listen(pool, account, server_id)
+    checkout, checkin = _listen(pool, account, location)
     trace = _trace if tracing.trace == "all" else None
     if not watch(pool, Extra(checkout, trace, forks.look_for_one())):
         event.listen(pool, "checkout", forks.guarded(_traced(checkout) if trace else checkout))
@@ -82,9 +85,7 @@ def _traced(checkout: Checkout) -> Checkout:
     return traced_checkout
 
 
-def _listen(
-    pool: Pool, account: PoolAccount, server_id: Callable[[Any], int | None]
-) -> tuple[Checkout, Checkin]:
+def _listen(pool: Pool, account: PoolAccount, location: Location) -> tuple[Checkout, Checkin]:
     """Listen to what is rare; return the listeners of checkout and checkin, which are not."""
     # Closures: cheaper to call than bound methods, and this is the path that counts.
     live, process, ledger = account.live, account.process, account.ledger
@@ -96,7 +97,7 @@ def _listen(
         ledger.seen()
         entry = account.opened(id(connection), monotonic(), owned=owned, info=record.info)
         try:
-            entry.server_id = server_id(record.driver_connection)
+            location.meet(entry, record.driver_connection)
         except Exception as error:  # unknown, then
             if interrupted(error, in_driver=True):
                 raise
@@ -109,7 +110,7 @@ def _listen(
             if token is None or token.entry.key != id(dbapi_connection) or token.entry.closed:
                 found(record, dbapi_connection, True)  # made by a creator that is not ours
             else:
-                token.entry.server_id = server_id(record.driver_connection)
+                location.meet(token.entry, record.driver_connection)
             ledger.relieve(account)
         except BaseException as error:
             if interrupted(error, in_driver=True):

@@ -27,8 +27,8 @@ from sqlalchemy import exc
 from sqlalchemy.pool import Pool, QueuePool
 
 from connmon.histogram import BOUNDS
+from connmon.interrupts import interrupted
 from connmon.plugin.account import KEY, PoolAccount
-from connmon.plugin.interrupts import interrupted
 
 #: The mark on a wrapped creator whose pool accounts for checkouts itself: its `Extra`.
 EXTRA = "connmon_extra"

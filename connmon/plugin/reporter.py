@@ -33,9 +33,9 @@ from connmon import __version__, procinfo
 from connmon.config import Service
 from connmon.credentials import Credentials, of_client
 from connmon.errors import ConfigError
+from connmon.interrupts import interrupted
 from connmon.model import Process, Usage
 from connmon.plugin import forks, holder, native
-from connmon.plugin.interrupts import interrupted
 from connmon.plugin.ledger import Ledger
 from connmon.plugin.line import READ, Line
 from connmon.plugin.uplink import Uplink

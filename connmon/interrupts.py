@@ -9,12 +9,13 @@ This is asked where an exception was caught, never on the way: it may take its t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from types import FrameType, TracebackType
 from typing import Any, Final
 
-_HERE: Final = os.path.dirname(os.path.abspath(__file__))
+_HERE: Final = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
 #: Modules whose exceptions what connmon calls on the way can raise by itself.
 _OWN: Final = ("builtins", "connmon", "sqlalchemy")
 
@@ -80,8 +81,6 @@ def let_go(error: BaseException) -> None:
     trace = error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename.startswith(_HERE):
-            try:
+            with contextlib.suppress(RuntimeError):  # it is not through yet
                 trace.tb_frame.clear()
-            except RuntimeError:
-                pass  # it is not through yet
         trace = trace.tb_next
