@@ -910,6 +910,11 @@ class Ledgers(RuleBasedStateMachine):
         assert gauges.detached == sum(c.detached for c in known)
         assert gauges.waiting == sum(len(facts.waits) for facts in self.facts)
         assert [process.max_connections, process.max_checked_out, process.max_waiting] == self.most
+        self._check_one_by_one(known)
+
+    def _check_one_by_one(self, known: list[Truth]) -> None:
+        process = self.state.processes[self.ledger.instance]
+        assert process.left_out == 0
         assert len(process.connections) == len(known)
         states = sorted(
             "detached" if c.detached else "checked_out" if c.held else "idle" for c in known
@@ -923,6 +928,10 @@ class Ledgers(RuleBasedStateMachine):
                 assert sum(record.times.holds) == facts.holds
                 assert sum(record.times.waits) == facts.waited
                 assert [record.max_connections, record.max_checked_out, record.max_waiting] == facts.most
+        self._check_databases()
+
+    def _check_databases(self) -> None:
+        for facts in self.facts:
             group = self.state.groups.get(database_key(facts.account.info))
             if group is None:
                 assert facts.most == [0, 0, 0]
@@ -951,16 +960,50 @@ class Ledgers(RuleBasedStateMachine):
         self.quiet()
 
 
+class CrowdedLedgers(Ledgers):
+    """The same with more pools and connections than are reported one by one."""
+
+    def _check_one_by_one(self, known: list[Truth]) -> None:
+        """As many as fit have a row each, which is right; the others are counted, and right in the sums."""
+        process = self.state.processes[self.ledger.instance]
+        open_pools = [facts for facts in self.facts if facts.account.number in self.ledger.pools]
+        rows = [facts for facts in open_pools if facts.account.number in process.pools]
+        assert len(rows) == min(len(open_pools), module.POOLS_REPORTED)
+        assert len(process.connections) == min(len(known), module.CONNECTIONS_REPORTED)
+        left_out = len(open_pools) - len(rows) + len(known) - len(process.connections)
+        assert process.left_out == left_out
+        for facts in rows:
+            record = process.pools[facts.account.number]
+            assert not record.left_out
+            assert record.totals == Totals(**facts.totals)
+            assert sum(record.times.holds) == facts.holds
+            assert sum(record.times.waits) == facts.waited
+        for connection in process.connections.values():
+            assert connection.pool in process.pools
+        for key in {database_key(facts.account.info) for facts in self.facts}:
+            if key in self.state.groups:
+                mine = [facts for facts in self.facts if database_key(facts.account.info) == key]
+                happened = [pool.totals for pool in process.pools.values() if pool.database == key]
+                for number, field in enumerate(Totals._fields[:7]):
+                    assert sum(t[number] for t in happened) == sum(facts.totals[field] for facts in mine)
+        self._check_databases()
+
+
 def _with_process(report: Report) -> Report:
     return structs.replace(report, process=PROCESS)
 
 
 @pytest.mark.slow
-def test_any_sequence_of_facts(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("world", [Ledgers, CrowdedLedgers])
+def test_any_sequence_of_facts(monkeypatch: pytest.MonkeyPatch, world: type[Ledgers]) -> None:
     """Random facts, reports that are lost or repeated, and forks, against the truth."""
     monkeypatch.setattr(pool_module, "monotonic", Ledgers.clock)
+    if world is CrowdedLedgers:
+        monkeypatch.setattr(module, "POOLS_REPORTED", 2)
+        monkeypatch.setattr(module, "CONNECTIONS_REPORTED", 4)
+        monkeypatch.setattr(module, "FEW", 0)
     run_state_machine_as_test(
-        Ledgers,
+        world,
         settings=settings(
             max_examples=150,
             stateful_step_count=60,

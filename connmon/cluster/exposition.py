@@ -68,6 +68,7 @@ _FAMILIES: Final = (
 )  # fmt: skip
 
 
+LEFT_OUT_HELP: Final = "Processes, pools and connections that a limit leaves out."
 #: The prefix of the names, and the labels for what a row's key is made of, by kind of row.
 _LABELS: Final[Mapping[object, tuple[str, tuple[str, ...]]]] = {
     "program": ("connmon", ("host", "program")),
@@ -143,6 +144,13 @@ def _text(name: str, family: _Family, rows: Sequence[_Taken]) -> Iterator[str]:
             yield "".join(
                 [f"{begin}{row.labels}{end}{row.cells[key]}\n" for row in some if row.cells[key] is not None]
             )
+
+
+def limits_text(left_out: Mapping[str, int]) -> str:
+    """Return how much each limit leaves out; `left_out` is by the name of the limit."""
+    name = "connmon_left_out"
+    samples = [f"{name}{{limit={label(limit)}}} {count}\n" for limit, count in left_out.items()]
+    return _head(name, LEFT_OUT_HELP, "gauge") + "".join(samples)
 
 
 class _Timed(NamedTuple):

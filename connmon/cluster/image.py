@@ -41,6 +41,7 @@ class _Image(Struct, array_like=True, frozen=True):
     window: int
     in_window: Times
     before_window: Times
+    turned_away: list[tuple[str, float]] = []
 
 
 _LAYOUT: Final = 1
@@ -64,6 +65,7 @@ def dump(tables: Tables) -> bytes:
             tables.window,
             tables.in_window,
             tables.before_window,
+            list(tables.turned_away.items()),
         )
     )
 
@@ -85,6 +87,7 @@ def restore(tables: Tables, data: bytes) -> None:
     tables.boots = {boot.boot: boot for boot in image.boots}
     tables.groups = {record.key: Group.of(record) for record in image.groups}
     tables.gone = {key: tables.groups[key].gone_since or 0.0 for key in image.gone}
+    tables.turned_away = dict(image.turned_away)
     for process in image.processes:
         _count(tables, process)
     for record in image.groups:  # counting has touched them
@@ -98,6 +101,8 @@ def restore(tables: Tables, data: bytes) -> None:
 def _count(tables: Tables, process: ProcessRecord) -> None:
     """Add a process to its groups and to the weight."""
     tables.processes[process.instance] = process
+    if process.left_out:
+        tables.crowded[process.instance] = process
     for key in (process.program_key, process.host_key, *process.databases()):
         tables.enroll(tables.group(key), process)
     for key in (process.program_key, process.host_key):

@@ -33,7 +33,7 @@ from connmon.cluster import history, lookups, status
 from connmon.cluster.digests import Digests
 from connmon.cluster.intake import Intake, Waiting
 from connmon.cluster.link import Link, footprint
-from connmon.cluster.notices import Notices
+from connmon.cluster.notices import LimitNotices, Notices
 from connmon.cluster.replica import ApplyError, Replica
 from connmon.cluster.rows import About
 from connmon.cluster.spread import Spread
@@ -41,6 +41,8 @@ from connmon.config import Node, Service
 from connmon.credentials import OPEN, Credentials
 from connmon.errors import ProtocolError
 from connmon.model import (
+    CONNECTIONS_REPORTED,
+    POOLS_REPORTED,
     Batch,
     Departure,
     History,
@@ -132,6 +134,7 @@ class Server:
         self._limit = clients if clients is not None else client_limit()
         self._memory = memory
         self._notices = Notices(clock)
+        self._limit_notices = LimitNotices(clock)
         self._listener: asyncio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._links: set[Link] = set()
@@ -438,6 +441,11 @@ class Server:
             now = self.clock()
             for link in list(self._links):
                 link.check(now)
+            state = self._replica.state
+            self._limit_notices.look(
+                state.left_out(),
+                {**state.limits._asdict(), "pools": POOLS_REPORTED, "connections": CONNECTIONS_REPORTED},
+            )
             if self._replica.peers is not None:
                 self._send_away(now)
 

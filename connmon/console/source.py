@@ -79,8 +79,15 @@ class Source:
                 snapshot.remake()
 
     def head(self) -> dict[str, Any]:
-        """Return who answered, and the totals: the document of the JSON contract without rows."""
-        return self._snapshots[0].head()
+        """Return who answered, and the totals: the document of the JSON contract without rows.
+
+        Of waits also `rows_left_out`: pools and holders that the node's limits leave out of its answer.
+        """
+        head = self._snapshots[0].head()
+        header = self._snapshots[0].header
+        if self._want.by == "wait" and header is not None:
+            head["rows_left_out"] = header.left_out
+        return head
 
     def rows(self, seen: Container[Key] | None = None) -> list[tuple[Key, Row]]:
         """Return the rows, in the order of their names; `seen` as in `Snapshot.keyed_rows`."""

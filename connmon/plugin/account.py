@@ -141,7 +141,7 @@ class Entry:
         self.detached = False
         self.closed = False
         self.weak: Any = None
-        self.told: object = None
+        self.told: tuple[object, ...] | None = None
         """What the last report said of it; None: nothing yet."""
         self.told_at = 0.0
 
