@@ -403,7 +403,7 @@ def _pool(row: PoolRow) -> Cells:
     info = row.info
     return {
         "pool": info.url,
-        "pool_class": info.pool_class,
+        "pool_class": info.pool_class or None,
         "pool_size": info.pool_size,
         "max_overflow": info.max_overflow,
         "timeout_seconds": _round(info.timeout),

@@ -441,13 +441,15 @@ class Server:
             now = self.clock()
             for link in list(self._links):
                 link.check(now)
-            state = self._replica.state
-            self._limit_notices.look(
-                state.left_out(),
-                {**state.limits._asdict(), "pools": POOLS_REPORTED, "connections": CONNECTIONS_REPORTED},
-            )
             if self._replica.peers is not None:
                 self._send_away(now)
+            self._look_at_limits()
+
+    def _look_at_limits(self) -> None:
+        """Have it logged where a limit begins to leave something out."""
+        state = self._replica.state
+        limits = {**state.limits._asdict(), "pools": POOLS_REPORTED, "connections": CONNECTIONS_REPORTED}
+        self._limit_notices.look(state.left_out(), limits)
 
     def _send_away(self, now: float) -> None:
         """Have applications go to a node that has quorum, or that has fewer of them."""
