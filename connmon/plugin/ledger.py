@@ -280,7 +280,7 @@ class Ledger:
         room = IDENTITIES
         for place, account in enumerate(accounts):
             info, number = account.info, account.number
-            room -= _size(info.url) + _size(info.database or "")
+            room -= _size(info.url, info.database or "", info.database_host or "")
             own = account.told is not None or (place < POOLS_REPORTED and room >= 0)
             if not own and number not in self._surplus_of:
                 self._surplus_of[number] = self._surplus_for(account)
@@ -334,8 +334,8 @@ class Ledger:
             before = entry.told
             if not full and before == facts and not (held and now - entry.told_at > REFRESH):
                 continue
-            if held:
-                size = _size(name or "") + _size(site or "") + sum([_size(line) for line in stack])
+            if name is not None:
+                size = _size(name, site or "", *stack)
                 if size > self._holders_room:  # told by the next report
                     if not full and before is not None and before[0] == plain:
                         continue
@@ -412,6 +412,7 @@ class Ledger:
         return remains
 
 
-def _size(text: str) -> int:
-    """Return how many bytes a text takes on the wire, or more."""
-    return 5 + (len(text) if text.isascii() else 4 * len(text))
+def _size(*texts: str) -> int:
+    """Return how many bytes these texts take on the wire, or more."""
+    text = "".join(texts)
+    return 5 * len(texts) + (len(text) if text.isascii() else 4 * len(text))
