@@ -563,6 +563,8 @@ class History(Struct, frozen=True, array_like=True, tag="past"):
     timeouts: tuple[tuple[RowKey, Count], ...]
     """Which rows had pool timeouts within `span`, and how many; whether asked for or not."""
     span: Seconds
+    left_out: Count = 0
+    """How many rows with timeouts are not among `timeouts`, since they are too many."""
 
 
 class WaitsQuery(Struct, frozen=True, array_like=True, tag="waits"):

@@ -49,8 +49,8 @@ def together(rows: Sequence[Row]) -> dict[str, Any]:
             merged[key] = min(ages) if key in _NEWEST else max(ages)
     if any("left_out" in row for row in rows):
         merged["left_out"] = sum(row.get("left_out") or 0 for row in rows) or None
-    recent = [row["recent_timeouts"] for row in rows if row.get("recent_timeouts") is not None]
-    merged["recent_timeouts"] = sum(recent) if recent else None
+    recent = [row.get("recent_timeouts") for row in rows]
+    merged["recent_timeouts"] = None if None in recent else sum(filter(None, recent))
     merged["state"] = next(
         (state for state in _STATES if any(row.get("state") == state for row in rows)), None
     )
