@@ -69,6 +69,7 @@ _FAMILIES: Final = (
 
 
 LEFT_OUT_HELP: Final = "Processes, pools and connections that a limit leaves out."
+FORGOTTEN_HELP: Final = "Ended processes and groups without a process forgotten early because of a limit."
 #: The prefix of the names, and the labels for what a row's key is made of, by kind of row.
 _LABELS: Final[Mapping[object, tuple[str, tuple[str, ...]]]] = {
     "program": ("connmon", ("host", "program")),
@@ -146,11 +147,16 @@ def _text(name: str, family: _Family, rows: Sequence[_Taken]) -> Iterator[str]:
             )
 
 
-def limits_text(left_out: Mapping[str, int]) -> str:
-    """Return how much each limit leaves out; `left_out` is by the name of the limit."""
-    name = "connmon_left_out"
-    samples = [f"{name}{{limit={label(limit)}}} {count}\n" for limit, count in left_out.items()]
-    return _head(name, LEFT_OUT_HELP, "gauge") + "".join(samples)
+def limits_text(left_out: Mapping[str, int], forgotten: Mapping[str, int]) -> str:
+    """Return how much each limit leaves out, and has had forgotten; both by the name of the limit."""
+    text = ""
+    for name, help, kind, counts in (
+        ("connmon_left_out", LEFT_OUT_HELP, "gauge", left_out),
+        ("connmon_forgotten_total", FORGOTTEN_HELP, "counter", forgotten),
+    ):
+        text += _head(name, help, kind)
+        text += "".join([f"{name}{{limit={label(limit)}}} {count}\n" for limit, count in counts.items()])
+    return text
 
 
 class _Timed(NamedTuple):

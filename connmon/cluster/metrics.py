@@ -73,7 +73,7 @@ class Metrics:
         pieces = [generate_latest(_Families(self._own(status)))]
         if status.quorum:
             fleet, state = Fleet(), self._replica.state
-            pieces.append(limits_text(state.left_out()).encode())
+            pieces.append(limits_text(state.left_out(), state.forgotten).encode())
             keys = [key for key in state.groups if key[0] in KINDS]
             for at in range(0, len(keys), AT_ONCE):
                 for key in keys[at : at + AT_ONCE]:

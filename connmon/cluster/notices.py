@@ -46,6 +46,8 @@ _MEANING: Final = {
     "pools": "%d pools have no row of their own",
     "connections": "%d connections have no row of their own",
     "room": "%d processes, pools or connections are left out for want of room",
+    "ended": "%d ended processes were forgotten within the hour: one that comes back is counted twice",
+    "gone": "%d rows without a process were removed within the hour, and their totals with them",
 }
 
 

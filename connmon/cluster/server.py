@@ -135,6 +135,8 @@ class Server:
         self._memory = memory
         self._notices = Notices(clock)
         self._limit_notices = LimitNotices(clock)
+        self._forgotten: dict[str, int] = {}
+        """What the state had forgotten at the last look."""
         self._listener: asyncio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._links: set[Link] = set()
@@ -449,7 +451,9 @@ class Server:
         """Have it logged where a limit begins to leave something out."""
         state = self._replica.state
         limits = {**state.limits._asdict(), "pools": POOLS_REPORTED, "connections": CONNECTIONS_REPORTED}
-        self._limit_notices.look(state.left_out(), limits)
+        forgotten = {name: count - self._forgotten.get(name, 0) for name, count in state.forgotten.items()}
+        self._forgotten = dict(state.forgotten)
+        self._limit_notices.look({**state.left_out(), **forgotten}, limits)
 
     def _send_away(self, now: float) -> None:
         """Have applications go to a node that has quorum, or that has fewer of them."""

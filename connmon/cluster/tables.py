@@ -45,6 +45,8 @@ LEASES: Final = 5
 DROPPED_AT_ONCE: Final = 20_000
 #: The limits of which it is counted what they leave out; see `Limits`.
 COUNTED_LIMITS: Final = ("processes", "pools", "connections", "room")
+#: Those of which it is counted what they have had forgotten before `MEMORY` was over.
+FORGETTING_LIMITS: Final = ("ended", "gone")
 
 
 class Tables:
@@ -85,6 +87,8 @@ class Tables:
         """The processes of which a limit leaves out something."""
         self.turned_away: dict[str, float] = {}
         """Processes that there was no room for, by instance, and when they last reported; the first first."""
+        self.forgotten = dict.fromkeys(FORGETTING_LIMITS, 0)
+        """What limits had this replica forget before its time, since it was made or loaded."""
 
     # --- groups
 
@@ -285,6 +289,7 @@ class Tables:
         # A process counts in at least two groups and mostly in three; one with a thousand
         # databases takes the place of many.
         while len(self.ended) > self.limits.ended or self.ended_totals > 10 * self.limits.ended:
+            self.forgotten["ended"] += 1
             self.forget_ended(next(iter(self.ended)))
 
     def forget_ended(self, instance: str) -> EndedRecord | None:
@@ -322,8 +327,10 @@ class Tables:
             self.forget_ended(oldest.instance)
         while self.gone:
             key, since = next(iter(self.gone.items()))
-            if self.clock - since <= MEMORY and len(self.gone) <= self.limits.gone:
+            early = self.clock - since <= MEMORY
+            if early and len(self.gone) <= self.limits.gone:
                 break
+            self.forgotten["gone"] += early
             del self.gone[key], self.groups[key]
             self.bury(key)
             self.moved = self.version

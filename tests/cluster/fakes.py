@@ -56,6 +56,7 @@ class FakeState:
         self.processes: dict[str, Any] = {}
         self.turned_away: dict[str, float] = {}
         self.limits = LIMITS
+        self.forgotten: dict[str, int] = {}
         self.header: Any = None
         self.moved = 0
         self.seen: dict[str, tuple[str, int]] = {}

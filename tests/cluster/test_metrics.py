@@ -115,7 +115,9 @@ def test_unknown_is_left_out() -> None:
 
 def test_what_each_limit_leaves_out() -> None:
     """A gauge for each limit that leaves something out of the rows, 0 where it does not."""
-    page = limits_text(State().left_out() | {"pools": 10})
+    page = limits_text(State().left_out() | {"pools": 10}, State().forgotten | {"gone": 3})
+    forgotten = {labels["limit"]: value for labels, value in samples(page)["connmon_forgotten_total"]}
+    assert forgotten == {"ended": 0, "gone": 3}
     found = {labels["limit"]: value for labels, value in samples(page)["connmon_left_out"]}
     assert found == {"processes": 0, "pools": 10, "connections": 0, "room": 0}
     promtool("check", "metrics", stdin=page.encode())

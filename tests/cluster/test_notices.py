@@ -6,7 +6,7 @@ import pytest
 
 from connmon.cluster.notices import LIMIT_INTERVAL, LimitNotices
 from connmon.cluster.records import LIMITS
-from connmon.cluster.tables import COUNTED_LIMITS
+from connmon.cluster.tables import COUNTED_LIMITS, FORGETTING_LIMITS
 
 
 class Watch:
@@ -19,7 +19,8 @@ class Watch:
 
     def look(self, **left_out: int) -> list[str]:
         self.log.clear()
-        self.notices.look({**dict.fromkeys(COUNTED_LIMITS, 0), **left_out}, LIMITS._asdict())
+        none = dict.fromkeys((*COUNTED_LIMITS, *FORGETTING_LIMITS), 0)
+        self.notices.look({**none, **left_out}, LIMITS._asdict())
         return [record.getMessage() for record in self.log.records]
 
 
@@ -37,7 +38,7 @@ def test_one_line_when_a_limit_begins_to_leave_something_out(caplog: pytest.LogC
     assert "3 processes, pools or connections" in line
 
 
-@pytest.mark.parametrize("name", COUNTED_LIMITS)
+@pytest.mark.parametrize("name", (*COUNTED_LIMITS, *FORGETTING_LIMITS))
 def test_every_limit_has_a_line(name: str, caplog: pytest.LogCaptureFixture) -> None:
     """Whichever is reached; and one when nothing is left out any more."""
     watch = Watch(caplog)

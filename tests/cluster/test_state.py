@@ -487,7 +487,7 @@ def test_a_process_that_comes_back_is_not_counted_twice(group: Group) -> None:
 
 
 def test_ended_processes_are_remembered_for_an_hour_and_in_bounds() -> None:
-    """Only the newest ones; the totals of their groups stay what they are."""
+    """Only the newest ones, the others are counted; the totals of their groups stay what they are."""
     group = Group(Limits(ended=3))
     for number in range(5):
         group.say(full(f"p{number}", 1, pool(1, 1, 1)), Departure(f"p{number}", 1))
@@ -496,6 +496,7 @@ def test_ended_processes_are_remembered_for_an_hour_and_in_bounds() -> None:
     group.say(full("live", 1))
     group.wait(1802, lease=10_000)
     assert group.state.ended == {}
+    assert group.state.forgotten == {"ended": 2, "gone": 0}
     assert group.program().figures.totals.checkouts == 5
 
 
@@ -505,6 +506,7 @@ def test_a_group_made_anew_never_had_the_ended_process() -> None:
     group.say(full("a", 1, pool(1, 0, 7)), Departure("a", 1))
     group.say(full("b", 1, process=process("ctl2", "other")), Departure("b", 1), tick=Tick(1.0, LEASE))
     assert ("program", "ctl1", "nova-api") not in group.state.groups
+    assert group.state.forgotten["gone"] == 4
     group.say(full("c", 1, pool(1, 0, 5)), Departure("c", 1))
     group.say(full("a", 2, pool(1, 0, 8)))
     assert group.program().figures.totals.checkouts == 13
