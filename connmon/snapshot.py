@@ -141,6 +141,8 @@ class Snapshot:
         self.header: Rows | None = None
         """The last frame of the last complete answer. None: there was none yet."""
         self._derive = derive
+        self._sums = False
+        """Whether sums of several pools have rows by pool."""
         self._narrow = (host, program, instance)
         self._epoch = ""
         self._since = 0
@@ -210,8 +212,12 @@ class Snapshot:
         return [cells for _, cells in self.keyed_rows()]
 
     def pool_rows(self) -> list[Cells]:
-        """Return the rows by pool, which came with those by connection; for the same moment's sake."""
+        """Return the rows by pool, which came with those by connection; for the same moment's sake.
+
+        With those of sums of several pools, which have `pools`: how many these are.
+        """
         pools = Snapshot("pool")
+        pools._sums = True
         pools.header, pools._rows = self.header, self._rows
         return pools.rows()
 
@@ -253,7 +259,7 @@ class Snapshot:
                 if not isinstance(row, kind):
                     continue
                 assert isinstance(row, PoolRow | ConnectionRow)
-                if isinstance(row, PoolRow) and row.info.several:
+                if isinstance(row, PoolRow) and row.info.several and not self._sums:
                     continue
                 pool = row if isinstance(row, PoolRow) else rows.get(("pool", row.instance, row.pool))
                 yield key, (row, rows.get(("process", row.instance)), pool)
@@ -272,7 +278,8 @@ class Snapshot:
                 order, identity, lost = _stranger(row.instance)
             if isinstance(row, PoolRow):
                 figures = _figures_of_one(row.figures, clock, row.state != LOST)
-                del figures["pools"]
+                if not row.info.several:
+                    del figures["pools"]
                 order = (*order, row.number)
                 cells = {**identity, **_pool(row), "state": row.state, **figures}
             else:

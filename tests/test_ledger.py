@@ -1114,7 +1114,8 @@ class CrowdedLedgers(Ledgers):
         rows = [facts for facts in open_pools if facts.account.number in process.pools]
         assert len(rows) == min(len(open_pools), FEW_POOLS)
         assert len(process.connections) == min(len(known), FEW_CONNECTIONS)
-        left_out = len(open_pools) - len(rows) + len(known) - len(process.connections)
+        without = [facts for facts in open_pools if facts not in rows and not facts.account.retired]
+        left_out = len(without) + len(known) - len(process.connections)
         assert process.left_out == left_out
         for facts in rows:
             record = process.pools[facts.account.number]

@@ -293,6 +293,9 @@ def test_connections_of_pools_that_have_no_row_each() -> None:
     assert (row["pool"], row["pool_size"]) == ("(others)", None)
     assert row["database"] == pool().info.database
     assert shown("pool", process(), summed)["rows"] == []
+    snapshot = Snapshot("connection")
+    snapshot.apply(answer(process(), summed, connection()))
+    assert [row["pools"] for row in snapshot.pool_rows()] == [summed.figures.gauges.pools]
 
 
 def test_nothing_known_is_null() -> None:

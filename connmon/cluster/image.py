@@ -6,6 +6,7 @@ matters later is dumped in its order. What can be made from the rest is made aga
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Final
 
 import msgspec
@@ -107,7 +108,9 @@ def _count(tables: Tables, process: ProcessRecord) -> None:
         tables.enroll(tables.group(key), process)
     for key in (process.program_key, process.host_key):
         tables.shift(key, NO_GAUGES if process.lost else process.gauges, process.totals)
+    listed = Counter([connection.pool for connection in process.connections.values()])
     for pool in process.pools.values():
+        pool.listed = listed[pool.number]  # what an earlier version has kept on disk is without it
         tables.shift(pool.database, NO_GAUGES if process.lost else pool.gauges, pool.totals)
         tables.weight += pool_weight(pool.info)
     tables.weight += PROCESS_WEIGHT + sum(map(connection_weight, process.connections.values()))

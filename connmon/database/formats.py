@@ -108,10 +108,13 @@ def _notes(document: Mapping[str, Any]) -> Iterable[str]:
         yield f"note: {hidden} sessions are hidden from this account: it needs {right} to see them all"
     if without := document["connections_without_id"]:
         yield f"note: {without} connections have no session id: some unowned sessions may be theirs"
+    if left_out := document.get("left_out"):
+        yield f"note: limits leave out {left_out} of the service: some unowned sessions may be theirs"
     if shared := document["shared_sessions"]:
         yield f"note: {shared} sessions are held by several processes, after a fork"
     if others := document["other_servers"]:
         names = ", ".join(f"{each['server']} ({each['connections']} connections)" for each in others[:10])
+        names += f" and {len(others) - 10} more" * (len(others) > 10)
         yield f"note: not compared, since their URLs name another server: {names}"
         yield "      where that is this server too, say so: --database HOST[:PORT]"
 

@@ -196,7 +196,7 @@ def reconcile(first: Look, second: Look | None, naming: Naming) -> dict[str, Any
         "missing_connections": len(missing),
         "connections": now.connections,
         "connections_without_id": now.without_id,
-        "pools": len(now.pools),
+        "pools": sum(row.get("pools") or 1 for row in now.pools),  # a row can be of several
         "capacity": capacity,
         "limited_capacity": limited,
         "unlimited_pools": unlimited,

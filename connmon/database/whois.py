@@ -55,12 +55,14 @@ def _nobody(
         hint = f"there is one on {others}"
     elif database is not None and not any(names(database, server_of(row)) for row in known):
         servers = sorted({str(server_of(row)) for row in known})
-        hint = (
-            f"the servers that pools name are {', '.join(servers[:10])}" if servers else "no server is known"
-        )
+        more = f" and {len(servers) - 10} more" * (len(servers) > 10)
+        named = f"the servers that pools name are {', '.join(servers[:10])}{more}"
+        hint = named if servers else "no server is known"
     else:
         without = len(document["rows"]) - len(known)
         hint = f"sessions known: {len(known)}; connections without a session id: {without}"
+    if left_out := document.get("totals", {}).get("left_out"):
+        hint += f"; limits leave out {left_out} of the service"
     return f"no process that reports to service {document['service']} has session {session}{where}: {hint}"
 
 

@@ -179,7 +179,8 @@ class Ledger:
             self._unacknowledged = None
             for account in self._accounts():
                 account.unacknowledged = None
-            self._moved = {number: after for number, after in self._moved.items() if after >= sequence}
+            moved = list(self._moved.items())  # an application's thread may retire one meanwhile
+            self._moved = {number: after for number, after in moved if after >= sequence}
             for surplus in self._surplus.values():
                 if surplus.moved_after is not None and surplus.moved_after < sequence:
                     surplus.moved_after = None

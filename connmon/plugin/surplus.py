@@ -86,7 +86,7 @@ class Surplus:
             age(now, first),
             age(now, held),
             times,
-            left_out=len(counted),
+            left_out=gauges.pools,
             moved=self.moved_after is not None,
         )
 
