@@ -361,10 +361,13 @@ class State(Tables):
             pool.tell_times(times, self.clock)
         # What remains of closed pools takes over totals of things long past.
         pool.rate = _rate(pool.totals, totals, span) if gauges.pools and not told.moved else 0.0
-        shown, had_row = pool.shown, pool.has_row
-        pool.gauges, pool.totals, pool.left_out = gauges, totals, min(told.left_out, LARGEST_COUNT)
-        if (shown and not pool.shown) or (had_row and not pool.has_row):
-            self.bury(("pool", process.instance, told.number))
+        if gauges.pools and not (told.left_out or pool.left_out):  # mostly: it has a row, or gets one
+            pool.gauges, pool.totals = gauges, totals
+        else:
+            shown, had_row = pool.shown, pool.has_row
+            pool.gauges, pool.totals, pool.left_out = gauges, totals, min(told.left_out, LARGEST_COUNT)
+            if (shown and not pool.shown) or (had_row and not pool.has_row):
+                self.bury(("pool", process.instance, told.number))
         self._raise(pool, gauges, told.peaks)
         pool.longest_wait = told.peaks.longest_wait
         pool.waiting_since = None if told.wait is None else self.clock - told.wait
@@ -422,9 +425,10 @@ class State(Tables):
                 process.refused = True
                 return
         self.weight += weight - before
-        pool.listed += 1
-        if known is not None and (old := process.pools.get(known.pool)) is not None:
-            old.listed -= 1
+        if known is None or known.pool != told.pool:
+            pool.listed += 1
+            if known is not None and (old := process.pools.get(known.pool)) is not None:
+                old.listed -= 1
         clock = self.clock
         connections[told.number] = ConnectionRecord(
             told.number,
