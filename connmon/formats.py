@@ -111,6 +111,8 @@ _NUMBERS: Final = (
     _Column("timeouts_total", "TIMEOUTS", 6),
     _Column("last_report_seconds", "LAST REPORT", 7),
 )
+#: Shown where a row has it.
+_LEFT_OUT: Final = _Column("left_out", "LEFT OUT", 1)
 _TABLE: Final[Mapping[Grouping, tuple[_Column, ...]]] = {
     "program": (*_WHO[:2], _STATE, _PROCESSES, *_NUMBERS),
     "host": (_HOST, _STATE, _PROGRAMS, _PROCESSES, *_NUMBERS),
@@ -148,7 +150,10 @@ def as_table(document: Mapping[str, Any], by: Grouping, width: int | None = None
     `width` in terminal cells: columns are left out until the rows fit, and a row that is still
     too long is cut. None: no limit.
     """
-    columns = [(column, _lines_of(column, document["rows"])) for column in _TABLE[by]]
+    chosen = _TABLE[by]
+    if any(row.get("left_out") for row in document["rows"]):
+        chosen = (*chosen, _LEFT_OUT)
+    columns = [(column, _lines_of(column, document["rows"])) for column in chosen]
     while width is not None and sum(_width(lines[0]) + 2 for _, lines in columns) - 2 > width:
         least = max(reversed(columns), key=lambda entry: entry[0].rank)
         if not least[0].rank:
@@ -181,10 +186,11 @@ def _head(document: Mapping[str, Any]) -> tuple[str, str]:
         f"{key.replace('_', ' ')} {totals[key]} (max {totals['max_' + key]})"
         for key in ("connections", "checked_out", "waiting")
     ]
+    parts.append(f"checkouts/s {totals['checkouts_per_second']}")
+    if document["totals"].get("left_out"):
+        parts.append(f"LEFT OUT by limits {totals['left_out']}")
     names = f"service {document['service']}  node {document['node']}  leader {leader or '-'}"
-    return f"{printable(names)}  {quorum}", "  ".join(
-        [*parts, f"checkouts/s {totals['checkouts_per_second']}"]
-    )
+    return f"{printable(names)}  {quorum}", "  ".join(parts)
 
 
 _STATUS: Final = tuple(

@@ -28,6 +28,10 @@ LARGEST = 2**53 - 1
 #: How many pools and connections one report can tell of. They bound what a hostile one costs.
 MOST_POOLS: Final = 10_000
 MOST_CONNECTIONS: Final = 200_000
+#: How many of its pools and connections a process reports one by one. The pools beyond are reported as
+#: one sum for each database, the connections beyond are counted only: a report always fits on the wire.
+POOLS_REPORTED: Final = 1_000
+CONNECTIONS_REPORTED: Final = 100_000
 
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=LARGEST)]
 Integer: TypeAlias = Annotated[int, Meta(ge=-LARGEST, le=LARGEST)]
@@ -192,6 +196,11 @@ class PoolInfo(Struct, frozen=True, array_like=True):
     pooler: bool | None = None
     """True: a pooler (PgBouncer) stands between, as its session ids show. None: none that is known of."""
 
+    @property
+    def several(self) -> bool:
+        """Whether it stands for several pools of a database, which have no row each."""
+        return not self.pool_class
+
 
 class PoolReport(Struct, frozen=True, array_like=True):
     """One pool's present, totals and peaks; all of them absolute.
@@ -213,6 +222,11 @@ class PoolReport(Struct, frozen=True, array_like=True):
     held: Seconds | None = None
     """How long the connection held longest has been held by now. None: none is held."""
     times: Times = Times()
+    left_out: Count = 0
+    """This is the sum of so many pools of one database, which have no report each. 0: it is one pool."""
+    moved: bool = False
+    """Some of its totals and times were in another pool's report before, or are in another's now: that is
+    no sign that something has just happened."""
 
 
 class Connection(Struct, frozen=True, array_like=True):
@@ -259,6 +273,8 @@ class Report(Struct, frozen=True, array_like=True, tag="report"):
     """Given in every full report."""
     usage: Usage | None = None
     """None: as reported before."""
+    left_out: Count = 0
+    """Open connections that no report tells of one by one, since they are too many."""
 
     @property
     def full(self) -> bool:
@@ -335,6 +351,8 @@ class Figures(Struct, frozen=True, array_like=True):
     """Of those that ended in the last one to two minutes, as the two that follow; see `Times`."""
     holds: Quantiles = Quantiles()
     connects: Quantiles = Quantiles()
+    left_out: Count = 0
+    """Pools and connections without a row of their own, since a limit leaves them out."""
 
 
 class ProgramRow(Struct, frozen=True, array_like=True, tag="program"):
@@ -473,6 +491,8 @@ class Rows(Struct, frozen=True, array_like=True, tag="rows"):
     rows: tuple[Row, ...] = ()
     removed: tuple[RowKey, ...] = ()
     more: bool = False
+    left_out: Count = 0
+    """Rows that would have been in the answer to `waits`, but for its limits."""
 
 
 class StatusQuery(Struct, frozen=True, array_like=True, tag="status"):
@@ -557,6 +577,8 @@ class History(Struct, frozen=True, array_like=True, tag="past"):
     timeouts: tuple[tuple[RowKey, Count], ...]
     """Which rows had pool timeouts within `span`, and how many; whether asked for or not."""
     span: Seconds
+    left_out: Count = 0
+    """How many rows with timeouts are not among `timeouts`, since they are too many."""
 
 
 class WaitsQuery(Struct, frozen=True, array_like=True, tag="waits"):

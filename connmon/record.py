@@ -115,7 +115,8 @@ class Recorder:
         except ConnmonError:
             self.close()
             raise
-        return Frame(round(time.time(), 3), complete, answers, past.timeouts, self._nodes(complete))
+        timeouts = None if past.left_out else past.timeouts
+        return Frame(round(time.time(), 3), complete, answers, timeouts, self._nodes(complete))
 
     def _nodes(self, complete: bool) -> tuple[dict[str, Any], ...] | None:
         now = time.monotonic()

@@ -9,6 +9,8 @@
 - Of a process that is lost, and of its pools, the present is not known (`PRESENT`, and the
   process's own usage); maxima and totals are. A connection of a lost process keeps what was
   last heard of it, but its `state` and `held_seconds` are not known.
+- `left_out` is how many pools and connections a limit leaves out, None where it leaves out none; of the
+  totals, processes as well.
 - Where nobody waits or holds anything, `longest_*_seconds` is 0.0: that is known.
 - `capacity` is None as soon as one of the pools has no limit.
 - A row's cells are made anew only when something of it has changed. Of the others only ages go
@@ -85,13 +87,13 @@ FIGURES: Final = (
     "waiting", "max_waiting", "longest_wait_seconds", "longest_held_seconds",
     "connects_total", "closes_total", "checkouts_total", "checkins_total",
     "invalidations_total", "timeouts_total", "connect_errors_total",
-    "checkouts_per_second", "last_report_seconds", *QUANTILES,
+    "checkouts_per_second", "last_report_seconds", *QUANTILES, "left_out",
 )  # fmt: skip
 #: Those of them that tell the present, which is not known of what is lost.
 PRESENT: Final = (
     "pools", "capacity", "connections", "checked_out", "idle", "overflow", "detached", "waiting",
     "longest_wait_seconds", "longest_held_seconds", "checkouts_per_second",
-    *QUANTILES,
+    *QUANTILES, "left_out",
 )  # fmt: skip
 _OF_PROCESS: Final = tuple(key for key in FIGURES if key not in ("processes", "max_processes"))
 _OF_POOL: Final = tuple(key for key in _OF_PROCESS if key != "pools")
@@ -139,6 +141,8 @@ class Snapshot:
         self.header: Rows | None = None
         """The last frame of the last complete answer. None: there was none yet."""
         self._derive = derive
+        self._sums = False
+        """Whether sums of several pools have rows by pool."""
         self._narrow = (host, program, instance)
         self._epoch = ""
         self._since = 0
@@ -208,8 +212,12 @@ class Snapshot:
         return [cells for _, cells in self.keyed_rows()]
 
     def pool_rows(self) -> list[Cells]:
-        """Return the rows by pool, which came with those by connection; for the same moment's sake."""
+        """Return the rows by pool, which came with those by connection; for the same moment's sake.
+
+        With those of sums of several pools, which have `pools`: how many these are.
+        """
         pools = Snapshot("pool")
+        pools._sums = True
         pools.header, pools._rows = self.header, self._rows
         return pools.rows()
 
@@ -251,6 +259,8 @@ class Snapshot:
                 if not isinstance(row, kind):
                     continue
                 assert isinstance(row, PoolRow | ConnectionRow)
+                if isinstance(row, PoolRow) and row.info.several and not self._sums:
+                    continue
                 pool = row if isinstance(row, PoolRow) else rows.get(("pool", row.instance, row.pool))
                 yield key, (row, rows.get(("process", row.instance)), pool)
         else:
@@ -268,7 +278,8 @@ class Snapshot:
                 order, identity, lost = _stranger(row.instance)
             if isinstance(row, PoolRow):
                 figures = _figures_of_one(row.figures, clock, row.state != LOST)
-                del figures["pools"]
+                if not row.info.several:
+                    del figures["pools"]
                 order = (*order, row.number)
                 cells = {**identity, **_pool(row), "state": row.state, **figures}
             else:
@@ -402,7 +413,7 @@ def _pool(row: PoolRow) -> Cells:
     info = row.info
     return {
         "pool": info.url,
-        "pool_class": info.pool_class,
+        "pool_class": info.pool_class or None,
         "pool_size": info.pool_size,
         "max_overflow": info.max_overflow,
         "timeout_seconds": _round(info.timeout),
@@ -459,6 +470,7 @@ def figure_cells(figures: Figures, clock: float, quantiles: bool = True) -> Cell
         cells.update(_quantiles("wait", figures.waits))
         cells.update(_quantiles("held", figures.holds))
         cells.update(_quantiles("connect", figures.connects))
+    cells["left_out"] = figures.left_out or None
     return cells
 
 

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from connmon import procinfo
+from connmon.console import merging
 from connmon.console.local import Watch
 from connmon.console.source import Source, Want
 from tests.console_fakes import answer
@@ -84,6 +85,25 @@ def test_another_process_is_not_looked_at(changes: dict[str, Any]) -> None:
     """Elsewhere, gone, or of the same pid but started at another time: nothing is said."""
     assert Watch().look("i1", [pool(3306, **changes)]) is None
     assert Watch().look("i1", []) is None
+
+
+def test_timeouts_that_are_not_known_to_be_recent() -> None:
+    """Where the node could not tell of all rows with timeouts, a row is judged by those since first seen."""
+    source = Source(Want("program"))
+    source.apply(answer(source.question()))
+
+    def with_timeouts() -> set[str]:
+        return {row["program"] for _, row in source.rows() if "TIMEOUTS" in row["why"]}
+
+    ever = {row["program"] for _, row in source.rows() if row["timeouts_total"]}
+    assert ever
+    source.remember({})
+    assert not with_timeouts()
+    source.remember({}, False)
+    present = {row["program"] for _, row in source.rows() if row["state"] == "connected"}
+    assert with_timeouts() == ever & present
+    (row,) = [merging.together([{"recent_timeouts": 2}, {"timeouts_total": 3}])]
+    assert row["recent_timeouts"] is None
 
 
 def test_a_server_that_takes_less_than_its_pools_may_open_is_overcommitted() -> None:

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
-from connmon.console import columns, forms, handlers, keys, lines, mouse, state, tables, text, views
-from connmon.console.source import Want
+from connmon.console import columns, details, forms, handlers, keys, lines, mouse, state, tables, text, views
+from connmon.console.source import Source, Want
 from connmon.console.state import Local, Picture, Reel, Silence, State
-from tests.console_fakes import FLEET, many
+from tests.console_fakes import FLEET, answer, many
 from tests.console_states import opened, pictured, programs, typed, under_cursor
 
 GOLDEN = Path(__file__).parent / "golden" / "console"
@@ -187,6 +188,26 @@ def test_no_control_character_reaches_the_terminal() -> None:
 def test_sizes(value: int | None, shown: str) -> None:
     """Bytes are shown with a unit of powers of 1024."""
     assert forms.size(value) == shown
+
+
+def test_what_limits_leave_out_is_in_the_header_and_in_the_details() -> None:
+    """How much of everything, and of a row; where nothing is left out, nothing is said."""
+    assert "left out" not in screen(opened(), 200, 50)
+    shown = opened()
+    shown = replace(shown, head={**shown.head, "totals": {**shown.head["totals"], "left_out": 12}})
+    assert "left out 12" in screen(shown, 200, 50)
+    assert "left out 10" in lines.plain(details.lines({"program": "nova-api", "left_out": 10}, 80, 9))
+
+
+def test_waits_say_that_more_were_left_out() -> None:
+    """The node's answer is bounded: how many pools and holders are not in it stands in the trail."""
+    assert "left out" not in screen(opened("7"), 200, 50)
+    shown = opened("7")
+    shown = replace(shown, head={**shown.head, "rows_left_out": 4})
+    assert "[4 pools and holders left out]" in screen(shown, 200, 50)
+    source = Source(Want("wait"))
+    source.apply(structs.replace(answer(source.question(), FLEET), left_out=4))
+    assert source.head()["rows_left_out"] == 4
 
 
 def _filled(shown: State, rows: list[dict[str, Any]]) -> State:

@@ -12,6 +12,7 @@ import time
 from itertools import zip_longest
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -33,6 +34,7 @@ from connmon.plugin import pool as pool_module
 from connmon.plugin.account import KEY, PoolAccount, Token, highest, within
 from connmon.plugin.ledger import Ledger
 from connmon.plugin.pool import instrument
+from connmon.wire import REPORT_LIMIT, frame
 
 
 class Holders:
@@ -553,6 +555,144 @@ def test_after_a_fork_all_was_the_parents() -> None:
     del idle
 
 
+# --- More than fits into a report -------------------------------------------------------------
+
+
+def on_the_wire(report: Report) -> Report:
+    """Return the report as a node reads it."""
+    framed = frame(report)
+    assert len(framed) < REPORT_LIMIT
+    return msgspec.msgpack.decode(framed[4:], type=Report)
+
+
+def totals_of(report: Report) -> Totals:
+    return Totals(*map(sum, zip(*[pool.totals for pool in report.pools], strict=True)))
+
+
+def test_a_report_is_taken_by_a_node_however_many_pools_there_are() -> None:
+    """The oldest 1,000 are told one by one, the others as one sum for each database, and no count is lost."""
+    ledger = make_ledger()
+    accounts = [ledger.pool(info(f"db{number % 100}")) for number in range(12_000)]
+    for account in accounts:
+        account.opened(1, 9.0)
+    report = on_the_wire(told(ledger.take(10.0)))
+    own = [pool for pool in report.pools if not pool.left_out]
+    sums = [pool for pool in report.pools if pool.left_out]
+    assert [pool.number for pool in own] == [account.number for account in accounts[:1000]]
+    assert sum(pool.left_out for pool in sums) == 11_000
+    assert len(sums) == module.REMAINS_LIMIT + 1
+    assert sum(pool.gauges.pools for pool in report.pools) == 12_000
+    assert totals_of(report).connects == 12_000
+    for pool in sums[:-1]:
+        assert pool.info is not None
+        assert (pool.info.several, pool.info.database_host) == (True, "db")
+        assert (pool.left_out, pool.gauges.connections) == (110, 110)
+    # Their connections are told, each with the sum that its pool is in.
+    assert len(report.connections) == 12_000
+    assert {connection.pool for connection in report.connections} == {pool.number for pool in report.pools}
+    ledger.acknowledged(report.sequence)
+    assert ledger.take(11.0) is not None  # one more, as after any change
+    assert ledger.take(12.0) is None
+
+
+def test_a_pool_that_fits_later_is_told_with_all_that_it_has_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes its part out of the sum; neither counts as something that has just happened."""
+    monkeypatch.setattr(module, "POOLS_REPORTED", 2)
+    monkeypatch.setattr(module, "FEW", 0)
+    ledger = make_ledger()
+    pools = [Pool(ledger, info()) for _ in range(4)]
+    kept = [pool.checkout() for pool in pools]
+    report = acknowledged(ledger, 10.0)
+    assert [(p.left_out, p.totals.connects) for p in report.pools] == [(0, 1), (0, 1), (2, 2)]
+    number = report.pools[2].number
+    first = pools[0].account.number
+    del kept[0], pools[0]
+    report = acknowledged(ledger, 11.0)
+    assert report.closed_pools == (first,)
+    assert report.closed_connections
+    by_number = {pool.number: pool for pool in report.pools}
+    third, rest = by_number[pools[1].account.number], by_number[number]
+    assert (third.totals.connects, third.gauges.connections, third.moved) == (1, 1, True)
+    assert third.info == info()
+    assert (rest.totals.connects, rest.gauges.connections, rest.left_out, rest.moved) == (1, 1, 1, True)
+    assert third.number in {connection.pool for connection in report.connections}
+    assert totals_of(report).connects == 3  # with what remains of the first
+    del kept[0], pools[0]
+    report = acknowledged(ledger, 12.0)
+    # No pool is left for the sum.
+    assert number in report.closed_pools
+    assert not any(pool.left_out for pool in report.pools)
+    assert not acknowledged(ledger, 13.0).closed_pools
+    ledger.restart()
+    assert not any(pool.moved for pool in acknowledged(ledger, 14.0).pools)
+
+
+def test_connections_that_are_too_many_are_counted_and_told_when_others_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The gauges have them all the time."""
+    monkeypatch.setattr(module, "CONNECTIONS_REPORTED", 3)
+    ledger = make_ledger()
+    account = ledger.pool(info())
+    entries = [account.opened(number, 9.0) for number in range(5)]
+    report = acknowledged(ledger, 10.0)
+    assert (report.left_out, report.pools[0].gauges.connections) == (2, 5)
+    assert [connection.number for connection in report.connections] == [e.number for e in entries[:3]]
+    entries[3].checkouts, entries[3].since = 1, 10.5
+    report = acknowledged(ledger, 11.0)
+    assert (report.connections, report.left_out, report.pools[0].totals.checkouts) == ((), 2, 1)
+    entries[0].end()
+    entries[4].end()
+    report = acknowledged(ledger, 12.0)
+    assert report.closed_connections == (entries[0].number,)
+    assert ([c.number for c in report.connections], report.left_out) == ([entries[3].number], 0)
+    ledger.restart()
+    assert len(acknowledged(ledger, 13.0).connections) == 3
+
+
+def test_stacks_that_do_not_fit_are_told_by_the_next_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connections are told at once; where they are held follows, and no report gets too large."""
+    monkeypatch.setattr(module, "HOLDERS", 200)
+    ledger = make_ledger()
+    account = ledger.pool(info())
+    account.look_after = 1.0
+    for number in range(9):
+        entry = account.opened(number, 1.0)
+        entry.holder, entry.checkouts, entry.since = number + 1, 1, 2.0
+    report = acknowledged(ledger, 10.0)
+    assert [bool(connection.stack) for connection in report.connections] == [True] * 3 + [False] * 6
+    found = {connection.number for connection in report.connections if connection.stack}
+    for second in (11.0, 12.0):
+        more = [connection.number for connection in acknowledged(ledger, second).connections]
+        assert len(more) == 3
+        found.update(more)
+    assert len(found) == 9
+
+
+def test_the_largest_report_fits() -> None:
+    """Whatever pools, databases and holders are called."""
+    ledger = make_ledger()
+    long = "\U0001f40d" * 256
+    what = structs.replace(info(), url="\U0001f40d" * 2048, database="\U0001f40d" * 2048, database_host=long)
+    for number in range(300):
+        account = ledger.pool(structs.replace(what, database_port=number))
+        account.look_after = 0.0
+        for _ in range(30):
+            entry = account.opened(1, 1.0)
+            entry.checkouts, entry.since = 1, 2.0
+    assert ledger._holders is not None
+
+    class Verbose(Holders):
+        def look(self, holder: int) -> tuple[str | None, tuple[str, ...]]:
+            return "\U0001f40d" * 100, ("\U0001f40d" * 100,) * 20
+
+    ledger._holders = Verbose()
+    report = on_the_wire(told(ledger.take(10.0)))
+    assert len(report.connections) == 9_000
+    assert sum(pool.gauges.connections for pool in report.pools) == 9_000
+    assert sum(pool.gauges.pools for pool in report.pools) == 300
+
+
 # --- Any sequence of facts ------------------------------------------------------------------
 
 
@@ -909,6 +1049,11 @@ class Ledgers(RuleBasedStateMachine):
         assert gauges.detached == sum(c.detached for c in known)
         assert gauges.waiting == sum(len(facts.waits) for facts in self.facts)
         assert [process.max_connections, process.max_checked_out, process.max_waiting] == self.most
+        self._check_one_by_one(known)
+
+    def _check_one_by_one(self, known: list[Truth]) -> None:
+        process = self.state.processes[self.ledger.instance]
+        assert process.left_out == 0
         assert len(process.connections) == len(known)
         states = sorted(
             "detached" if c.detached else "checked_out" if c.held else "idle" for c in known
@@ -922,6 +1067,10 @@ class Ledgers(RuleBasedStateMachine):
                 assert sum(record.times.holds) == facts.holds
                 assert sum(record.times.waits) == facts.waited
                 assert [record.max_connections, record.max_checked_out, record.max_waiting] == facts.most
+        self._check_databases()
+
+    def _check_databases(self) -> None:
+        for facts in self.facts:
             group = self.state.groups.get(database_key(facts.account.info))
             if group is None:
                 assert facts.most == [0, 0, 0]
@@ -950,16 +1099,55 @@ class Ledgers(RuleBasedStateMachine):
         self.quiet()
 
 
+#: More than these are not reported one by one.
+FEW_POOLS, FEW_CONNECTIONS = 2, 4
+
+
+class CrowdedLedgers(Ledgers):
+    """The same with more pools and connections than are reported one by one."""
+
+    def _check_one_by_one(self, known: list[Truth]) -> None:
+        """As many as fit have a row each, which is right; the others are counted, and right in the sums."""
+        process = self.state.processes[self.ledger.instance]
+        open_pools = [facts for facts in self.facts if facts.account.number in self.ledger.pools]
+        rows = [facts for facts in open_pools if facts.account.number in process.pools]
+        assert len(rows) == min(len(open_pools), FEW_POOLS)
+        assert len(process.connections) == min(len(known), FEW_CONNECTIONS)
+        without = [facts for facts in open_pools if facts not in rows and not facts.account.retired]
+        left_out = len(without) + len(known) - len(process.connections)
+        assert process.left_out == left_out
+        for facts in rows:
+            record = process.pools[facts.account.number]
+            assert not record.left_out
+            assert record.totals == Totals(**facts.totals)
+            assert sum(record.times.holds) == facts.holds
+            assert sum(record.times.waits) == facts.waited
+        for connection in process.connections.values():
+            assert connection.pool in process.pools
+        for key in {database_key(facts.account.info) for facts in self.facts}:
+            if key in self.state.groups:
+                mine = [facts for facts in self.facts if database_key(facts.account.info) == key]
+                happened = [pool.totals for pool in process.pools.values() if pool.database == key]
+                for number, field in enumerate(Totals._fields[:7]):
+                    assert sum(t[number] for t in happened) == sum(facts.totals[field] for facts in mine)
+        self._check_databases()
+
+
 def _with_process(report: Report) -> Report:
     return structs.replace(report, process=PROCESS)
 
 
 @pytest.mark.slow
-def test_any_sequence_of_facts(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("world", [Ledgers, CrowdedLedgers])
+def test_any_sequence_of_facts(monkeypatch: pytest.MonkeyPatch, world: type[Ledgers]) -> None:
     """Random facts, reports that are lost or repeated, and forks, against the truth."""
     monkeypatch.setattr(pool_module, "monotonic", Ledgers.clock)
+    if world is CrowdedLedgers:
+        monkeypatch.setattr(module, "POOLS_REPORTED", FEW_POOLS)
+        monkeypatch.setattr(module, "CONNECTIONS_REPORTED", FEW_CONNECTIONS)
+        monkeypatch.setattr(module, "FEW", 0)
     run_state_machine_as_test(
-        Ledgers,
+        world,
         settings=settings(
             max_examples=150,
             stateful_step_count=60,

@@ -336,6 +336,16 @@ def test_every_session_is_in_one_place(
     json.loads(as_json(document))
 
 
+def test_pools_that_have_no_row_each_count() -> None:
+    """A sum of several counts with its capacity and as so many pools; what limits leave out is noted."""
+    several = {**POOL, "pool": "(others)", "pools": 4, "capacity": 60}
+    found = look([conn(1)], session(1), pools=[POOL, several])
+    document = reconcile(found._replace(header={**HEADER, "left_out": 4}), None, NAMING)
+    assert (document["pools"], document["left_out"]) == (5, 4)
+    assert document["capacity"] == POOL["capacity"] + 60
+    assert "note: limits leave out 4 of the service" in reconcile_text(document)
+
+
 def hostile() -> dict[str, Any]:
     evil = '=a\n\x1b[2J"\u202e,b'
     bad: dict[str, Any] = dict.fromkeys(("host", "program", "holder", "call_site", "command"), evil)

@@ -8,6 +8,7 @@ import json
 import time
 from typing import Any, get_args
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -106,6 +107,7 @@ SHOWN_1 = {
     "connect_p50_seconds": None,
     "connect_p95_seconds": None,
     "connect_p99_seconds": None,
+    "left_out": None,
 }
 SHOWN_PROCESS = {
     "host": "ctl1",
@@ -267,6 +269,34 @@ def test_keys_cover_the_model() -> None:
     assert set(KEYS) == set(GROUPINGS) == set(get_args(Grouping))
     assert set(PRESENT) < set(FIGURES)
     assert tuple(SHOWN_1) == FIGURES
+
+
+def test_what_a_limit_has_left_out() -> None:
+    """How many pools and connections it is, null where none or where the process is lost; the totals too."""
+    figures = msgspec.structs.replace(FIGURES_1, left_out=7)
+    document = shown("program", ProgramRow("ctl1", "nova-api", "connected", figures), totals=figures)
+    assert document["totals"]["left_out"] == 7
+    assert document["rows"][0]["left_out"] == 7
+    kinds: tuple[tuple[Grouping, Any], ...] = (("process", process), ("pool", pool))
+    for by, row in kinds:
+        states: tuple[tuple[RowState, int | None], ...] = (("connected", 7), ("lost", None))
+        for state, expected in states:
+            with_figures = msgspec.structs.replace(row(state=state), figures=figures)
+            (cells,) = shown(by, with_figures)["rows"]
+            assert cells["left_out"] == expected
+
+
+def test_connections_of_pools_that_have_no_row_each() -> None:
+    """Their database is known; which pool it is, is not, and no row is made of the sum."""
+    several = msgspec.structs.replace(pool().info, url="(others)", pool_class="", pool_size=None)
+    summed = msgspec.structs.replace(pool(), info=several)
+    (row,) = shown("connection", process(), summed, connection())["rows"]
+    assert (row["pool"], row["pool_size"]) == ("(others)", None)
+    assert row["database"] == pool().info.database
+    assert shown("pool", process(), summed)["rows"] == []
+    snapshot = Snapshot("connection")
+    snapshot.apply(answer(process(), summed, connection()))
+    assert [row["pools"] for row in snapshot.pool_rows()] == [summed.figures.gauges.pools]
 
 
 def test_nothing_known_is_null() -> None:
@@ -592,6 +622,17 @@ def test_table() -> None:
         "ctl2  glance    gone               0         0            0                0            0     0  "
         "       0         0        0            0s            0s          0.0         0            -",
     ]
+
+
+def test_table_with_what_limits_leave_out() -> None:
+    """The totals say how much it is, and there is a column for it; neither, where nothing is left out."""
+    figures = msgspec.structs.replace(FIGURES_1, left_out=7)
+    rows = [ProgramRow("ctl1", "nova", "connected", figures), ProgramRow("ctl2", "glance", "gone", FIGURES_2)]
+    for width in (None, 80):
+        lines = as_table(shown("program", *rows, totals=figures), "program", width).splitlines()
+        assert "LEFT OUT by limits 7" in lines[1]
+        assert lines[3].endswith("LEFT OUT")
+        assert [line.split()[-1] for line in lines[4:]] == ["7", "-"]
 
 
 def test_table_without_quorum() -> None:

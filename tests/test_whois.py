@@ -113,6 +113,15 @@ def test_nobody_has_it(rows: list[dict[str, Any]], database: str | None, hint: s
     assert hint in problem
 
 
+def test_nobody_has_it_but_not_all_is_known() -> None:
+    """It is said where limits leave out something, and how many servers there are beyond the first ten."""
+    _, problem = whois({**document(connection(6)), "totals": {"left_out": 12}}, 5)
+    assert problem is not None and problem.endswith("; limits leave out 12 of the service")
+    rows = [connection(6, database_host=f"db{number}") for number in range(13)]
+    _, problem = whois(document(*rows), 5, [parse_server("elsewhere")])
+    assert problem is not None and problem.endswith(" and 3 more")
+
+
 def test_what_is_printed() -> None:
     """A block tells host, program, pid, holder, how long held, line of code and the whole stack."""
     row = connection(

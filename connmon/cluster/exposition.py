@@ -68,6 +68,8 @@ _FAMILIES: Final = (
 )  # fmt: skip
 
 
+LEFT_OUT_HELP: Final = "Processes, pools and connections that a limit leaves out."
+FORGOTTEN_HELP: Final = "Ended processes and groups without a process forgotten early because of a limit."
 #: The prefix of the names, and the labels for what a row's key is made of, by kind of row.
 _LABELS: Final[Mapping[object, tuple[str, tuple[str, ...]]]] = {
     "program": ("connmon", ("host", "program")),
@@ -143,6 +145,18 @@ def _text(name: str, family: _Family, rows: Sequence[_Taken]) -> Iterator[str]:
             yield "".join(
                 [f"{begin}{row.labels}{end}{row.cells[key]}\n" for row in some if row.cells[key] is not None]
             )
+
+
+def limits_text(left_out: Mapping[str, int], forgotten: Mapping[str, int]) -> str:
+    """Return how much each limit leaves out, and has had forgotten; both by the name of the limit."""
+    text = ""
+    for name, help, kind, counts in (
+        ("connmon_left_out", LEFT_OUT_HELP, "gauge", left_out),
+        ("connmon_forgotten_total", FORGOTTEN_HELP, "counter", forgotten),
+    ):
+        text += _head(name, help, kind)
+        text += "".join([f"{name}{{limit={label(limit)}}} {count}\n" for limit, count in counts.items()])
+    return text
 
 
 class _Timed(NamedTuple):

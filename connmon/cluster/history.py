@@ -125,7 +125,8 @@ class Past:
             ]
         )
         return History(
-            service, node, self.number, INTERVAL, tuple(found), timeouts, self._samples * INTERVAL
+            service, node, self.number, INTERVAL, tuple(found), timeouts, self._samples * INTERVAL,
+            len(self._timeouts) - len(timeouts),
         )  # fmt: skip
 
     def _newest(self, key: RowKey, begin: int, most: int) -> list[float]:

@@ -6,6 +6,7 @@ matters later is dumped in its order. What can be made from the rest is made aga
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Final
 
 import msgspec
@@ -41,6 +42,7 @@ class _Image(Struct, array_like=True, frozen=True):
     window: int
     in_window: Times
     before_window: Times
+    turned_away: list[tuple[str, float]] = []
 
 
 _LAYOUT: Final = 1
@@ -64,6 +66,7 @@ def dump(tables: Tables) -> bytes:
             tables.window,
             tables.in_window,
             tables.before_window,
+            list(tables.turned_away.items()),
         )
     )
 
@@ -85,6 +88,7 @@ def restore(tables: Tables, data: bytes) -> None:
     tables.boots = {boot.boot: boot for boot in image.boots}
     tables.groups = {record.key: Group.of(record) for record in image.groups}
     tables.gone = {key: tables.groups[key].gone_since or 0.0 for key in image.gone}
+    tables.turned_away = dict(image.turned_away)
     for process in image.processes:
         _count(tables, process)
     for record in image.groups:  # counting has touched them
@@ -98,11 +102,15 @@ def restore(tables: Tables, data: bytes) -> None:
 def _count(tables: Tables, process: ProcessRecord) -> None:
     """Add a process to its groups and to the weight."""
     tables.processes[process.instance] = process
+    if process.left_out:
+        tables.crowded[process.instance] = process
     for key in (process.program_key, process.host_key, *process.databases()):
         tables.enroll(tables.group(key), process)
     for key in (process.program_key, process.host_key):
         tables.shift(key, NO_GAUGES if process.lost else process.gauges, process.totals)
+    listed = Counter([connection.pool for connection in process.connections.values()])
     for pool in process.pools.values():
+        pool.listed = listed[pool.number]  # what an earlier version has kept on disk is without it
         tables.shift(pool.database, NO_GAUGES if process.lost else pool.gauges, pool.totals)
         tables.weight += pool_weight(pool.info)
     tables.weight += PROCESS_WEIGHT + sum(map(connection_weight, process.connections.values()))

@@ -7,7 +7,7 @@ The rules kept here:
 - A node goes on with its reports meanwhile. What takes long is done in pieces; an empty frame
   between two of them lets others have their turn.
 - Both are bounded, however many wait. The pools that most wait for come first, then those of
-  which a connection has been held longest.
+  which a connection has been held longest. How many rows that leaves out is in the answer.
 """
 
 from __future__ import annotations
@@ -45,29 +45,34 @@ def waits(tables: Tables, query: WaitsQuery, about: About) -> Iterator[Rows]:
     """Return the pools with waiters or with a connection held for `query.held` seconds, and their holders."""
     long_ago = tables.clock - query.held
     found: list[tuple[tuple[float, float], ProcessRecord, PoolRecord]] = []
+    left_out = 0
     for process in tables.processes.values():
         if process.lost or not _troubled(process, long_ago):
             continue
         for pool in process.pools.values():
-            if pool.shown and _troubled(pool, long_ago):
+            if not _troubled(pool, long_ago):
+                continue
+            if pool.left_out:  # a sum of several, which nobody can judge
+                left_out += pool.left_out
+            elif pool.shown:
                 held = pool.held_since if pool.held_since is not None else tables.clock
                 found.append(((-pool.gauges.waiting, held), process, pool))
     worst = nsmallest(MOST_POOLS, found, key=lambda entry: entry[0])
+    left_out += len(found) - len(worst)
     keys: dict[RowKey, None] = {}
     for _, process, pool in worst:
         keys["process", process.instance] = None
         keys["pool", process.instance, pool.number] = None
-        holders = nsmallest(
-            MOST_HOLDERS,
-            [
-                (connection.held_since, connection.number)
-                for connection in process.connections.values()
-                if connection.pool == pool.number and connection.held_since is not None
-            ],
-        )
-        for _, number in holders:
+        held_here = [
+            (connection.held_since, connection.number)
+            for connection in process.connections.values()
+            if connection.pool == pool.number and connection.held_since is not None
+        ]
+        for _, number in nsmallest(MOST_HOLDERS, held_here):
             keys["connection", process.instance, number] = None
-    return frames(tables, header(tables, about, tables.version, True), list(keys), [])
+        left_out += max(0, len(held_here) - MOST_HOLDERS)
+    head = msgspec.structs.replace(header(tables, about, tables.version, True), left_out=left_out)
+    return frames(tables, head, list(keys), [])
 
 
 def _troubled(what: ProcessRecord | PoolRecord, long_ago: float) -> bool:
@@ -135,5 +140,8 @@ def _program(
         min(fsum(pool.rate for pool in alive), 1e15),
         max(process.reported for process, _ in pools),
         *quantiles_of(alive, clock),
+        left_out=min(
+            sum(pool.left_out + process.missing(pool) for process, pool in pools if not process.lost), LARGEST
+        ),
     )
     return ProgramRow(host, program, state, figures)

@@ -19,7 +19,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from connmon import procinfo
-from connmon.cluster.exposition import KINDS, Fleet
+from connmon.cluster.exposition import KINDS, Fleet, limits_text
 from connmon.cluster.replica import Replica
 from connmon.cluster.rows import figures_of
 from connmon.cluster.server import Server
@@ -73,6 +73,7 @@ class Metrics:
         pieces = [generate_latest(_Families(self._own(status)))]
         if status.quorum:
             fleet, state = Fleet(), self._replica.state
+            pieces.append(limits_text(state.left_out(), state.forgotten).encode())
             keys = [key for key in state.groups if key[0] in KINDS]
             for at in range(0, len(keys), AT_ONCE):
                 for key in keys[at : at + AT_ONCE]:

@@ -51,8 +51,8 @@ class Limits(NamedTuple):
     """How much is kept at most. All replicas of a group must have the same."""
 
     processes: int = 50_000
-    pools: int = 1_000
-    """Of one process."""
+    pools: int = 1_200
+    """Of one process: `POOLS_REPORTED`, and the sums over closed pools and over the pools beyond."""
     connections: int = 200_000
     """Of one process."""
     room: int = 2**30
@@ -65,6 +65,8 @@ class Limits(NamedTuple):
     """Starts of nodes."""
     tombstones: int = 20_000
     """Keys of removed rows, for each kind of row."""
+    turned_away: int = 50_000
+    """Processes that are left out and counted; more are left out and not counted."""
 
 
 LIMITS: Final = Limits()
@@ -144,11 +146,20 @@ class PoolRecord(Struct, array_like=True):
     mark: Times = NO_TIMES
     """What `times` was before that window; and before the one before it."""
     mark_before: Times = NO_TIMES
+    left_out: int = 0
+    """How many pools without a row each this is the sum of. 0: it is one pool."""
+    listed: int = 0
+    """How many of its connections are known one by one."""
 
     @property
     def shown(self) -> bool:
-        """Whether it has a row: what remains of closed pools is in the sums only."""
-        return self.gauges.pools > 0
+        """Whether it has a row: what remains of closed pools, and a sum of several, has none."""
+        return self.gauges.pools > 0 and not self.left_out
+
+    @property
+    def has_row(self) -> bool:
+        """Whether it has a row among those by connection, where a sum of several pools has one too."""
+        return self.gauges.pools > 0 or self.left_out > 0
 
     def tell_times(self, times: Times, clock: float) -> None:
         """Take what it was just told of."""
@@ -166,7 +177,7 @@ class PoolRecord(Struct, array_like=True):
     def lately(self, clock: float) -> Times:
         """Return what took how long in this window and the one before."""
         passed = int(clock // WINDOW) - self.window
-        if passed > 1 or not self.shown:  # what remains of closed pools takes over things long past
+        if passed > 1 or not self.gauges.pools:  # what remains of closed pools takes over things long past
             return NO_TIMES
         before = self.mark if passed else self.mark_before
         return NO_TIMES if self.times == before else times_since(self.times, before)
@@ -196,6 +207,29 @@ class ProcessRecord(Struct, array_like=True):
     rate: float = 0.0
     pools: dict[int, PoolRecord] = {}
     connections: dict[int, ConnectionRecord] = {}
+    shared: int = 0
+    """Pools that it reports in sums only."""
+    refused_pools: int = 0
+    """Pools that there was no room for here: they are in no sum."""
+    unlisted: int = 0
+    """Connections that it does not report one by one."""
+    refused: bool = False
+    """Whether there was no room here for some of its connections; the sums count them."""
+    asked: float | None = None
+    """When it was last asked for a full report, since some of what was refused would fit."""
+    left_out: int = 0
+    """Pools and connections without a row of their own."""
+
+    def missing(self, pool: PoolRecord) -> int:
+        """Return how many of a pool's connections are not known one by one, because of a limit."""
+        return max(0, pool.gauges.connections - pool.listed) if self.refused or self.unlisted else 0
+
+    @property
+    def missing_connections(self) -> int:
+        """The same of all pools."""
+        if not (self.refused or self.unlisted):
+            return 0
+        return sum([self.missing(pool) for pool in self.pools.values()])
 
     @property
     def state(self) -> RowState:
@@ -216,7 +250,7 @@ class ProcessRecord(Struct, array_like=True):
     def row_keys(self) -> list[RowKey]:
         """Return the keys of all rows that this process is, or was, shown with."""
         keys: list[RowKey] = [("process", self.instance)]
-        keys += [("pool", self.instance, pool.number) for pool in self.pools.values() if pool.shown]
+        keys += [("pool", self.instance, pool.number) for pool in self.pools.values() if pool.has_row]
         keys += [("connection", self.instance, number) for number in self.connections]
         return keys
 
@@ -359,9 +393,14 @@ def pool_weight(info: PoolInfo) -> int:
     return 2048 + len(info.url) + len(info.database or "")
 
 
+#: No pool can weigh more; and what a connection weighs at least, without holder, call site and stack.
+LARGEST_POOL_WEIGHT: Final = 2048 * 3
+BARE_WEIGHT: Final = 256
+
+
 def connection_weight(connection: Connection | ConnectionRecord | ConnectionRow) -> int:
     """Return about how many bytes a connection takes."""
-    weight = 256
+    weight = BARE_WEIGHT
     if connection.holder:
         weight += len(connection.holder)
     if connection.server is not None:

@@ -191,7 +191,8 @@ def _process_keys(tables: Tables, query: Query, since: int) -> Iterator[RowKey]:
         if query.by == "process":
             continue
         for pool in process.pools.values():
-            if pool.shown:
+            # Connections of pools without a row each belong to the row of their sum.
+            if pool.shown or (pool.has_row and query.by == "connection"):
                 yield ("pool", process.instance, pool.number)
         if query.by == "connection":
             for connection in process.connections.values():
@@ -224,7 +225,7 @@ def row_of(tables: Tables, key: RowKey) -> Row | None:
     assert isinstance(number, int)
     if key[0] == "pool":
         pool = process.pools.get(number)
-        if pool is None or not pool.shown:
+        if pool is None or not pool.has_row:
             return None
         return PoolRow(
             process.instance, number, pool.info, process.state, _own_figures(process, pool)
@@ -241,7 +242,10 @@ def row_of(tables: Tables, key: RowKey) -> Row | None:
 def _own_figures(process: ProcessRecord, what: ProcessRecord | PoolRecord) -> Figures:
     """Return the figures of a process, or of one of its pools."""
     lost = process.lost
-    pools = [what] if isinstance(what, PoolRecord) else list(process.pools.values())
+    if isinstance(what, PoolRecord):
+        pools, left_out = [what], process.missing(what)
+    else:
+        pools, left_out = list(process.pools.values()), process.left_out
     return Figures(
         0 if lost else 1,
         1 if lost else 0,
@@ -257,6 +261,7 @@ def _own_figures(process: ProcessRecord, what: ProcessRecord | PoolRecord) -> Fi
         0.0 if lost else what.rate,
         process.reported,
         *quantiles_of(() if lost else pools, process.reported),
+        left_out=0 if lost else min(left_out, LARGEST),
     )
 
 
@@ -302,13 +307,18 @@ def figures_of(group: Group) -> Figures:
     if group.cached is not None and group.cached_at == group.version:
         return group.cached
     alive: list[ProcessRecord | PoolRecord] = []
+    left_out = 0
     for process in group.members.values():
         if process.lost:
             continue
         if group.key[0] == "database":
-            alive += (pool for pool in process.pools.values() if pool.database == group.key)
+            pools = [pool for pool in process.pools.values() if pool.database == group.key]
+            alive += pools
+            if process.left_out:
+                left_out += sum([pool.left_out + process.missing(pool) for pool in pools])
         else:
             alive.append(process)
+            left_out += process.left_out
     group.cached_at = group.version
     group.cached = Figures(
         group.processes,
@@ -325,6 +335,7 @@ def figures_of(group: Group) -> Figures:
         # Rounded once, so the order of the members does not show.
         min(fsum(what.rate for what in alive), 1e15),
         group.reported,
+        left_out=min(left_out, LARGEST),
     )
     return group.cached
 
@@ -361,6 +372,7 @@ def totals(tables: Tables) -> tuple[Figures, int, int]:
         min(fsum(row.checkouts_per_second for row in rows), 1e15),
         max((row.reported for row in rows if row.reported is not None), default=None),
         *_quantiles_of(tables.lately()),
+        left_out=min(sum(row.left_out for row in rows) + len(tables.turned_away), LARGEST),
     )
     tables.header = (tables.moved, figures, hosts, programs)
     return figures, hosts, programs

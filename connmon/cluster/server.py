@@ -33,7 +33,7 @@ from connmon.cluster import history, lookups, status
 from connmon.cluster.digests import Digests
 from connmon.cluster.intake import Intake, Waiting
 from connmon.cluster.link import Link, footprint
-from connmon.cluster.notices import Notices
+from connmon.cluster.notices import LimitNotices, Notices
 from connmon.cluster.openfiles import Room, current_limit, room
 from connmon.cluster.replica import ApplyError, Replica
 from connmon.cluster.rows import About
@@ -42,6 +42,8 @@ from connmon.config import Node, Service
 from connmon.credentials import OPEN, Credentials
 from connmon.errors import ProtocolError
 from connmon.model import (
+    CONNECTIONS_REPORTED,
+    POOLS_REPORTED,
     Batch,
     Departure,
     History,
@@ -136,6 +138,9 @@ class Server:
         self._room = Room(clients, None) if isinstance(clients, int) else clients
         self._memory = memory
         self._notices = Notices(clock)
+        self._limit_notices = LimitNotices(clock)
+        self._forgotten: dict[str, int] = {}
+        """What the state had forgotten at the last look."""
         self._listener: asyncio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._links: set[Link] = set()
@@ -453,6 +458,15 @@ class Server:
                 link.check(now)
             if self._replica.peers is not None:
                 self._send_away(now)
+            self._look_at_limits()
+
+    def _look_at_limits(self) -> None:
+        """Have it logged where a limit begins to leave something out."""
+        state = self._replica.state
+        limits = {**state.limits._asdict(), "pools": POOLS_REPORTED, "connections": CONNECTIONS_REPORTED}
+        forgotten = {name: count - self._forgotten.get(name, 0) for name, count in state.forgotten.items()}
+        self._forgotten = dict(state.forgotten)
+        self._limit_notices.look({**state.left_out(), **forgotten}, limits)
 
     def _send_away(self, now: float) -> None:
         """Have applications go to a node that has quorum, or that has fewer of them."""

@@ -9,6 +9,8 @@ The rules kept here:
 - A batch counts once, by its boot and number; a report counts once, by its sequence number.
 - A full report replaces what is known of a process, but not its maxima. A change counts only on
   top of the report that it was made after; otherwise a full report is asked for.
+- What a limit leaves out is counted. As soon as some of it would fit, a full report is asked for: at most
+  one in `ASK_AGAIN` seconds of a process, and of no more new processes than there are places for.
 - Within a batch time passes first, then reports count, then departures, and then it is judged
   who has been silent for too long: so nobody is lost in the batch that brings his report.
 - A program's maximum is the largest, over all reports applied, of the sum of its processes'
@@ -27,7 +29,9 @@ from msgspec import Struct
 
 from connmon.cluster import image, rows
 from connmon.cluster.records import (
+    BARE_WEIGHT,
     LARGEST_COUNT,
+    LARGEST_POOL_WEIGHT,
     LIMITS,
     NO_GAUGES,
     NO_TIMES,
@@ -63,6 +67,8 @@ from connmon.model import (
 
 #: The largest step of the clock, in seconds, that one batch can make.
 LONGEST_STEP: Final = 2.0
+#: Seconds between two full reports that a process is asked for because something left out would fit.
+ASK_AGAIN: Final = 5.0
 #: The largest rate that is shown (a model.Number).
 LARGEST_RATE: Final = 1e15
 
@@ -83,6 +89,9 @@ class Outcome(Struct, frozen=True):
 class State(Tables):
     """What the whole service's processes last reported, and what that adds up to."""
 
+    _invited = 0
+    """How many unknown processes this batch asks for a full report."""
+
     # --- batches
 
     def apply(self, batch: Batch) -> Outcome:
@@ -99,6 +108,7 @@ class State(Tables):
             self.turn_window()
         self.boots.pop(batch.boot, None)
         self.boots[batch.boot] = BootRecord(batch.boot, batch.number, self.clock)
+        self._invited = 0
         answers = tuple((r.instance, r.sequence, self._report(batch.node, r)) for r in batch.reports)
         for departure in batch.departures:
             self._depart(batch.node, departure)
@@ -108,6 +118,7 @@ class State(Tables):
 
     def _depart(self, node: str, departure: Departure) -> None:
         process = self.processes.get(departure.instance)
+        self.take_back(departure.instance)
         if process is not None and process.node == node and process.sequence <= departure.sequence:
             self.drop(process)
 
@@ -145,7 +156,7 @@ class State(Tables):
             self.admit(process)
             span = 0.0
         else:
-            return self._lacks(report)
+            return self._keep_out(report)
         self._take(process, report, span)
         process.node = node
         process.sequence = report.sequence
@@ -153,6 +164,28 @@ class State(Tables):
         process.version = self.version
         # The dict is in the order of the last reports.
         self.processes[report.instance] = self.processes.pop(report.instance)
+        return process.left_out > 0 and not report.full and self._would_fit(process)
+
+    def _keep_out(self, report: Report) -> bool:
+        """Leave out an unknown process, for now or because it has no place; return whether to ask it in."""
+        places = self.places()
+        if self._lacks(report) and self._invited < places:
+            self._invited += 1
+            return True
+        if self._invited >= places:
+            self.turn_away(report.instance)
+        return False
+
+    def _would_fit(self, process: ProcessRecord) -> bool:
+        """Whether to ask the process for a full report, since some of what was refused fits now."""
+        if process.asked is not None and self.clock - process.asked < ASK_AGAIN:
+            return False
+        limits, room = self.limits, self.limits.room - self.weight
+        pools = process.refused_pools > 0 and len(process.pools) < limits.pools
+        connections = process.refused and len(process.connections) < limits.connections
+        if (pools and room >= LARGEST_POOL_WEIGHT) or (connections and room >= BARE_WEIGHT):
+            process.asked = self.clock
+            return True
         return False
 
     def _take(self, process: ProcessRecord, report: Report, span: float) -> None:
@@ -166,6 +199,9 @@ class State(Tables):
         self._take_identity(process, report)
         self._take_pools(process, report, span)
         self._take_connections(process, report)
+        process.unlisted = report.left_out
+        if process.shared or process.refused_pools or process.refused or process.unlisted or process.left_out:
+            self._count_left_out(process)
 
         now = process.databases()
         for key in now:
@@ -191,6 +227,16 @@ class State(Tables):
         process.rate = _rate(totals, process.totals, span)
         self._raise(process, process.gauges, report.peaks)
         process.longest_wait = report.peaks.longest_wait
+
+    def _count_left_out(self, process: ProcessRecord) -> None:
+        missing = process.missing_connections
+        if not missing:
+            process.refused = False
+        process.left_out = process.shared + process.refused_pools + missing
+        if process.left_out:
+            self.crowded[process.instance] = process
+        else:
+            self.crowded.pop(process.instance, None)
 
     def _take_identity(self, process: ProcessRecord, report: Report) -> None:
         told = report.process
@@ -230,9 +276,13 @@ class State(Tables):
         if report.full:
             told = {pool.number for pool in report.pools}
             closed = [number for number in process.pools if number not in told]
+            process.refused_pools = 0
         else:
             # Each once, whatever the report says.
-            closed = [number for number in dict.fromkeys(report.closed_pools) if number in process.pools]
+            numbers = dict.fromkeys(report.closed_pools)
+            closed = [number for number in numbers if number in process.pools]
+            if process.refused_pools:
+                process.refused_pools = max(0, process.refused_pools - len(numbers) + len(closed))
         # First what is closed, so that the number of a closed pool can be given to a new one.
         for number in closed:
             self._close_pool(process, number)
@@ -245,7 +295,9 @@ class State(Tables):
         for pool_report in report.pools:
             self._take_pool(process, pool_report, span, young)
         waiting_since = held_since = None
+        shared = 0
         for pool in process.pools.values():
+            shared += pool.left_out
             if pool.version != self.version:  # nothing was told of it: nothing happened there
                 pool.rate = 0.0
                 if not pool.gauges.waiting:
@@ -256,7 +308,7 @@ class State(Tables):
             since = pool.held_since
             if since is not None and (held_since is None or since < held_since):
                 held_since = since
-        process.waiting_since, process.held_since = waiting_since, held_since
+        process.waiting_since, process.held_since, process.shared = waiting_since, held_since, shared
 
     def _close_pool(self, process: ProcessRecord, number: int) -> None:
         pool = process.pools.pop(number)
@@ -264,7 +316,7 @@ class State(Tables):
         process.totals = minus(process.totals, pool.totals)
         self.shift(pool.database, minus(NO_GAUGES, pool.gauges), minus(NO_TOTALS, pool.totals))
         self.weight -= pool_weight(pool.info)
-        if pool.shown:
+        if pool.has_row:
             self.bury(("pool", process.instance, number))
 
     def _take_pool(self, process: ProcessRecord, told: PoolReport, span: float, young: bool) -> None:
@@ -274,17 +326,18 @@ class State(Tables):
         """
         pool = process.pools.get(told.number)
         info = told.info or (None if pool is None else pool.info)
-        if info is None:
+        if info is None:  # refused before, and counted
+            process.refused_pools = max(process.refused_pools, 1)
             return
         if pool is None:
-            if len(process.pools) >= self.limits.pools:
-                return
-            if self.weight + pool_weight(info) > self.limits.room:
+            full = len(process.pools) >= self.limits.pools
+            if full or self.weight + pool_weight(info) > self.limits.room:
+                process.refused_pools += 1
                 return
             pool = PoolRecord(told.number, info, database_key(info))
             process.pools[told.number] = pool
             self.weight += pool_weight(info)
-            pool.times = NO_TIMES if young else bounded_times(told.times)
+            pool.times = NO_TIMES if young and not told.moved else bounded_times(told.times)
             pool.forget_times(self.clock)
         elif info is not pool.info and info != pool.info:
             key = database_key(info)
@@ -298,16 +351,23 @@ class State(Tables):
         process.gauges = plus(process.gauges, more)
         process.totals = plus(process.totals, happened)
         self.shift(pool.database, more, happened)
-        if pool.shown and not gauges.pools:
-            self.bury(("pool", process.instance, told.number))
         times = bounded_times(told.times)
-        if times != pool.times:
+        if told.moved:
+            pool.times = times
+            pool.forget_times(self.clock)
+        elif times != pool.times:
             if gauges.pools:
                 self.took(times_since(times, pool.times))
             pool.tell_times(times, self.clock)
         # What remains of closed pools takes over totals of things long past.
-        pool.rate = _rate(pool.totals, totals, span) if gauges.pools else 0.0
-        pool.gauges, pool.totals = gauges, totals
+        pool.rate = _rate(pool.totals, totals, span) if gauges.pools and not told.moved else 0.0
+        if gauges.pools and not (told.left_out or pool.left_out):  # mostly: it has a row, or gets one
+            pool.gauges, pool.totals = gauges, totals
+        else:
+            shown, had_row = pool.shown, pool.has_row
+            pool.gauges, pool.totals, pool.left_out = gauges, totals, min(told.left_out, LARGEST_COUNT)
+            if (shown and not pool.shown) or (had_row and not pool.has_row):
+                self.bury(("pool", process.instance, told.number))
         self._raise(pool, gauges, told.peaks)
         pool.longest_wait = told.peaks.longest_wait
         pool.waiting_since = None if told.wait is None else self.clock - told.wait
@@ -322,6 +382,9 @@ class State(Tables):
             for record in before.values():
                 self.weight -= connection_weight(record)
             process.connections = {}
+            process.refused = False
+            for pool in process.pools.values():
+                pool.listed = 0
             for connection in report.connections:
                 self._take_connection(process, connection)
             for number in before:
@@ -335,22 +398,37 @@ class State(Tables):
             self._take_connection(process, connection)
 
     def _close_connection(self, process: ProcessRecord, number: int) -> None:
-        self.weight -= connection_weight(process.connections.pop(number))
+        record = process.connections.pop(number)
+        self.weight -= connection_weight(record)
+        if (pool := process.pools.get(record.pool)) is not None:
+            pool.listed -= 1
         self.bury(("connection", process.instance, number))
 
     def _take_connection(self, process: ProcessRecord, told: Connection) -> None:
-        if told.pool not in process.pools:
+        pool = process.pools.get(told.pool)
+        if pool is None:
             return
         weight = connection_weight(told)
         connections = process.connections
         known = connections.get(told.number)
+        before = 0
         if known is not None:
-            weight -= connection_weight(known)
+            before = connection_weight(known)
         elif len(connections) >= self.limits.connections:
+            process.refused = True
             return
-        if weight > 0 and self.weight + weight > self.limits.room:
-            return
-        self.weight += weight
+        if weight > before and self.weight + weight - before > self.limits.room:
+            # Without what says where it is held there may be room; what is known already must not get stale.
+            told = msgspec.structs.replace(told, holder=None, call_site=None, stack=())
+            weight = BARE_WEIGHT
+            if weight > before and self.weight + weight - before > self.limits.room:
+                process.refused = True
+                return
+        self.weight += weight - before
+        if known is None or known.pool != told.pool:
+            pool.listed += 1
+            if known is not None and (old := process.pools.get(known.pool)) is not None:
+                old.listed -= 1
         clock = self.clock
         connections[told.number] = ConnectionRecord(
             told.number,

@@ -43,6 +43,10 @@ LEASES: Final = 5
 #: Rows after which the dropping of silent processes goes on with the next tick: a batch must be
 #: applied in well under 100 ms, however many fell silent together. They count as lost until then.
 DROPPED_AT_ONCE: Final = 20_000
+#: The limits of which it is counted what they leave out; see `Limits`.
+COUNTED_LIMITS: Final = ("processes", "pools", "connections", "room")
+#: Those of which it is counted what they have had forgotten before `MEMORY` was over.
+FORGETTING_LIMITS: Final = ("ended", "gone")
 
 
 class Tables:
@@ -79,6 +83,12 @@ class Tables:
         self.before_window = NO_TIMES
         self.weight = 0
         """What all processes, pools and connections weigh."""
+        self.crowded: dict[str, ProcessRecord] = {}
+        """The processes of which a limit leaves out something."""
+        self.turned_away: dict[str, float] = {}
+        """Processes that there was no room for, by instance, and when they last reported; the first first."""
+        self.forgotten = dict.fromkeys(FORGETTING_LIMITS, 0)
+        """What limits had this replica forget before its time, since it was made or loaded."""
 
     # --- groups
 
@@ -152,9 +162,42 @@ class Tables:
 
     def has_room(self) -> bool:
         """Whether one more process may come in."""
-        return (
-            len(self.processes) < self.limits.processes and self.weight + PROCESS_WEIGHT <= self.limits.room
+        return self.places() > 0
+
+    def places(self) -> int:
+        """Return how many more processes may come in."""
+        return min(
+            self.limits.processes - len(self.processes), (self.limits.room - self.weight) // PROCESS_WEIGHT
         )
+
+    def turn_away(self, instance: str) -> None:
+        """Count a process that there is no room for."""
+        known = self.turned_away.pop(instance, None) is not None
+        if len(self.turned_away) < self.limits.turned_away:
+            self.turned_away[instance] = self.clock
+        if not known:
+            self.moved = self.version  # the totals are others now
+
+    def take_back(self, instance: str) -> None:
+        """Count it no more: it has come in, has ended, or is silent."""
+        if self.turned_away.pop(instance, None) is not None:
+            self.moved = self.version
+
+    def left_out(self) -> dict[str, int]:
+        """Return how many pools, connections and processes each limit leaves out now; of all limits."""
+        found = dict.fromkeys(COUNTED_LIMITS, 0)
+        if self.turned_away:
+            full = len(self.processes) >= self.limits.processes
+            found["processes" if full else "room"] += len(self.turned_away)
+        for process in self.crowded.values():
+            if process.lost:
+                continue
+            full = len(process.pools) >= self.limits.pools
+            found["pools"] += process.shared
+            found["pools" if full else "room"] += process.refused_pools
+            full = process.unlisted > 0 or len(process.connections) >= self.limits.connections
+            found["connections" if full else "room"] += process.missing_connections
+        return found
 
     def admit(self, process: ProcessRecord) -> None:
         """Take in a process that has no pools yet; what it was before it was dropped is taken back."""
@@ -167,6 +210,7 @@ class Tables:
                     group.ended = saturated(minus(group.ended, totals))
                     group.ended_times = times_since(group.ended_times, times)
                     self.touch(group)
+        self.take_back(process.instance)
         self.processes[process.instance] = process
         self.weight += PROCESS_WEIGHT
         self.enroll(self.group(process.program_key), process)
@@ -221,6 +265,7 @@ class Tables:
         for key in process.row_keys():
             self.bury(key)
         del self.processes[process.instance]
+        self.crowded.pop(process.instance, None)
         ended = EndedRecord(
             process.instance,
             process.sequence,
@@ -244,6 +289,7 @@ class Tables:
         # A process counts in at least two groups and mostly in three; one with a thousand
         # databases takes the place of many.
         while len(self.ended) > self.limits.ended or self.ended_totals > 10 * self.limits.ended:
+            self.forgotten["ended"] += 1
             self.forget_ended(next(iter(self.ended)))
 
     def forget_ended(self, instance: str) -> EndedRecord | None:
@@ -269,6 +315,11 @@ class Tables:
                 self.drop(process)
             elif not process.lost:
                 self.lose(process)
+        while self.turned_away:
+            instance, heard = next(iter(self.turned_away.items()))
+            if self.clock - heard <= lease:
+                break
+            self.take_back(instance)
         while self.ended:
             oldest = next(iter(self.ended.values()))
             if self.clock - oldest.at <= MEMORY:
@@ -276,8 +327,10 @@ class Tables:
             self.forget_ended(oldest.instance)
         while self.gone:
             key, since = next(iter(self.gone.items()))
-            if self.clock - since <= MEMORY and len(self.gone) <= self.limits.gone:
+            early = self.clock - since <= MEMORY
+            if early and len(self.gone) <= self.limits.gone:
                 break
+            self.forgotten["gone"] += early
             del self.gone[key], self.groups[key]
             self.bury(key)
             self.moved = self.version

@@ -51,6 +51,7 @@ def totals(state: State) -> list[Field]:
         return Field(name, forms.count(totals.get(key)), rank)
 
     wrong = state.page.panes[0].wrong
+    left_out = totals.get("left_out")
     return [
         number("hosts", "hosts", 8),
         number("programs", "programs", 9),
@@ -60,6 +61,7 @@ def totals(state: State) -> list[Field]:
         number("capacity", "capacity", 4),
         Field("waiting", forms.count(waiting), 0, "warn" if waiting else ""),
         Field("checkouts/s", forms.rate(totals.get("checkouts_per_second")), 6),
+        *([Field("left out", forms.count(left_out), 2, "warn")] if left_out else []),
         *(
             Field(word, str(wrong[word]), 2, VERDICT_ROLES[word])
             for word in verdicts.WORDS
@@ -160,6 +162,8 @@ def _about(state: State, pane: Pane) -> str:
 
 def _narrowed(state: State, pane: Pane) -> str:
     parts = []
+    if pane.want.by == "wait" and state.head.get("rows_left_out"):
+        parts.append(f"{state.head['rows_left_out']} pools and holders left out")
     if pane.grouped:
         parts.append("grouped")
     if pane.order is not None:

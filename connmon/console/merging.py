@@ -4,6 +4,7 @@ Rules kept here:
 
 - Counts and totals are sums, and so are maxima, which are then never below what was seen. Ages are the
   oldest, a last report the newest. Of percentiles the worst is shown: no one's is hidden by another's.
+- What limits have left out is summed where it is not None, which is: nothing.
 - A sum of which a part is not known is not known; a part that is lost or gone has no present and adds none.
 - A merged row is judged like any other, by its own figures.
 """
@@ -25,7 +26,7 @@ _WORST: Final = (
     "longest_wait_seconds", "longest_held_seconds",
     *(f"{what}_p{part}_seconds" for what in ("wait", "held", "connect") for part in (50, 95, 99)),
 )  # fmt: skip
-_SUMS: Final = tuple(key for key in FIGURES if key not in (*_NEWEST, *_WORST))
+_SUMS: Final = tuple(key for key in FIGURES if key not in (*_NEWEST, *_WORST, "left_out"))
 _DATABASE: Final = ("dialect", "database_host", "database_port", "database")
 _STATES: Final = ("connected", "lost", "gone")
 
@@ -46,8 +47,10 @@ def together(rows: Sequence[Row]) -> dict[str, Any]:
         ages: list[float] = [row[key] for row in rows if row.get(key) is not None]
         if ages:
             merged[key] = min(ages) if key in _NEWEST else max(ages)
-    recent = [row["recent_timeouts"] for row in rows if row.get("recent_timeouts") is not None]
-    merged["recent_timeouts"] = sum(recent) if recent else None
+    if any("left_out" in row for row in rows):
+        merged["left_out"] = sum(row.get("left_out") or 0 for row in rows) or None
+    recent = [row.get("recent_timeouts") for row in rows]
+    merged["recent_timeouts"] = None if None in recent else sum(filter(None, recent))
     merged["state"] = next(
         (state for state in _STATES if any(row.get("state") == state for row in rows)), None
     )

@@ -114,7 +114,7 @@ class Player:
                 for row in frame.nodes
             ]
         for want, source in self._sources.items():
-            source.remember(dict(frame.timeouts or ()))
+            source.remember(dict(frame.timeouts or ()), frame.timeouts is not None)
             for rows in answered(frame, _grouping(want)):
                 source.apply(rows)
             if want.by not in ("wait", "connection", "pool"):

@@ -43,7 +43,9 @@ class Source:
     def __init__(self, want: Want, maxima: Maxima | None = None) -> None:
         self._want = want
         self._maxima = maxima or {}
-        self._recent: Mapping[RowKey, int] | None = None
+        self._recent: Mapping[RowKey, int] = {}
+        self._otherwise: int | None = None
+        """The timeouts of a row that is not in there."""
         narrow = (want.host, want.program, want.instance)
         assert want.by != "node"
         self._snapshots: tuple[Snapshot, ...]
@@ -71,16 +73,24 @@ class Source:
         for snapshot in self._snapshots:
             snapshot.apply(rows)
 
-    def remember(self, timeouts: Mapping[RowKey, int]) -> None:
-        """Which rows had timeouts lately, and how many."""
-        if timeouts != self._recent:
-            self._recent = timeouts
+    def remember(self, timeouts: Mapping[RowKey, int], complete: bool = True) -> None:
+        """Which rows had timeouts lately, and how many; `complete`: the others had none."""
+        otherwise = 0 if complete else None
+        if timeouts != self._recent or otherwise != self._otherwise:
+            self._recent, self._otherwise = timeouts, otherwise
             for snapshot in self._snapshots:
                 snapshot.remake()
 
     def head(self) -> dict[str, Any]:
-        """Return who answered, and the totals: the document of the JSON contract without rows."""
-        return self._snapshots[0].head()
+        """Return who answered, and the totals: the document of the JSON contract without rows.
+
+        Of waits also `rows_left_out`: pools and holders that the node's limits leave out of its answer.
+        """
+        head = self._snapshots[0].head()
+        header = self._snapshots[0].header
+        if self._want.by == "wait" and header is not None:
+            head["rows_left_out"] = header.left_out
+        return head
 
     def rows(self, seen: Container[Key] | None = None) -> list[tuple[Key, Row]]:
         """Return the rows, in the order of their names; `seen` as in `Snapshot.keyed_rows`."""
@@ -97,9 +107,7 @@ class Source:
         return rows
 
     def _judge(self, key: RowKey, cells: dict[str, Any]) -> None:
-        recent = None
-        if self._recent is not None:
-            recent = self._recent.get(("process", key[1]) if key[0] == "pool" else key, 0)
+        recent = self._recent.get(("process", key[1]) if key[0] == "pool" else key, self._otherwise)
         tables.judged(cells, recent)
 
 

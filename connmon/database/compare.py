@@ -50,4 +50,5 @@ def _look(service: Service, credentials: Credentials, database: DatabaseSessions
     view = database.look()
     document = snapshot.document()
     header = {key: document[key] for key in ("service", "node", "leader", "quorum", "stale_seconds")}
+    header["left_out"] = document["totals"]["left_out"]
     return Look(header, snapshot.pool_rows(), document["rows"], view)

@@ -120,6 +120,8 @@ def _notes(document: Mapping[str, Any]) -> Iterable[str]:
             f"note: not compared, since it is not known where they are: {unknown} connections; some unowned"
             " sessions may be theirs"
         )
+    if left_out := document.get("left_out"):
+        yield f"note: limits leave out {left_out} of the service: some unowned sessions may be theirs"
     if shared := document["shared_sessions"]:
         yield f"note: {shared} sessions are held by several processes, after a fork"
     if others := document["other_servers"]:
@@ -127,6 +129,7 @@ def _notes(document: Mapping[str, Any]) -> Iterable[str]:
             f"{each['server']} ({each['connections']} connections{' through a pooler' * each['pooler']})"
             for each in others[:10]
         )
+        names += f" and {len(others) - 10} more" * (len(others) > 10)
         yield f"note: not compared, since applications name another server: {names}"
         yield f"      where that is this server too, say so: --database {others[0]['server']}"
 

@@ -309,7 +309,7 @@ def reconcile(first: Look, second: Look | None, naming: Naming) -> dict[str, Any
         "connections_without_id": now.without_id,
         "connections_through_pooler": now.pooled,
         "unknown_server_connections": now.unknown,
-        "pools": len(now.pools),
+        "pools": sum(row.get("pools") or 1 for row in now.pools),  # a row can be of several
         "capacity": capacity,
         "limited_capacity": limited,
         "unlimited_pools": unlimited,

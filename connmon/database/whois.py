@@ -70,14 +70,16 @@ def _nobody(
         hint = f"there is one on {others}"
     elif database and not any(_at(row, database) for row in known):
         servers = sorted({named(servers_of(row)) for row in known})
-        hint = (
-            f"the servers that pools name are {', '.join(servers[:10])}" if servers else "no server is known"
-        )
+        more = f" and {len(servers) - 10} more" * (len(servers) > 10)
+        listed = f"the servers that pools name are {', '.join(servers[:10])}{more}"
+        hint = listed if servers else "no server is known"
     else:
         without = len(document["rows"]) - len(known)
         hint = f"sessions known: {len(known)}; connections without a session id: {without}"
         if pooled := sum(bool(row["pooler"]) for row in document["rows"] if row["server_id"] is None):
             hint += f", {pooled} of them through a pooler (PgBouncer), which hides it"
+    if left_out := document.get("totals", {}).get("left_out"):
+        hint += f"; limits leave out {left_out} of the service"
     return f"no process that reports to service {document['service']} has session {session}{where}: {hint}"
 
 

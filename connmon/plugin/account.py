@@ -156,7 +156,7 @@ class Entry:
         self.closed = True
         """Until it is entered (`PoolAccount.opened`), and from its end on."""
         self.weak: Any = None
-        self.told: object = None
+        self.told: tuple[object, ...] | None = None
         """What the last report said of it; None: nothing yet."""
         self.told_at = 0.0
 

@@ -6,6 +6,9 @@
    report that carries them is acknowledged.
 3. Nothing here grows with time or with what happens, only with what is open: what has ended is
    folded into totals, also where no report is ever taken.
+4. A report always fits on the wire, whatever the application opens. The oldest pools are reported one by
+   one; those beyond are one sum for each database, so nothing that is counted is missing. Of connections
+   that are too many only how many they are is told. What fits again later is told by the next report.
 
 Times are seconds of one monotonic clock, handed in.
 """
@@ -18,8 +21,10 @@ from typing import Any, Protocol
 
 from connmon.model import (
     CHECKED_OUT,
+    CONNECTIONS_REPORTED,
     DETACHED,
     IDLE,
+    POOLS_REPORTED,
     Connection,
     ConnectionState,
     Gauges,
@@ -33,9 +38,16 @@ from connmon.model import (
     plus,
 )
 from connmon.plugin.account import Entry, Live, PoolAccount, highest, within
+from connmon.plugin.surplus import OTHERS, Counted, Surplus, age
 
-#: How many databases keep the totals of their pools that are gone; the rest share one.
+#: How many databases keep the totals of their pools that are gone, and of those that are not reported one
+#: by one; the rest share one.
 REMAINS_LIMIT = 64
+#: Bytes in a report, at most, for what pools are; and for who holds connections, and where.
+IDENTITIES = 3 * 2**20
+HOLDERS = 6 * 2**20
+#: So few pools fit, whatever they are called.
+FEW = 100
 #: A connection that is held is told again after this many seconds, although nothing about it
 #: changed: the replica ages it by its own clock, and that can lag.
 REFRESH = 30.0
@@ -45,6 +57,9 @@ LOOK = 5.0
 BLOCKED = 3
 #: Ended entries that may pile up while no reporter runs, before they are folded on the spot.
 BACKLOG = 1000
+
+
+_ANY_OTHER = PoolInfo(OTHERS, OTHERS, None, None, None, "", None, None, None)
 
 
 class Lock(Protocol):
@@ -102,6 +117,17 @@ class Ledger:
         self._busy = False
         self._unacknowledged: Peaks | None = None
         self._closed_pools: list[int] = []
+        self._surplus: dict[RowKey, Surplus] = {}
+        """By database: the sums of the pools beyond those that are reported one by one."""
+        self._surplus_of: dict[int, Surplus] = {}
+        """By pool: the sum that it is in."""
+        self._moved: dict[int, int] = {}
+        """The pools that have left such a sum, by number, after which report; until that is acknowledged."""
+        self._listed = 0
+        """Connections that reports have told of and that have not been told to have ended."""
+        self._unlisted = 0
+        """Open ones that the last report did not tell of."""
+        self._holders_room = HOLDERS
 
     def pool(self, info: PoolInfo) -> PoolAccount:
         """Open the account of one more pool."""
@@ -128,6 +154,8 @@ class Ledger:
         self._taken_at = self._unacknowledged = None
         self._busy = False
         self._closed_pools = []
+        self._surplus, self._surplus_of, self._moved = {}, {}, {}
+        self._listed = self._unlisted = 0
         self._folding = self._lock()
 
     def seen(self) -> None:
@@ -155,6 +183,11 @@ class Ledger:
             self._unacknowledged = None
             for account in self._accounts():
                 account.unacknowledged = None
+            moved = list(self._moved.items())  # an application's thread may retire one meanwhile
+            self._moved = {number: after for number, after in moved if after >= sequence}
+            for surplus in self._surplus.values():
+                if surplus.moved_after is not None and surplus.moved_after < sequence:
+                    surplus.moved_after = None
 
     def end(self) -> None:
         """The process ends in good order: what is open now is closed with it, and what is held given back."""
@@ -183,10 +216,13 @@ class Ledger:
     def _take(self, now: float, alive: bool) -> Report | None:
         full = self._base == 0
         self._retire()
-        pools, connections, closed = [], [], []
-        present, longest, counted = Gauges(), 0.0, []
         for account in self._accounts():
             account.locate()
+        self._share()
+        pools, connections, closed = [], [], []
+        self._unlisted, self._holders_room = 0, HOLDERS
+        present, longest, counted = Gauges(), 0.0, []
+        for account in self._accounts():
             account.fold()
             gauges, totals, held_since = account.count()
             account.settle(gauges, totals, now)
@@ -202,8 +238,12 @@ class Ledger:
             gauges = within(gauges, peaks, whole, present)
             present = plus(present, gauges)
             peaks = account.unacknowledged or peaks
-            facts = (gauges, totals, times, peaks, held_since, first, account.info)
-            if full or facts != account.told:
+            surplus = self._surplus_of.get(account.number)
+            now_counted = Counted(account, gauges, totals, times, peaks, held_since, first)
+            facts = (now_counted.facts(), account.info)
+            if surplus is not None:
+                surplus.counted.append(now_counted)
+            elif full or facts != account.told:
                 pools.append(
                     PoolReport(
                         account.number,
@@ -212,14 +252,20 @@ class Ledger:
                         totals,
                         peaks,
                         wait,
-                        None if held_since is None else max(0.0, now - held_since),
+                        age(now, held_since),
                         times,
+                        moved=account.number in self._moved,
                     )
                 )
                 account.told, account.told_info = facts, account.info
             closed += account.gone
+            self._listed -= len(account.gone)
             account.gone = []
-            connections += self._connections(account.entries.values(), now, full)
+            number, info = (
+                (account.number, account.info) if surplus is None else (surplus.number, surplus.info)
+            )
+            connections += self._connections(account.entries.values(), number, info, now, full)
+        pools += self._surplus_reports(now, full, self._unacknowledged)
         news = bool(pools or connections or closed or self._closed_pools)
         # One more report after the last change, so that rates and the longest wait come to rest.
         if not (full or alive or news or self._busy):
@@ -238,6 +284,7 @@ class Ledger:
             closed_pools=() if full else tuple(self._closed_pools),
             connections=tuple(connections),
             closed_connections=() if full else tuple(closed),
+            left_out=self._unlisted,
         )
         self._closed_pools = []
         return report
@@ -245,24 +292,91 @@ class Ledger:
     def _accounts(self) -> list[PoolAccount]:
         return [*list(self.pools.values()), *self.remains.values()]
 
-    def _connections(self, entries: Iterable[Entry], now: float, full: bool) -> list[Connection]:
+    def _share(self) -> None:
+        """Decide which pools are reported one by one: the oldest. One that is, stays so to its end."""
+        accounts = list(self.pools.values())
+        if len(accounts) <= FEW and not self._surplus:
+            return
+        room = IDENTITIES
+        for place, account in enumerate(accounts):
+            info, number = account.info, account.number
+            room -= _size(info.url, info.database or "", info.database_host or "")
+            own = account.told is not None or (place < POOLS_REPORTED and room >= 0)
+            if not own and number not in self._surplus_of:
+                self._surplus_of[number] = self._surplus_for(account)
+            elif not own and not self._surplus_of[number].has(info):  # its server is known only now
+                self._leave_surplus(number)
+                surplus = self._surplus_of[number] = self._surplus_for(account)
+                surplus.moved_after = self._sequence
+            elif own and number in self._surplus_of:
+                self._leave_surplus(number)
+                self._moved[number] = self._sequence
+
+    def _surplus_for(self, account: PoolAccount) -> Surplus:
+        key = database_key(account.info)
+        if key not in self._surplus and len(self._surplus) >= REMAINS_LIMIT:
+            key = database_key(_ANY_OTHER)
+        surplus = self._surplus.get(key)
+        if surplus is None:
+            info = account.info if key == database_key(account.info) else _ANY_OTHER
+            surplus = self._surplus[key] = Surplus(next(self.numbers), info)
+        return surplus
+
+    def _leave_surplus(self, number: int) -> None:
+        surplus = self._surplus_of.pop(number, None)
+        if surplus is not None:
+            surplus.moved_after = self._sequence
+
+    def _surplus_reports(self, now: float, full: bool, whole: Peaks) -> list[PoolReport]:
+        reports = []
+        for key, surplus in list(self._surplus.items()):
+            if surplus.counted:
+                report = surplus.take(now, full, whole)
+                if report is not None:
+                    reports.append(report)
+            else:
+                del self._surplus[key]
+                if surplus.told is not None:
+                    self._closed_pools.append(surplus.number)
+        return reports
+
+    def _connections(
+        self, entries: Iterable[Entry], number: int, info: PoolInfo, now: float, full: bool
+    ) -> list[Connection]:
+        """Return what is to be told of these connections; `number` and `info` are of their pool's report."""
         told = []
         for entry in list(entries):
-            number, server = self._session(entry, now)
+            if entry.told is None and self._listed >= CONNECTIONS_REPORTED:
+                self._unlisted += 1
+                continue
+            session, server = self._session(entry, info, now)
             since, detached = entry.since, entry.detached
             held = since > 0.0
             name, site, stack = self._holder(entry, now - since) if held else (None, None, ())
             # The id comes later than the connection: its first statements may be on their way meanwhile.
-            facts = (since, detached, number, site, stack, server)
-            if not full and entry.told == facts and not (held and now - entry.told_at > REFRESH):
+            plain = (number, since, detached, session, server)
+            facts: tuple[object, ...] = (plain, site, stack)
+            before = entry.told
+            if not full and before == facts and not (held and now - entry.told_at > REFRESH):
                 continue
+            if name is not None:
+                size = _size(name, site or "", *stack)
+                if size > self._holders_room:  # told by the next report
+                    if not full and before is not None and before[0] == plain:
+                        continue
+                    name, site, stack = None, None, ()
+                    facts = (plain, None, ())
+                else:
+                    self._holders_room -= size
+            if before is None:
+                self._listed += 1
             entry.told, entry.told_at = facts, now
             state: ConnectionState = DETACHED if detached else CHECKED_OUT if held else IDLE
             told.append(
                 Connection(
                     entry.number,
-                    entry.pool.number,
                     number,
+                    session,
                     state,
                     max(0.0, now - entry.opened),
                     max(0.0, now - since) if held else None,
@@ -275,7 +389,7 @@ class Ledger:
         return told
 
     @staticmethod
-    def _session(entry: Entry, now: float) -> tuple[int | None, ServerAddress | None]:
+    def _session(entry: Entry, info: PoolInfo, now: float) -> tuple[int | None, ServerAddress | None]:
         """Return the server's id of the connection, and where it is; None: where its pool is."""
         location = entry.pool.location
         if location is None:
@@ -283,9 +397,9 @@ class Ledger:
         if entry.driver is not None and (entry.since or entry.read != entry.checkouts):
             location.look_again(entry, now)
         number = location.session_of(entry) if location.poolers else entry.server_id
-        if entry.server is not None and entry.server is location.at:  # as mostly
+        if entry.server is not None and entry.server is location.at and info is entry.pool.info:  # as mostly
             return number, None
-        return number, location.address_of(entry, entry.pool.info)
+        return number, location.address_of(entry, info)
 
     def _holder(self, entry: Entry, held: float) -> tuple[str | None, str | None, tuple[str, ...]]:
         """Return who holds the connection, and where: at its checkout if that was kept, else now."""
@@ -313,6 +427,8 @@ class Ledger:
                 continue
             del self.pools[account.number]
             account.locate()
+            self._leave_surplus(account.number)
+            self._moved.pop(account.number, None)
             remains = self._remains_of(account)
             _, happened, _ = account.count()
             remains.ended = plus(remains.ended, happened)
@@ -327,10 +443,16 @@ class Ledger:
     def _remains_of(self, account: PoolAccount) -> PoolAccount:
         info = account.info
         if database_key(info) not in self.remains and len(self.remains) >= REMAINS_LIMIT:
-            info = PoolInfo("(others)", "(others)", None, None, None, "", None, None, None)
+            info = _ANY_OTHER
         key = database_key(info)
         remains = self.remains.get(key)
         if remains is None:
             remains = self.remains[key] = PoolAccount(self, next(self.numbers), info)
             remains.retired = True
         return remains
+
+
+def _size(*texts: str) -> int:
+    """Return how many bytes these texts take on the wire, or more."""
+    text = "".join(texts)
+    return 5 * len(texts) + (len(text) if text.isascii() else 4 * len(text))

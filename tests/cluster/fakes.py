@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from connmon.cluster.records import LIMITS
 from connmon.model import (
     Batch,
     Figures,
@@ -53,6 +54,9 @@ class FakeState:
         self.clock = 0.0
         self.groups: dict[RowKey, Any] = {}
         self.processes: dict[str, Any] = {}
+        self.turned_away: dict[str, float] = {}
+        self.limits = LIMITS
+        self.forgotten: dict[str, int] = {}
         self.header: Any = None
         self.moved = 0
         self.seen: dict[str, tuple[str, int]] = {}
@@ -63,6 +67,9 @@ class FakeState:
         """What makes a row larger."""
         self.fail_on: str | None = None
         """The instance whose report raises."""
+
+    def left_out(self) -> dict[str, int]:
+        return {}
 
     def apply(self, batch: Batch) -> FakeOutcome:
         boot, number = self.seen.get(batch.node, ("", 0))

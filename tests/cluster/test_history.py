@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 
 from connmon.cluster import history
 from connmon.cluster.history import Past
@@ -74,6 +75,19 @@ def test_timeouts_count_since_they_were_watched() -> None:
     for _ in range(3):
         sampled(past, group)
     assert asked(past).timeouts == ()
+
+
+def test_rows_with_timeouts_that_are_too_many_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer says how many rows with timeouts are not in it."""
+    group, past = Group(), Past()
+    for sequence in (1, 2):
+        happened = Totals(connects=1, timeouts=sequence)
+        group.say(full("a", sequence, msgspec.structs.replace(pool(connections=1), totals=happened)))
+        sampled(past, group)
+    every = asked(past)
+    assert (len(every.timeouts), every.left_out) == (4, 0)  # program, host, database, process
+    monkeypatch.setattr(history, "MOST_TIMEOUTS", 3)
+    assert (asked(past).timeouts, asked(past).left_out) == (every.timeouts[:3], 1)
 
 
 def test_rows_that_went_away_are_forgotten_and_their_number_is_limited() -> None:

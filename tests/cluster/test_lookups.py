@@ -84,6 +84,17 @@ def test_the_answer_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = whole(lookups.waits(group.state, WaitsQuery(30.0), ABOUT))
     assert [row.instance for row in kinds(answer, PoolRow)] == ["p4", "p3"]
     assert [row.number for row in kinds(answer, ConnectionRow)] == [2, 2]
+    # Two pools, and a holder of each of the others.
+    assert answer.left_out == 4
+
+
+def test_pools_that_are_known_as_a_sum_only_are_counted() -> None:
+    """They may be waited for, each for itself; nothing says which."""
+    group = Group()
+    group.say(full("a", 1, waited(1, 1, 0.5), msgspec.structs.replace(waited(2, 3, 1.0), left_out=5)))
+    answer = whole(lookups.waits(group.state, WaitsQuery(30.0), ABOUT))
+    assert [row.number for row in kinds(answer, PoolRow)] == [1]
+    assert answer.left_out == 5
 
 
 def test_the_users_of_a_database_count_its_pools_only() -> None:

@@ -23,7 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from connmon.cluster.exposition import Fleet, label
+from connmon.cluster.exposition import Fleet, label, limits_text
+from connmon.cluster.state import State
 from connmon.histogram import BUCKETS, bucket, trimmed
 from connmon.model import DatabaseRow, ProgramRow, Times
 from connmon.snapshot import QUANTILES
@@ -63,6 +64,8 @@ def fleet(*rows: ProgramRow | DatabaseRow) -> str:
 
 #: Told of by another name, with the state as a label.
 STATES = ("processes", "connections", "checked_out", "idle", "detached")
+#: Told of by limit, and not by program.
+BY_LIMIT = ("left_out",)
 
 
 def test_the_numbers_of_a_snapshot() -> None:
@@ -71,7 +74,7 @@ def test_the_numbers_of_a_snapshot() -> None:
     found = samples(page)
     labels = {"host": "ctl1", "program": "nova-api"}
     for name, value in SHOWN_1.items():
-        if name in (*STATES, *QUANTILES, "checkouts_per_second"):
+        if name in (*STATES, *BY_LIMIT, *QUANTILES, "checkouts_per_second"):
             continue
         assert found[f"connmon_{name}"] == [(labels, value)], name
     assert {row[0]["state"]: row[1] for row in found["connmon_connections"]} == {
@@ -108,6 +111,16 @@ def test_unknown_is_left_out() -> None:
     found = samples(fleet(ProgramRow("h", "p", "connected", unlimited)))
     assert "connmon_capacity" not in found
     assert "connmon_pools" in found
+
+
+def test_what_each_limit_leaves_out() -> None:
+    """A gauge for each limit that leaves something out of the rows, 0 where it does not."""
+    page = limits_text(State().left_out() | {"pools": 10}, State().forgotten | {"gone": 3})
+    forgotten = {labels["limit"]: value for labels, value in samples(page)["connmon_forgotten_total"]}
+    assert forgotten == {"ended": 0, "gone": 3}
+    found = {labels["limit"]: value for labels, value in samples(page)["connmon_left_out"]}
+    assert found == {"processes": 0, "pools": 10, "connections": 0, "room": 0}
+    promtool("check", "metrics", stdin=page.encode())
 
 
 def test_hostile_names() -> None:

@@ -23,6 +23,7 @@ from connmon.model import (
     Figures,
     Gauges,
     Grouping,
+    HostRow,
     Peaks,
     PoolInfo,
     PoolReport,
@@ -486,7 +487,7 @@ def test_a_process_that_comes_back_is_not_counted_twice(group: Group) -> None:
 
 
 def test_ended_processes_are_remembered_for_an_hour_and_in_bounds() -> None:
-    """Only the newest ones; the totals of their groups stay what they are."""
+    """Only the newest ones, the others are counted; the totals of their groups stay what they are."""
     group = Group(Limits(ended=3))
     for number in range(5):
         group.say(full(f"p{number}", 1, pool(1, 1, 1)), Departure(f"p{number}", 1))
@@ -495,6 +496,7 @@ def test_ended_processes_are_remembered_for_an_hour_and_in_bounds() -> None:
     group.say(full("live", 1))
     group.wait(1802, lease=10_000)
     assert group.state.ended == {}
+    assert group.state.forgotten == {"ended": 2, "gone": 0}
     assert group.program().figures.totals.checkouts == 5
 
 
@@ -504,6 +506,7 @@ def test_a_group_made_anew_never_had_the_ended_process() -> None:
     group.say(full("a", 1, pool(1, 0, 7)), Departure("a", 1))
     group.say(full("b", 1, process=process("ctl2", "other")), Departure("b", 1), tick=Tick(1.0, LEASE))
     assert ("program", "ctl1", "nova-api") not in group.state.groups
+    assert group.state.forgotten["gone"] == 4
     group.say(full("c", 1, pool(1, 0, 5)), Departure("c", 1))
     group.say(full("a", 2, pool(1, 0, 8)))
     assert group.program().figures.totals.checkouts == 13
@@ -940,3 +943,173 @@ def test_quantiles_of_everything(group: Group) -> None:
     (answer,) = group.answer(Query("program"))
     assert answer.totals.holds.p95 == pytest.approx(BOUNDS[0] + (BOUNDS[1] - BOUNDS[0]) * 8.5 / 9)
     assert answer.totals.waits == Quantiles()
+
+
+# --- what limits leave out ---------------------------------------------------------------------
+
+
+def left_out(group: Group) -> tuple[int, int, int, int, int]:
+    """Return what is left out of: process, program, host, database and totals."""
+    (head,) = {frame.totals.left_out for frame in group.answer(Query("program"))}
+    process = group.process().figures.left_out
+    host = group.rows("host")["host", "ctl1"]
+    assert isinstance(host, HostRow)
+    return (
+        process, group.program().figures.left_out, host.figures.left_out, group.database().figures.left_out,
+        head,
+    )  # fmt: skip
+
+
+def test_pools_beyond_the_limit_are_counted_and_asked_for_when_they_fit() -> None:
+    """A node that lacks a pool's identity asks for a full report, once there is room; then all is right."""
+    group = Group(Limits(pools=2))
+    group.say(full("a", 1, pool(1, 1), pool(2, 1), pool(3, 4), pool(4, 4)))
+    assert left_out(group) == (2, 2, 2, 0, 2)
+    assert group.state.left_out() == {"processes": 0, "pools": 2, "connections": 0, "room": 0}
+    # What was left out changes: it is left out still, once.
+    unknown = msgspec.structs.replace(pool(3, 5), info=None)
+    assert group.wanted(change("a", 2, unknown)) == [False]
+    assert left_out(group)[0] == 2
+    # One of those left out is closed; then one that has a row, so that another fits.
+    assert group.wanted(change("a", 3, closed_pools=(4,))) == [False]
+    assert left_out(group)[0] == 1
+    assert group.wanted(change("a", 4, closed_pools=(1,))) == [True]
+    assert group.wanted(full("a", 5, pool(2, 1), pool(3, 5))) == [False]
+    assert left_out(group) == (0, 0, 0, 0, 0)
+    assert group.pool("a", 3).figures.gauges.connections == 5
+    assert group.process().figures.gauges.connections == 6
+    assert not group.state.crowded
+
+
+def test_who_is_over_a_limit_for_good_sends_no_full_reports_for_it() -> None:
+    """Nothing is asked for that would not fit; and what would, at most every five seconds."""
+    group = Group(Limits(pools=2))
+    group.say(full("a", 1, pool(1), pool(2), pool(3)))
+    assert [group.wanted(change("a", n, pool(1, n)))[0] for n in range(2, 12)] == [False] * 10
+    assert group.wanted(change("a", 12, closed_pools=(1,))) == [True]
+    # It goes on as if it had not been asked: an application that is another one than ours.
+    assert [group.wanted(change("a", n))[0] for n in range(13, 20)] == [False] * 7
+    group.wait(6.0)
+    assert group.wanted(change("a", 20)) == [True]
+
+
+def test_connections_beyond_the_limit_are_counted_and_asked_for_when_they_fit() -> None:
+    """The sums have them all the time; rows are missing, which process, pool and database say."""
+    group = Group(Limits(connections=2))
+    group.say(full("a", 1, pool(1, 4), connections=tuple(connection(n) for n in range(1, 5))))
+    assert left_out(group) == (2, 2, 2, 2, 2)
+    assert group.pool().figures.left_out == 2
+    assert group.process().figures.gauges.connections == 4
+    assert group.state.left_out()["connections"] == 2
+    # Changes of those left out count once.
+    assert group.wanted(change("a", 2, connections=(connection(3), connection(4)))) == [False]
+    assert group.process().figures.left_out == 2
+    assert group.wanted(change("a", 3, pool(1, 3), closed_connections=(4,))) == [False]
+    assert group.process().figures.left_out == 1
+    assert group.wanted(change("a", 4, pool(1, 2), closed_connections=(1,))) == [True]
+    group.say(full("a", 5, pool(1, 2), connections=(connection(2), connection(3))))
+    assert left_out(group) == (0, 0, 0, 0, 0)
+    assert list(group.state.processes["a"].connections) == [2, 3]
+
+
+def test_what_is_known_of_a_connection_does_not_get_stale_for_want_of_room() -> None:
+    """It loses its holder's stack before its state."""
+    group = Group(Limits(room=16384 + 2048 + 23 + 256 + 100))
+    group.say(full("a", 1, msgspec.structs.replace(pool(1, 1)), connections=(connection(1),)))
+    stack = ("app.py:1 work",) * 10
+    held = msgspec.structs.replace(connection(1, held=2.0), state="checked_out", stack=stack)
+    group.say(change("a", 2, connections=(held,)))
+    record = group.state.processes["a"].connections[1]
+    assert (record.state, record.stack) == ("checked_out", ())
+    assert group.state.weight <= group.state.limits.room
+
+
+def test_what_there_is_no_room_for_is_counted_and_asked_for() -> None:
+    """Of pools and connections alike; metrics and log call the limit by its name."""
+    # A process, a pool and two connections.
+    group = Group(Limits(room=16384 + 2200 + 2 * 256))
+    assert group.wanted(full("a", 1, pool(1, 4), connections=tuple(map(connection, (1, 2, 3, 4))))) == [False]
+    assert len(group.state.processes["a"].connections) == 2
+    assert group.state.left_out() == {"processes": 0, "pools": 0, "connections": 0, "room": 2}
+    group.say(change("a", 2, pool(2, 1)))
+    assert group.state.left_out()["room"] == 3
+    assert group.wanted(change("a", 3, pool(1, 3), closed_connections=(1,))) == [True]
+    # A pool is asked for only where any pool would fit.
+    group = Group(Limits(room=16384 + 2 * 6144))
+    url = "mysql://" + "x" * 2000
+    wide = msgspec.structs.replace(
+        pool(2), info=msgspec.structs.replace(info(), url=url, database="y" * 2000)
+    )
+    widest = msgspec.structs.replace(wide, number=3)
+    group.say(full("a", 1, pool(1), wide, widest))
+    assert group.state.left_out()["room"] == 1
+    assert group.wanted(change("a", 2)) == [False]
+    assert group.wanted(change("a", 3, closed_pools=(2,))) == [True]
+
+
+def test_processes_too_many_are_counted_until_they_come_in_or_end() -> None:
+    """In the totals and by the limit's name; and no more of them are asked in than there are places."""
+    group = Group(Limits(processes=2))
+    group.say(full("a", 1, pool(1)), full("b"), full("c"), full("d"), full("e"))
+    assert left_out(group) == (0, 0, 0, 0, 3)
+    assert group.state.left_out() == {"processes": 3, "pools": 0, "connections": 0, "room": 0}
+    loaded = State.load(group.state.dump(), group.state.limits)
+    assert loaded.dump() == group.state.dump()
+    assert loaded.left_out() == group.state.left_out()
+    group.say(Departure("c", 1))
+    assert group.state.left_out()["processes"] == 2
+    group.say(Departure("b", 1))
+    assert group.wanted(change("d", 2), change("e", 2)) == [True, False]
+    group.say(full("d", 3))
+    assert group.state.left_out()["processes"] == 1
+    group.wait(LEASE + 2)  # all silent: what was left out is no longer, nor known to be there
+    assert group.state.left_out()["processes"] == 0
+
+
+def test_pools_that_a_process_reports_as_a_sum_count_and_have_no_row() -> None:
+    """They are in every sum; the row of their sum is there only for what their connections belong to."""
+    group = Group()
+    others = msgspec.structs.replace(info(), url="(others)", pool_class="", pool_size=None, max_overflow=None)
+    summed = msgspec.structs.replace(pool(9, 7, 3), info=others, gauges=Gauges(3, 45, 0, 7, 3), left_out=3)
+    group.say(full("a", 1, pool(1, 2), summed, connections=(connection(1), connection(2, 9))))
+    assert left_out(group) == (3, 3, 3, 3, 3)
+    assert group.state.left_out()["pools"] == 3
+    for row in (group.process(), group.program(), group.database()):
+        assert (row.figures.gauges.pools, row.figures.gauges.connections) == (4, 9)
+    assert [key for key in group.rows("pool") if key[0] == "pool"] == [("pool", "a", 1)]
+    assert ("pool", "a", 9) in group.rows("connection")
+    # One of them gets a report of its own, and takes its part along.
+    mine = pool(2, 4, 50, times=Times((), (0, 50)), moved=True)
+    rest = msgspec.structs.replace(summed, gauges=Gauges(2, 30, 0, 3, 1), left_out=2, moved=True, info=None)
+    group.say(change("a", 2, mine, rest, connections=(connection(2, 2),)))
+    assert left_out(group)[0] == 2
+    figures = group.pool("a", 2).figures
+    assert (figures.checkouts_per_second, figures.holds.p50) == (0.0, None)
+    assert group.process().figures.gauges.connections == 9
+    assert group.state.processes["a"].connections[2].pool == 2
+
+
+def test_connections_that_a_process_does_not_report_one_by_one_are_counted() -> None:
+    """Of the process, the pool and what they add up to; of a lost process they are not known."""
+    group = Group()
+    group.say(full("a", 1, pool(1, 5), pool(2, 1), connections=(connection(1), connection(2, 2)), left_out=4))
+    assert left_out(group) == (4, 4, 4, 4, 4)
+    assert [group.pool("a", n).figures.left_out for n in (1, 2)] == [4, 0]
+    assert group.state.left_out()["connections"] == 4
+    group.wait(LEASE + 2)
+    assert left_out(group) == (0, 0, 0, 0, 0)
+    assert not any(group.state.left_out().values())
+
+
+def test_a_loaded_state_knows_what_is_left_out() -> None:
+    """Counts, and what is asked for next, are those of the state that was dumped."""
+    group = Group(Limits(pools=1, connections=1))
+    group.say(full("a", 1, pool(1, 2), pool(2), connections=(connection(1), connection(2))))
+    loaded = State.load(group.state.dump(), group.state.limits)
+    assert loaded.dump() == group.state.dump()
+    assert loaded.left_out() == group.state.left_out() == {
+        "processes": 0, "pools": 1, "connections": 1, "room": 0,
+    }  # fmt: skip
+    batch = Batch("node1", "boot-node1", 2, None, (change("a", 2, closed_pools=(1,)),))
+    assert loaded.apply(batch) == group.state.apply(batch)
+    assert loaded.dump() == group.state.dump()

@@ -269,6 +269,10 @@ def fresh(state: State, query: Query) -> dict[RowKey, Row]:
 def check_sums(state: State) -> None:
     """Assert that the groups are what their processes add up to, and that nothing is negative."""
     for process in state.processes.values():
+        assert len(process.connections) == sum(pool.listed for pool in process.pools.values())
+        counted = process.shared + process.refused_pools + process.missing_connections
+        assert process.left_out == counted
+        assert (process.instance in state.crowded) == (process.left_out > 0)
         assert process.gauges == add_gauges(pool.gauges for pool in process.pools.values())
         assert process.totals == add_totals(pool.totals for pool in process.pools.values())
     for key, group in state.groups.items():
@@ -692,7 +696,7 @@ _peaks = st.tuples(_counts, _counts, _counts, _seconds).map(Peaks._make)
 _histograms = st.sampled_from([(), (0, 3), (1, 0, 5), (2**53 - 1,), (1,) * BUCKETS])
 _pools = st.builds(
     PoolReport, _small, _infos, _gauges, _totals, _peaks, st.none() | _seconds, st.none() | _seconds,
-    st.builds(Times, _histograms, _histograms, _histograms),
+    st.builds(Times, _histograms, _histograms, _histograms), st.just(0) | _counts, st.booleans(),
 )  # fmt: skip
 _connections = st.builds(
     Connection, _small, _small, st.none() | st.integers(-5, 5), st.sampled_from(["idle", "detached"]),
@@ -706,6 +710,7 @@ _reports = st.builds(
         Process, st.sampled_from(HOSTS), st.sampled_from(PROGRAMS), _small, _small, st.none(), st.none(),
         st.none() | _seconds,
     ),
+    st.none(), _small,
 )  # fmt: skip
 _batches = st.builds(
     Batch, st.sampled_from(NODES), st.sampled_from(["x", "y"]), st.integers(1, 30),
@@ -736,3 +741,83 @@ def test_whatever_is_reported_nothing_raises_and_replicas_agree(
             assert follower.rows == fresh(state, follower.query)
             for frame in ask(other, msgspec.structs.replace(follower.query, since=0)):
                 msgspec.msgpack.decode(msgspec.msgpack.encode(frame), type=Rows)
+
+
+# --- what limits leave out ------------------------------------------------------------------
+
+
+def _picks(least: int, most: int) -> st.SearchStrategy[list[int]]:
+    return st.lists(st.integers(0, 999), min_size=least, max_size=most)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(_picks(20, 80), st.integers(1, 3), st.integers(0, 4), st.booleans())
+def test_what_a_limit_leaves_out_is_counted_and_comes_in(
+    picks: list[int], pools: int, connections: int, by_room: bool
+) -> None:
+    """Nothing is missing that is not counted; once everything fits, everything is there and exact."""
+    limits = Limits(pools=pools, connections=connections)
+    if by_room:
+        limits = Limits(room=16_384 + 6_144 * pools + 256 * connections)
+    state, other = State(limits), State(limits)
+    application = Application("a", "ctl1", "api")
+    application.open_pool("nova")
+    batches, full = 0, True
+
+    def report(step: float = 0.5) -> None:
+        nonlocal batches, full
+        batches += 1
+        made = application.report(full)
+        batch = Batch("node1", "boot", batches, Tick(step, LEASE), (made,))
+        ((_, _, full),) = state.apply(batch).answers
+        other.apply(batch)
+        assert state.dump() == other.dump()
+        check_sums(state)
+        process = state.processes["a"]
+        assert len(process.pools) + process.refused_pools == len(application.pools)
+        here = {number: application.pools[number] for number in process.pools}
+        assert process.gauges == add_gauges(pool.gauges for pool in here.values())
+        assert process.totals == add_totals(pool.totals for pool in here.values())
+        there = {connection for pool in here.values() for connection in pool.connections}
+        assert len(process.connections) + process.missing_connections == len(there)
+        assert set(process.connections) <= there
+
+    def drop(number: int) -> None:
+        gone = application.pools.pop(number)
+        application.closed += gone.connections
+        application.changed -= {(number, connection) for connection in gone.connections}
+        if not application.changed_pools.pop(number, False):  # else no report has told of it
+            application.closed_pools.append(number)
+
+    for pick in picks:
+        numbers = list(application.pools)
+        number = numbers[pick % len(numbers)] if numbers else 0
+        here = list(application.pools[number].connections) if numbers else []
+        if not numbers or pick % 7 == 0:
+            application.open_pool(DATABASES[pick % 2])
+        elif pick % 11 == 0:  # without what remains of it, which is not what this is about
+            drop(number)
+        elif not here or pick % 3 == 0:
+            application.open(number)
+        elif pick % 5 == 0:
+            application.close(number, here[pick % len(here)])
+        else:
+            application.use(number, here[pick % len(here)])
+        if pick % 2:
+            report()
+        if pick % 29 == 0:
+            other = State.load(other.dump(), limits)
+    for number in list(application.pools)[1:]:
+        drop(number)
+    for number, pool in application.pools.items():
+        for connection in list(pool.connections)[connections:]:
+            application.close(number, connection)
+    for _ in range(8):
+        report(2.0)
+    process = state.processes["a"]
+    assert process.left_out == 0
+    assert not any(state.left_out().values())
+    assert process.pools.keys() == application.pools.keys()
+    assert process.totals == application.totals
+    assert process.gauges == application.gauges
+    assert set(process.connections) == {c for pool in application.pools.values() for c in pool.connections}
