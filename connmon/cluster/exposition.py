@@ -56,7 +56,10 @@ _FAMILIES: Final = (
     _one("max_checked_out", "gauge", "Most connections checked out since first seen."),
     _one("max_waiting", "gauge", "Most that waited for a connection since first seen."),
     _one("longest_wait_seconds", "gauge", "Longest wait for a connection of late."),
-    _one("longest_held_seconds", "gauge", "How long the connection held longest has been held."),
+    _one(
+        "longest_held_seconds", "gauge",
+        "How long the connection held longest had been held when that was reported.",
+    ),
     _one("last_report_seconds", "gauge", "Time since the latest report."),
     _one("connects_total", "counter", "Connections opened."),
     _one("closes_total", "counter", "Connections closed."),
@@ -102,17 +105,17 @@ class Fleet:
         self._taken: dict[str, dict[str, _Taken]] = {prefix: {} for prefix, _ in _LABELS.values()}
         """By prefix of the names, and by labels."""
 
-    def take(self, key: RowKey, figures: Figures, times: Times, clock: float) -> None:
+    def take(self, key: RowKey, figures: Figures, times: Times, now: float) -> None:
         """Take in a program or a database (by the key of its row), and what took how long in it.
 
-        `clock` is the replica's; quantiles among the figures are not looked at.
+        `now` is by the replica's clock; quantiles among the figures are not looked at.
         """
         kind, *names = key
         prefix, told = _LABELS[kind]
         labels = ",".join([f"{name}={label(value)}" for name, value in zip(told, names, strict=True)])
         if labels in self._taken[prefix]:
             return
-        cells = figure_cells(figures, clock, quantiles=False)
+        cells = figure_cells(figures, now, quantiles=False)
         cells["lost_processes"] = figures.lost_processes
         self._taken[prefix][labels] = _Taken(labels, cells, times, figures.totals)
 
@@ -156,7 +159,7 @@ class _Timed(NamedTuple):
 
 
 def _bounds(low: float, high: float) -> tuple[float, ...]:
-    """Return two bounds a decade of those that are counted by: five would be too much to scrape."""
+    """Return two bounds a decade of those that are counted by: fifteen would be too much to scrape."""
     steps = [bound for bound in BOUNDS if f"{bound:e}"[:3] in ("1.0", "2.5")]
     return tuple(bound for bound in steps if low <= bound <= high)
 
@@ -184,9 +187,8 @@ def _histogram(name: str, timed: _Timed, rows: Sequence[_Taken]) -> Iterator[str
             counts = getattr(times, timed.field)
             if not counts:
                 continue
-            seen = list(accumulate(counts))
+            seen = list(accumulate([counts.get(number, 0) for number in range(BUCKETS)]))
             count = seen[-1]
-            seen += [count] * (BUCKETS - len(seen))
             begin = f"{name}_bucket{{{labels}"
             lines += [f"{begin}{end}{seen[number]}\n" for end, number in zip(ends, numbers, strict=True)]
             seconds = getattr(totals, timed.milliseconds) / 1000

@@ -276,7 +276,7 @@ def _quantiles_of(times: Times) -> tuple[Quantiles, Quantiles, Quantiles]:
 def _quantiles(counts: histogram.Histogram) -> Quantiles:
     """Return what half, 95 % and 99 % of what is counted took at most."""
     return (
-        Quantiles(*[histogram.quantile(counts, share) for share in (0.5, 0.95, 0.99)]) if counts else UNKNOWN
+        Quantiles(*[histogram.quantile(counts, percent) for percent in (50, 95, 99)]) if counts else UNKNOWN
     )
 
 
@@ -301,14 +301,15 @@ def figures_of(group: Group) -> Figures:
     """Return the figures of a group but for its quantiles; what is no sum is looked up among its members."""
     if group.cached is not None and group.cached_at == group.version:
         return group.cached
-    alive: list[ProcessRecord | PoolRecord] = []
+    alive: list[tuple[float, ProcessRecord | PoolRecord]] = []
     for process in group.members.values():
         if process.lost:
             continue
+        at = process.reported
         if group.key[0] == "database":
-            alive += (pool for pool in process.pools.values() if pool.database == group.key)
+            alive += ((at, pool) for pool in process.pools.values() if pool.database == group.key)
         else:
-            alive.append(process)
+            alive.append((at, process))
     group.cached_at = group.version
     group.cached = Figures(
         group.processes,
@@ -319,14 +320,24 @@ def figures_of(group: Group) -> Figures:
         min(group.max_connections, LARGEST),
         min(group.max_checked_out, LARGEST),
         min(group.max_waiting, LARGEST),
-        max((what.longest_wait for what in alive), default=0.0),
-        min((what.waiting_since for what in alive if what.waiting_since is not None), default=None),
-        min((what.held_since for what in alive if what.held_since is not None), default=None),
+        max((what.longest_wait for _, what in alive), default=0.0),
+        longest_since(group.reported, ((at, what.waiting_since) for at, what in alive)),
+        longest_since(group.reported, ((at, what.held_since) for at, what in alive)),
         # Rounded once, so the order of the members does not show.
-        min(fsum(what.rate for what in alive), 1e15),
+        min(fsum(what.rate for _, what in alive), 1e15),
         group.reported,
     )
     return group.cached
+
+
+def longest_since(reported: float | None, parts: Iterable[tuple[float | None, float | None]]) -> float | None:
+    """Return since when the longest of these goes on, as of `reported`; None where nothing goes on.
+
+    `parts`: when each process last reported, and since when it was so in it. Each lasted until that report,
+    and what came after is not known; so the oldest need not be the longest.
+    """
+    lasted = [at - since for at, since in parts if at is not None and since is not None]
+    return reported - max(lasted) if lasted and reported is not None else None
 
 
 def totals(tables: Tables) -> tuple[Figures, int, int]:
@@ -346,6 +357,7 @@ def totals(tables: Tables) -> tuple[Figures, int, int]:
             rows.append(figures_of(group))
     gauges = Gauges(*map(sum, zip(NO_GAUGES, *[row.gauges for row in rows], strict=True)))
     happened = Totals(*map(sum, zip(NO_TOTALS, *[row.totals for row in rows], strict=True)))
+    reported = max((row.reported for row in rows if row.reported is not None), default=None)
     figures = Figures(
         sum(row.processes for row in rows),
         sum(row.lost_processes for row in rows),
@@ -356,10 +368,10 @@ def totals(tables: Tables) -> tuple[Figures, int, int]:
         min(sum(row.max_checked_out for row in rows), LARGEST),
         min(sum(row.max_waiting for row in rows), LARGEST),
         max((row.longest_wait for row in rows), default=0.0),
-        min((row.waiting_since for row in rows if row.waiting_since is not None), default=None),
-        min((row.held_since for row in rows if row.held_since is not None), default=None),
+        longest_since(reported, ((row.reported, row.waiting_since) for row in rows)),
+        longest_since(reported, ((row.reported, row.held_since) for row in rows)),
         min(fsum(row.checkouts_per_second for row in rows), 1e15),
-        max((row.reported for row in rows if row.reported is not None), default=None),
+        reported,
         *_quantiles_of(tables.lately()),
     )
     tables.header = (tables.moved, figures, hosts, programs)

@@ -30,7 +30,7 @@ from connmon.cluster.records import (
     LARGEST_COUNT,
     LIMITS,
     NO_GAUGES,
-    NO_TIMES,
+    NO_TIMES_PACKED,
     NO_TOTALS,
     BootRecord,
     ConnectionRecord,
@@ -41,8 +41,11 @@ from connmon.cluster.records import (
     bounded,
     bounded_times,
     connection_weight,
+    merged_times,
+    packed,
     pool_weight,
     times_since,
+    unpacked,
 )
 from connmon.cluster.tables import Tables
 from connmon.model import (
@@ -284,7 +287,7 @@ class State(Tables):
             pool = PoolRecord(told.number, info, database_key(info))
             process.pools[told.number] = pool
             self.weight += pool_weight(info)
-            pool.times = NO_TIMES if young else bounded_times(told.times)
+            pool.times = NO_TIMES_PACKED if young else packed(bounded_times(told.times))
             pool.forget_times(self.clock)
         elif info is not pool.info and info != pool.info:
             key = database_key(info)
@@ -300,11 +303,14 @@ class State(Tables):
         self.shift(pool.database, more, happened)
         if pool.shown and not gauges.pools:
             self.bury(("pool", process.instance, told.number))
-        times = bounded_times(told.times)
-        if times != pool.times:
-            if gauges.pools:
-                self.took(times_since(times, pool.times))
-            pool.tell_times(times, self.clock)
+        if told.info is not None or any(told.times):
+            before, times = unpacked(pool.times), bounded_times(told.times)
+            if told.info is None:  # then only what has changed was told
+                times = merged_times(before, times)
+            if times != before:
+                if gauges.pools:
+                    self.took(times_since(times, before))
+                pool.tell_times(packed(times), self.clock)
         # What remains of closed pools takes over totals of things long past.
         pool.rate = _rate(pool.totals, totals, span) if gauges.pools else 0.0
         pool.gauges, pool.totals = gauges, totals

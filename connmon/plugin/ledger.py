@@ -28,10 +28,11 @@ from connmon.model import (
     PoolReport,
     Report,
     RowKey,
+    changed_times,
     database_key,
     plus,
 )
-from connmon.plugin.account import Entry, Live, PoolAccount, highest, within
+from connmon.plugin.account import UNCOUNTED, Entry, Live, PoolAccount, highest, within
 
 #: How many databases keep the totals of their pools that are gone; the rest share one.
 REMAINS_LIMIT = 64
@@ -134,9 +135,25 @@ class Ledger:
 
     def relieve(self, account: PoolAccount) -> None:
         """Keep what has ended from piling up where no reporter can run."""
-        if len(account.entries) > 2 * account.live.open + BACKLOG and self._folding.acquire(False):
+        entries = len(account.entries) > 2 * account.live.open + BACKLOG
+        if (entries or len(account.made) > UNCOUNTED) and self._folding.acquire(False):
             try:
                 account.fold()
+                account.times()
+            finally:
+                self._folding.release()
+
+    def count_times(self, account: PoolAccount, entry: Entry | None = None) -> None:
+        """Count how long holds of this connection took, or whatever there is of this pool.
+
+        That keeps it from piling up where no report is taken.
+        """
+        if self._folding.acquire(False):
+            try:
+                if entry is None:
+                    account.times()
+                else:
+                    account.count_holds(entry)
             finally:
                 self._folding.release()
 
@@ -188,19 +205,20 @@ class Ledger:
             peaks = account.unacknowledged or peaks
             facts = (gauges, totals, times, peaks, held_since, first)
             if full or facts != account.told:
+                new = full or account.told is None
                 pools.append(
                     PoolReport(
                         account.number,
-                        account.info if full or account.told is None else None,
+                        account.info if new else None,
                         gauges,
                         totals,
                         peaks,
                         wait,
                         None if held_since is None else max(0.0, now - held_since),
-                        times,
+                        times if new else changed_times(times, account.told_times),
                     )
                 )
-                account.told = facts
+                account.told, account.told_times = facts, times
             closed += account.gone
             account.gone = []
             connections += self._connections(account.entries.values(), now, full)

@@ -15,7 +15,6 @@ Rules, each paid for:
 from __future__ import annotations
 
 import weakref
-from bisect import bisect_left
 from collections.abc import Callable
 from time import monotonic
 from typing import Any, TypeAlias
@@ -23,10 +22,9 @@ from typing import Any, TypeAlias
 from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
-from connmon.histogram import BOUNDS
 from connmon.model import PoolInfo
 from connmon.plugin import forks, holder
-from connmon.plugin.account import Entry, Lifeline, PoolAccount, Token
+from connmon.plugin.account import UNCOUNTED, Entry, Lifeline, PoolAccount, Token
 from connmon.plugin.ledger import Ledger
 from connmon.plugin.queuepool import KEY, watch
 
@@ -128,12 +126,14 @@ def _listen(
                 entry.end()
             elif since := entry.since:  # read once: another thread may end the same hold
                 held = monotonic() - since
-                entry.holds[bisect_left(BOUNDS, held)] += 1
+                entry.holds.append(held)
                 entry.held += held
                 entry.checkins = entry.checkouts
                 entry.since = 0.0
                 live.checked_out -= 1
                 process.checked_out -= 1
+                if not entry.checkouts & UNCOUNTED and len(entry.holds) >= UNCOUNTED:
+                    ledger.count_times(account, entry)
         except Exception:
             pass
 

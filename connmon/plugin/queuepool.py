@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextvars
 import logging
-from bisect import bisect_left
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
@@ -25,8 +24,7 @@ from typing import Any
 from sqlalchemy import exc
 from sqlalchemy.pool import Pool, QueuePool
 
-from connmon.histogram import BOUNDS
-from connmon.plugin.account import PoolAccount
+from connmon.plugin.account import UNCOUNTED, PoolAccount
 
 #: The key in `record.info`, the mark on a wrapped creator, and on a class made here.
 KEY = "connmon"
@@ -101,12 +99,14 @@ def _watched_class(cls: type[Any]) -> type[Pool]:
             elif since := entry.since:  # read once: another thread may end the same hold
                 account = entry.pool
                 held = monotonic() - since
-                entry.holds[bisect_left(BOUNDS, held)] += 1
+                entry.holds.append(held)
                 entry.held += held
                 entry.checkins = entry.checkouts
                 entry.since = 0.0
                 account.live.checked_out -= 1
                 account.process.checked_out -= 1
+                if not entry.checkouts & UNCOUNTED and len(entry.holds) >= UNCOUNTED:
+                    account.ledger.count_times(account, entry)
         except Exception:
             pass
         do_return(self, record)
