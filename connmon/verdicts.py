@@ -120,19 +120,22 @@ def with_server_maxima(
     """Return database rows with `server_max` and `server_capacity`, where the maximum is known.
 
     `maxima`: connections that a server takes, by host and port; port None: that host, any port.
-    A capacity that is not known (a pool without a limit) makes the server's unknown.
+    A capacity that is not known (a pool without a limit) makes the server's unknown; that of databases
+    whose processes are all lost is left out.
     """
     found = [dict(row) for row in rows]
     sums: dict[tuple[Any, Any], int | None] = {}
     for row in found:
         server = (row.get("database_host"), row.get("database_port"))
+        if row.get("state") == "lost":  # not known: what is known may be too much already
+            continue
         before, more = sums.get(server, 0), row.get("capacity")
         sums[server] = None if before is None or more is None else before + more
     for row in found:
         host, port = row.get("database_host"), row.get("database_port")
         most = maxima.get((str(host), port), maxima.get((str(host), None)))
         if host is not None and most is not None:
-            row["server_max"], row["server_capacity"] = most, sums[host, port]
+            row["server_max"], row["server_capacity"] = most, sums.get((host, port))
     return found
 
 

@@ -94,6 +94,10 @@ def test_overcommit_counts_all_databases_of_a_server() -> None:
     assert [verdicts.gravest(verdicts.of_row(row)) for row in judged] == ["OVERCOMMIT", "OVERCOMMIT", None]
     assert "160 connections to db1:3306, which takes 151" in verdicts.explained(verdicts.of_row(judged[0]))
     assert "server_max" not in rows[0]
+    lost = {**rows[0], "state": "lost", "capacity": None}
+    judged = verdicts.with_server_maxima([*rows, lost], {("db1", None): 151})
+    assert [row.get("server_capacity") for row in judged] == [160, 160, None, 160]
+    assert verdicts.with_server_maxima([lost], {("db1", None): 151})[0]["server_capacity"] is None
     rows[0]["capacity"] = None
     assert verdicts.of_row(verdicts.with_server_maxima(rows, {("db1", 3306): 151})[1]) == ()
 

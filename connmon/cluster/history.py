@@ -4,7 +4,7 @@ It is there when a console opens, since the node keeps it whether anybody looks 
 
 - Every node keeps its own, in memory: nothing of it is replicated, and a node that was restarted
   begins anew.
-- Where the node does not know the present (no quorum, a process that is lost) a sample says so, and
+- Where the node does not know the present (no quorum, all processes of a row are lost) a sample says so, and
   does not repeat what was.
 - Programs, hosts and databases come first, then processes; beyond `SERIES` rows there is no history
   of further ones. A row takes `SAMPLES` * 8 bytes.
@@ -60,7 +60,7 @@ class Past:
         self.number += 1
         present: set[RowKey] = {EVERYTHING}
         total, _, _ = rows.totals(tables)
-        self._add(EVERYTHING, total.checkouts_per_second, total.gauges.connections, known)
+        self._add(EVERYTHING, total.checkouts_per_second, total.gauges.connections, known and total.known)
         for at, key in enumerate(list(tables.groups)):
             if at % PIECE == PIECE - 1:
                 yield
@@ -68,7 +68,9 @@ class Past:
             if group is not None:
                 present.add(key)
                 figures = rows.figures_of(group)
-                self._add(key, figures.checkouts_per_second, figures.gauges.connections, known)
+                self._add(
+                    key, figures.checkouts_per_second, figures.gauges.connections, known and figures.known
+                )
                 self._count(key, figures.totals.timeouts)
         for at, instance in enumerate(list(islice(tables.processes, self._series))):
             if at % PIECE == PIECE - 1:

@@ -49,7 +49,7 @@ def test_only_the_newest_are_kept() -> None:
 
 
 def test_what_is_not_known_is_a_gap() -> None:
-    """Without quorum, before a row was there, and for a lost process, the sample is null."""
+    """Without quorum, before a row was there, and where all processes are lost, the sample is null."""
     group, past = Group(), Past()
     sampled(past, group)
     group.say(full("a", 1, pool(connections=2)))
@@ -58,9 +58,13 @@ def test_what_is_not_known_is_a_gap() -> None:
     for _ in range(10):
         group.say(tick=Tick(2.0, 15.0))
     sampled(past, group)
-    answer = asked(past, PROGRAM, ("process", "a"))
-    assert answer.series[0].connections == (None, 2, None, 0)
+    answer = asked(past, PROGRAM, ("process", "a"), EVERYTHING)
+    assert answer.series[0].connections == (None, 2, None, None)
     assert answer.series[1].connections == (None, 2, None, None)
+    assert answer.series[2].connections == (0, 2, None, None)
+    group.say(Departure("a", 1))
+    sampled(past, group)  # it has ended, so nothing of it is open: that is known
+    assert asked(past, PROGRAM, EVERYTHING).series[0].connections == (None, 2, None, None, 0)
 
 
 def test_timeouts_count_since_they_were_watched() -> None:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import sqlalchemy
 from hypothesis import given, settings
@@ -26,7 +27,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from connmon.cluster.exposition import Fleet, label
 from connmon.histogram import BUCKETS, bucket, of
 from connmon.model import DatabaseRow, ProgramRow, Times
-from connmon.snapshot import QUANTILES
+from connmon.snapshot import PRESENT, QUANTILES
 from tests.nodes import RunningNode
 from tests.prometheus import promtool, running_prometheus
 from tests.servers import _free_port
@@ -106,6 +107,23 @@ def test_unknown_is_left_out() -> None:
     found = samples(fleet(ProgramRow("h", "p", "connected", unlimited)))
     assert "connmon_capacity" not in found
     assert "connmon_pools" in found
+
+
+def test_of_what_is_lost_the_present_is_left_out() -> None:
+    """A program whose processes are all lost has no samples of its present, but its maxima and counters."""
+    lost = msgspec.structs.replace(FIGURES_1, processes=0, lost_processes=2)
+    row = ProgramRow("h", "p", "lost", lost)
+    found = samples(fleet(row, DatabaseRow("mysql", "db", 3306, "nova", 1, "lost", lost)))
+    for prefix in ("connmon", "connmon_database"):
+        for name in (*PRESENT, "connections"):
+            assert f"{prefix}_{name}" not in found
+        assert {row[0]["state"]: row[1] for row in found[f"{prefix}_processes"]} == {
+            "connected": 0,
+            "lost": 2,
+        }
+        assert found[f"{prefix}_max_connections"][0][1] == 80
+        assert found[f"{prefix}_checkouts_total"][0][1] == 88213
+        assert found[f"{prefix}_last_report_seconds"][0][1] == 0.8
 
 
 def test_hostile_names() -> None:

@@ -23,6 +23,7 @@ from connmon.model import (
     Figures,
     Gauges,
     Grouping,
+    HostRow,
     Peaks,
     PoolInfo,
     PoolReport,
@@ -255,6 +256,54 @@ def test_times_before_the_clock_began_can_be_read(group: Group) -> None:
     """What was held before the replica's clock began has a negative time, which readers accept."""
     group.say(full("a", 1, pool(1, 1, held=50.0, wait=2.0)))
     assert (group.program().figures.held_since, group.program().figures.waiting_since) == (-50.0, -2.0)
+
+
+def lasted(figures: Figures) -> tuple[float, float]:
+    """Return how long the longest hold and the longest wait had gone on."""
+    assert figures.reported is not None
+    assert figures.held_since is not None
+    assert figures.waiting_since is not None
+    return figures.reported - figures.held_since, figures.reported - figures.waiting_since
+
+
+def test_the_longest_hold_is_as_of_each_processs_own_report(group: Group) -> None:
+    """What came after a process's last report is not known: the oldest hold need not be the longest known."""
+    group.say(full("a", 1, pool(1, 1, held=10.0, wait=6.0)), full("c", 1, process=process(program="agent")))
+    group.wait(8.0)
+    group.say(full("b", 1, pool(1, 1, held=12.0, wait=5.0)))
+    group.wait(2.0)
+    group.say(change("c", 2))
+    (answer,) = group.answer(Query("program"))
+    host = group.rows("host")["host", "ctl1"]
+    assert isinstance(host, HostRow)
+    for figures in (group.program().figures, group.database().figures, host.figures, answer.totals):
+        assert lasted(figures) == (12.0, 6.0)
+    group.say(change("a", 2))  # and by now it is a's, which has lasted until now
+    assert lasted(group.program().figures) == (20.0, 16.0)
+
+
+def test_short_holds_are_never_shown_as_long(group: Group) -> None:
+    """A connection that is held for 0.1 s at a time is never shown as held for longer, at any moment."""
+    snapshot, pools = Snapshot("connection"), Snapshot("pool")
+    seen: list[float] = []
+    for second in range(5):
+        held = 0.1
+        group.say(
+            (full if not second else change)(
+                "a", second + 1, pool(1, 1, out=1, held=held), connections=(connection(1, held=held),)
+            )
+        )
+        for _ in range(5):  # readers come between two reports as well
+            group.wait(0.2)
+            for follower in (snapshot, pools):
+                for frame in group.state.rows(
+                    follower.query(), service="s", node="n", leader="n", quorum=True, stale=0.4
+                ):
+                    follower.apply(frame)
+            seen += [row["held_seconds"] for row in snapshot.rows()]
+            seen += [row["longest_held_seconds"] for row in pools.rows()]
+            seen.append(pools.document()["totals"]["longest_held_seconds"])
+    assert set(seen) == {0.1}
 
 
 def test_a_full_report_replaces_everything_but_the_maxima(group: Group) -> None:
