@@ -761,6 +761,40 @@ def test_holds_of_many_threads_are_counted_while_reports_are_taken() -> None:
     assert totals.checkins == sum(times.holds.values()) == 8000
 
 
+@pytest.mark.parametrize(
+    ("size", "overflow"), [(0, 0), (0, 3), (0, -1), (1, 0), (1, -1), (2, 3), (2, -1), (5, 10), (3, 0)]
+)
+def test_overflow_and_capacity_are_those_of_the_pool(size: int, overflow: int) -> None:
+    """At every moment what QueuePool itself says; the capacity is where it gives out no more."""
+    watched = Watched(pool_size=size, max_overflow=overflow, pool_timeout=0.001)
+    pool: Any = watched.engine.pool
+
+    def check() -> Gauges:
+        gauges, _, _ = watched.account.count()
+        assert gauges.overflow == max(0, pool.overflow())
+        assert gauges.checked_out == pool.checkedout()
+        assert gauges.idle == pool.checkedin()
+        assert gauges.waiting == 0
+        return gauges
+
+    held: list[Any] = []
+    refused = False
+    while len(held) < 20 and not refused:
+        try:
+            held.append(watched.connect())
+        except exc.TimeoutError:
+            refused = True
+        check()
+    gauges = check()
+    if size == 0 or overflow == -1:
+        assert (refused, gauges.unbounded, gauges.capacity) == (False, 1, 0)
+    else:
+        assert (refused, gauges.unbounded, gauges.capacity) == (True, 0, len(held))
+    while held:
+        held.pop().close()
+        check()
+
+
 # --- Waits and timeouts ---------------------------------------------------------------------
 
 

@@ -390,7 +390,9 @@ class PoolAccount:
         info = self.info
         size, beyond = info.pool_size, info.max_overflow
         limit = None
-        if size is not None and (beyond is None or beyond >= 0):  # QueuePool makes -1 of any, where size is 0
+        if size and (
+            beyond is None or beyond >= 0
+        ):  # pool_size=0: QueuePool has no limit, whatever else is said
             limit = size + (beyond or 0)
         attached = connections - detached
         gauges = Gauges(
@@ -399,7 +401,7 @@ class PoolAccount:
             unbounded=int(limit is None and not self.retired),
             connections=connections,
             checked_out=held - detached,
-            overflow=max(0, attached - size) if size else 0,  # as QueuePool.overflow: 0 is no limit
+            overflow=max(0, attached - size) if size else 0,  # as QueuePool.overflow()
             detached=detached,
             waiting=len(self.waits),
         )
