@@ -332,7 +332,8 @@ class Figures(Struct, frozen=True, array_like=True):
     minus this is how long somebody had waited at the last report of the process, and no more is known."""
     held_since: float | None
     """The same of the connection held longest. (Of several processes each is taken as of its own report.)"""
-    checkouts_per_second: Number
+    checkouts_per_second: Number | None
+    """Between the last two reports of each process. None: not known, nobody has sent a second one yet."""
     reported: Seconds | None
     """When the latest report was applied."""
     waits: Quantiles = Quantiles()

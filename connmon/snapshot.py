@@ -450,7 +450,7 @@ def figure_cells(figures: Figures, now: float, quantiles: bool = True) -> Cells:
         "invalidations_total": totals.invalidations,
         "timeouts_total": totals.timeouts,
         "connect_errors_total": totals.connect_errors,
-        "checkouts_per_second": round(figures.checkouts_per_second, 3),
+        "checkouts_per_second": _round(figures.checkouts_per_second),
         "last_report_seconds": None if reported is None else _age(now, reported),
     }
     if quantiles:

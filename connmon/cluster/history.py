@@ -85,14 +85,14 @@ class Past:
             self._rings.pop(key, None)
             self._timeouts.pop(key, None)
 
-    def _add(self, key: RowKey, rate: float, connections: int, known: bool) -> None:
+    def _add(self, key: RowKey, rate: float | None, connections: int, known: bool) -> None:
         ring = self._rings.get(key)
         if ring is None:
             if len(self._rings) >= self._series:
                 return
             ring = self._rings[key] = array("f", [_UNKNOWN]) * (2 * self._samples)
         at = self.number % self._samples
-        ring[at] = min(rate, 1e30) if known else _UNKNOWN
+        ring[at] = min(rate, 1e30) if known and rate is not None else _UNKNOWN
         ring[self._samples + at] = connections if known else _UNKNOWN
 
     def _count(self, key: RowKey, timeouts: int) -> None:

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from heapq import nsmallest
-from math import fsum
 from typing import Final
 
 import msgspec
 
 from connmon.cluster.records import NO_GAUGES, NO_TOTALS, PoolRecord, ProcessRecord, saturated
-from connmon.cluster.rows import CHUNK, About, frames, header, longest_since, quantiles_of
+from connmon.cluster.rows import CHUNK, About, frames, header, longest_since, quantiles_of, rate_of
 from connmon.cluster.tables import Tables
 from connmon.model import (
     LARGEST,
@@ -134,7 +133,7 @@ def _program(
         max((pool.longest_wait for pool in alive), default=0.0),
         longest_since(reported, ((at, pool.waiting_since) for at, pool in at_and_alive)),
         longest_since(reported, ((at, pool.held_since) for at, pool in at_and_alive)),
-        min(fsum(pool.rate for pool in alive), 1e15),
+        rate_of(pool.rate for pool in alive),
         reported,
         *quantiles_of(alive, clock),
     )

@@ -159,8 +159,8 @@ class PoolRecord(Struct, array_like=True):
     longest_wait: float = 0.0
     waiting_since: float | None = None
     held_since: float | None = None
-    rate: float = 0.0
-    """Checkouts per second."""
+    rate: float | None = 0.0
+    """Checkouts per second. None: not known yet."""
     version: int = 0
     """When it was last told of; its row changes with every report of the process."""
     times: Packed = NO_TIMES_PACKED
@@ -218,7 +218,7 @@ class ProcessRecord(Struct, array_like=True):
     longest_wait: float = 0.0
     waiting_since: float | None = None
     held_since: float | None = None
-    rate: float = 0.0
+    rate: float | None = None
     pools: dict[int, PoolRecord] = {}
     connections: dict[int, ConnectionRecord] = {}
 

@@ -323,11 +323,18 @@ def figures_of(group: Group) -> Figures:
         max((what.longest_wait for _, what in alive), default=0.0),
         longest_since(group.reported, ((at, what.waiting_since) for at, what in alive)),
         longest_since(group.reported, ((at, what.held_since) for at, what in alive)),
-        # Rounded once, so the order of the members does not show.
-        min(fsum(what.rate for _, what in alive), 1e15),
+        rate_of(what.rate for _, what in alive),
         group.reported,
     )
     return group.cached
+
+
+def rate_of(rates: Iterable[float | None]) -> float | None:
+    """Return the sum of those that are known; None where there are some, and none is known."""
+    rates = list(rates)
+    known = [rate for rate in rates if rate is not None]
+    # Rounded once, so the order of the members does not show.
+    return min(fsum(known), 1e15) if known or not rates else None
 
 
 def longest_since(reported: float | None, parts: Iterable[tuple[float | None, float | None]]) -> float | None:
@@ -370,7 +377,7 @@ def totals(tables: Tables) -> tuple[Figures, int, int]:
         max((row.longest_wait for row in rows), default=0.0),
         longest_since(reported, ((row.reported, row.waiting_since) for row in rows)),
         longest_since(reported, ((row.reported, row.held_since) for row in rows)),
-        min(fsum(row.checkouts_per_second for row in rows), 1e15),
+        rate_of(row.checkouts_per_second for row in rows if row.processes),
         reported,
         *_quantiles_of(tables.lately()),
     )

@@ -397,8 +397,8 @@ class State(Tables):
         return state
 
 
-def _rate(before: Totals, after: Totals, span: float) -> float:
-    """Return checkouts per second over `span` seconds; 0 where that is not known (0)."""
+def _rate(before: Totals, after: Totals, span: float) -> float | None:
+    """Return checkouts per second over `span` seconds; None where that is not known (0)."""
     if span <= 0.0:
-        return 0.0
+        return None
     return min(max(after.checkouts - before.checkouts, 0) / span, LARGEST_RATE)

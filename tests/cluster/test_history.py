@@ -34,7 +34,7 @@ def test_it_is_there_before_anybody_asks() -> None:
     answer = asked(past, *keys, ("program", "ctl1", "no-such"))
     assert [series.key for series in answer.series] == keys
     assert {series.connections for series in answer.series} == {(3, 5, 4)}
-    assert answer.series[1].rates == (0.0, 10.0, 10.0)
+    assert answer.series[1].rates == (None, 10.0, 10.0)
     assert (answer.number, answer.interval) == (3, history.INTERVAL)
     assert asked(past, PROGRAM, most=2).series[0].connections == (5, 4)
 

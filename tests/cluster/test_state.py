@@ -388,9 +388,12 @@ def test_host_and_program_of_a_process_do_not_change(group: Group) -> None:
 
 
 def test_rates_are_checkouts_over_the_interval(group: Group) -> None:
-    """The first report and an interval of 0 have no rate; a quiet pool's goes to 0."""
+    """Of the first report and of an interval of 0 the rate is not known; a quiet pool's goes to 0."""
+    assert group.answer(Query("program"))[0].totals.checkouts_per_second == 0.0  # nobody is there
     group.say(full("a", 1, pool(1, 1, 100)))
-    assert group.program().figures.checkouts_per_second == 0.0
+    (answer,) = group.answer(Query("program"))
+    for row in (group.program(), group.database(), group.process(), group.pool()):
+        assert row.figures.checkouts_per_second is answer.totals.checkouts_per_second is None
     group.say(change("a", 2, pool(1, 1, 150), interval=2.0))
     assert group.program().figures.checkouts_per_second == 25.0
     assert group.database().figures.checkouts_per_second == 25.0
@@ -398,6 +401,10 @@ def test_rates_are_checkouts_over_the_interval(group: Group) -> None:
     assert group.program().figures.checkouts_per_second == 0.0
     assert group.database().figures.checkouts_per_second == 0.0
     group.say(change("a", 4, pool(1, 1, 160), interval=0.0))
+    assert group.program().figures.checkouts_per_second is None
+    group.say(change("a", 5, pool(1, 1, 170), interval=1.0), full("b", 1, pool(1, 1, 9)))
+    assert group.program().figures.checkouts_per_second == 10.0  # of those of which it is known
+    group.say(Departure("a", 5), Departure("b", 1))
     assert group.program().figures.checkouts_per_second == 0.0
 
 
@@ -823,13 +830,13 @@ def test_frames_are_bounded_in_size(group: Group) -> None:
 
 
 def test_the_header_tells_the_totals_of_all_programs(group: Group) -> None:
-    """Sums, the longest of waits, the earliest of times."""
+    """Sums, the longest of waits and holds; a rate that is not known yet is null."""
     group.say(full("a", 1, pool(1, 2, 3, held=5.0), peaks=Peaks(2, 0, 0, 1.0)))
     group.say(full("b", 1, pool(1, 4, 5, held=9.0), process=process("ctl2"), peaks=Peaks(6, 0, 0, 3.0)))
     totals = group.answer(Query("host", instance="a"))[0].totals
     assert totals == Figures(
         2, 0, Gauges(2, 30, 0, 6), Totals(connects=6, checkouts=8, checkins=8),
-        2, 8, 0, 0, 3.0, None, -9.0, 0.0, 0.0,
+        2, 8, 0, 0, 3.0, None, -9.0, None, 0.0,
     )  # fmt: skip
 
 
