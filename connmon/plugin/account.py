@@ -22,10 +22,13 @@ Times are seconds of one monotonic clock, handed in.
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from connmon.histogram import bucket, ordered
+from connmon.histogram import BOUNDS, ordered
 from connmon.model import Gauges, Peaks, PoolInfo, Times, Totals, plus
 
 if TYPE_CHECKING:
@@ -35,7 +38,10 @@ if TYPE_CHECKING:
 #: where no report is taken they would pile up. (A bit mask: only then it is looked how many there are.)
 UNCOUNTED = 63
 
-Counts: TypeAlias = tuple[dict[int, int], dict[int, int], dict[int, int]]
+Counts: TypeAlias = "tuple[Counter[int], Counter[int], Counter[int]]"
+
+#: `histogram.bucket`, without the call of a Python function for each value.
+_bucket = partial(bisect_left, BOUNDS)
 
 #: A difference between the sum over the entries and what is counted beside it is one, and not a
 #: moment, after this many seconds in which nothing happened.
@@ -107,12 +113,11 @@ def within(gauges: Gauges, peaks: Peaks, whole: Peaks, others: Gauges) -> Gauges
     )
 
 
-def _count(seconds: list[float], counts: dict[int, int]) -> None:
+def _count(seconds: list[float], counts: Counter[int]) -> None:
     """Take these out and count them; others may append meanwhile, which is for the next time."""
     taken = seconds[:]
     del seconds[: len(taken)]
-    for number in map(bucket, taken):
-        counts[number] = counts.get(number, 0) + 1
+    counts.update(map(_bucket, taken))
 
 
 class Entry:
@@ -250,7 +255,7 @@ class PoolAccount:
         """What `count` last said: waits, holds, connects."""
         self.made: list[float] = []
         """How long each connection took to make, since that was last counted."""
-        self.counts: Counts = {}, {}, {}
+        self.counts: Counts = Counter(), Counter(), Counter()
         """What was counted, as histograms: waits, holds, connects."""
         self.gone: list[int] = []
         """Told connections that have ended since the last report."""
@@ -272,7 +277,7 @@ class PoolAccount:
         self.waited, self.made = [], []
         self.wait_seconds = self.ended_held = self.ended_took = 0.0
         self.ended = Totals()
-        self.counts = {}, {}, {}
+        self.counts = Counter(), Counter(), Counter()
         self.counted_ms = (0, 0, 0)
         self.gone = []
         self.told = self.unacknowledged = self.drift = None
@@ -361,8 +366,7 @@ class PoolAccount:
     def inherit(self, times: Times) -> None:
         """Add how long things took in a pool that is gone."""
         for counts, more in zip(self.counts, times, strict=True):
-            for number, count in more.items():
-                counts[number] = counts.get(number, 0) + count
+            counts.update(more)
 
     def count(self) -> tuple[Gauges, Totals, float | None]:
         """Return the present, the totals, and since when the connection held longest is held."""
