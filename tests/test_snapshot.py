@@ -721,8 +721,9 @@ def test_short_age(seconds: float | None, text: str) -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (None, "-"), (0.0, "0s"), (0.00000109, "1us"), (0.00004, "40us"), (0.0001, "0.1ms"), (0.0004, "0.4ms"), (0.00096, "1ms"), (0.0631, "63ms"),
-        (0.0996, "0.1s"), (0.4, "0.4s"), (41.2, "41s"), (3700.0, "1h01m"),
+        (None, "-"), (0.0, "0s"), (0.00000109, "1us"), (0.00004, "40us"), (0.0001, "0.1ms"),
+        (0.0004, "0.4ms"), (0.00096, "1ms"), (0.0631, "63ms"), (0.0996, "0.1s"),
+        (0.4, "0.4s"), (41.2, "41s"), (3700.0, "1h01m"),
     ],
 )  # fmt: skip
 def test_short_duration(seconds: float | None, text: str) -> None:

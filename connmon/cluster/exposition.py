@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Final, NamedTuple
 
-from connmon.histogram import BOUNDS, BUCKETS
+from connmon.histogram import BOUNDS
 from connmon.model import Figures, RowKey, Times, Totals
 from connmon.snapshot import Cells, figure_cells
 
@@ -180,17 +180,20 @@ def _histogram(name: str, timed: _Timed, rows: Sequence[_Taken]) -> Iterator[str
     """
     yield _head(name, timed.help, "histogram")
     ends = [f',le="{bound}"}} ' for bound in timed.bounds]
-    numbers = [bisect_left(BOUNDS, bound) for bound in timed.bounds]
+    # Which of these buckets takes in each of those that are counted by; the last has what took longer.
+    coarse = [bisect_left(timed.bounds, bound) for bound in BOUNDS] + [len(timed.bounds)]
     for some in _slices(rows, AT_ONCE):
         lines: list[str] = []
         for labels, _, times, totals in some:
             counts = getattr(times, timed.field)
             if not counts:
                 continue
-            seen = list(accumulate([counts.get(number, 0) for number in range(BUCKETS)]))
-            count = seen[-1]
+            here = [0] * (len(ends) + 1)
+            for number, count in counts.items():
+                here[coarse[number]] += count
+            *seen, count = accumulate(here)
             begin = f"{name}_bucket{{{labels}"
-            lines += [f"{begin}{end}{seen[number]}\n" for end, number in zip(ends, numbers, strict=True)]
+            lines += [f"{begin}{end}{below}\n" for end, below in zip(ends, seen, strict=True)]
             seconds = getattr(totals, timed.milliseconds) / 1000
             lines.append(f'{begin},le="+Inf"}} {count}\n')
             lines.append(f"{name}_sum{{{labels}}} {seconds}\n{name}_count{{{labels}}} {count}\n")

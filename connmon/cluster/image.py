@@ -22,6 +22,7 @@ from connmon.cluster.records import (
     Packed,
     ProcessRecord,
     Tombstones,
+    check_packed,
     connection_weight,
     packed,
     pool_weight,
@@ -76,9 +77,8 @@ def restore(tables: Tables, data: bytes) -> None:
     """Fill empty tables with what was dumped. Raises ProtocolError where this is no dump."""
     try:
         image = _decoder.decode(data)
-        in_window, before_window = unpacked(image.in_window), unpacked(image.before_window)
         for times in _all_packed(image):
-            unpacked(times)
+            check_packed(times)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ProtocolError(f"a dump of the state that cannot be read: {error}") from None
     if image.layout != _LAYOUT:
@@ -89,7 +89,7 @@ def restore(tables: Tables, data: bytes) -> None:
     tables.version = tables.moved = image.version
     tables.clock, tables.epoch = image.clock, image.epoch
     tables.window = image.window
-    tables.in_window, tables.before_window = in_window, before_window
+    tables.in_window, tables.before_window = unpacked(image.in_window), unpacked(image.before_window)
     tables.boots = {boot.boot: boot for boot in image.boots}
     tables.groups = {record.key: Group.of(record) for record in image.groups}
     tables.gone = {key: tables.groups[key].gone_since or 0.0 for key in image.gone}
@@ -105,6 +105,8 @@ def restore(tables: Tables, data: bytes) -> None:
 
 def _all_packed(image: _Image) -> Iterator[Packed]:
     """Yield what is in there as bytes and was not looked at by decoding; most of it is the same twice."""
+    yield image.in_window
+    yield image.before_window
     for process in image.processes:
         for pool in process.pools.values():
             yield from {pool.times, pool.mark, pool.mark_before}

@@ -111,8 +111,18 @@ Packed: TypeAlias = bytes
 
 NO_TIMES_PACKED: Final[Packed] = b""
 
+
+class _Packed(NamedTuple):
+    """What is read from packed times without looking at its ranges, in half the time."""
+
+    waits: dict[int, int]
+    holds: dict[int, int]
+    connects: dict[int, int]
+
+
 _times_encoder: Final = msgspec.msgpack.Encoder()
-_times_decoder: Final = msgspec.msgpack.Decoder(Times)
+_times_decoder: Final = msgspec.msgpack.Decoder(_Packed)
+_times_checker: Final = msgspec.msgpack.Decoder(Times)
 
 
 def packed(times: Times) -> Packed:
@@ -123,8 +133,14 @@ def packed(times: Times) -> Packed:
 
 
 def unpacked(data: Packed) -> Times:
-    """Return the times that were packed. Raises msgspec.MsgspecError where these are none."""
-    return _times_decoder.decode(data) if data else NO_TIMES
+    """Return the times that were packed here, or were checked."""
+    return Times(*_times_decoder.decode(data)) if data else NO_TIMES
+
+
+def check_packed(data: Packed) -> None:
+    """Raise msgspec.MsgspecError where these are no packed times."""
+    if data:
+        _times_checker.decode(data)
 
 
 # --- Kept and dumped ------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from connmon.cluster import tables
 from connmon.cluster.records import Limits
 from connmon.cluster.state import Outcome, State
 from connmon.errors import ProtocolError
-from connmon.histogram import quantile
+from connmon.histogram import BUCKETS, quantile
 from connmon.model import (
     GROUPINGS,
     LARGEST,
@@ -998,6 +998,15 @@ def test_times_of_ended_processes(group: Group) -> None:
     loaded = State.load(group.state.dump())
     assert loaded.groups[key].times == holds(3, 6)
     assert loaded.digest() == group.state.digest()
+
+
+@pytest.mark.parametrize("times", [b"x", b"\x93\x80\x80", msgspec.msgpack.encode([{}, {BUCKETS: 1}, {}])])
+def test_a_dump_with_times_that_are_none_is_refused(group: Group, times: bytes) -> None:
+    """Wherever they are kept as bytes: what is taken in can be counted with."""
+    group.say(full("a", 1, timed((3, 1))))
+    group.state.processes["a"].pools[1].mark = times
+    with pytest.raises(ProtocolError, match="cannot be read"):
+        State.load(group.state.dump())
 
 
 def test_only_the_times_that_changed_are_told(group: Group) -> None:
