@@ -126,10 +126,10 @@ _times_checker: Final = msgspec.msgpack.Decoder(Times)
 
 
 def packed(times: Times) -> Packed:
-    """Return the times as bytes; equal times, equal bytes."""
+    """Return the times as bytes; times that were made by the same steps have equal ones."""
     if not any(times):
         return NO_TIMES_PACKED
-    return _times_encoder.encode([dict(sorted(counts.items())) for counts in times])
+    return _times_encoder.encode(times)
 
 
 def unpacked(data: Packed) -> Times:

@@ -305,11 +305,12 @@ class State(Tables):
             self.bury(("pool", process.instance, told.number))
         if told.info is not None or any(told.times):
             before, times = unpacked(pool.times), bounded_times(told.times)
+            more_times = times_since(times, before)
             if told.info is None:  # then only what has changed was told
                 times = merged_times(before, times)
             if times != before:
                 if gauges.pools:
-                    self.took(times_since(times, before))
+                    self.took(more_times)
                 pool.tell_times(packed(times), self.clock)
         # What remains of closed pools takes over totals of things long past.
         pool.rate = _rate(pool.totals, totals, span) if gauges.pools else 0.0
