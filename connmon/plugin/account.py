@@ -394,9 +394,8 @@ class PoolAccount:
         info = self.info
         size, beyond = info.pool_size, info.max_overflow
         limit = None
-        if size and (
-            beyond is None or beyond >= 0
-        ):  # pool_size=0: QueuePool has no limit, whatever else is said
+        # With pool_size=0 a QueuePool has no limit, whatever else is said.
+        if size and (beyond is None or beyond >= 0):
             limit = size + (beyond or 0)
         attached = connections - detached
         gauges = Gauges(

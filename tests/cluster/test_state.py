@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from connmon import histogram
 from connmon.cluster import tables
 from connmon.cluster.records import Limits
 from connmon.cluster.state import Outcome, State
@@ -1022,6 +1023,21 @@ def test_only_the_times_that_changed_are_told(group: Group) -> None:
     assert group.state.groups[key].times == holds(3, 9)
     group.say(full("a", 5, timed((0, 9, 1))))
     assert group.state.groups[key].times == holds(0, 9, 1)
+
+
+def test_a_thousand_waits_of_the_same_length_are_shown_as_that(group: Group) -> None:
+    """Of 30 s, and of holds of 25 ms and a bit: all three percentiles, in every row and in the totals."""
+    times = Times(histogram.of([30.0] * 1000), histogram.of([0.0251] * 1000))
+    group.say(full("a", 1, pool(1, times=times)))
+    for by in GROUPINGS[:-1]:
+        snapshot = Snapshot(by)
+        for frame in group.answer(Query(by)):
+            snapshot.apply(frame)
+        document = snapshot.document()
+        for cells in (document["rows"][0], document["totals"]):
+            for part in (50, 95, 99):
+                assert cells[f"wait_p{part}_seconds"] == pytest.approx(30.0, rel=0.1)
+                assert cells[f"held_p{part}_seconds"] == pytest.approx(0.0251, rel=0.1)
 
 
 def test_quantiles_of_everything(group: Group) -> None:
