@@ -33,7 +33,7 @@ from connmon.wire import Ack
 
 CHECKOUTS: Final = 7
 #: Waits, holds and connects that reach up to half a second.
-TIMES: Final = Times(*[tuple(range(1, 20))] * 3)
+TIMES: Final = Times(*[{number: number for number in range(60, 117)}] * 3)
 #: Processes that report while pages are made, and how often.
 PROBES: Final = 20
 EVERY: Final = 0.2

@@ -44,10 +44,12 @@ def short_age(seconds: float | None) -> str:
 
 
 def short_duration(seconds: float | None) -> str:
-    """Return how long something took, as an age; what is shorter than 0.1 s as 63ms or 0.4ms."""
+    """Return how long something took, as an age; what is shorter than 0.1 s as 63ms, 0.4ms or 20us."""
     if seconds is None or seconds == 0.0 or seconds >= 0.0995:
         return short_age(seconds)
     milliseconds = seconds * 1000.0
+    if milliseconds < 0.0995:  # 0.0ms would be nothing
+        return f"{milliseconds * 1000.0:.0f}us"
     return f"{milliseconds:.0f}ms" if milliseconds >= 0.95 else f"{milliseconds:.1f}ms"
 
 

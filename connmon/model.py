@@ -8,13 +8,16 @@ Rules kept here:
 - A report carries absolute totals and ages, never increments and never clock times, because
   hosts' clocks differ and because repeating a report must be harmless.
 - A row carries times of the replica's own clock (`*_since`, `reported`), so that a row changes
-  only when something happened; the reader subtracts them from the `clock` sent beside.
+  only when something happened. What is over (a start, a report) was so long ago: the reader subtracts it
+  from the `clock` that comes with it, and adds for how long that has stood still (`stale`). What may have
+  ended since (a hold, a wait) lasted until the last report: it is subtracted from `reported`.
 
 Units: seconds as floats, sizes in bytes. A value that is not known is None, never 0.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from operator import add, sub
 from typing import Annotated, Final, Literal, NamedTuple, TypeAlias, TypeVar, Union
 
@@ -71,7 +74,8 @@ class Gauges(NamedTuple):
     """Open connections to the database: idle + checked out + detached."""
     checked_out: Count = 0
     overflow: Count = 0
-    """Open, attached connections beyond pool_size."""
+    """Open, attached connections beyond pool_size, as SQLAlchemy counts them: none where that is no limit
+    (QueuePool's pool_size=0)."""
     detached: Count = 0
     waiting: Count = 0
 
@@ -113,19 +117,26 @@ class Peaks(NamedTuple):
     longest_wait: Seconds = 0.0
 
 
-Buckets: TypeAlias = Annotated[tuple[Count, ...], Meta(max_length=histogram.BUCKETS)]
+BucketNumber: TypeAlias = Annotated[int, Meta(ge=0, lt=histogram.BUCKETS)]
+BucketCount: TypeAlias = Annotated[int, Meta(ge=1, le=LARGEST)]
+Buckets: TypeAlias = Annotated[Mapping[BucketNumber, BucketCount], Meta(max_length=histogram.BUCKETS)]
 
 
 class Times(NamedTuple):
     """How long things took, since the beginning; see the module `histogram`."""
 
-    waits: Buckets = ()
+    waits: Buckets = histogram.EMPTY
     """Waits that have ended, by a connection, a timeout or a cancellation. Who got a connection at
     once has not waited."""
-    holds: Buckets = ()
+    holds: Buckets = histogram.EMPTY
     """From checkout to checkin, however that came about."""
-    connects: Buckets = ()
+    connects: Buckets = histogram.EMPTY
     """Making a connection; those that failed are not in here."""
+
+
+def changed_times(now: Times, before: Times) -> Times:
+    """Return those counts of `now` that are others than they were."""
+    return Times(*map(histogram.changed, now, before))
 
 
 Vector = TypeVar("Vector", Gauges, Totals)
@@ -222,6 +233,8 @@ class PoolReport(Struct, frozen=True, array_like=True):
     held: Seconds | None = None
     """How long the connection held longest has been held by now. None: none is held."""
     times: Times = Times()
+    """Where `info` is given all of them; else those counts that have changed since the report that this
+    one builds on (absolute, as everything)."""
     left_out: Count = 0
     """This is the sum of so many pools of one database, which have no report each. 0: it is one pool."""
     moved: bool = False
@@ -321,7 +334,8 @@ class Batch(Struct, frozen=True, array_like=True):
 
 
 class Quantiles(NamedTuple):
-    """What half, 95 % and 99 % of something took at most, lately. None: there was nothing."""
+    """What half, 95 % and 99 % of something took at most, lately, within `histogram.ERROR`. None: there was
+    nothing."""
 
     p50: Seconds | None = None
     p95: Seconds | None = None
@@ -342,9 +356,12 @@ class Figures(Struct, frozen=True, array_like=True):
     longest_wait: Seconds
     """The longest wait that the latest reports tell of, those that have ended included."""
     waiting_since: float | None
-    """By the replica's clock, as all times of rows; may be negative: before that clock began."""
+    """By the replica's clock, as all times of rows; may be negative: before that clock began. `reported`
+    minus this is how long somebody had waited at the last report of the process, and no more is known."""
     held_since: float | None
-    checkouts_per_second: Number
+    """The same of the connection held longest. (Of several processes each is taken as of its own report.)"""
+    checkouts_per_second: Number | None
+    """Between the last two reports of each process. None: not known, nobody has sent a second one yet."""
     reported: Seconds | None
     """When the latest report was applied."""
     waits: Quantiles = Quantiles()
@@ -353,6 +370,11 @@ class Figures(Struct, frozen=True, array_like=True):
     connects: Quantiles = Quantiles()
     left_out: Count = 0
     """Pools and connections without a row of their own, since a limit leaves them out."""
+
+    @property
+    def known(self) -> bool:
+        """Whether the present is known: not where there are processes, and all of them are lost."""
+        return self.processes > 0 or not self.lost_processes
 
 
 class ProgramRow(Struct, frozen=True, array_like=True, tag="program"):
@@ -428,6 +450,7 @@ class ConnectionRow(Struct, frozen=True, array_like=True, tag="connection"):
     opened: float
     """By the replica's clock; may be negative."""
     held_since: float | None
+    """The same. How long it was held is known as of its process's last report, `Figures.reported`."""
     holder: str | None
     call_site: str | None
     stack: tuple[str, ...]

@@ -4,11 +4,14 @@
 
 - An answer counts only when its last frame is there. One that broke off leaves no trace, and
   is asked again from the same version.
-- Ages are `clock` minus the row's own times, both of the replica, and never negative. Floats
-  have three digits, quantiles six. What is not known is None, never 0.
+- How long ago something was is the replica's clock, and for how long that has stood still (`stale`), minus
+  the row's own time; never negative. How long something has gone on that may have ended since (a hold, a
+  wait) is as of the last report of its process, and never longer: see `Figures`. Floats have three digits,
+  quantiles nine. What is not known is None, never 0.
 - Of a process that is lost, and of its pools, the present is not known (`PRESENT`, and the
-  process's own usage); maxima and totals are. A connection of a lost process keeps what was
-  last heard of it, but its `state` and `held_seconds` are not known.
+  process's own usage); maxima and totals are. The same where all processes of a program, a host, a database
+  or of everything are lost; where some are, figures are sums over the others. A connection of a lost process
+  keeps what was last heard of it, but its `state` and `held_seconds` are not known.
 - `left_out` is how many pools and connections a limit leaves out, None where it leaves out none; of the
   totals, processes as well.
 - Where nobody waits or holds anything, `longest_*_seconds` is 0.0: that is known.
@@ -203,7 +206,7 @@ class Snapshot:
             "totals": {
                 "hosts": header.hosts,
                 "programs": header.programs,
-                **figure_cells(header.totals, header.clock),
+                **figure_cells(header.totals, _now(header)),
             },
         }
 
@@ -229,7 +232,7 @@ class Snapshot:
         """
         if self.header is None:
             return []
-        clock = self.header.clock
+        clock = _now(self.header)
         if self._ordered is None:
             made: dict[RowKey, _Made] = {}
             for key, parts in self._parts():
@@ -240,7 +243,6 @@ class Snapshot:
             self._made = made
             self._ordered = sorted(made.values(), key=attrgetter("order"))
         for each in self._ordered:
-            # (A clock that went back is another epoch's, of which everything is new.)
             if each.clock != clock and (seen is None or clock - each.clock > UNSEEN or each.key in seen):
                 each.cells, each.clock = self._aged(each, clock), clock
         return [(each.key, each.cells) for each in self._ordered]
@@ -272,8 +274,11 @@ class Snapshot:
         row = parts[0]
         if isinstance(row, PoolRow | ConnectionRow):
             process, pool = parts[1:]
+            reported: float | None = None
             if isinstance(process, ProcessRow):
-                order, identity, lost = _order(process), _process(process, clock), process.state == LOST
+                order, identity = _order(process), _process(process, clock)
+                reported = None if process.state == LOST else process.figures.reported
+                lost = process.state == LOST
             else:
                 order, identity, lost = _stranger(row.instance)
             if isinstance(row, PoolRow):
@@ -288,7 +293,7 @@ class Snapshot:
                 if row.server is not None:  # another one than its pool's
                     host, port = row.server
                     where = {**where, "database_host": host, "database_port": port}
-                cells = {**identity, **where, **_connection(row, clock, lost)}
+                cells = {**identity, **where, **_connection(row, clock, lost, reported)}
         elif isinstance(row, ProcessRow):
             order = _order(row)
             figures = _figures_of_one(row.figures, clock, row.state != LOST)
@@ -305,27 +310,15 @@ class Snapshot:
         """Return the cells of a row of which nothing has changed but ages."""
         row = made.parts[0]
         process = row if isinstance(row, ProcessRow) else made.parts[len(made.parts) // 2]
-        known = not isinstance(process, ProcessRow) or process.state != LOST
-        if isinstance(row, ConnectionRow) and known:
-            cells = dict(made.cells)
-            cells["age_seconds"] = _age(clock, row.opened)
-            if row.held_since is not None:
-                cells["held_seconds"] = _age(clock, row.held_since)
-            if isinstance(process, ProcessRow) and process.started is not None:
-                cells["started_seconds"] = _age(clock, process.started)
-            return cells
-        if row is None or isinstance(row, ConnectionRow) or row.state == LOST:
-            return self._make(made.key, made.parts, clock).cells
-        figures = row.figures
+        assert row is not None
         cells = dict(made.cells)
-        if figures.reported is not None:
-            cells["last_report_seconds"] = _age(clock, figures.reported)
         if isinstance(process, ProcessRow) and process.started is not None:
             cells["started_seconds"] = _age(clock, process.started)
-        if figures.waiting_since is not None:
-            cells["longest_wait_seconds"] = round(max(figures.longest_wait, clock - figures.waiting_since), 3)
-        if figures.held_since is not None:
-            cells["longest_held_seconds"] = _age(clock, figures.held_since)
+        if isinstance(row, ConnectionRow):
+            cells["age_seconds"] = _age(clock, row.opened)
+            return cells
+        if row.figures.reported is not None:
+            cells["last_report_seconds"] = _age(clock, row.figures.reported)
         if self._derive is not None:
             self._derive(made.key, cells)
         return cells
@@ -344,6 +337,16 @@ _KINDS: Final[Mapping[Grouping, type[Row]]] = {
 
 def _age(clock: float, since: float) -> float:
     return round(min(max(0.0, clock - since), LONGEST), 3)
+
+
+def _lasted(reported: float | None, since: float | None) -> float | None:
+    """Return for how long it had gone on at the last report. None: nothing goes on, or it is not known."""
+    return None if reported is None or since is None else _age(reported, since)
+
+
+def _now(header: Rows) -> float:
+    """Return the time by the replica's clock, had that not stood still since it was last moved."""
+    return header.clock + header.stale
 
 
 def _round(value: float | None) -> float | None:
@@ -373,13 +376,14 @@ def _group(key: RowKey, row: ProgramRow | HostRow | DatabaseRow) -> tuple[Cells,
     return {**_database(row), "programs": row.programs}, _sortable(key)
 
 
-def _connection(row: ConnectionRow, clock: float, lost: bool) -> Cells:
+def _connection(row: ConnectionRow, clock: float, lost: bool, reported: float | None) -> Cells:
+    """`reported` is when its process last did; None: not known, or what it said then holds no more."""
     return {
         "connection": row.number,
         "server_id": row.server_id,
         "state": None if lost else row.state,
         "age_seconds": _age(clock, row.opened),
-        "held_seconds": None if lost or row.held_since is None else _age(clock, row.held_since),
+        "held_seconds": _lasted(reported, row.held_since),
         "holder": row.holder,
         "call_site": row.call_site,
         "stack": list(row.stack),
@@ -434,12 +438,10 @@ def _database(row: DatabaseRow) -> Cells:
     }
 
 
-def figure_cells(figures: Figures, clock: float, quantiles: bool = True) -> Cells:
-    """Return the `FIGURES` of a row, ages as of the replica's `clock`, with quantiles or without."""
-    gauges, totals = figures.gauges, figures.totals
-    waited, waiting, held = figures.longest_wait, figures.waiting_since, figures.held_since
-    if waiting is not None:
-        waited = max(waited, clock - waiting)
+def figure_cells(figures: Figures, now: float, quantiles: bool = True) -> Cells:
+    """Return the `FIGURES` of a row, with quantiles or without; `now` is by the replica's clock."""
+    gauges, totals, reported = figures.gauges, figures.totals, figures.reported
+    waited = _lasted(reported, figures.waiting_since) or 0.0
     cells: Cells = {
         "processes": figures.processes,
         "max_processes": figures.max_processes,
@@ -454,8 +456,8 @@ def figure_cells(figures: Figures, clock: float, quantiles: bool = True) -> Cell
         "detached": gauges.detached,
         "waiting": gauges.waiting,
         "max_waiting": figures.max_waiting,
-        "longest_wait_seconds": round(waited, 3),
-        "longest_held_seconds": 0.0 if held is None else _age(clock, held),
+        "longest_wait_seconds": round(max(figures.longest_wait, waited), 3),
+        "longest_held_seconds": _lasted(reported, figures.held_since) or 0.0,
         "connects_total": totals.connects,
         "closes_total": totals.closes,
         "checkouts_total": totals.checkouts,
@@ -463,21 +465,23 @@ def figure_cells(figures: Figures, clock: float, quantiles: bool = True) -> Cell
         "invalidations_total": totals.invalidations,
         "timeouts_total": totals.timeouts,
         "connect_errors_total": totals.connect_errors,
-        "checkouts_per_second": round(figures.checkouts_per_second, 3),
-        "last_report_seconds": None if figures.reported is None else _age(clock, figures.reported),
+        "checkouts_per_second": _round(figures.checkouts_per_second),
+        "last_report_seconds": None if reported is None else _age(now, reported),
     }
     if quantiles:
         cells.update(_quantiles("wait", figures.waits))
         cells.update(_quantiles("held", figures.holds))
         cells.update(_quantiles("connect", figures.connects))
     cells["left_out"] = figures.left_out or None
+    if not figures.known:
+        cells.update(_UNKNOWN_PRESENT)
     return cells
 
 
 def _quantiles(what: str, quantiles: Quantiles) -> Cells:
-    # Six digits: what takes 0.2 ms would be nothing with three.
+    # Nine digits: what takes 2 us would be nothing with three, and wrong by too much with six.
     return {
-        f"{what}_{name}_seconds": None if value is None else round(value, 6)
+        f"{what}_{name}_seconds": None if value is None else round(value, 9)
         for name, value in zip(quantiles._fields, quantiles, strict=True)
     }
 

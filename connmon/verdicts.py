@@ -122,12 +122,15 @@ def with_server_maxima(
     """Return database rows with `server_max` and `server_capacity`, where the maximum is known.
 
     `maxima`: connections that a server takes, by host and port; port None: that host, any port.
-    A capacity that is not known (a pool without a limit) makes the server's unknown.
+    A capacity that is not known (a pool without a limit) makes the server's unknown; that of databases
+    whose processes are all lost is left out.
     """
     found = [dict(row) for row in rows]
     takes = {(plain(host), port): most for (host, port), most in maxima.items()}
     sums: dict[DatabaseServer, int | None] = {}
     for row in found:
+        if row.get("state") == "lost":  # not known: what is known may be too much already
+            continue
         for server in _servers(row):
             before, more = sums.get(server, 0), row.get("capacity")
             sums[server] = None if before is None or more is None else before + more
@@ -138,7 +141,7 @@ def with_server_maxima(
             host = str(server.host)
             most = takes.get((host, server.port), takes.get((host, None)))
             if most is not None:
-                judged.append((most, sums[server], server))
+                judged.append((most, sums.get(server), server))
         if judged:
             row["server_max"], row["server_capacity"], server = min(judged, key=itemgetter(0))
             row["server"] = str(server)

@@ -39,8 +39,9 @@ from connmon.model import (
     WaitsQuery,
 )
 
-#: The replica's clock at which the picture was taken.
+#: When the picture was taken, by the replica's clock, had that not stood still for `STALE` seconds since.
 CLOCK: Final = 400_000.0
+STALE: Final = 0.2
 INFO: Final = PoolInfo(
     "mysql+pymysql://nova@db1/nova", "mysql", "db1", 3306, "nova", "QueuePool", 5, 10, 30.0
 )
@@ -64,7 +65,7 @@ def figures(
     ago: float = 0.8,
     most: int | None = None,
 ) -> Figures:
-    """Figures of a row at CLOCK; `wait`, `held` and `ago` in seconds before it."""
+    """Figures of a row at CLOCK; `ago` in seconds before it, `wait` and `held` in seconds before that."""
     checkouts = out + round(rate * 300)
     return Figures(
         processes,
@@ -76,8 +77,8 @@ def figures(
         out + 16,
         waiting + 4,
         wait or 0.0,
-        None if wait is None else CLOCK - wait,
-        None if held is None else CLOCK - held,
+        None if wait is None else CLOCK - ago - wait,
+        None if held is None else CLOCK - ago - held,
         rate,
         CLOCK - ago,
     )
@@ -143,7 +144,7 @@ FLEET: tuple[Row, ...] = (
             884_200 + number,
             "checked_out",
             CLOCK - 900 - number,
-            CLOCK - 41 + number,
+            CLOCK - 0.8 - 41 + number,
             f"Thread-{number}",
             None,
             (),
@@ -222,10 +223,10 @@ def answer(
         node,
         node if quorum else None,
         quorum,
-        0.2 if quorum else 41.0,
+        STALE if quorum else 41.0,
         "e-" + node,
         1,
-        clock,
+        clock - STALE,
         True,
         len({row.host for row in rows if isinstance(row, ProgramRow)}),
         sum(isinstance(row, ProgramRow) for row in rows),

@@ -99,7 +99,6 @@ def test_the_whole_incident_is_in_the_first_screen() -> None:
         "31 (47)",
         "12s",
         "41s",
-        "3d02h",
         "LEAK",
         "LOST",
         "gone",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from itertools import zip_longest
 from typing import Any
 
 import msgspec
@@ -26,7 +25,8 @@ from hypothesis.stateful import (
 from msgspec import structs
 from sqlalchemy.pool import NullPool
 
-from connmon.cluster.records import added_times
+from connmon import histogram
+from connmon.cluster.records import added_times, unpacked
 from connmon.cluster.state import State
 from connmon.model import Batch, Gauges, Peaks, PoolInfo, Process, Report, Times, Totals, database_key
 from connmon.plugin import ledger as module
@@ -128,6 +128,27 @@ def test_totals_are_sums_over_entries() -> None:
     (reported,) = told(ledger.take(11.0)).pools
     assert reported.totals._replace(hold_ms=0) == Totals(connects=2, closes=2, checkouts=2, checkins=2)
     assert not pool.account.entries
+
+
+def test_only_counts_that_changed_are_told() -> None:
+    """Of how long things took a full report has all; another one the buckets in which something came."""
+    ledger = make_ledger()
+    pool = Pool(ledger, info())
+    for seconds in (0.001, 0.02):
+        entry = pool.account.opened(1, 5.0, took=0.3)
+        entry.holds += [seconds] * 3
+    whole = Times({}, histogram.of([0.001, 0.02] * 3), histogram.of([0.3, 0.3]))
+    (reported,) = acknowledged(ledger, 10.0).pools
+    assert reported.times == whole
+    entry.holds.append(0.02)
+    (reported,) = acknowledged(ledger, 11.0).pools
+    assert (reported.info, reported.times) == (None, Times({}, {histogram.bucket(0.02): 4}, {}))
+    pool.account.timeouts += 1
+    (reported,) = acknowledged(ledger, 12.0).pools
+    assert reported.times == Times()
+    ledger.restart()
+    (reported,) = told(ledger.take(13.0)).pools
+    assert reported.times == whole._replace(holds=histogram.of([0.001] * 3 + [0.02] * 4))
 
 
 def test_an_entry_is_folded_once() -> None:
@@ -1015,9 +1036,9 @@ class Ledgers(RuleBasedStateMachine):
         process = self.state.processes[self.ledger.instance]
         assert all(now >= then for now, then in zip(process.totals, self.seen, strict=True))
         self.seen = process.totals
-        times = added_times([pool.times for pool in process.pools.values()])
+        times = added_times([unpacked(pool.times) for pool in process.pools.values()])
         for now, then in zip(times, self.times, strict=True):
-            assert all(a >= b for a, b in zip_longest(now, then, fillvalue=0))
+            assert all(now.get(number, 0) >= count for number, count in then.items())
         self.times = times
         return wanted
 
@@ -1041,8 +1062,8 @@ class Ledgers(RuleBasedStateMachine):
         known = [c for c in self.connections if c.known]
         expected = Totals(*(sum(f.totals[field] for f in self.facts) for field in Totals._fields))
         assert process.totals == expected
-        assert sum(self.times.holds) == sum(facts.holds for facts in self.facts)
-        assert sum(self.times.waits) == sum(facts.waited for facts in self.facts)
+        assert sum(self.times.holds.values()) == sum(facts.holds for facts in self.facts)
+        assert sum(self.times.waits.values()) == sum(facts.waited for facts in self.facts)
         gauges = process.gauges
         assert gauges.pools == sum(facts.pool is not None for facts in self.facts)
         assert gauges[3:5] == (len(known), sum(c.held and not c.detached for c in known))
@@ -1064,8 +1085,8 @@ class Ledgers(RuleBasedStateMachine):
             if facts.pool is not None:
                 assert record is not None
                 assert record.totals == Totals(**facts.totals)
-                assert sum(record.times.holds) == facts.holds
-                assert sum(record.times.waits) == facts.waited
+                assert sum(unpacked(record.times).holds.values()) == facts.holds
+                assert sum(unpacked(record.times).waits.values()) == facts.waited
                 assert [record.max_connections, record.max_checked_out, record.max_waiting] == facts.most
         self._check_databases()
 
@@ -1120,8 +1141,8 @@ class CrowdedLedgers(Ledgers):
             record = process.pools[facts.account.number]
             assert not record.left_out
             assert record.totals == Totals(**facts.totals)
-            assert sum(record.times.holds) == facts.holds
-            assert sum(record.times.waits) == facts.waited
+            assert sum(unpacked(record.times).holds.values()) == facts.holds
+            assert sum(unpacked(record.times).waits.values()) == facts.waited
         for connection in process.connections.values():
             assert connection.pool in process.pools
         for key in {database_key(facts.account.info) for facts in self.facts}:

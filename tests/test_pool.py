@@ -36,7 +36,7 @@ from connmon.model import Gauges, PoolInfo, Totals
 from connmon.plugin import account as plugin_account
 from connmon.plugin import pool as plugin_pool
 from connmon.plugin import queuepool
-from connmon.plugin.account import KEY, PoolAccount
+from connmon.plugin.account import KEY, UNCOUNTED, PoolAccount
 from connmon.plugin.engine import describe
 from connmon.plugin.ledger import Ledger
 from connmon.plugin.pool import instrument
@@ -81,8 +81,8 @@ class Watched:
             assert account.live.peak_open <= database.most
         self.check_live(gauges)
         times = account.times()
-        assert sum(times.holds) == totals.checkins
-        assert sum(times.connects) == totals.connects
+        assert sum(times.holds.values()) == totals.checkins
+        assert sum(times.connects.values()) == totals.connects
         return totals
 
     def check_live(self, gauges: Gauges) -> None:
@@ -671,14 +671,6 @@ class Clock:
         return self.now
 
 
-def timed(*seconds: float) -> tuple[int, ...]:
-    """Return the histogram of these."""
-    counts = [0] * histogram.BUCKETS
-    for each in seconds:
-        counts[histogram.bucket(each)] += 1
-    return histogram.trimmed(counts)
-
-
 @pytest.mark.parametrize("poolclass", [QueuePool, NullPool])
 def test_how_long_things_take(poolclass: type[Pool], monkeypatch: pytest.MonkeyPatch) -> None:
     """Connects from the creator's call to its return, holds from checkout to whatever ends them."""
@@ -704,7 +696,7 @@ def test_how_long_things_take(poolclass: type[Pool], monkeypatch: pytest.MonkeyP
         del connection
         gc.collect()
         holds.append(took)
-        assert watched.account.times() == ((), timed(*holds), timed(*connects))
+        assert watched.account.times() == ({}, histogram.of(holds), histogram.of(connects))
         _, totals, _ = watched.account.count()
         # Rounded down, and a sum of floats besides.
         assert 0 <= 1000 * sum(holds) - totals.hold_ms < 1.001
@@ -714,7 +706,7 @@ def test_how_long_things_take(poolclass: type[Pool], monkeypatch: pytest.MonkeyP
     with pytest.raises(Disconnected):
         watched.connect()
     watched.account.fold()
-    assert watched.account.times() == ((), timed(*holds), timed(*connects))
+    assert watched.account.times() == ({}, histogram.of(holds), histogram.of(connects))
 
 
 def test_how_long_waits_take(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -722,7 +714,7 @@ def test_how_long_waits_take(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     watched = Watched(pool_size=1, max_overflow=0, pool_timeout=30.0)
     held = watched.connect()
-    assert watched.account.times().waits == ()
+    assert watched.account.times().waits == {}
     thread = threading.Thread(target=lambda: watched.connect().close())
     thread.start()
     wait_for(lambda: watched.account.live.waiting == 1)
@@ -734,8 +726,84 @@ def test_how_long_waits_take(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(exc.TimeoutError):
         watched.connect()
     held.close()
-    assert watched.account.times().waits == timed(2.0, 0.0)
+    assert watched.account.times().waits == histogram.of([2.0, 0.0])
     assert watched.account.count()[1].wait_ms == 2000
+
+
+@pytest.mark.parametrize("poolclass", [QueuePool, NullPool])
+def test_times_do_not_pile_up_without_reports(poolclass: type[Pool]) -> None:
+    """Where no report is ever taken only so many holds and connects wait to be counted; none is lost."""
+    watched = Watched(poolclass)
+    most = 0
+    for _ in range(1000):
+        watched.connect().close()
+        entries = list(watched.account.entries.values())
+        most = max([most, len(watched.account.made), *[len(entry.holds) for entry in entries]])
+    assert most <= UNCOUNTED + 2
+    times = watched.account.times()
+    assert sum(times.holds.values()) == 1000
+    assert sum(times.connects.values()) == watched.database.connects
+
+
+def test_holds_of_many_threads_are_counted_while_reports_are_taken() -> None:
+    """Each hold is counted once, whoever counts it: the reporter, or an application's thread."""
+    watched = Watched(pool_size=3, max_overflow=0)
+    stop = threading.Event()
+
+    def work() -> None:
+        for _ in range(2000):
+            watched.connect().close()
+
+    def report() -> None:
+        while not stop.is_set():
+            watched.account.ledger.take(0.0)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    reporter = threading.Thread(target=report)
+    reporter.start()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    stop.set()
+    reporter.join(10)
+    _, totals, _ = watched.account.count()
+    times = watched.account.times()
+    assert totals.checkins == sum(times.holds.values()) == 8000
+
+
+@pytest.mark.parametrize(
+    ("size", "overflow"), [(0, 0), (0, 3), (0, -1), (1, 0), (1, -1), (2, 3), (2, -1), (5, 10), (3, 0)]
+)
+def test_overflow_and_capacity_are_those_of_the_pool(size: int, overflow: int) -> None:
+    """At every moment what QueuePool itself says; the capacity is where it gives out no more."""
+    watched = Watched(pool_size=size, max_overflow=overflow, pool_timeout=0.001)
+    pool: Any = watched.engine.pool
+
+    def check() -> Gauges:
+        gauges, _, _ = watched.account.count()
+        assert gauges.overflow == max(0, pool.overflow())
+        assert gauges.checked_out == pool.checkedout()
+        assert gauges.idle == pool.checkedin()
+        assert gauges.waiting == 0
+        return gauges
+
+    held: list[Any] = []
+    refused = False
+    while len(held) < 20 and not refused:
+        try:
+            held.append(watched.connect())
+        except exc.TimeoutError:
+            refused = True
+        check()
+    gauges = check()
+    if size == 0 or overflow == -1:
+        assert (refused, gauges.unbounded, gauges.capacity) == (False, 1, 0)
+    else:
+        assert (refused, gauges.unbounded, gauges.capacity) == (True, 0, len(held))
+    while held:
+        held.pop().close()
+        check()
 
 
 # --- Waits and timeouts ---------------------------------------------------------------------

@@ -60,8 +60,8 @@ FIGURES_1 = Figures(
     max_checked_out=47,
     max_waiting=10,
     longest_wait=1.5,
-    waiting_since=87.6,
-    held_since=59.0,
+    waiting_since=86.8,
+    held_since=58.2,
     checkouts_per_second=310.23456,
     reported=99.2,
     waits=Quantiles(0.0001234567, 3.5, 12.0),
@@ -98,7 +98,7 @@ SHOWN_1 = {
     "connect_errors_total": 4,
     "checkouts_per_second": 310.235,
     "last_report_seconds": 0.8,
-    "wait_p50_seconds": 0.000123,
+    "wait_p50_seconds": 0.000123457,
     "wait_p95_seconds": 3.5,
     "wait_p99_seconds": 12.0,
     "held_p50_seconds": 0.002,
@@ -158,7 +158,7 @@ def pool(instance: str = "i1", number: int = 1, state: RowState = "connected") -
 
 
 def connection(
-    instance: str = "i1", number: int = 1, of: int = 1, held: float | None = 58.0
+    instance: str = "i1", number: int = 1, of: int = 1, held: float | None = 57.2
 ) -> ConnectionRow:
     stack = ("api.py:412 boot", "wsgi.py:3 call")
     state: Any = "idle" if held is None else "checked_out"
@@ -176,7 +176,7 @@ def answer(*rows: Row, **changes: Any) -> Rows:
         "stale": 0.20049,
         "epoch": "e1",
         "version": 7,
-        "clock": 100.0,
+        "clock": 99.79951,
         "complete": True,
         "hosts": 1,
         "programs": 2,
@@ -331,6 +331,76 @@ def test_lost_process_has_no_present(by: Grouping) -> None:
     assert row["checkouts_total"] == 88213
     assert row["last_report_seconds"] == 0.8
     assert row["started_seconds"] == 150.5
+
+
+LOST_1 = msgspec.structs.replace(FIGURES_1, processes=0, lost_processes=2)
+GONE_1 = msgspec.structs.replace(FIGURES_2, max_connections=80)
+
+
+@pytest.mark.parametrize(
+    ("by", "row"),
+    [
+        ("program", ProgramRow("ctl1", "nova-api", "lost", LOST_1)),
+        ("host", HostRow("ctl1", 1, "lost", LOST_1)),
+        ("database", DatabaseRow("mysql", "db", 3306, "nova", 1, "lost", LOST_1)),
+    ],
+)
+def test_where_all_are_lost_there_is_no_present(by: Grouping, row: Row) -> None:
+    """Of a program, a host, a database and the totals too; in the JSON, the CSV and the table."""
+    document = shown(by, row, totals=LOST_1)
+    for cells in (document["rows"][0], document["totals"]):
+        assert {key: cells[key] for key in PRESENT} == dict.fromkeys(PRESENT)
+        assert cells["processes"] == 0  # that none reports is known
+        assert (cells["max_connections"], cells["checkouts_total"]) == (80, 88213)
+        assert cells["last_report_seconds"] == 0.8
+    (written,) = csv.DictReader(io.StringIO(as_csv(document, by)))
+    assert {written[key] for key in PRESENT} == {""}
+    table = as_table(document, by).splitlines()
+    assert "connections - (max 80)" in table[1]
+    assert table[4].split().count("-") >= 9
+
+
+def test_where_some_are_lost_the_others_are_summed() -> None:
+    """What is known is shown; and that a program has ended, so that nothing of it is open, is known."""
+    some = msgspec.structs.replace(FIGURES_1, lost_processes=2)
+    document = shown("program", ProgramRow("h", "p", "connected", some), totals=some)
+    assert document["rows"][0]["connections"] == document["totals"]["connections"] == 78
+    document = shown("program", ProgramRow("h", "p", "gone", GONE_1), totals=GONE_1)
+    for cells in (document["rows"][0], document["totals"]):
+        assert (cells["connections"], cells["longest_held_seconds"], cells["processes"]) == (0, 0.0, 0)
+
+
+@pytest.mark.parametrize("by", ["program", "process", "pool", "connection"])
+def test_a_view_that_stands_still(by: Grouping) -> None:
+    """Ages go on by the time for which the view has stood still; what may have ended since does not."""
+    program = ProgramRow("ctl1", "nova-api", "connected", FIGURES_1)
+    rows = [*((program,) if by == "program" else ()), process(), pool(), connection()]
+    snapshot = Snapshot(by)
+    snapshot.apply(answer(*rows, stale=0.2, clock=99.8))
+    (before,) = snapshot.rows()
+    snapshot.apply(answer(quorum=False, leader=None, stale=60.2, clock=99.8, complete=False))
+    (after,) = snapshot.rows()
+    changed = {key: after[key] - before[key] for key in before if before[key] != after[key]}
+    assert changed == {
+        key: pytest.approx(60.0)
+        for key in ("last_report_seconds", "started_seconds", "age_seconds")
+        if key in before
+    }
+    totals = snapshot.head()["totals"]
+    assert (totals["last_report_seconds"], totals["longest_held_seconds"]) == (60.8, 41.0)
+
+
+def test_holds_and_waits_are_as_of_the_last_report() -> None:
+    """How long after it they went on nobody knows; in a row made again as well as in one that goes on."""
+    figures = msgspec.structs.replace(FIGURES_1, reported=70.0, held_since=59.0, waiting_since=68.0)
+    for by in ("pool", "connection"):
+        row = shown(by, process(figures=figures), msgspec.structs.replace(pool(), figures=figures),
+                    connection(held=69.0))["rows"][0]  # fmt: skip
+        if by == "pool":
+            assert (row["longest_held_seconds"], row["longest_wait_seconds"]) == (11.0, 2.0)
+            assert row["last_report_seconds"] == 30.0
+        else:
+            assert row["held_seconds"] == 1.0
 
 
 def test_connection_of_lost_process() -> None:
@@ -692,10 +762,11 @@ def test_short_age(seconds: float | None, text: str) -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (None, "-"), (0.0, "0s"), (0.00004, "0.0ms"), (0.0004, "0.4ms"), (0.00096, "1ms"), (0.0631, "63ms"),
-        (0.0996, "0.1s"), (0.4, "0.4s"), (41.2, "41s"), (3700.0, "1h01m"),
+        (None, "-"), (0.0, "0s"), (0.00000109, "1us"), (0.00004, "40us"), (0.0001, "0.1ms"),
+        (0.0004, "0.4ms"), (0.00096, "1ms"), (0.0631, "63ms"), (0.0996, "0.1s"),
+        (0.4, "0.4s"), (41.2, "41s"), (3700.0, "1h01m"),
     ],
 )  # fmt: skip
 def test_short_duration(seconds: float | None, text: str) -> None:
-    """What takes milliseconds is told in milliseconds, the rest as an age."""
+    """What takes milliseconds or less is told in these, the rest as an age; nothing that took time is 0."""
     assert short_duration(seconds) == text

@@ -98,6 +98,10 @@ def test_overcommit_counts_all_databases_of_a_server() -> None:
     either = {"database_host": "DB1:3306,db3:3306", "database_port": None, "database": "x", "capacity": 20}
     (_, _, _, last) = verdicts.with_server_maxima([*rows, either], {("Db1", None): 170, ("db3", 3306): 500})
     assert "180 connections to db1:3306, which takes 170" in verdicts.explained(verdicts.of_row(last))
+    lost = {**rows[0], "state": "lost", "capacity": None}
+    judged = verdicts.with_server_maxima([*rows, lost], {("db1", None): 151})
+    assert [row.get("server_capacity") for row in judged] == [160, 160, None, 160]
+    assert verdicts.with_server_maxima([lost], {("db1", None): 151})[0]["server_capacity"] is None
     rows[0]["capacity"] = None
     assert verdicts.of_row(verdicts.with_server_maxima(rows, {("db1", 3306): 151})[1]) == ()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from connmon import wire
 from connmon.errors import ProtocolError
+from connmon.histogram import BUCKETS
 from connmon.model import (
     Connection,
     Figures,
@@ -136,6 +138,20 @@ def test_a_damaged_report_raises_nothing_but_protocol_errors(position: int, valu
     except ProtocolError:
         return
     assert all(isinstance(message, Report | Goodbye) for message in messages)
+
+
+@pytest.mark.parametrize(
+    "counts", [{-1: 1}, {BUCKETS: 1}, {0: 0}, {0: -1}, {0: 2**53}, {0: 1.5}, {"0": 1}, [1, 2], None]
+)
+def test_histograms_out_of_range_are_refused(counts: Any) -> None:
+    """A bucket that is none, or a count that is none, never gets past the wire."""
+    pool = msgspec.msgpack.decode(msgspec.msgpack.encode(FULL.pools[0]))
+    pool[7] = [{}, {0: 1, BUCKETS - 1: 2**53 - 1}, {}]
+    pool_report = msgspec.msgpack.decode(msgspec.msgpack.encode(pool), type=PoolReport)
+    assert pool_report.times.holds == {0: 1, BUCKETS - 1: 2**53 - 1}
+    pool[7] = [{}, counts, {}]
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.msgpack.decode(msgspec.msgpack.encode(pool), type=PoolReport)
 
 
 @given(st.binary(max_size=300))

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Final, NamedTuple
 
-from connmon.histogram import BOUNDS, BUCKETS
+from connmon.histogram import BOUNDS
 from connmon.model import Figures, RowKey, Times, Totals
 from connmon.snapshot import Cells, figure_cells
 
@@ -56,7 +56,10 @@ _FAMILIES: Final = (
     _one("max_checked_out", "gauge", "Most connections checked out since first seen."),
     _one("max_waiting", "gauge", "Most that waited for a connection since first seen."),
     _one("longest_wait_seconds", "gauge", "Longest wait for a connection of late."),
-    _one("longest_held_seconds", "gauge", "How long the connection held longest has been held."),
+    _one(
+        "longest_held_seconds", "gauge",
+        "How long the connection held longest had been held when that was reported.",
+    ),
     _one("last_report_seconds", "gauge", "Time since the latest report."),
     _one("connects_total", "counter", "Connections opened."),
     _one("closes_total", "counter", "Connections closed."),
@@ -104,17 +107,17 @@ class Fleet:
         self._taken: dict[str, dict[str, _Taken]] = {prefix: {} for prefix, _ in _LABELS.values()}
         """By prefix of the names, and by labels."""
 
-    def take(self, key: RowKey, figures: Figures, times: Times, clock: float) -> None:
+    def take(self, key: RowKey, figures: Figures, times: Times, now: float) -> None:
         """Take in a program or a database (by the key of its row), and what took how long in it.
 
-        `clock` is the replica's; quantiles among the figures are not looked at.
+        `now` is by the replica's clock; quantiles among the figures are not looked at.
         """
         kind, *names = key
         prefix, told = _LABELS[kind]
         labels = ",".join([f"{name}={label(value)}" for name, value in zip(told, names, strict=True)])
         if labels in self._taken[prefix]:
             return
-        cells = figure_cells(figures, clock, quantiles=False)
+        cells = figure_cells(figures, now, quantiles=False)
         cells["lost_processes"] = figures.lost_processes
         self._taken[prefix][labels] = _Taken(labels, cells, times, figures.totals)
 
@@ -170,7 +173,7 @@ class _Timed(NamedTuple):
 
 
 def _bounds(low: float, high: float) -> tuple[float, ...]:
-    """Return two bounds a decade of those that are counted by: five would be too much to scrape."""
+    """Return two bounds a decade of those that are counted by: fifteen would be too much to scrape."""
     steps = [bound for bound in BOUNDS if f"{bound:e}"[:3] in ("1.0", "2.5")]
     return tuple(bound for bound in steps if low <= bound <= high)
 
@@ -191,18 +194,20 @@ def _histogram(name: str, timed: _Timed, rows: Sequence[_Taken]) -> Iterator[str
     """
     yield _head(name, timed.help, "histogram")
     ends = [f',le="{bound}"}} ' for bound in timed.bounds]
-    numbers = [bisect_left(BOUNDS, bound) for bound in timed.bounds]
+    # Which of these buckets takes in each of those that are counted by; the last has what took longer.
+    coarse = [bisect_left(timed.bounds, bound) for bound in BOUNDS] + [len(timed.bounds)]
     for some in _slices(rows, AT_ONCE):
         lines: list[str] = []
         for labels, _, times, totals in some:
             counts = getattr(times, timed.field)
             if not counts:
                 continue
-            seen = list(accumulate(counts))
-            count = seen[-1]
-            seen += [count] * (BUCKETS - len(seen))
+            here = [0] * (len(ends) + 1)
+            for number, count in counts.items():
+                here[coarse[number]] += count
+            *seen, count = accumulate(here)
             begin = f"{name}_bucket{{{labels}"
-            lines += [f"{begin}{end}{seen[number]}\n" for end, number in zip(ends, numbers, strict=True)]
+            lines += [f"{begin}{end}{below}\n" for end, below in zip(ends, seen, strict=True)]
             seconds = getattr(totals, timed.milliseconds) / 1000
             lines.append(f'{begin},le="+Inf"}} {count}\n')
             lines.append(f"{name}_sum{{{labels}}} {seconds}\n{name}_count{{{labels}}} {count}\n")

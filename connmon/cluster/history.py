@@ -4,7 +4,7 @@ It is there when a console opens, since the node keeps it whether anybody looks 
 
 - Every node keeps its own, in memory: nothing of it is replicated, and a node that was restarted
   begins anew.
-- Where the node does not know the present (no quorum, a process that is lost) a sample says so, and
+- Where the node does not know the present (no quorum, all processes of a row are lost) a sample says so, and
   does not repeat what was.
 - Programs, hosts and databases come first, then processes; beyond `SERIES` rows there is no history
   of further ones. A row takes `SAMPLES` * 8 bytes.
@@ -60,7 +60,7 @@ class Past:
         self.number += 1
         present: set[RowKey] = {EVERYTHING}
         total, _, _ = rows.totals(tables)
-        self._add(EVERYTHING, total.checkouts_per_second, total.gauges.connections, known)
+        self._add(EVERYTHING, total.checkouts_per_second, total.gauges.connections, known and total.known)
         for at, key in enumerate(list(tables.groups)):
             if at % PIECE == PIECE - 1:
                 yield
@@ -68,7 +68,9 @@ class Past:
             if group is not None:
                 present.add(key)
                 figures = rows.figures_of(group)
-                self._add(key, figures.checkouts_per_second, figures.gauges.connections, known)
+                self._add(
+                    key, figures.checkouts_per_second, figures.gauges.connections, known and figures.known
+                )
                 self._count(key, figures.totals.timeouts)
         for at, instance in enumerate(list(islice(tables.processes, self._series))):
             if at % PIECE == PIECE - 1:
@@ -83,14 +85,14 @@ class Past:
             self._rings.pop(key, None)
             self._timeouts.pop(key, None)
 
-    def _add(self, key: RowKey, rate: float, connections: int, known: bool) -> None:
+    def _add(self, key: RowKey, rate: float | None, connections: int, known: bool) -> None:
         ring = self._rings.get(key)
         if ring is None:
             if len(self._rings) >= self._series:
                 return
             ring = self._rings[key] = array("f", [_UNKNOWN]) * (2 * self._samples)
         at = self.number % self._samples
-        ring[at] = min(rate, 1e30) if known else _UNKNOWN
+        ring[at] = min(rate, 1e30) if known and rate is not None else _UNKNOWN
         ring[self._samples + at] = connections if known else _UNKNOWN
 
     def _count(self, key: RowKey, timeouts: int) -> None:

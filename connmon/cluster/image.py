@@ -7,6 +7,7 @@ matters later is dumped in its order. What can be made from the rest is made aga
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
@@ -19,14 +20,18 @@ from connmon.cluster.records import (
     EndedRecord,
     Group,
     GroupRecord,
+    Packed,
     ProcessRecord,
     Tombstones,
+    check_packed,
     connection_weight,
+    packed,
     pool_weight,
+    unpacked,
 )
 from connmon.cluster.tables import Tables
 from connmon.errors import ProtocolError
-from connmon.model import GROUPINGS, RowKey, Times
+from connmon.model import GROUPINGS, RowKey
 
 
 class _Image(Struct, array_like=True, frozen=True):
@@ -40,12 +45,12 @@ class _Image(Struct, array_like=True, frozen=True):
     gone: list[RowKey]
     ended: list[EndedRecord]
     window: int
-    in_window: Times
-    before_window: Times
+    in_window: Packed
+    before_window: Packed
     turned_away: list[tuple[str, float]] = []
 
 
-_LAYOUT: Final = 1
+_LAYOUT: Final = 2
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(_Image)
 
@@ -64,8 +69,8 @@ def dump(tables: Tables) -> bytes:
             list(tables.gone),
             list(tables.ended.values()),
             tables.window,
-            tables.in_window,
-            tables.before_window,
+            packed(tables.in_window),
+            packed(tables.before_window),
             list(tables.turned_away.items()),
         )
     )
@@ -75,6 +80,8 @@ def restore(tables: Tables, data: bytes) -> None:
     """Fill empty tables with what was dumped. Raises ProtocolError where this is no dump."""
     try:
         image = _decoder.decode(data)
+        for times in _all_packed(image):
+            check_packed(times)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ProtocolError(f"a dump of the state that cannot be read: {error}") from None
     if image.layout != _LAYOUT:
@@ -84,7 +91,8 @@ def restore(tables: Tables, data: bytes) -> None:
         )
     tables.version = tables.moved = image.version
     tables.clock, tables.epoch = image.clock, image.epoch
-    tables.window, tables.in_window, tables.before_window = image.window, image.in_window, image.before_window
+    tables.window = image.window
+    tables.in_window, tables.before_window = unpacked(image.in_window), unpacked(image.before_window)
     tables.boots = {boot.boot: boot for boot in image.boots}
     tables.groups = {record.key: Group.of(record) for record in image.groups}
     tables.gone = {key: tables.groups[key].gone_since or 0.0 for key in image.gone}
@@ -97,6 +105,19 @@ def restore(tables: Tables, data: bytes) -> None:
         tables.remember_ended(ended)
     # What was removed is not known: who asks from an earlier version on gets everything.
     tables.tombstones = {by: Tombstones(tables.limits.tombstones, image.version) for by in GROUPINGS}
+
+
+def _all_packed(image: _Image) -> Iterator[Packed]:
+    """Yield what is in there as bytes and was not looked at by decoding; most of it is the same twice."""
+    yield image.in_window
+    yield image.before_window
+    for process in image.processes:
+        for pool in process.pools.values():
+            yield from {pool.times, pool.mark, pool.mark_before}
+    for group in image.groups:
+        yield group.ended_times
+    for ended in image.ended:
+        yield from ended.times
 
 
 def _count(tables: Tables, process: ProcessRecord) -> None:

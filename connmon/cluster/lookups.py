@@ -14,13 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from heapq import nsmallest
-from math import fsum
 from typing import Final
 
 import msgspec
 
 from connmon.cluster.records import NO_GAUGES, NO_TOTALS, PoolRecord, ProcessRecord, saturated
-from connmon.cluster.rows import CHUNK, About, frames, header, quantiles_of
+from connmon.cluster.rows import CHUNK, About, frames, header, longest_since, quantiles_of, rate_of
 from connmon.cluster.tables import Tables
 from connmon.model import (
     LARGEST,
@@ -43,20 +42,20 @@ PIECE: Final = 2_000
 
 def waits(tables: Tables, query: WaitsQuery, about: About) -> Iterator[Rows]:
     """Return the pools with waiters or with a connection held for `query.held` seconds, and their holders."""
-    long_ago = tables.clock - query.held
     found: list[tuple[tuple[float, float], ProcessRecord, PoolRecord]] = []
     left_out = 0
     for process in tables.processes.values():
-        if process.lost or not _troubled(process, long_ago):
+        at = process.reported
+        if process.lost or not _troubled(process, at - query.held):
             continue
         for pool in process.pools.values():
-            if not _troubled(pool, long_ago):
+            if not _troubled(pool, at - query.held):
                 continue
             if pool.left_out:  # a sum of several, which nobody can judge
                 left_out += pool.left_out
             elif pool.shown:
-                held = pool.held_since if pool.held_since is not None else tables.clock
-                found.append(((-pool.gauges.waiting, held), process, pool))
+                held = 0.0 if pool.held_since is None else at - pool.held_since
+                found.append(((-pool.gauges.waiting, -held), process, pool))
     worst = nsmallest(MOST_POOLS, found, key=lambda entry: entry[0])
     left_out += len(found) - len(worst)
     keys: dict[RowKey, None] = {}
@@ -116,7 +115,9 @@ def users(tables: Tables, query: UsersQuery, about: About) -> Iterator[Rows]:
 def _program(
     host: str, program: str, pools: list[tuple[ProcessRecord, PoolRecord]], clock: float
 ) -> ProgramRow:
-    alive = [pool for process, pool in pools if not process.lost]
+    at_and_alive = [(process.reported, pool) for process, pool in pools if not process.lost]
+    alive = [pool for _, pool in at_and_alive]
+    reported = max(process.reported for process, _ in pools)
     gauges, happened = NO_GAUGES, NO_TOTALS
     for pool in alive:
         gauges = plus(gauges, pool.gauges)
@@ -135,10 +136,10 @@ def _program(
         min(sum(pool.max_checked_out for _, pool in pools), LARGEST),
         min(sum(pool.max_waiting for _, pool in pools), LARGEST),
         max((pool.longest_wait for pool in alive), default=0.0),
-        min((pool.waiting_since for pool in alive if pool.waiting_since is not None), default=None),
-        min((pool.held_since for pool in alive if pool.held_since is not None), default=None),
-        min(fsum(pool.rate for pool in alive), 1e15),
-        max(process.reported for process, _ in pools),
+        longest_since(reported, ((at, pool.waiting_since) for at, pool in at_and_alive)),
+        longest_since(reported, ((at, pool.held_since) for at, pool in at_and_alive)),
+        rate_of(pool.rate for pool in alive),
+        reported,
         *quantiles_of(alive, clock),
         left_out=min(
             sum(pool.left_out + process.missing(pool) for process, pool in pools if not process.lost), LARGEST

@@ -79,7 +79,8 @@ class Metrics:
                 for key in keys[at : at + AT_ONCE]:
                     group = state.groups.get(key)
                     if group is not None:  # else it has gone meanwhile
-                        fleet.take(key, figures_of(group), group.times, state.clock)
+                        now = state.clock + self._replica.stale
+                        fleet.take(key, figures_of(group), group.times, now)
                 await asyncio.sleep(0)
             for text in fleet.pages():
                 pieces.append(text.encode())

@@ -281,7 +281,7 @@ def _quantiles_of(times: Times) -> tuple[Quantiles, Quantiles, Quantiles]:
 def _quantiles(counts: histogram.Histogram) -> Quantiles:
     """Return what half, 95 % and 99 % of what is counted took at most."""
     return (
-        Quantiles(*[histogram.quantile(counts, share) for share in (0.5, 0.95, 0.99)]) if counts else UNKNOWN
+        Quantiles(*[histogram.quantile(counts, percent) for percent in (50, 95, 99)]) if counts else UNKNOWN
     )
 
 
@@ -306,18 +306,19 @@ def figures_of(group: Group) -> Figures:
     """Return the figures of a group but for its quantiles; what is no sum is looked up among its members."""
     if group.cached is not None and group.cached_at == group.version:
         return group.cached
-    alive: list[ProcessRecord | PoolRecord] = []
+    alive: list[tuple[float, ProcessRecord | PoolRecord]] = []
     left_out = 0
     for process in group.members.values():
         if process.lost:
             continue
+        at = process.reported
         if group.key[0] == "database":
             pools = [pool for pool in process.pools.values() if pool.database == group.key]
-            alive += pools
+            alive += ((at, pool) for pool in pools)
             if process.left_out:
                 left_out += sum([pool.left_out + process.missing(pool) for pool in pools])
         else:
-            alive.append(process)
+            alive.append((at, process))
             left_out += process.left_out
     group.cached_at = group.version
     group.cached = Figures(
@@ -329,15 +330,32 @@ def figures_of(group: Group) -> Figures:
         min(group.max_connections, LARGEST),
         min(group.max_checked_out, LARGEST),
         min(group.max_waiting, LARGEST),
-        max((what.longest_wait for what in alive), default=0.0),
-        min((what.waiting_since for what in alive if what.waiting_since is not None), default=None),
-        min((what.held_since for what in alive if what.held_since is not None), default=None),
-        # Rounded once, so the order of the members does not show.
-        min(fsum(what.rate for what in alive), 1e15),
+        max((what.longest_wait for _, what in alive), default=0.0),
+        longest_since(group.reported, ((at, what.waiting_since) for at, what in alive)),
+        longest_since(group.reported, ((at, what.held_since) for at, what in alive)),
+        rate_of(what.rate for _, what in alive),
         group.reported,
         left_out=min(left_out, LARGEST),
     )
     return group.cached
+
+
+def rate_of(rates: Iterable[float | None]) -> float | None:
+    """Return the sum of those that are known; None where there are some, and none is known."""
+    rates = list(rates)
+    known = [rate for rate in rates if rate is not None]
+    # Rounded once, so the order of the members does not show.
+    return min(fsum(known), 1e15) if known or not rates else None
+
+
+def longest_since(reported: float | None, parts: Iterable[tuple[float | None, float | None]]) -> float | None:
+    """Return since when the longest of these goes on, as of `reported`; None where nothing goes on.
+
+    `parts`: when each process last reported, and since when it was so in it. Each lasted until that report,
+    and what came after is not known; so the oldest need not be the longest.
+    """
+    lasted = [at - since for at, since in parts if at is not None and since is not None]
+    return reported - max(lasted) if lasted and reported is not None else None
 
 
 def totals(tables: Tables) -> tuple[Figures, int, int]:
@@ -357,6 +375,7 @@ def totals(tables: Tables) -> tuple[Figures, int, int]:
             rows.append(figures_of(group))
     gauges = Gauges(*map(sum, zip(NO_GAUGES, *[row.gauges for row in rows], strict=True)))
     happened = Totals(*map(sum, zip(NO_TOTALS, *[row.totals for row in rows], strict=True)))
+    reported = max((row.reported for row in rows if row.reported is not None), default=None)
     figures = Figures(
         sum(row.processes for row in rows),
         sum(row.lost_processes for row in rows),
@@ -367,10 +386,10 @@ def totals(tables: Tables) -> tuple[Figures, int, int]:
         min(sum(row.max_checked_out for row in rows), LARGEST),
         min(sum(row.max_waiting for row in rows), LARGEST),
         max((row.longest_wait for row in rows), default=0.0),
-        min((row.waiting_since for row in rows if row.waiting_since is not None), default=None),
-        min((row.held_since for row in rows if row.held_since is not None), default=None),
-        min(fsum(row.checkouts_per_second for row in rows), 1e15),
-        max((row.reported for row in rows if row.reported is not None), default=None),
+        longest_since(reported, ((row.reported, row.waiting_since) for row in rows)),
+        longest_since(reported, ((row.reported, row.held_since) for row in rows)),
+        rate_of(row.checkouts_per_second for row in rows if row.processes),
+        reported,
         *_quantiles_of(tables.lately()),
         left_out=min(sum(row.left_out for row in rows) + len(tables.turned_away), LARGEST),
     )

@@ -34,7 +34,7 @@ from connmon.cluster.records import (
     LARGEST_POOL_WEIGHT,
     LIMITS,
     NO_GAUGES,
-    NO_TIMES,
+    NO_TIMES_PACKED,
     NO_TOTALS,
     BootRecord,
     ConnectionRecord,
@@ -45,8 +45,11 @@ from connmon.cluster.records import (
     bounded,
     bounded_times,
     connection_weight,
+    merged_times,
+    packed,
     pool_weight,
     times_since,
+    unpacked,
 )
 from connmon.cluster.tables import Tables
 from connmon.model import (
@@ -337,7 +340,8 @@ class State(Tables):
             pool = PoolRecord(told.number, info, database_key(info))
             process.pools[told.number] = pool
             self.weight += pool_weight(info)
-            pool.times = NO_TIMES if young and not told.moved else bounded_times(told.times)
+            fresh = young and not told.moved
+            pool.times = NO_TIMES_PACKED if fresh else packed(bounded_times(told.times))
             pool.forget_times(self.clock)
         elif info is not pool.info and info != pool.info:
             key = database_key(info)
@@ -351,16 +355,21 @@ class State(Tables):
         process.gauges = plus(process.gauges, more)
         process.totals = plus(process.totals, happened)
         self.shift(pool.database, more, happened)
-        times = bounded_times(told.times)
+        if told.info is not None or any(told.times):
+            before, times = unpacked(pool.times), bounded_times(told.times)
+            more_times = times_since(times, before)
+            if told.info is None:  # then only what has changed was told
+                times = merged_times(before, times)
+            if told.moved:
+                pool.times = packed(times)
+            elif times != before:
+                if gauges.pools:
+                    self.took(more_times)
+                pool.tell_times(packed(times), self.clock)
         if told.moved:
-            pool.times = times
             pool.forget_times(self.clock)
-        elif times != pool.times:
-            if gauges.pools:
-                self.took(times_since(times, pool.times))
-            pool.tell_times(times, self.clock)
         # What remains of closed pools takes over totals of things long past.
-        pool.rate = _rate(pool.totals, totals, span) if gauges.pools and not told.moved else 0.0
+        pool.rate = None if told.moved else _rate(pool.totals, totals, span) if gauges.pools else 0.0
         if gauges.pools and not (told.left_out or pool.left_out):  # mostly: it has a row, or gets one
             pool.gauges, pool.totals = gauges, totals
         else:
@@ -470,8 +479,8 @@ class State(Tables):
         return state
 
 
-def _rate(before: Totals, after: Totals, span: float) -> float:
-    """Return checkouts per second over `span` seconds; 0 where that is not known (0)."""
+def _rate(before: Totals, after: Totals, span: float) -> float | None:
+    """Return checkouts per second over `span` seconds; None where that is not known (0)."""
     if span <= 0.0:
-        return 0.0
+        return None
     return min(max(after.checkouts - before.checkouts, 0) / span, LARGEST_RATE)

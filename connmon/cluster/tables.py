@@ -30,9 +30,11 @@ from connmon.cluster.records import (
     added_times,
     bounded_times,
     connection_weight,
+    packed,
     pool_weight,
     saturated,
     times_since,
+    unpacked,
 )
 from connmon.model import GROUPINGS, LARGEST, Figures, Gauges, RowKey, Times, Totals, minus, plus
 
@@ -208,7 +210,7 @@ class Tables:
                 # A group made anew since then has never had this process among its ended ones.
                 if group is not None and group.born <= ended.version:
                     group.ended = saturated(minus(group.ended, totals))
-                    group.ended_times = times_since(group.ended_times, times)
+                    group.ended_times = packed(times_since(unpacked(group.ended_times), unpacked(times)))
                     self.touch(group)
         self.take_back(process.instance)
         self.processes[process.instance] = process
@@ -248,7 +250,7 @@ class Tables:
         took: dict[RowKey, list[Times]] = {key: [] for key in totals}
         for pool in process.pools.values():
             totals[pool.database] = plus(totals[pool.database], pool.totals)
-            took[pool.database].append(pool.times)
+            took[pool.database].append(unpacked(pool.times))
             self.weight -= pool_weight(pool.info)
         times = {key: added_times(parts) for key, parts in took.items()}
         totals[process.program_key] = totals[process.host_key] = process.totals
@@ -257,7 +259,8 @@ class Tables:
             group = self.groups[key]
             group.totals = minus(group.totals, happened)
             group.ended = saturated(plus(group.ended, happened))
-            group.ended_times = bounded_times(added_times([group.ended_times, times[key]]), LARGEST)
+            ended_times = added_times([unpacked(group.ended_times), times[key]])
+            group.ended_times = packed(bounded_times(ended_times, LARGEST))
             self.unenroll(group, process)
         for connection in process.connections.values():
             self.weight -= connection_weight(connection)
@@ -272,7 +275,7 @@ class Tables:
             self.clock,
             self.version,
             tuple(totals.items()),
-            tuple(times[key] for key in totals),
+            tuple(packed(times[key]) for key in totals),
         )
         self.remember_ended(ended)
 

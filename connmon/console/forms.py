@@ -49,9 +49,14 @@ def word(value: Any) -> str:
 
 
 def bar(part: int | None, whole: int | None, columns: int) -> str:
-    """Return [||||    ], full where `part` is `whole` or more; some of it as soon as `part` is not 0."""
+    """Return [||||    ], full where `part` is `whole` or more; some of it as soon as `part` is not 0.
+
+    Nothing where `part` is not known: an empty bar would say that it is 0.
+    """
     room = columns - 2
-    if part is None or not whole:
+    if part is None:
+        return " " * columns
+    if not whole:
         return "[" + " " * room + "]"
     filled = min(room, max(part * room // whole, 1 if part else 0))
     return "[" + "|" * filled + " " * (room - filled) + "]"

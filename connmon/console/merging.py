@@ -37,7 +37,7 @@ def together(rows: Sequence[Row]) -> dict[str, Any]:
     alive = [row for row in rows if row.get("state") not in ("lost", "gone")]
     merged = {key: value for key, value in first.items() if all(row.get(key) == value for row in rows)}
     for key in _SUMS:
-        told = rows if key.endswith("_total") or key.startswith("max_") else alive
+        told = rows if key.endswith("_total") or key.startswith("max_") or key == "processes" else alive
         values = [row.get(key) for row in told if key in row]
         if values:
             merged[key] = None if any(value is None for value in values) else sum(values)

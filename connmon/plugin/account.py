@@ -11,7 +11,9 @@ Who may write what, so that no lock is needed where the application runs:
    taken out of its dict once, so it is folded once.
 4. `Live` counts the present a second time, for peaks alone: a peak must be seen when it happens.
    If a lost update ever let it drift, `settle` sets it right when the pool has been quiet.
-5. How long things took is counted like totals: of a connection in its entry, of waits in their pool.
+5. How long something took is appended to a list: of a hold to the entry's, of waits and connects to the
+   pool's. Only `Ledger` takes things out, from the front, and counts them in the pool's histograms. Either is
+   one step of the interpreter, so nothing is lost and nothing is counted twice.
 6. An ended connection is `Entry.closed`, whoever notices it first: a close event, the end of the
    `Token` in `record.info`, or of the driver's connection. Further notices do nothing.
 
@@ -24,12 +26,14 @@ Times are seconds of one monotonic clock, handed in.
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, MutableMapping
-from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from connmon.dbaddress import DatabaseServer
-from connmon.histogram import BUCKETS, added, bucket, trimmed
+from connmon.histogram import BOUNDS, ordered
 from connmon.model import Gauges, Peaks, PoolInfo, Times, Totals, plus
 from connmon.plugin.location import Location
 
@@ -38,6 +42,13 @@ if TYPE_CHECKING:
 
 #: The key of a connection's token in `record.info`.
 KEY = "connmon"
+#: So many holds of one connection, or waits of one pool, that are not counted yet are counted on the spot:
+#: where no report is taken they would pile up. (A bit mask: only then it is looked how many there are.)
+UNCOUNTED = 63
+
+Counts: TypeAlias = "tuple[Counter[int], Counter[int], Counter[int]]"
+#: `histogram.bucket`, without the call of a Python function for each value.
+_bucket = partial(bisect_left, BOUNDS)
 #: A difference between the sum over the entries and what is counted beside it is one, and not a
 #: moment, after this many seconds in which nothing happened.
 QUIET = 3.0
@@ -108,6 +119,13 @@ def within(gauges: Gauges, peaks: Peaks, whole: Peaks, others: Gauges) -> Gauges
     )
 
 
+def _count(seconds: list[float], counts: Counter[int]) -> None:
+    """Take these out and count them; others may append meanwhile, which is for the next time."""
+    taken = seconds[:]
+    del seconds[: len(taken)]
+    counts.update(map(_bucket, taken))
+
+
 class Entry:
     """One physical connection, from its connect (or adoption) to its end."""
 
@@ -129,8 +147,8 @@ class Entry:
         """False: inherited through a fork, so another process has counted its connect."""
         self.took = took
         """Seconds that it took to make. None: not known."""
-        self.holds = [0] * BUCKETS
-        """How long it was held, each time, as a histogram; and in all, in seconds."""
+        self.holds: list[float] = []
+        """How long it was held, each time, since that was last counted; and in all, in seconds."""
         self.held = 0.0
         self.server_id: int | None = None
         self.server: DatabaseServer | None = None
@@ -177,7 +195,7 @@ class Entry:
         since = self.since  # once: another thread may end the same hold
         if since:
             held = pool.ledger.clock() - since
-            self.holds[bucket(held)] += 1
+            self.holds.append(held)
             self.held += held
         self.checkins = self.checkouts
         self.since = 0.0  # last: from now on it may be folded
@@ -250,8 +268,8 @@ class PoolAccount:
         """Since when each of those waits who wait now."""
         self.timeouts = 0
         self.connect_errors = 0
-        self.waited = [0] * BUCKETS
-        """How long each wait took that has ended, as a histogram; and all of them, in seconds."""
+        self.waited: list[float] = []
+        """How long each wait took that has ended since that was last counted; and all of them, in seconds."""
         self.wait_seconds = 0.0
         self.ended = Totals()
         """What the entries that have ended left behind; and how long in all, in seconds, they were
@@ -259,12 +277,16 @@ class PoolAccount:
         self.ended_held = self.ended_took = 0.0
         self.counted_ms: tuple[int, ...] = (0, 0, 0)
         """What `count` last said: waits, holds, connects."""
-        self.ended_times = Times()
+        self.made: list[float] = []
+        """How long each connection took to make, since that was last counted."""
+        self.counts: Counts = Counter(), Counter(), Counter()
+        """What was counted, as histograms: waits, holds, connects."""
         self.gone: list[int] = []
         """Told connections that have ended since the last report."""
         self.told: object = None
         self.told_info: PoolInfo | None = None
         """What the last report said that it is; None: nothing yet."""
+        self.told_times = Times()
         self.unacknowledged: Peaks | None = None
         self.drift: object = None
         self.drift_since, self.drift_seen = 0.0, 0
@@ -283,10 +305,10 @@ class PoolAccount:
         self.detached = {}
         self.waits = {}
         self.timeouts = self.connect_errors = 0
-        self.waited = [0] * BUCKETS
+        self.waited, self.made = [], []
         self.wait_seconds = self.ended_held = self.ended_took = 0.0
         self.ended = Totals()
-        self.ended_times = Times()
+        self.counts = Counter(), Counter(), Counter()
         self.counted_ms = (0, 0, 0)
         self.gone = []
         self.told = self.told_info = self.unacknowledged = self.drift = None
@@ -311,6 +333,8 @@ class PoolAccount:
             info[KEY] = Token(entry)
         entry.closed = False
         self.entries[entry.number] = entry
+        if took is not None:
+            self.made.append(took)
         # No call and no loop in between here, nor where it is counted back: there another thread
         # may come in, and find (and peak at) a process that is not the sum of its pools.
         live, process = self.live, self.process
@@ -349,18 +373,18 @@ class PoolAccount:
             live.longest_wait = waited
         if waited > process.longest_wait:
             process.longest_wait = waited
-        number = bucket(waited)
-        self.waited[number] += 1
+        self.waited.append(waited)
         self.wait_seconds += waited
+        if len(self.waited) > UNCOUNTED:
+            self.ledger.count_times(self)
 
     def fold(self) -> None:
         """Move what ended entries counted into `ended`. One thread at a time."""
         ended = [entry for entry in list(self.entries.values()) if entry.closed and not entry.since]
-        folded: list[Entry] = []
         for entry in ended:
             if self.entries.pop(entry.number, None) is None:
                 continue
-            folded.append(entry)
+            self.count_holds(entry)
             owned = int(entry.owned)
             self.ended_held += entry.held
             self.ended_took += entry.took or 0.0
@@ -370,32 +394,25 @@ class PoolAccount:
             )
             if entry.told is not None:
                 self.gone.append(entry.number)
-        if folded:
-            self.ended_times = self._times(folded)
-
-    def _times(self, entries: list[Entry]) -> Times:
-        """Return how long things took with these connections, and with those that ended before."""
-        made, holds = [0] * BUCKETS, []
-        for entry in entries:
-            if entry.took is not None:
-                made[bucket(entry.took)] += 1
-            if entry.checkins:
-                holds.append(entry.holds)
-        before = self.ended_times
-        return Times((), added([before.holds, *holds]), added([before.connects, made]))
 
     def times(self) -> Times:
-        """Return how long things took."""
-        return self._times(list(self.entries.values()))._replace(waits=trimmed(self.waited))
+        """Return how long things took. One thread at a time."""
+        waits, _, connects = self.counts
+        _count(self.waited, waits)
+        _count(self.made, connects)
+        for entry in list(self.entries.values()):
+            if entry.holds:
+                self.count_holds(entry)
+        return Times(*map(ordered, self.counts))
+
+    def count_holds(self, entry: Entry) -> None:
+        """Count how long this connection was held. One thread at a time."""
+        _count(entry.holds, self.counts[1])
 
     def inherit(self, times: Times) -> None:
         """Add how long things took in a pool that is gone."""
-        self.waited = [a + b for a, b in zip_longest(self.waited, times.waits, fillvalue=0)]
-        self.ended_times = Times(
-            (),
-            added([self.ended_times.holds, times.holds]),
-            added([self.ended_times.connects, times.connects]),
-        )
+        for counts, more in zip(self.counts, times, strict=True):
+            counts.update(more)
 
     def count(self) -> tuple[Gauges, Totals, float | None]:
         """Return the present, the totals, and since when the connection held longest is held."""
@@ -424,7 +441,8 @@ class PoolAccount:
         info = self.info
         size, beyond = info.pool_size, info.max_overflow
         limit = None
-        if size is not None and (beyond is None or beyond >= 0):
+        # With pool_size=0 a QueuePool has no limit, whatever else is said.
+        if size and (beyond is None or beyond >= 0):
             limit = size + (beyond or 0)
         attached = connections - detached
         gauges = Gauges(
@@ -433,7 +451,7 @@ class PoolAccount:
             unbounded=int(limit is None and not self.retired),
             connections=connections,
             checked_out=held - detached,
-            overflow=0 if size is None else max(0, attached - size),
+            overflow=max(0, attached - size) if size else 0,  # as QueuePool.overflow()
             detached=detached,
             waiting=len(self.waits),
         )
@@ -512,3 +530,17 @@ class PoolAccount:
             self._correct(opened, checked_out, len(self.waits))
         except Exception:
             pass
+
+
+def given_back(account: PoolAccount | None, record: Any) -> None:
+    """Complete a checkin that was interrupted. Raises nothing of its own."""
+    try:
+        entry = record.info[KEY].entry
+        if record.dbapi_connection is None:
+            entry.end()
+        else:
+            entry.checkins = entry.checkouts
+    except Exception:
+        pass
+    if account is not None:
+        account.mend()

@@ -34,10 +34,11 @@ from connmon.model import (
     Report,
     RowKey,
     ServerAddress,
+    changed_times,
     database_key,
     plus,
 )
-from connmon.plugin.account import Entry, Live, PoolAccount, highest, within
+from connmon.plugin.account import UNCOUNTED, Entry, Live, PoolAccount, highest, within
 from connmon.plugin.surplus import OTHERS, Counted, Surplus, age
 
 #: How many databases keep the totals of their pools that are gone, and of those that are not reported one
@@ -166,9 +167,25 @@ class Ledger:
 
     def relieve(self, account: PoolAccount) -> None:
         """Keep what has ended from piling up where no reporter can run."""
-        if len(account.entries) > 2 * account.live.open + BACKLOG and self._folding.acquire(False):
+        entries = len(account.entries) > 2 * account.live.open + BACKLOG
+        if (entries or len(account.made) > UNCOUNTED) and self._folding.acquire(False):
             try:
                 account.fold()
+                account.times()
+            finally:
+                self._folding.release()
+
+    def count_times(self, account: PoolAccount, entry: Entry | None = None) -> None:
+        """Count how long holds of this connection took, or whatever there is of this pool.
+
+        That keeps it from piling up where no report is taken.
+        """
+        if self._folding.acquire(False):
+            try:
+                if entry is None:
+                    account.times()
+                else:
+                    account.count_holds(entry)
             finally:
                 self._folding.release()
 
@@ -244,20 +261,21 @@ class Ledger:
             if surplus is not None:
                 surplus.counted.append(now_counted)
             elif full or facts != account.told:
+                with_info = full or account.info is not account.told_info
                 pools.append(
                     PoolReport(
                         account.number,
-                        account.info if full or account.info is not account.told_info else None,
+                        account.info if with_info else None,
                         gauges,
                         totals,
                         peaks,
                         wait,
                         age(now, held_since),
-                        times,
+                        times if with_info else changed_times(times, account.told_times),
                         moved=account.number in self._moved,
                     )
                 )
-                account.told, account.told_info = facts, account.info
+                account.told, account.told_info, account.told_times = facts, account.info, times
             closed += account.gone
             self._listed -= len(account.gone)
             account.gone = []

@@ -17,7 +17,6 @@ Rules, each paid for:
 from __future__ import annotations
 
 import weakref
-from bisect import bisect_left
 from collections.abc import Callable
 from time import monotonic
 from typing import Any, TypeAlias
@@ -25,11 +24,10 @@ from typing import Any, TypeAlias
 from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
-from connmon.histogram import BOUNDS
 from connmon.interrupts import interrupted, let_go
 from connmon.model import PoolInfo
 from connmon.plugin import forks, holder
-from connmon.plugin.account import KEY, Entry, Lifeline, PoolAccount
+from connmon.plugin.account import KEY, UNCOUNTED, Entry, Lifeline, PoolAccount, given_back
 from connmon.plugin.ledger import Ledger
 from connmon.plugin.location import Location
 from connmon.plugin.queuepool import Extra, watch
@@ -140,27 +138,26 @@ def _listen(pool: Pool, account: PoolAccount, location: Location) -> tuple[Check
                 account.mend()
                 raise
 
-    def give_back(dbapi_connection: Any, record: Any) -> None:
-        entry = record.info[KEY].entry
-        if dbapi_connection is None:  # it is gone: a reconnect failed
-            entry.end()
-            return
-        since = entry.since  # read once: another thread may end the same hold
-        entry.checkins = entry.checkouts
-        if since:
-            entry.since = 0.0
-            live.checked_out -= 1
-            process.checked_out -= 1
-            held = monotonic() - since
-            entry.holds[bisect_left(BOUNDS, held)] += 1
-            entry.held += held
-
     def checkin(dbapi_connection: Any, record: Any) -> None:
         try:
-            give_back(dbapi_connection, record)
+            entry = record.info[KEY].entry
+            if dbapi_connection is None:  # it is gone: a reconnect failed
+                entry.end()
+            elif since := entry.since:  # read once: another thread may end the same hold
+                held = monotonic() - since
+                entry.holds.append(held)
+                entry.held += held
+                entry.checkins = entry.checkouts
+                entry.since = 0.0
+                live.checked_out -= 1
+                process.checked_out -= 1
+                if not entry.checkouts & UNCOUNTED and len(entry.holds) >= UNCOUNTED:
+                    ledger.count_times(account, entry)
+            else:
+                entry.checkins = entry.checkouts
         except BaseException as error:
             if interrupted(error):
-                complete(lambda: give_back(dbapi_connection, record))
+                given_back(account, record)
                 raise
 
     def complete(again: Callable[[], None]) -> None:

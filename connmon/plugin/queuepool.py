@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextvars
 import logging
-from bisect import bisect_left
 from collections.abc import Callable
 from time import monotonic
 from typing import Any, NamedTuple
@@ -26,9 +25,8 @@ from typing import Any, NamedTuple
 from sqlalchemy import exc
 from sqlalchemy.pool import Pool, QueuePool
 
-from connmon.histogram import BOUNDS
 from connmon.interrupts import interrupted
-from connmon.plugin.account import KEY, PoolAccount
+from connmon.plugin.account import KEY, UNCOUNTED, PoolAccount, given_back
 
 #: The mark on a wrapped creator whose pool accounts for checkouts itself: its `Extra`.
 EXTRA = "connmon_extra"
@@ -117,19 +115,21 @@ def _watched_class(cls: type[Any], with_extra: bool) -> type[Pool]:
                 if record.dbapi_connection is None:  # a reconnect failed
                     entry.end()
                 elif since := entry.since:  # read once: another thread may end the same hold
+                    account = entry.pool
+                    held = monotonic() - since
+                    entry.holds.append(held)
+                    entry.held += held
                     entry.checkins = entry.checkouts
                     entry.since = 0.0
-                    account = entry.pool
                     account.live.checked_out -= 1
                     account.process.checked_out -= 1
-                    held = monotonic() - since
-                    entry.holds[bisect_left(BOUNDS, held)] += 1
-                    entry.held += held
+                    if not entry.checkouts & UNCOUNTED and len(entry.holds) >= UNCOUNTED:
+                        account.ledger.count_times(account, entry)
                 else:
                     entry.checkins = entry.checkouts
             except BaseException as error:
                 if interrupted(error):
-                    _given_back(self, record)
+                    given_back(getattr(self._creator, KEY, None), record)
                     raise
         finally:  # whatever was raised into this, the pool gets its record back
             do_return(self, record)
@@ -174,19 +174,6 @@ def _mend(pool: Any) -> None:
     account: PoolAccount | None = getattr(pool._creator, KEY, None)
     if account is not None:
         account.mend()
-
-
-def _given_back(pool: Any, record: Any) -> None:
-    """Account for a checkin that was interrupted."""
-    try:
-        entry = record.info[KEY].entry
-        if record.dbapi_connection is None:
-            entry.end()
-        else:
-            entry.checkins = entry.checkouts
-    except KeyError:
-        pass
-    _mend(pool)
 
 
 def _unusual(pool: Any, proxy: Any) -> None:

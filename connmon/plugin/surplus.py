@@ -13,7 +13,17 @@ from typing import NamedTuple
 from msgspec import structs
 
 from connmon.histogram import added
-from connmon.model import Gauges, Peaks, PoolInfo, PoolReport, Times, Totals, database_key, plus
+from connmon.model import (
+    Gauges,
+    Peaks,
+    PoolInfo,
+    PoolReport,
+    Times,
+    Totals,
+    changed_times,
+    database_key,
+    plus,
+)
 from connmon.plugin.account import PoolAccount
 
 #: Stands for the pools' URL.
@@ -47,6 +57,7 @@ class Surplus:
         )
         self.told: object = None
         """What the last report said of it; None: nothing yet."""
+        self.told_times = Times()
         self.moved_after: int | None = None
         """After which report a pool has left it, until a later one is acknowledged."""
         self.counted: list[Counted] = []
@@ -79,8 +90,9 @@ class Surplus:
         facts = (gauges, totals, times, peaks, held, first, len(counted))
         if not full and facts == self.told:
             return None
-        with_info = full or self.told is None
-        self.told = facts
+        # Where a pool has left it, counts are gone, which only all of them can tell.
+        with_info = full or self.told is None or self.moved_after is not None
+        told_times, self.told, self.told_times = self.told_times, facts, times
         return PoolReport(
             self.number,
             self.info if with_info else None,
@@ -89,7 +101,7 @@ class Surplus:
             peaks,
             age(now, first),
             age(now, held),
-            times,
+            times if with_info else changed_times(times, told_times),
             left_out=gauges.pools,
             moved=self.moved_after is not None,
         )

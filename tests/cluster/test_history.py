@@ -35,7 +35,7 @@ def test_it_is_there_before_anybody_asks() -> None:
     answer = asked(past, *keys, ("program", "ctl1", "no-such"))
     assert [series.key for series in answer.series] == keys
     assert {series.connections for series in answer.series} == {(3, 5, 4)}
-    assert answer.series[1].rates == (0.0, 10.0, 10.0)
+    assert answer.series[1].rates == (None, 10.0, 10.0)
     assert (answer.number, answer.interval) == (3, history.INTERVAL)
     assert asked(past, PROGRAM, most=2).series[0].connections == (5, 4)
 
@@ -50,7 +50,7 @@ def test_only_the_newest_are_kept() -> None:
 
 
 def test_what_is_not_known_is_a_gap() -> None:
-    """Without quorum, before a row was there, and for a lost process, the sample is null."""
+    """Without quorum, before a row was there, and where all processes are lost, the sample is null."""
     group, past = Group(), Past()
     sampled(past, group)
     group.say(full("a", 1, pool(connections=2)))
@@ -59,9 +59,13 @@ def test_what_is_not_known_is_a_gap() -> None:
     for _ in range(10):
         group.say(tick=Tick(2.0, 15.0))
     sampled(past, group)
-    answer = asked(past, PROGRAM, ("process", "a"))
-    assert answer.series[0].connections == (None, 2, None, 0)
+    answer = asked(past, PROGRAM, ("process", "a"), EVERYTHING)
+    assert answer.series[0].connections == (None, 2, None, None)
     assert answer.series[1].connections == (None, 2, None, None)
+    assert answer.series[2].connections == (0, 2, None, None)
+    group.say(Departure("a", 1))
+    sampled(past, group)  # it has ended, so nothing of it is open: that is known
+    assert asked(past, PROGRAM, EVERYTHING).series[0].connections == (None, 2, None, None, 0)
 
 
 def test_timeouts_count_since_they_were_watched() -> None:

@@ -22,7 +22,7 @@ from connmon.model import (
     UsersQuery,
     WaitsQuery,
 )
-from tests.cluster.test_state import Group, connection, full, pool, process
+from tests.cluster.test_state import Group, change, connection, full, pool, process
 
 ABOUT = About("default", "node1", "node1", True, 0.1)
 NEUTRON = UsersQuery("mysql", "db1", None, "neutron")
@@ -71,6 +71,21 @@ def test_lost_processes_block_nobody() -> None:
     for _ in range(10):
         group.say(tick=Tick(2.0, 15.0))
     assert whole(lookups.waits(group.state, WaitsQuery(30.0), ABOUT)).rows == ()
+
+
+def test_what_was_held_long_when_it_was_reported() -> None:
+    """A hold counts for as long as its process said, and not for the time since its last report."""
+    group = Group()
+    group.say(full("a", 1, waited(1, 0, 20.0), connections=(connection(1, held=20.0),)))
+    group.say(full("b", 1, waited(1, 0, 20.0), connections=(connection(1, held=20.0),)))
+    for _ in range(6):
+        group.say(tick=Tick(2.0, 15.0))
+    assert whole(lookups.waits(group.state, WaitsQuery(30.0), ABOUT)).rows == ()
+    group.say(change("a", 2))  # it goes on, as nothing else is told of it
+    answer = whole(lookups.waits(group.state, WaitsQuery(30.0), ABOUT))
+    assert [(row.instance, row.number) for row in kinds(answer, PoolRow)] == [("a", 1)]
+    (row,) = kinds(whole(lookups.users(group.state, NEUTRON, ABOUT)), ProgramRow)
+    assert row.figures.reported - row.figures.held_since == 32.0
 
 
 def test_the_answer_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import sqlalchemy
 from hypothesis import given, settings
@@ -25,9 +26,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from connmon.cluster.exposition import Fleet, label, limits_text
 from connmon.cluster.state import State
-from connmon.histogram import BUCKETS, bucket, trimmed
+from connmon.histogram import BUCKETS, bucket, of
 from connmon.model import DatabaseRow, ProgramRow, Times
-from connmon.snapshot import QUANTILES
+from connmon.snapshot import PRESENT, QUANTILES
 from tests.nodes import RunningNode
 from tests.prometheus import promtool, running_prometheus
 from tests.servers import _free_port
@@ -37,9 +38,7 @@ from tests.waiting import wait_for
 CONTRIB = Path(__file__).parents[2] / "contrib"
 #: What took how long, by the last part of a row's key.
 HOLDS = {bucket(0.0002): 3, bucket(0.001): 2, BUCKETS - 2: 1, BUCKETS - 1: 1}
-TIMES = {
-    "timed": Times((), tuple(HOLDS.get(number, 0) for number in range(BUCKETS)), (*([0] * bucket(0.02)), 9))
-}
+TIMES = {"timed": Times({}, HOLDS, {bucket(0.02): 9})}
 HOSTILE = 'a\\"\n}{\x00\r\x1b[2J\u202e=1,b="'
 
 
@@ -123,6 +122,23 @@ def test_what_each_limit_leaves_out() -> None:
     promtool("check", "metrics", stdin=page.encode())
 
 
+def test_of_what_is_lost_the_present_is_left_out() -> None:
+    """A program whose processes are all lost has no samples of its present, but its maxima and counters."""
+    lost = msgspec.structs.replace(FIGURES_1, processes=0, lost_processes=2)
+    row = ProgramRow("h", "p", "lost", lost)
+    found = samples(fleet(row, DatabaseRow("mysql", "db", 3306, "nova", 1, "lost", lost)))
+    for prefix in ("connmon", "connmon_database"):
+        for name in (*PRESENT, "connections"):
+            assert f"{prefix}_{name}" not in found
+        assert {row[0]["state"]: row[1] for row in found[f"{prefix}_processes"]} == {
+            "connected": 0,
+            "lost": 2,
+        }
+        assert found[f"{prefix}_max_connections"][0][1] == 80
+        assert found[f"{prefix}_checkouts_total"][0][1] == 88213
+        assert found[f"{prefix}_last_report_seconds"][0][1] == 0.8
+
+
 def test_hostile_names() -> None:
     """Quotes, line ends and escape codes in a name stay within its label, and promtool takes the page."""
     page = fleet(
@@ -185,11 +201,8 @@ def test_histograms() -> None:
 @given(st.lists(st.floats(0, 3000), min_size=1, max_size=30))
 def test_histogram_counts(seconds: list[float]) -> None:
     """A bucket has what took no longer than its bound, whichever bounds are told of."""
-    counts = [0] * BUCKETS
-    for each in seconds:
-        counts[bucket(each)] += 1
     made = Fleet()
-    made.take(("program", "h", "p"), FIGURES_1, Times(*[trimmed(counts)] * 3), 1.0)
+    made.take(("program", "h", "p"), FIGURES_1, Times(*[of(seconds)] * 3), 1.0)
     found = samples("".join(made.pages()))
     assert [value for _, value in found["connmon_wait_seconds_sum"]] == [5.0]
     for name in ("wait", "hold", "connect"):

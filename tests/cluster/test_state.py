@@ -7,11 +7,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from connmon import histogram
 from connmon.cluster import tables
 from connmon.cluster.records import Limits
 from connmon.cluster.state import Outcome, State
 from connmon.errors import ProtocolError
-from connmon.histogram import BOUNDS
+from connmon.histogram import BUCKETS, quantile
 from connmon.model import (
     GROUPINGS,
     LARGEST,
@@ -258,6 +259,54 @@ def test_times_before_the_clock_began_can_be_read(group: Group) -> None:
     assert (group.program().figures.held_since, group.program().figures.waiting_since) == (-50.0, -2.0)
 
 
+def lasted(figures: Figures) -> tuple[float, float]:
+    """Return how long the longest hold and the longest wait had gone on."""
+    assert figures.reported is not None
+    assert figures.held_since is not None
+    assert figures.waiting_since is not None
+    return figures.reported - figures.held_since, figures.reported - figures.waiting_since
+
+
+def test_the_longest_hold_is_as_of_each_processs_own_report(group: Group) -> None:
+    """What came after a process's last report is not known: the oldest hold need not be the longest known."""
+    group.say(full("a", 1, pool(1, 1, held=10.0, wait=6.0)), full("c", 1, process=process(program="agent")))
+    group.wait(8.0)
+    group.say(full("b", 1, pool(1, 1, held=12.0, wait=5.0)))
+    group.wait(2.0)
+    group.say(change("c", 2))
+    (answer,) = group.answer(Query("program"))
+    host = group.rows("host")["host", "ctl1"]
+    assert isinstance(host, HostRow)
+    for figures in (group.program().figures, group.database().figures, host.figures, answer.totals):
+        assert lasted(figures) == (12.0, 6.0)
+    group.say(change("a", 2))  # and by now it is a's, which has lasted until now
+    assert lasted(group.program().figures) == (20.0, 16.0)
+
+
+def test_short_holds_are_never_shown_as_long(group: Group) -> None:
+    """A connection that is held for 0.1 s at a time is never shown as held for longer, at any moment."""
+    snapshot, pools = Snapshot("connection"), Snapshot("pool")
+    seen: list[float] = []
+    for second in range(5):
+        held = 0.1
+        group.say(
+            (full if not second else change)(
+                "a", second + 1, pool(1, 1, out=1, held=held), connections=(connection(1, held=held),)
+            )
+        )
+        for _ in range(5):  # readers come between two reports as well
+            group.wait(0.2)
+            for follower in (snapshot, pools):
+                for frame in group.state.rows(
+                    follower.query(), service="s", node="n", leader="n", quorum=True, stale=0.4
+                ):
+                    follower.apply(frame)
+            seen += [row["held_seconds"] for row in snapshot.rows()]
+            seen += [row["longest_held_seconds"] for row in pools.rows()]
+            seen.append(pools.document()["totals"]["longest_held_seconds"])
+    assert set(seen) == {0.1}
+
+
 def test_a_full_report_replaces_everything_but_the_maxima(group: Group) -> None:
     """Pools and connections that a full report does not tell of are gone; maxima stay."""
     group.say(
@@ -340,9 +389,12 @@ def test_host_and_program_of_a_process_do_not_change(group: Group) -> None:
 
 
 def test_rates_are_checkouts_over_the_interval(group: Group) -> None:
-    """The first report and an interval of 0 have no rate; a quiet pool's goes to 0."""
+    """Of the first report and of an interval of 0 the rate is not known; a quiet pool's goes to 0."""
+    assert group.answer(Query("program"))[0].totals.checkouts_per_second == 0.0  # nobody is there
     group.say(full("a", 1, pool(1, 1, 100)))
-    assert group.program().figures.checkouts_per_second == 0.0
+    (answer,) = group.answer(Query("program"))
+    for row in (group.program(), group.database(), group.process(), group.pool()):
+        assert row.figures.checkouts_per_second is answer.totals.checkouts_per_second is None
     group.say(change("a", 2, pool(1, 1, 150), interval=2.0))
     assert group.program().figures.checkouts_per_second == 25.0
     assert group.database().figures.checkouts_per_second == 25.0
@@ -350,6 +402,10 @@ def test_rates_are_checkouts_over_the_interval(group: Group) -> None:
     assert group.program().figures.checkouts_per_second == 0.0
     assert group.database().figures.checkouts_per_second == 0.0
     group.say(change("a", 4, pool(1, 1, 160), interval=0.0))
+    assert group.program().figures.checkouts_per_second is None
+    group.say(change("a", 5, pool(1, 1, 170), interval=1.0), full("b", 1, pool(1, 1, 9)))
+    assert group.program().figures.checkouts_per_second == 10.0  # of those of which it is known
+    group.say(Departure("a", 5), Departure("b", 1))
     assert group.program().figures.checkouts_per_second == 0.0
 
 
@@ -777,13 +833,13 @@ def test_frames_are_bounded_in_size(group: Group) -> None:
 
 
 def test_the_header_tells_the_totals_of_all_programs(group: Group) -> None:
-    """Sums, the longest of waits, the earliest of times."""
+    """Sums, the longest of waits and holds; a rate that is not known yet is null."""
     group.say(full("a", 1, pool(1, 2, 3, held=5.0), peaks=Peaks(2, 0, 0, 1.0)))
     group.say(full("b", 1, pool(1, 4, 5, held=9.0), process=process("ctl2"), peaks=Peaks(6, 0, 0, 3.0)))
     totals = group.answer(Query("host", instance="a"))[0].totals
     assert totals == Figures(
         2, 0, Gauges(2, 30, 0, 6), Totals(connects=6, checkouts=8, checkins=8),
-        2, 8, 0, 0, 3.0, None, -9.0, 0.0, 0.0,
+        2, 8, 0, 0, 3.0, None, -9.0, None, 0.0,
     )  # fmt: skip
 
 
@@ -872,8 +928,18 @@ def test_what_is_said_to_be_closed_twice_is_closed_once(group: Group) -> None:
 # --- how long things took -----------------------------------------------------------------------
 
 
-def timed(holds: tuple[int, ...], number: int = 1, **more: Any) -> PoolReport:
-    return pool(number, times=Times(holds=holds), **more)
+def holds(*counts: int) -> Times:
+    """Return times with these counts in the first buckets."""
+    return Times(holds={bucket: count for bucket, count in enumerate(counts) if count})
+
+
+def timed(counts: tuple[int, ...], number: int = 1, **more: Any) -> PoolReport:
+    return pool(number, times=holds(*counts), **more)
+
+
+def shown(bucket: int) -> float | None:
+    """Return what is shown of a quantile in this bucket."""
+    return quantile({bucket: 1}, 50)
 
 
 def p50(group: Group) -> float | None:
@@ -886,20 +952,20 @@ def p50(group: Group) -> float | None:
 def test_quantiles_are_of_the_last_one_to_two_minutes(group: Group) -> None:
     """What a new process tells of is new; a minute of the replica's clock later it is half forgotten."""
     group.say(full("a", 1, timed((4,))), tick=Tick(1.0, LEASE))
-    assert p50(group) == pytest.approx(0.00005)
+    assert p50(group) == shown(0)
     group.wait(58.0, lease=1000.0)
     group.say(change("a", 2, timed((4, 8))))
-    assert p50(group) == pytest.approx(0.000115)
+    assert p50(group) == shown(1)
     group.wait(2.0, lease=1000.0)
     group.say(change("a", 3, timed((4, 8, 12))))
-    assert p50(group) == BOUNDS[1]  # all of it is within two minutes
+    assert p50(group) == shown(1)  # all of it is within two minutes
     group.wait(60.0, lease=1000.0)
     group.say(change("a", 4, timed((4, 8, 12))))
-    assert p50(group) == pytest.approx((BOUNDS[1] + BOUNDS[2]) / 2)
+    assert p50(group) == shown(2)
     group.wait(60.0, lease=1000.0)
     group.say(change("a", 5))
     assert p50(group) is None
-    assert group.state.groups["program", "ctl1", "nova-api"].times == Times(holds=(4, 8, 12))
+    assert group.state.groups["program", "ctl1", "nova-api"].times == holds(4, 8, 12)
 
 
 def test_what_is_new_here_need_not_be_new(group: Group) -> None:
@@ -907,17 +973,17 @@ def test_what_is_new_here_need_not_be_new(group: Group) -> None:
     group.say(full("a", 7, timed((1000,))))
     assert p50(group) is None
     group.say(change("a", 8, timed((1000, 3))))
-    assert p50(group) == pytest.approx((BOUNDS[0] + BOUNDS[1]) / 2)
+    assert p50(group) == shown(1)
     group.say(change("a", 9, timed((0, 0, 5), number=2)))
-    assert group.program().figures.holds.p99 == pytest.approx(BOUNDS[1] + (BOUNDS[2] - BOUNDS[1]) * 0.984)
+    assert group.program().figures.holds.p99 == shown(2)
 
 
 def test_times_of_closed_pools_are_not_of_now(group: Group) -> None:
     """What remains of closed pools takes over their times, which then count in the sums alone."""
     group.say(full("a", 1, timed((3,)), timed((5,), number=2)))
     group.say(change("a", 2, timed((5,), number=3, pools=0), closed_pools=(2,)))
-    assert p50(group) == pytest.approx(0.00005)
-    assert group.state.groups["program", "ctl1", "nova-api"].times == Times(holds=(8,))
+    assert p50(group) == shown(0)
+    assert group.state.groups["program", "ctl1", "nova-api"].times == holds(8)
 
 
 def test_times_of_ended_processes(group: Group) -> None:
@@ -925,23 +991,62 @@ def test_times_of_ended_processes(group: Group) -> None:
     key = ("program", "ctl1", "nova-api")
     group.say(full("a", 1, timed((3, 1))), full("b", 1, timed((0, 2))))
     group.say(Departure("a", 1))
-    assert group.state.groups[key].times == Times(holds=(3, 3))
-    assert group.program().figures.holds.p50 == pytest.approx((BOUNDS[0] + BOUNDS[1]) / 2)
+    assert group.state.groups[key].times == holds(3, 3)
+    assert group.program().figures.holds.p50 == shown(1)
     group.say(full("a", 2, timed((3, 4))))
-    assert group.state.groups[key].times == Times(holds=(3, 6))
+    assert group.state.groups[key].times == holds(3, 6)
     group.wait(20.0)
     assert (group.program().state, group.program().figures.holds.p50) == ("lost", None)
     assert group.process("b").figures.holds == Quantiles()
     loaded = State.load(group.state.dump())
-    assert loaded.groups[key].times == Times(holds=(3, 6))
+    assert loaded.groups[key].times == holds(3, 6)
     assert loaded.digest() == group.state.digest()
+
+
+@pytest.mark.parametrize("times", [b"x", b"\x93\x80\x80", msgspec.msgpack.encode([{}, {BUCKETS: 1}, {}])])
+def test_a_dump_with_times_that_are_none_is_refused(group: Group, times: bytes) -> None:
+    """Wherever they are kept as bytes: what is taken in can be counted with."""
+    group.say(full("a", 1, timed((3, 1))))
+    group.state.processes["a"].pools[1].mark = times
+    with pytest.raises(ProtocolError, match="cannot be read"):
+        State.load(group.state.dump())
+
+
+def test_only_the_times_that_changed_are_told(group: Group) -> None:
+    """Without saying what it is, a pool tells of changed counts alone; a full report replaces them all."""
+    key = ("program", "ctl1", "nova-api")
+    group.say(full("a", 1, timed((3, 1))))
+    group.say(change("a", 2, timed((0, 2), database=None)))
+    assert group.state.groups[key].times == holds(3, 2)
+    group.say(change("a", 3, timed((), database=None)))
+    assert group.state.groups[key].times == holds(3, 2)
+    assert p50(group) == shown(0)
+    group.say(change("a", 4, timed((1, 9), database=None)))  # no count goes back, whatever is said
+    assert group.state.groups[key].times == holds(3, 9)
+    group.say(full("a", 5, timed((0, 9, 1))))
+    assert group.state.groups[key].times == holds(0, 9, 1)
+
+
+def test_a_thousand_waits_of_the_same_length_are_shown_as_that(group: Group) -> None:
+    """Of 30 s, and of holds of 25 ms and a bit: all three percentiles, in every row and in the totals."""
+    times = Times(histogram.of([30.0] * 1000), histogram.of([0.0251] * 1000))
+    group.say(full("a", 1, pool(1, times=times)))
+    for by in GROUPINGS[:-1]:
+        snapshot = Snapshot(by)
+        for frame in group.answer(Query(by)):
+            snapshot.apply(frame)
+        document = snapshot.document()
+        for cells in (document["rows"][0], document["totals"]):
+            for part in (50, 95, 99):
+                assert cells[f"wait_p{part}_seconds"] == pytest.approx(30.0, rel=0.1)
+                assert cells[f"held_p{part}_seconds"] == pytest.approx(0.0251, rel=0.1)
 
 
 def test_quantiles_of_everything(group: Group) -> None:
     """The totals have them too, of all programs together."""
     group.say(full("a", 1, timed((1,))), full("b", 1, timed((0, 9)), process=process(program="agent")))
     (answer,) = group.answer(Query("program"))
-    assert answer.totals.holds.p95 == pytest.approx(BOUNDS[0] + (BOUNDS[1] - BOUNDS[0]) * 8.5 / 9)
+    assert answer.totals.holds.p95 == shown(1)
     assert answer.totals.waits == Quantiles()
 
 
@@ -1079,12 +1184,12 @@ def test_pools_that_a_process_reports_as_a_sum_count_and_have_no_row() -> None:
     assert [key for key in group.rows("pool") if key[0] == "pool"] == [("pool", "a", 1)]
     assert ("pool", "a", 9) in group.rows("connection")
     # One of them gets a report of its own, and takes its part along.
-    mine = pool(2, 4, 50, times=Times((), (0, 50)), moved=True)
+    mine = pool(2, 4, 50, times=Times({}, {1: 50}), moved=True)
     rest = msgspec.structs.replace(summed, gauges=Gauges(2, 30, 0, 3, 1), left_out=2, moved=True, info=None)
     group.say(change("a", 2, mine, rest, connections=(connection(2, 2),)))
     assert left_out(group)[0] == 2
     figures = group.pool("a", 2).figures
-    assert (figures.checkouts_per_second, figures.holds.p50) == (0.0, None)
+    assert (figures.checkouts_per_second, figures.holds.p50) == (None, None)
     assert group.process().figures.gauges.connections == 9
     assert group.state.processes["a"].connections[2].pool == 2
 
