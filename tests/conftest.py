@@ -1,12 +1,10 @@
 """What all tests share: private database servers, a fresh reporter for each, and Hypothesis's settings.
 
-A server that is not installed skips the tests that ask for it; with CONNMON_TEST_SERVERS=required
-(as CI runs) they fail instead.
+What a test does without a server that is not installed: see tests.requirements.
 """
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -14,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.requirements import not_installed
 from tests.servers import MariaDB, NotInstalled, PostgreSQL, Server
 
 # Timings are never asserted. In CI the default is Hypothesis's profile for it: the same examples each time.
@@ -51,10 +50,7 @@ def _running(kind: type[Server]) -> Iterator[Server]:
     try:
         server = kind()
     except NotInstalled as error:
-        problem = f"{kind.__name__} is not installed: no {error}"
-        if os.environ.get("CONNMON_TEST_SERVERS") == "required":
-            pytest.fail(f"{problem}, and CONNMON_TEST_SERVERS=required")
-        pytest.skip(problem)
+        not_installed(str(error))
     try:
         yield server
     finally:

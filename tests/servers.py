@@ -34,7 +34,7 @@ _STOP_SECONDS: Final = 20.0
 
 
 class NotInstalled(Exception):
-    """The server's programs are not on this machine."""
+    """The server is not on this machine. Has the name of the program that is missing."""
 
 
 class Session(NamedTuple):
@@ -281,7 +281,7 @@ class PostgreSQL(Server):
             try:
                 pwd.getpwnam(self._run_as)
             except KeyError:
-                raise NotInstalled("postgres, the user") from None
+                raise NotInstalled("postgres") from None
 
     def _prepare(self) -> None:
         password = Path(self.directory, "password")

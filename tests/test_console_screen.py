@@ -7,7 +7,6 @@ import fcntl
 import os
 import pty
 import select
-import shutil
 import signal
 import struct
 import subprocess
@@ -24,6 +23,7 @@ import pytest
 from connmon.console.screen import ScreenError, check
 from connmon.model import Query
 from tests.console_fakes import FLEET, FakeNode
+from tests.requirements import lacking, program
 from tests.waiting import wait_for
 
 PROGRAM = """
@@ -304,9 +304,7 @@ def _needs_terminfo(term: str) -> None:
     # In a process of its own: curses takes the first terminal for all that follow.
     known = f"import curses; curses.setupterm({term!r}, 1)"
     if subprocess.run([sys.executable, "-c", known], capture_output=True).returncode:
-        if os.environ.get("CONNMON_TEST_SERVERS") == "required":
-            pytest.fail(f"terminfo has no {term}, and CONNMON_TEST_SERVERS=required")
-        pytest.skip(f"terminfo has no {term}")
+        lacking(f"a terminfo entry for {term}", "apt-get install ncurses-term")
 
 
 @pytest.mark.parametrize(
@@ -429,9 +427,7 @@ def test_the_terminal_knows_its_size(node: FakeNode) -> None:
 
 def test_in_tmux(node: FakeNode, tmp_path: Path) -> None:
     """In tmux it draws, follows a resize, and gives the terminal back."""
-    tmux = shutil.which("tmux")
-    if tmux is None:
-        pytest.skip("tmux is not installed")
+    tmux = program("tmux")
     script = tmp_path / "console.py"
     script.write_text(PROGRAM)
     base = [tmux, "-S", str(tmp_path / "socket"), "-f", os.devnull]
