@@ -188,6 +188,7 @@ def test_arrow_keys_are_read(node: FakeNode) -> None:
         assert terminal.ended()[0] == 0
 
 
+@pytest.mark.slow
 def test_a_node_that_dies_is_replaced_with_a_note() -> None:
     """Another node is read, and a line says so; with none left, one says since when, until one returns."""
     first, second = FakeNode("node1"), FakeNode("node2")
@@ -208,6 +209,7 @@ def test_a_node_that_dies_is_replaced_with_a_note() -> None:
         again.stop()
 
 
+@pytest.mark.slow
 def test_a_node_without_quorum_is_left_for_one_that_has_it() -> None:
     """Without quorum the screen says so; a node that has it is read instead, with a note."""
     first = FakeNode("node1")

@@ -139,7 +139,11 @@ def test_password_files_open_to_others(home: Path) -> None:
 # --- Real servers -------------------------------------------------------------------------
 
 
-@pytest.fixture(name="server", params=["mariadb", "postgresql"], scope="module")
+@pytest.fixture(
+    name="server",
+    params=[pytest.param(name, marks=pytest.mark.slow) for name in ("mariadb", "postgresql")],
+    scope="module",
+)
 def a_server(request: pytest.FixtureRequest) -> Server:
     server: Server = request.getfixturevalue(request.param)
     return server

@@ -179,6 +179,7 @@ def test_it_restarts_on_its_port_at_once(started: list[Connmond], tmp_path: Path
             assert node.end(number) == (0 if number == signal.SIGTERM else -number)
 
 
+@pytest.mark.slow
 def test_running_out_of_files_is_survived(started: list[Connmond], tmp_path: Path) -> None:
     """Where no file descriptor is left, the log says so in few lines; with room again it goes on."""
     if not hasattr(resource, "prlimit"):
