@@ -13,8 +13,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.requirements import not_installed
-from tests.servers import MariaDB, NotInstalled, PostgreSQL, Server
+from tests.servers import MariaDB, PostgreSQL, Server
 
 # Timings are never asserted. In CI the default is Hypothesis's profile for it: the same examples each time.
 settings.register_profile(
@@ -58,10 +57,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def _running(kind: type[Server]) -> Iterator[Server]:
-    try:
-        server = kind()
-    except NotInstalled as error:
-        not_installed(str(error))
+    server = kind()
     try:
         yield server
     finally:
