@@ -34,8 +34,8 @@ INSTALL: Final = {
     "systemd-analyze": ("systemd-analyze", "apt-get install systemd"),
     "shellcheck": ("shellcheck", "apt-get install shellcheck"),
     "tmux": ("tmux", "apt-get install tmux"),
-    "ip": ("ip", "apt-get install iproute2 iptables"),
-    "iptables": ("iptables", "apt-get install iproute2 iptables"),
+    "ip": ("ip and iptables", "apt-get install iproute2 iptables"),
+    "iptables": ("ip and iptables", "apt-get install iproute2 iptables"),
 }
 
 
