@@ -108,3 +108,4 @@ def test_what_the_pages_make_is_ignored() -> None:
     made = {name for page in pages for name in re.findall(r"-m venv (\S+)", page)}
     assert made
     assert {f"/{name}/" for name in made} <= set(ignored)
+    assert "/.venv" in ignored  # tox leaves a file of that name, which names an environment for editors
