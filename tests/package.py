@@ -1,4 +1,4 @@
-"""Builds sdist and wheel, installs each in a fresh environment, and runs the demo from there.
+"""Builds sdist and wheel, installs each in a fresh environment, runs the demo and checks the types there.
 
     python tests/package.py
 
@@ -20,10 +20,25 @@ ROOT = Path(__file__).parents[1]
 
 #: What has to be in the sdist, and the only things that may be at the top of the wheel.
 IN_SDIST = (
-    "connmon/cli.py", "connmon/cluster/daemon.py", "contrib/alerts.yml", "contrib/connmond.service",
-    "contrib/grafana.json", "docs/operations.rst", "tests/conftest.py", "tox.ini", "LICENSE", "README.rst",
+    "connmon/cli.py", "connmon/cluster/daemon.py", "connmon/py.typed", "contrib/alerts.yml",
+    "contrib/connmond.service", "contrib/grafana.json", "docs/operations.rst", "tests/conftest.py", "tox.ini",
+    "LICENSE", "README.rst", "CONTRIBUTING.rst",
 )  # fmt: skip
 IN_WHEEL = ("connmon", "connmon-")
+#: What tells type checkers that the package has types (PEP 561).
+TYPED = "connmon/py.typed"
+
+#: An application that is right, and what mypy, run strictly, says of one that is not.
+RIGHT = """\
+from sqlalchemy import create_engine
+from connmon.plugin.engine import attach
+attach(create_engine("sqlite://"), program="a", held=10)
+"""
+WRONG = """\
+from connmon.plugin.engine import attach
+attach("sqlite://")
+"""
+COMPLAINT = 'Argument 1 to "attach" has incompatible type "str"; expected "Engine | AsyncEngine"'
 
 
 class Failed(Exception):
@@ -63,6 +78,8 @@ def build(directory: Path) -> tuple[Path, Path]:
             top = name.partition("/")[0]
             if top != IN_WHEEL[0] and not top.startswith(IN_WHEEL[1]):
                 raise Failed(f"{wheel.name} has {name}, which is not part of the package")
+        if TYPED not in packed.namelist():
+            raise Failed(f"{wheel.name} lacks {TYPED}")
     return sdist, wheel
 
 
@@ -82,7 +99,31 @@ def check(package: Path, directory: Path) -> None:
     said = run("venv/bin/connmon", "demo", directory=directory)
     if "shop-api" not in said:
         raise Failed(f"connmon demo says {said!r}")
-    print(f"{package.name}: installs, and the demo runs")
+    check_types(directory)
+    print(f"{package.name}: installs, the demo runs, and type checkers see its types")
+
+
+def check_types(directory: Path) -> None:
+    """Have mypy check two applications against what is installed there."""
+    mypy = (
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        "--python-executable",
+        "venv/bin/python",
+        "--no-error-summary",
+    )
+    (directory / "right.py").write_text(RIGHT)
+    run(*mypy, "right.py", directory=directory)
+    (directory / "wrong.py").write_text(WRONG)
+    try:
+        run(*mypy, "wrong.py", directory=directory)
+    except Failed as error:
+        if COMPLAINT not in str(error):
+            raise
+    else:
+        raise Failed("mypy finds no fault with a wrong call of attach()")
 
 
 def main() -> int:

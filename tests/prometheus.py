@@ -1,15 +1,13 @@
 """A private Prometheus that scrapes what a test gives it, and promtool.
 
 Rules kept here: Debian's package, started by the test on a free port of loopback, its data in the
-test's directory. Where it is not installed the test is skipped, or fails in CI (see conftest).
+test's directory. Where it is not installed, see tests.requirements.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shutil
 import subprocess
 import urllib.parse
 import urllib.request
@@ -17,20 +15,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
-
+from tests.requirements import program
 from tests.servers import _free_port
 from tests.waiting import wait_for
-
-
-def program(name: str) -> str:
-    """Return the path of an installed program; skip the test where there is none."""
-    found = shutil.which(name)
-    if found is None:
-        if os.environ.get("CONNMON_TEST_SERVERS") == "required":
-            pytest.fail(f"{name} is not installed, and CONNMON_TEST_SERVERS=required")
-        pytest.skip(f"{name} is not installed")
-    return found
 
 
 def promtool(*arguments: str, stdin: bytes = b"") -> str:

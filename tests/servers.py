@@ -27,14 +27,11 @@ import psycopg
 import pymysql
 from sqlalchemy.engine import URL
 
+from tests.requirements import not_installed
 from tests.waiting import wait_for
 
 _LAUNCH: Final = str(Path(__file__).with_name("launch.py"))
 _STOP_SECONDS: Final = 20.0
-
-
-class NotInstalled(Exception):
-    """The server's programs are not on this machine."""
 
 
 class Session(NamedTuple):
@@ -47,7 +44,7 @@ class Session(NamedTuple):
 
 
 class Server(ABC):
-    """A private database server. Raises NotInstalled where there is none to start."""
+    """A private database server; the test is skipped where it is not installed (see tests.requirements)."""
 
     backend: ClassVar[str]
     _death: ClassVar[str]
@@ -281,7 +278,7 @@ class PostgreSQL(Server):
             try:
                 pwd.getpwnam(self._run_as)
             except KeyError:
-                raise NotInstalled("postgres, the user") from None
+                not_installed("postgres")
 
     def _prepare(self) -> None:
         password = Path(self.directory, "password")
@@ -315,12 +312,9 @@ class PostgreSQL(Server):
 
 
 def _program(name: str, *places: str) -> str:
-    """Return the program's path: where PATH has it, or in one of the places."""
+    """Return the program's path: where PATH has it, or in one of the places; else the test is skipped."""
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), *places])
-    found = shutil.which(name, path=path)
-    if found is None:
-        raise NotInstalled(name)
-    return found
+    return shutil.which(name, path=path) or not_installed(name)
 
 
 def _directory_for_all() -> str:

@@ -24,9 +24,10 @@ import pytest
 
 from tests.heirs import Books
 from tests.nodes import RunningNode, running_node
+from tests.requirements import needs
 from tests.servers import Server
 from tests.site import ROOT
-from tests.truth import Truth, engine, needs
+from tests.truth import Truth, engine
 from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]

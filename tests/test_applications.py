@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.books import DRIVERS
+from tests.requirements import needs_driver
 from tests.servers import Server
 from tests.site import GAUGES, TOTALS, TRUTH, Child, Site, assert_row
 from tests.waiting import wait_for
@@ -32,6 +33,7 @@ GONE = 5.0
 @pytest.fixture
 def site(tmp_path: Path, mariadb: Server, postgresql: Server) -> Iterator[Site]:
     """A node that runs, and no applications yet; nobody else is at the servers."""
+    needs_driver("mysqldb")
     for server in (mariadb, postgresql):
         wait_for(lambda server=server: not server.sessions(), 10, "earlier sessions to end")  # type: ignore[misc]
     made = Site(tmp_path, mariadb, postgresql)

@@ -23,6 +23,7 @@ import connmon
 from connmon import cli, output
 from connmon.arguments import argument_parser, server_max
 from connmon.config import Node
+from tests.requirements import lacking
 from tests.test_client import nobody, rows, serving, silent, welcoming
 
 ROOT = Path(connmon.__file__).parents[1]
@@ -442,9 +443,10 @@ def test_broken_pipe() -> None:
         assert process.returncode == 141
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 def test_full_disk(node: Node) -> None:
     """Output that cannot be written is one line, and 1."""
+    if not os.path.exists("/dev/full"):
+        lacking("/dev/full", "run on Linux")
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             command("snapshot", "-H", str(node.address)),

@@ -16,6 +16,7 @@ from connmon.config import Address, Node
 from connmon.errors import PeerError, ProtocolError, RefusedError, UnreachableError
 from connmon.model import Figures, Gauges, ProgramRow, Query, Rows, Totals
 from connmon.wire import Hello, NodeSide, frame
+from tests.requirements import lacking
 
 FIGURES = Figures(1, 0, Gauges(), Totals(), 1, 0, 0, 0, 0.0, None, None, 0.0, 0.0)
 
@@ -244,10 +245,11 @@ def test_all_addresses_of_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ipv6() -> None:
     """A node is reached over IPv6 as well."""
     try:
-        with serving(welcoming(rows()), family=socket.AF_INET6, host="::1") as node:
-            connect([node], "default").close()
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
-        pytest.skip("no IPv6 here")
+        lacking("IPv6 on loopback", "sysctl net.ipv6.conf.lo.disable_ipv6=0")
+    with serving(welcoming(rows()), family=socket.AF_INET6, host="::1") as node:
+        connect([node], "default").close()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import fcntl
 import os
 import pty
 import select
-import shutil
 import signal
 import struct
 import subprocess
@@ -24,6 +23,7 @@ import pytest
 from connmon.console.screen import ScreenError, _known, check
 from connmon.model import Query
 from tests.console_fakes import FLEET, FakeNode
+from tests.requirements import lacking, program
 from tests.waiting import wait_for
 
 PROGRAM = """
@@ -224,6 +224,7 @@ def test_arrow_keys_are_read(node: FakeNode) -> None:
         assert terminal.ended()[0] == 0
 
 
+@pytest.mark.slow
 def test_a_node_that_dies_is_replaced_with_a_note() -> None:
     """Another node is read, and a line says so; with none left, one says since when, until one returns."""
     first, second = FakeNode("node1"), FakeNode("node2")
@@ -244,6 +245,7 @@ def test_a_node_that_dies_is_replaced_with_a_note() -> None:
         again.stop()
 
 
+@pytest.mark.slow
 def test_a_node_without_quorum_is_left_for_one_that_has_it() -> None:
     """Without quorum the screen says so; a node that has it is read instead, with a note."""
     first = FakeNode("node1")
@@ -340,9 +342,7 @@ def _needs_terminfo(term: str) -> None:
     # In a process of its own: curses takes the first terminal for all that follow.
     known = f"import curses; curses.setupterm({term!r}, 1)"
     if subprocess.run([sys.executable, "-c", known], capture_output=True).returncode:
-        if os.environ.get("CONNMON_TEST_SERVERS") == "required":
-            pytest.fail(f"terminfo has no {term}, and CONNMON_TEST_SERVERS=required")
-        pytest.skip(f"terminfo has no {term}")
+        lacking(f"a terminfo entry for {term}", "apt-get install ncurses-term")
 
 
 @pytest.mark.parametrize(
@@ -465,9 +465,7 @@ def test_the_terminal_knows_its_size(node: FakeNode) -> None:
 
 def test_in_tmux(node: FakeNode, tmp_path: Path) -> None:
     """In tmux it draws, follows a resize, and gives the terminal back."""
-    tmux = shutil.which("tmux")
-    if tmux is None:
-        pytest.skip("tmux is not installed")
+    tmux = program("tmux")
     script = tmp_path / "console.py"
     script.write_text(PROGRAM)
     base = [tmux, "-S", str(tmp_path / "socket"), "-f", os.devnull]

@@ -19,10 +19,10 @@ from sqlalchemy.engine import URL, make_url
 from connmon.config import load
 from tests.devstack import FUNCTIONS, LOGIN, PLUGIN, SECTIONS, UWSGIS, Stack
 from tests.nodes import running_node
-from tests.prometheus import program
+from tests.requirements import needs, program
 from tests.servers import Server
 from tests.site import ROOT
-from tests.truth import TRUTH, needs
+from tests.truth import TRUTH
 from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]

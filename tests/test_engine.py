@@ -30,6 +30,7 @@ from sqlalchemy.pool import (
 )
 
 from connmon.plugin.engine import attach, describe, driver_of, program_name, split
+from tests.requirements import needs_driver
 
 Calls = list[tuple[Any, ...]]
 
@@ -509,6 +510,7 @@ def _server_url(server: Any, drivername: str) -> URL:
 @pytest.mark.parametrize("form", ["mysql+{}_connmon", "mariadb+{}_connmon"])
 def test_mysql_thread_id(driver: str, form: str, mariadb: Any, attached: Calls) -> None:
     """The id is what the server says of itself; of a closed connection there is none, or the old one."""
+    needs_driver(driver)
     engine = create_engine(_server_url(mariadb, form.format(driver)))
     known, said, after = _session(engine, "SELECT CONNECTION_ID()", attached[-1][3])
     assert known == said

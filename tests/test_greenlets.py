@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from tests.nodes import RunningNode, running_node
+from tests.requirements import needs
 from tests.servers import Server
 from tests.site import ROOT
-from tests.truth import Meetings, Truth, engine, needs
+from tests.truth import Meetings, Truth, engine
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.timeout(180)

@@ -33,9 +33,10 @@ from connmon.model import Grouping
 from connmon.plugin.account import KEY
 from tests.devstack import Stack, uwsgi
 from tests.nodes import RunningNode, running_node
+from tests.requirements import needs
 from tests.servers import Server
 from tests.site import ROOT
-from tests.truth import GROUPINGS, TRUTH, needs
+from tests.truth import GROUPINGS, TRUTH
 from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -248,7 +249,7 @@ Start = Callable[[Placement, Path], None]
 
 @pytest.fixture
 def node(tmp_path: Path, mariadb: Server) -> Iterator[RunningNode]:
-    needs("placement", extra="openstack")
+    needs("placement")
     with running_node(tmp_path) as running:
         yield running
         assert "Traceback" not in running.log

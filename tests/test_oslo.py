@@ -23,9 +23,10 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from tests.nodes import RunningNode, running_node
+from tests.requirements import needs, needs_driver
 from tests.servers import Server
 from tests.site import ROOT, TOTALS, assert_row, figures
-from tests.truth import TRUTH, Meetings, needs
+from tests.truth import TRUTH, Meetings
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.timeout(180)
@@ -212,6 +213,7 @@ def test_errors_are_what_they_are_without_connmon(
 ) -> None:
     """oslo.db's filters turn the driver's errors into the same exceptions, with the same words and
     details, and the engine is the one that oslo.db would have made."""
+    needs_driver(driver)
     plain = mariadb.url(driver)
     addr = {"connmon_addr": node.address}
     parameters = urlencode({"plugin": "connmon", **addr}, safe=":")

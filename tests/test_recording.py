@@ -213,6 +213,7 @@ def test_files_rotate_by_size_and_never_overwrite(tmp_path: Path) -> None:
         Rotating(str(tmp_path / "no" / "where"), 1000, 2, "default")
 
 
+@pytest.mark.slow
 def test_every_part_can_be_replayed_alone(tmp_path: Path) -> None:
     """Where a recording is rotated, the next file begins with a complete picture."""
     path = tmp_path / "r.jsonl"
@@ -225,6 +226,7 @@ def test_every_part_can_be_replayed_alone(tmp_path: Path) -> None:
         assert Recording(str(part)).snapshot(0, "program").rows()
 
 
+@pytest.mark.slow
 def test_record_outlives_a_node_and_ends_with_sigterm(tmp_path: Path) -> None:
     """A node that dies is one line, its return is recorded; SIGTERM ends it with 0 and a whole file."""
     path = tmp_path / "r.jsonl"

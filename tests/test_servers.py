@@ -20,6 +20,7 @@ import pymysql
 import pytest
 import sqlalchemy
 
+from tests.requirements import needs_driver
 from tests.servers import Server
 from tests.waiting import wait_for
 
@@ -73,6 +74,7 @@ def test_postgresql_lists_asyncpg_session(postgresql: Server) -> None:
 @pytest.mark.parametrize("driver", ["pymysql", "mysql+mysqldb", "mariadb+mysqlconnector"])
 def test_mariadb_url(mariadb: Server, driver: str) -> None:
     """The URL works as it is, whatever the password has in it."""
+    needs_driver(driver)
     check_url(mariadb.url(driver, charset="utf8mb4"))
 
 

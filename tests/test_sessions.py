@@ -32,6 +32,7 @@ from connmon.database.sessions import DatabaseSessions, parse_url, server_of_url
 from connmon.dbaddress import DatabaseServer
 from connmon.errors import UnreachableError, UsageError
 from tests.nodes import RunningNode, running_node
+from tests.requirements import needs_driver
 from tests.servers import PostgreSQL, Server
 from tests.test_cli import command, environment
 from tests.waiting import wait_for
@@ -162,7 +163,11 @@ def test_password_of_a_server_that_something_else_decides(
 # --- Real servers -------------------------------------------------------------------------
 
 
-@pytest.fixture(name="server", params=["mariadb", "postgresql"], scope="module")
+@pytest.fixture(
+    name="server",
+    params=[pytest.param(name, marks=pytest.mark.slow) for name in ("mariadb", "postgresql")],
+    scope="module",
+)
 def a_server(request: pytest.FixtureRequest) -> Server:
     server: Server = request.getfixturevalue(request.param)
     return server
@@ -364,6 +369,8 @@ def a_port_that_says_nothing() -> Iterator[int]:
 @pytest.mark.parametrize("dialect", ["mysql", "mysql+mysqldb", "postgresql+psycopg", "postgresql+psycopg2"])
 def test_server_that_does_not_answer(mute: int, dialect: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that takes the connection and says nothing is given up."""
+    if dialect != "mysql":  # for which connmon takes the driver that is there
+        needs_driver(dialect)
     monkeypatch.setattr(sessions, "LIMIT", 0.3)
     with pytest.raises(UnreachableError, match=r"127\.0\.0\.1:\d+: no answer within 0\.3 s"):
         DatabaseSessions(parse_url(f"{dialect}://u:seSAme@127.0.0.1:{mute}/x"))
@@ -374,6 +381,7 @@ def test_server_that_stops_answering(
     mariadb: Server, driver: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A server that hangs in the middle is given up within the time, and nothing else is said about it."""
+    needs_driver(driver)
     with DatabaseSessions(parse_url(mariadb.url(driver))) as database:
         assert database.look().max_connections == 500
         monkeypatch.setattr(sessions, "LIMIT", 0.5)

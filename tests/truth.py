@@ -5,17 +5,11 @@ The processes are programs beside this module, with books as of tests.heirs.
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import shutil
-import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from connmon.model import Grouping
 from tests.heirs import Books
@@ -46,20 +40,6 @@ def engine(server: Server, node: RunningNode, program: str, **changes: Any) -> S
         "id_query": "SELECT connection_id()",
         **changes,
     }
-
-
-def needs(*modules: str, extra: str = "servers") -> None:
-    """Skip the test, or fail it where servers are required, for what is not installed.
-
-    `extra` is the one of this project that installs it.
-    """
-    for module in modules:
-        there = shutil.which(module, path=str(Path(sys.executable).parent)) if module == "uwsgi" else None
-        if there is None and importlib.util.find_spec(module) is None:
-            problem = f"{module} is not installed (pip install connmon[{extra}])"
-            if os.environ.get("CONNMON_TEST_SERVERS") == "required":
-                pytest.fail(f"{problem}, and CONNMON_TEST_SERVERS=required")
-            pytest.skip(problem)
 
 
 def same(found: object, expected: object, what: str) -> None:

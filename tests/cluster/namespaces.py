@@ -12,13 +12,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-import pytest
+from tests.requirements import lacking, needs_root, program
 
 T = TypeVar("T")
 
@@ -30,10 +29,9 @@ class Network:
     """Namespaces for `members`; a cut is undone by `heal`."""
 
     def __init__(self, members: Sequence[str]) -> None:
-        self._ip = shutil.which("ip")
-        self._iptables = shutil.which("iptables")
-        if os.geteuid() or not self._ip or not self._iptables:
-            pytest.skip("network namespaces need root, iproute2 and iptables")
+        needs_root("make network namespaces")
+        self._ip = program("ip")
+        self._iptables = program("iptables")
         self.members = tuple(members)
         self._bridge = f"connmon{os.getpid()}-bridge"
         self._made: list[str] = []
@@ -43,7 +41,6 @@ class Network:
 
     def prefix(self, member: str) -> tuple[str, ...]:
         """Return what runs a command in the member's namespace."""
-        assert self._ip
         return self._ip, "netns", "exec", self._name(member)
 
     def make(self) -> None:
@@ -106,11 +103,9 @@ class Network:
         return f"port{self.members.index(member) + 1}"
 
     def _filter(self, member: str, *arguments: str) -> None:
-        assert self._iptables
         self._do(*self.prefix(member), self._iptables, "-w", "5", *arguments)
 
     def _run(self, *arguments: str) -> None:
-        assert self._ip
         self._do(self._ip, *arguments)
 
     def _do(self, *arguments: str) -> None:
@@ -144,7 +139,8 @@ def network(members: Sequence[str]) -> Iterator[Network]:
         try:
             made.make()
         except subprocess.CalledProcessError as error:
-            pytest.skip(f"no network namespaces here: {error.stderr.decode(errors='replace').strip()}")
+            said = " ".join(error.stderr.decode(errors="replace").split())
+            lacking("network namespaces", f"run where root may make them, not here ({said})")
         yield made
     finally:
         made.remove()

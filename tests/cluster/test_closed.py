@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from connmon.wire import ClientSide, Refuse
@@ -195,8 +196,9 @@ def test_the_secret_is_in_no_process_list(place: Place) -> None:
     application = place.application(f"&connmon_addr={place.node.address}&connmon_secret_file={secret}")
     where = ("--host", place.node.address, "--secret-file", str(secret))
     wait_for(lambda: place.programs(*where) == {"app": 1}, 20, "the application")
-    listing = subprocess.run(["ps", "axww"], capture_output=True, text=True, check=True).stdout
-    assert str(application.process.pid) in listing and SECRET not in listing
+    listing = {process.pid: process.info["cmdline"] for process in psutil.process_iter(["cmdline"])}
+    assert application.process.pid in listing
+    assert SECRET not in " ".join(word for words in listing.values() for word in words or ())
     for by in ("process", "pool", "connection"):
         assert SECRET not in place.read(*where, "--by", by)[1]
 

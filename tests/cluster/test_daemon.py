@@ -22,6 +22,7 @@ from connmon.model import Query, Rows
 from connmon.wire import Ack, ClientSide, frame
 from tests.cluster.fakes import full
 from tests.cluster.test_manager import LOGGING
+from tests.requirements import lacking
 
 LIMIT = 15.0
 """Seconds that a condition is waited for."""
@@ -185,9 +186,11 @@ def test_it_restarts_on_its_port_at_once(started: list[Connmond], tmp_path: Path
             assert node.end(number) == (0 if number == signal.SIGTERM else -number)
 
 
-@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="Linux only")
+@pytest.mark.slow
 def test_running_out_of_files_is_survived(started: list[Connmond], tmp_path: Path) -> None:
     """Where no file descriptor is left, the log says so in few lines; with room again it goes on."""
+    if not hasattr(resource, "prlimit"):
+        lacking("prlimit", "run on Linux")
     port = free_port()
     node = ready(started, write(tmp_path / "c.cfg", port))
     resource.prlimit(node.process.pid, resource.RLIMIT_NOFILE, (30, 30))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from connmon.config import Address, Node
 from connmon.errors import ConfigError
 from tests.cluster.trio import free_ports
 from tests.nodes import _ENVIRONMENT, RunningNode
+from tests.requirements import lacking, needs_root
 from tests.waiting import wait_for
 
 LIMIT = 30.0
@@ -358,14 +358,14 @@ def test_growing_and_shrinking_keeps_the_totals(members: Members) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 def test_a_full_disk_is_one_warning_and_the_node_goes_on(members: Members, tmp_path: Path) -> None:
     """It reports on from memory, says so once, and keeps everything again as soon as there is room."""
+    needs_root("mount a small disk")
     disk, node = tmp_path / "node1", members.all[0]
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True)
     if mounted.returncode:
-        pytest.skip("a small disk cannot be mounted here")
+        lacking("to mount a tmpfs", "run where root may mount, not in an unprivileged container")
     try:
         members.configure(1, [node])
         members.start([node])

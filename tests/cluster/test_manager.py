@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import shutil
 import signal
 import socket
 import subprocess
@@ -26,6 +25,7 @@ from tests import nodes
 from tests.certificates import Authority
 from tests.cluster.trio import free_ports
 from tests.nodes import RunningNode, command
+from tests.requirements import program
 from tests.waiting import wait_for
 
 CONTRIB = Path(__file__).parents[2] / "contrib"
@@ -260,9 +260,7 @@ def test_check_config_finds(
 
 def test_unit(tmp_path: Path) -> None:
     """systemd finds no fault in the unit, which runs as a user of its own and is closed well."""
-    analyze = shutil.which("systemd-analyze")
-    if analyze is None:
-        pytest.skip("systemd-analyze is not installed")
+    analyze = program("systemd-analyze")
     text = (CONTRIB / "connmond.service").read_text()
     assert "\nUser=connmon\n" in text
     unit = tmp_path / "connmond.service"

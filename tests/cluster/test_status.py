@@ -129,6 +129,7 @@ def test_a_node_says_how_it_is() -> None:
     with_server(body)
 
 
+@pytest.mark.slow
 def test_a_digest_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """The digest is of the version asked for, also of one still to come; one that does not come is None."""
     monkeypatch.setattr(server_module, "DIGEST_WAIT", 1.5)
