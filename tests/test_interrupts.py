@@ -169,7 +169,7 @@ class Strike:
         called = dis.opname[code.co_code[last]].startswith(("CALL", "PRECALL"))
         if line in (None, code.co_firstlineno) or not (called or line != last_line):
             return self.instruction
-        if dis.opname[code.co_code[at]] == "NOP":
+        if at == 0 or dis.opname[code.co_code[at]] in ("NOP", "SETUP_FINALLY"):
             self.last[id(frame)] = (last_line, at)  # the line begins with what follows
             return self.instruction
         times = self.seen[code, at] = self.seen.get((code, at), 0) + 1
@@ -222,7 +222,7 @@ def test_wherever_it_strikes(poolclass: type[Pool], work: str, trace: bool) -> N
             gc.collect(0)
             _check(application, struck)
             at += 1
-    assert at > 20
+    assert at > 10
 
 
 def _check(application: Application, struck: str) -> None:
