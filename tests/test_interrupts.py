@@ -138,9 +138,9 @@ class Strike:
     def __init__(self, at: int) -> None:
         self.at = at
         self.count = 0
-        self.seen: dict[tuple[CodeType, int], int] = {}
-        self.last: dict[int, tuple[int, int]] = {}
-        """By the id of a frame: the line and the instruction that it was at. No frame is kept."""
+        self.seen: dict[tuple[CodeType, str, int], int] = {}
+        self.last: dict[int, int] = {}
+        """By the id of a frame: the instruction that it was at. No frame is kept."""
         self.struck: str | None = None
         self.entered = ""
         """The function of the plugin that was called from outside."""
@@ -157,22 +157,23 @@ class Strike:
             outer = outer.f_back
         self.entered = entered
         self.last.pop(id(frame), None)
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        frame.f_trace_opcodes = True
         return self.instruction
 
     def instruction(self, frame: FrameType, what: str, _: object) -> Any:
         code, line, at = frame.f_code, frame.f_lineno, frame.f_lasti
-        if what != "opcode" or self.struck is not None:
+        if self.struck is not None or what not in ("line", "opcode"):
             return self.instruction
-        last_line, last = self.last.get(id(frame), (code.co_firstlineno, 0))
-        self.last[id(frame)] = (line, at)
-        called = dis.opname[code.co_code[last]].startswith(("CALL", "PRECALL"))
-        if line in (None, code.co_firstlineno) or not (called or line != last_line):
+        last = self.last.get(id(frame), 0)
+        if what == "opcode":
+            self.last[id(frame)] = at
+            if not dis.opname[code.co_code[last]].startswith(("CALL", "PRECALL")):
+                return self.instruction
+        if line in (None, code.co_firstlineno) or at == 0:
             return self.instruction
-        if at == 0 or dis.opname[code.co_code[at]] in ("NOP", "SETUP_FINALLY"):
-            self.last[id(frame)] = (last_line, at)  # the line begins with what follows
+        if dis.opname[code.co_code[at]] in ("NOP", "SETUP_FINALLY"):
             return self.instruction
-        times = self.seen[code, at] = self.seen.get((code, at), 0) + 1
+        times = self.seen[code, what, at] = self.seen.get((code, what, at), 0) + 1
         if times > 2:
             return self.instruction
         if self.count == self.at:

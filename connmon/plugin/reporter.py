@@ -327,9 +327,7 @@ class Reporter:
                 self._complain(line.uplink)
         if self._leaving and all(line.uplink.finished or line.uplink.hopeless for line in lines):
             return False
-        if self._preparing and all(line.uplink.ready or line.uplink.resting for line in lines):
-            self._preparing = False
-            self._prepared.release()
+        prepared = self._preparing and all(line.uplink.ready or line.uplink.resting for line in lines)
         watched: dict[int, Line] = {}
         if alarm is not None:
             poller.register(alarm.read_end, READ)
@@ -342,6 +340,9 @@ class Reporter:
             due = min(due, deadline)
         if alarm is not None:
             self._working.release()
+            if prepared:  # only now: the main thread may go on in its place at once
+                self._preparing = False
+                self._prepared.release()
         events = poller.poll(max(0.0, due - monotonic()) * 1000.0 + 1.0)
         if alarm is not None:
             self._working.acquire()
