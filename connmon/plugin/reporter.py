@@ -49,6 +49,8 @@ SAMPLE = 5.0
 AGAIN = 30.0
 #: Seconds that a fork may wait for the thread, which is through in a few milliseconds.
 FORK = 0.5
+#: Seconds for which the thread stands still when the process is about to end.
+STILL = 0.1
 #: Seconds after which a start of the thread that is not through was interrupted.
 STUCK = 5.0
 
@@ -340,9 +342,13 @@ class Reporter:
             due = min(due, deadline)
         if alarm is not None:
             self._working.release()
-            if prepared:  # only now: the main thread may go on in its place at once
+            if prepared:
+                # Only now, and standing still for a while: the main thread may take this one's place at once.
                 self._preparing = False
                 self._prepared.release()
+                pause = self._new_poll()
+                pause.register(alarm.read_end, READ)
+                pause.poll(STILL * 1000.0)
         events = poller.poll(max(0.0, due - monotonic()) * 1000.0 + 1.0)
         if alarm is not None:
             self._working.acquire()
