@@ -25,7 +25,7 @@ from sqlalchemy.engine import make_url
 from tests.nodes import RunningNode, running_node
 from tests.requirements import needs, needs_driver
 from tests.servers import Server
-from tests.site import ROOT, TOTALS, assert_row, figures
+from tests.site import ROOT, TOTALS, assert_row, at_the_end, figures
 from tests.truth import TRUTH, Meetings
 from tests.waiting import wait_for
 
@@ -130,7 +130,7 @@ class Service(Meetings):
         total: Counter[str] = Counter()
         for books in last:
             for report in books.values():
-                total.update(figures(SIZE, report))
+                total.update(at_the_end(figures(SIZE, report), killed=False))
 
         def ended() -> bool:
             (row,) = self.node.rows("program")
