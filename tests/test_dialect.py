@@ -275,6 +275,7 @@ def test_the_engines_dialect_is_of_the_plain_class(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What others patch in the class of an engine's dialect counts for every engine of that dialect."""
+    needs_driver(plain)
     url = url_of(drivername, plain, OPTIONS)
     engine, _ = make(url, is_async)
     expected, _ = make(url_of(plain, plain, {}), is_async)

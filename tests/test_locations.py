@@ -28,6 +28,7 @@ from connmon.dbaddress import LARGEST_BACKEND
 from connmon.drivers import Driver
 from tests.nodes import RunningNode, running_node
 from tests.pgbouncer import pgbouncer
+from tests.requirements import needs_driver
 from tests.servers import MariaDB, Server
 from tests.test_sessions import PASSWORD, account
 from tests.waiting import wait_for
@@ -206,6 +207,7 @@ def test_mysql(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """However a MySQL driver is led to its server, that is where the connection is said to be."""
+    needs_driver(driver)
     tcp: Place = (mariadb.host, mariadb.port)
     path = f"{mariadb.directory}/socket"
     arguments: dict[str, Any] = {}
@@ -553,6 +555,7 @@ def test_driver_that_connects_again(
     driver: str, mariadb: Server, node: RunningNode, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """After ping(reconnect=True) or reconnect() it is the new session that the connection has."""
+    needs_driver(driver)
     with opened(node, mariadb, by_tcp(mariadb, driver)) as case:
         place: Place = (mariadb.host, mariadb.port)
         check(node, mariadb, case, place, capsys)
