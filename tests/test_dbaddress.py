@@ -178,7 +178,7 @@ def test_the_name_of_the_url_stays() -> None:
     assert location.described(given) is given
     sock.getpeername = lambda: ("10.0.0.9", 5433)
     met(location, pg8000)
-    assert location.described(given).database_host == "db:5432,10.0.0.9:5433"
+    assert location.described(given).database_host == "10.0.0.9:5433,db:5432"
 
 
 def test_a_pool_at_several_servers() -> None:

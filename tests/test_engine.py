@@ -127,6 +127,15 @@ def test_an_engine_made_from_an_engines_url(url: str, attached: Calls) -> None:
     assert len(attached) == 7
 
 
+def test_options_added_to_an_engines_url(attached: Calls) -> None:
+    """They are connmon's and do not reach the driver."""
+    url = create_engine("mysql+pymysql://root:sa@db/neutron?plugin=connmon").url
+    engine = create_engine(url.update_query_dict({"connmon_program": "migrations", "charset": "utf8"}))
+    assert engine.url.query == {"charset": "utf8"}
+    assert "connmon_program" not in engine.dialect.create_connect_args(engine.url)[1]
+    assert attached[-1][1][1] == "migrations"
+
+
 def test_an_engines_url_elsewhere(attached: Calls) -> None:
     """Pickled, or made a text of, it is the plain URL, which is not watched."""
     engine = create_engine("sqlite:///x.db?plugin=connmon")

@@ -23,7 +23,6 @@ pytestmark = pytest.mark.slow
 #: Registered with atexit before connmon is imported, as libraries do, so it runs after connmon's own.
 LAST_WORDS = """
 import atexit, gc, sys, time
-OPTIONS
 def use(times):
     for _ in range(times):
         with engine.connect() as connection:
@@ -34,6 +33,7 @@ def bye():
     sys.stdin.readline()
     use(2)
 atexit.register(bye)
+OPTIONS
 from sqlalchemy import create_engine, text
 engine = create_engine(sys.argv[1])
 use(5)
@@ -64,7 +64,7 @@ def row_of(node: RunningNode, program: str) -> dict[str, Any] | None:
     return next((row for row in node.rows("program") if row["program"] == program), None)
 
 
-@pytest.mark.parametrize("options", ["", "gc.freeze()"])
+@pytest.mark.parametrize("options", ["", "gc.freeze()", "import multiprocessing.util"])
 def test_atexit_functions_registered_before_connmon(options: str, tmp_path: Path, node: RunningNode) -> None:
     """What they do is counted, and the process is alive while they run."""
     process = start(LAST_WORDS.replace("OPTIONS", options), tmp_path, node, "last-words")

@@ -250,6 +250,19 @@ def _check(application: Application, struck: str) -> None:
         application.works()
 
 
+def test_a_close_that_does_not_happen_leaves_the_hold_as_it_was() -> None:
+    """What an interrupted close has counted is taken back: the connection is held on, once."""
+    application = Application(QueuePool, False)
+    application.works()
+    (entry,) = application.account.entries.values()
+    entry.since, entry.checkouts = time.monotonic(), entry.checkouts + 1
+    before = entry.state()
+    entry.end()
+    entry.reopen(before)
+    assert entry.state() == before
+    assert not entry.closed
+
+
 # --- What is an interruption ----------------------------------------------------------------
 
 

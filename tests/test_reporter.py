@@ -179,7 +179,7 @@ def watched(report: Observed, port: int, program: str = "p") -> tuple[Engine, Le
 def failing(error: BaseException) -> Any:
     """Return what raises it, whatever it is called with."""
 
-    def fail(*_: Any) -> Any:
+    def fail(*_: Any, **__: Any) -> Any:
         raise error
 
     return fail
@@ -451,6 +451,44 @@ def test_exit_while_it_has_failed(
     wait_for(lambda: report._hurt)
     report.leave()
     assert not report.ended.is_set(), "it was waited for"
+
+
+def test_the_end_that_is_announced_twice(
+    report: Observed, node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An embedder may run the functions of atexit twice; the thread goes on until the process ends."""
+    engine, ledger = watched(report, node.port)
+    engine.raw_connection().close()
+    wait_for(lambda: ledger.instance in node.last)
+    before = len(gc.callbacks)
+    try:
+        report.prepare_to_leave()
+        report.prepare_to_leave()
+        assert len(gc.callbacks) == before + 1
+        engine.raw_connection().close()
+        wait_for(lambda: node.last[ledger.instance].checkouts == 2)
+    finally:
+        gc.callbacks.remove(report._collecting)
+    assert complaints(caplog) == []
+
+
+def test_the_main_thread_connects_to_nobody_at_the_end(
+    report: Observed, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To look a name up can take long: who has no connection any more says no goodbye. Nor does it wait for
+    locks of a thread that is no more."""
+    engine, ledger = watched(report, node.port)
+    engine.raw_connection().close()
+    wait_for(lambda: ledger.instance in node.last)
+    (its_line,) = report._lines.values()
+    resolved: list[object] = []
+    monkeypatch.setattr(its_line, "_resolve", resolved.append)
+    its_line.uplink._elsewhere = its_line.uplink._address  # the node asks to go to another one
+    ledger._folding.acquire()
+    its_line.take_over(its_line._whole)
+    assert ledger.take(time.monotonic(), alive=True) is not None
+    its_line.step(time.monotonic(), begin=False)
+    assert (its_line.uplink.state, resolved) == ("resting", [])
 
 
 def test_the_thread_is_ended_from_outside(

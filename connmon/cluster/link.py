@@ -51,6 +51,8 @@ REASON_LENGTH: Final = 400
 POOL_BYTES: Final = 1000
 CONNECTION_BYTES: Final = 400
 NUMBER_BYTES: Final = 8
+#: And one count of a histogram (3 bytes on the wire).
+COUNT_BYTES: Final = 100
 
 Message: TypeAlias = "Hello | Proof | Report | Goodbye | Question"
 
@@ -64,6 +66,7 @@ def footprint(message: Message, size: int) -> int:
         + POOL_BYTES * len(message.pools)
         + CONNECTION_BYTES * len(message.connections)
         + NUMBER_BYTES * (len(message.closed_pools) + len(message.closed_connections))
+        + COUNT_BYTES * sum([len(counts) for pool in message.pools for counts in pool.times])
     )
 
 

@@ -200,7 +200,7 @@ class State(Tables):
             self.find(process)
         gauges, totals, databases = process.gauges, process.totals, process.databases()
         self._take_identity(process, report)
-        self._take_pools(process, report, span)
+        came_in = self._take_pools(process, report, span)
         self._take_connections(process, report)
         process.unlisted = report.left_out
         if process.shared or process.refused_pools or process.refused or process.unlisted or process.left_out:
@@ -227,7 +227,7 @@ class State(Tables):
             pool = process.pools.get(told.number)
             if pool is not None:
                 self._raise(self.groups[pool.database], pool.gauges, told.peaks)
-        process.rate = _rate(totals, process.totals, span)
+        process.rate = None if came_in else _rate(totals, process.totals, span)
         self._raise(process, process.gauges, report.peaks)
         process.longest_wait = report.peaks.longest_wait
 
@@ -275,15 +275,21 @@ class State(Tables):
 
     # --- pools
 
-    def _take_pools(self, process: ProcessRecord, report: Report, span: float) -> None:
+    def _take_pools(self, process: ProcessRecord, report: Report, span: float) -> bool:
+        """Change what is known of the process's pools.
+
+        Return whether pools have come in that may have been refused before: what they have counted is
+        no sign that something has just happened.
+        """
         if report.full:
             told = {pool.number for pool in report.pools}
             closed = [number for number in process.pools if number not in told]
-            process.refused_pools = 0
+            had_refused, process.refused_pools = process.refused_pools > 0, 0
         else:
             # Each once, whatever the report says.
             numbers = dict.fromkeys(report.closed_pools)
             closed = [number for number in numbers if number in process.pools]
+            had_refused = process.refused_pools > 0
             if process.refused_pools:
                 process.refused_pools = max(0, process.refused_pools - len(numbers) + len(closed))
         # First what is closed, so that the number of a closed pool can be given to a new one.
@@ -294,9 +300,11 @@ class State(Tables):
             for connection in [c for c in process.connections.values() if c.pool in gone]:
                 self._close_connection(process, connection.number)
         # Of a process that is new here but not new, nobody knows when the things it tells of were.
-        young = report.sequence == 1 or process.sequence > 0
+        # Nor when those of a pool were that was refused before.
+        young = (report.sequence == 1 or process.sequence > 0) and not had_refused
+        known = len(process.pools)
         for pool_report in report.pools:
-            self._take_pool(process, pool_report, span, young)
+            self._take_pool(process, pool_report, span, young, report.full)
         waiting_since = held_since = None
         shared = 0
         for pool in process.pools.values():
@@ -312,6 +320,7 @@ class State(Tables):
             if since is not None and (held_since is None or since < held_since):
                 held_since = since
         process.waiting_since, process.held_since, process.shared = waiting_since, held_since, shared
+        return had_refused and len(process.pools) > known
 
     def _close_pool(self, process: ProcessRecord, number: int) -> None:
         pool = process.pools.pop(number)
@@ -322,25 +331,35 @@ class State(Tables):
         if pool.has_row:
             self.bury(("pool", process.instance, number))
 
-    def _take_pool(self, process: ProcessRecord, told: PoolReport, span: float, young: bool) -> None:
+    def _take_pool(
+        self, process: ProcessRecord, told: PoolReport, span: float, young: bool, full_report: bool
+    ) -> None:
         """Change one pool, or add it; without saying what it is, only a known one.
 
         `young`: a pool that is new here is new, so what it tells of has just happened.
         """
         pool = process.pools.get(told.number)
+        unknown = told.moved
         info = told.info or (None if pool is None else pool.info)
         if info is None:  # refused before, and counted
-            process.refused_pools = max(process.refused_pools, 1)
+            process.refused_pools = max(process.refused_pools, told.left_out, 1)
             return
         if pool is None:
             full = len(process.pools) >= self.limits.pools
             if full or self.weight + pool_weight(info) > self.limits.room:
-                process.refused_pools += 1
+                if (
+                    told.left_out and not full_report
+                ):  # a sum says again what it is, and may be counted already
+                    process.refused_pools = max(process.refused_pools, told.left_out)
+                else:
+                    process.refused_pools += max(told.left_out, 1)
+                process.refused_pools = min(process.refused_pools, LARGEST_COUNT)
                 return
             pool = PoolRecord(told.number, info, database_key(info))
             process.pools[told.number] = pool
             self.weight += pool_weight(info)
             fresh = young and not told.moved
+            unknown = not fresh and process.sequence > 0
             pool.times = NO_TIMES_PACKED if fresh else packed(bounded_times(told.times))
             pool.forget_times(self.clock)
         elif info is not pool.info and info != pool.info:
@@ -369,7 +388,7 @@ class State(Tables):
         if told.moved:
             pool.forget_times(self.clock)
         # What remains of closed pools takes over totals of things long past.
-        pool.rate = None if told.moved else _rate(pool.totals, totals, span) if gauges.pools else 0.0
+        pool.rate = None if unknown else _rate(pool.totals, totals, span) if gauges.pools else 0.0
         if gauges.pools and not (told.left_out or pool.left_out):  # mostly: it has a row, or gets one
             pool.gauges, pool.totals = gauges, totals
         else:
@@ -429,7 +448,7 @@ class State(Tables):
         if weight > before and self.weight + weight - before > self.limits.room:
             # Without what says where it is held there may be room; what is known already must not get stale.
             told = msgspec.structs.replace(told, holder=None, call_site=None, stack=())
-            weight = BARE_WEIGHT
+            weight = connection_weight(told)
             if weight > before and self.weight + weight - before > self.limits.room:
                 process.refused = True
                 return

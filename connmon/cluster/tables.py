@@ -198,7 +198,8 @@ class Tables:
             found["pools"] += process.shared
             found["pools" if full else "room"] += process.refused_pools
             full = process.unlisted > 0 or len(process.connections) >= self.limits.connections
-            found["connections" if full else "room"] += process.missing_connections
+            missing = process.left_out - process.shared - process.refused_pools  # of connections
+            found["connections" if full else "room"] += missing
         return found
 
     def admit(self, process: ProcessRecord) -> None:

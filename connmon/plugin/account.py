@@ -200,11 +200,16 @@ class Entry:
         self.checkins = self.checkouts
         self.since = 0.0  # last: from now on it may be folded
 
-    def reopen(self, checkins: int, since: float) -> None:
+    def state(self) -> tuple[int, float, int, float]:
+        """Return what `end` changes, for `reopen`."""
+        return self.checkins, self.since, len(self.holds), self.held
+
+    def reopen(self, state: tuple[int, float, int, float]) -> None:
         """Take back an `end` that was interrupted: the connection was not closed after all."""
         if self.number in self.pool.entries:  # else it is folded
             self.closed = False
-            self.checkins, self.since = checkins, since
+            self.checkins, self.since, holds, self.held = state
+            del self.holds[holds:]
 
     def ended(self, _: object = None) -> None:
         """The same, where nobody is there to take an exception: it would be written to stderr."""

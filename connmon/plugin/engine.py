@@ -118,7 +118,7 @@ class WatchedURL(URL):
         url, plugins, kwargs = super()._instantiate_plugins(kwargs)
         if self.options is not None and not any(isinstance(each, ConnmonPlugin) for each in plugins):
             plugin = ConnmonPlugin(self, kwargs)
-            plugin.update_url(self)
+            url = plugin.update_url(url)
             plugin.options = {**self.options, **plugin.options}
             plugins.append(plugin)
         return url, plugins, kwargs

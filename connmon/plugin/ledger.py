@@ -206,6 +206,10 @@ class Ledger:
                 if surplus.moved_after is not None and surplus.moved_after < sequence:
                     surplus.moved_after = None
 
+    def take_over(self) -> None:
+        """Nobody folds any more, who may have been in the middle of it."""
+        self._folding = self._lock()
+
     def end(self) -> None:
         """The process ends in good order: what is open now is closed with it, and what is held given back."""
         for account in self._accounts():
@@ -236,6 +240,8 @@ class Ledger:
         for account in self._accounts():
             account.locate()
         self._share()
+        for surplus_before in self._surplus.values():
+            surplus_before.counted = []  # of a report that failed
         pools, connections, closed = [], [], []
         self._unlisted, self._holders_room = 0, HOLDERS
         present, longest, counted = Gauges(), 0.0, []

@@ -55,6 +55,11 @@ class Line:
         self.unsent = b""
         self._channel = None
 
+    def take_over(self, whole: Any) -> None:
+        """Go on in another thread, where the one that had this is no more, maybe with locks that it held."""
+        self._whole = whole
+        self.uplink.ledger.take_over()
+
     def abandon(self, now: float) -> None:
         """Give up the connection, if there is one, whatever state it is in."""
         if self.uplink.state != "resting":
@@ -76,8 +81,8 @@ class Line:
             return READ | WRITE
         return READ
 
-    def step(self, now: float) -> None:
-        """Do what is due."""
+    def step(self, now: float, *, begin: bool = True) -> None:
+        """Do what is due; without `begin`, no new connection, which can take long."""
         uplink = self.uplink
         self._is_gone(now)
         late = uplink.overdue(now)
@@ -86,7 +91,7 @@ class Line:
         elif late is not None:
             self._fail(late, now)
         if uplink.state == "resting":
-            if now >= uplink.due and uplink.ledger.used and not uplink.hopeless:
+            if begin and now >= uplink.due and uplink.ledger.used and not uplink.hopeless:
                 self._resolve(uplink.connect(now))
         elif uplink.state == "ready" and now >= uplink.due:
             self._send(uplink.outgoing(now), now)

@@ -153,7 +153,7 @@ class Location:
             if len(seen) == 1:
                 host, port = self.at = seen[0]
             else:
-                host, port = joined(seen), None
+                host, port = joined(sorted(seen, key=str)), None
                 if len(seen) > MOST_SERVERS or len(host) > LONGEST:
                     host = None
         pooler = True if self.poolers else None

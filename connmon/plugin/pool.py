@@ -184,12 +184,12 @@ def _listen(pool: Pool, account: PoolAccount, location: Location) -> tuple[Check
         try:
             entry = record.info[KEY].entry
             if entry.key == id(dbapi_connection):
-                before = entry.checkins, entry.since
+                before = entry.state()
                 entry.end()
         except BaseException as error:
             if interrupted(error):  # then SQLAlchemy does not close it either
                 if entry is not None and entry.closed:
-                    entry.reopen(*before)
+                    entry.reopen(before)
                 account.mend()
                 raise
 

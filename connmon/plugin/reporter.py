@@ -74,6 +74,8 @@ class Reporter:
         self._leaving = False
         self._preparing = False
         """The process is about to end: have a connection, and begin nothing more."""
+        self._ending = False
+        """Whether `prepare_to_leave` was called."""
         self._prepared = native.lock()
         self._working = native.lock()
         """Held by the thread but while it waits: who gets it can go on in its place, once it is no more."""
@@ -182,16 +184,19 @@ class Reporter:
 
     def prepare_to_leave(self) -> None:
         """The process is about to end; others may still use the database (rule 2)."""
+        if self._ending:
+            return
         if not gc.isenabled():  # there will be no last collection
             self.leave()
             return
+        self._ending = True
         gc.callbacks.append(self._collecting)
         if self._running and not self._leaving and not self._hurt:
             began = monotonic()
             self._preparing = True
             self._ring()
             if self._prepared.acquire(True, EXIT):
-                self._prepared.release()
+                _release(self._prepared)
             self._patience = EXIT - (monotonic() - began)
 
     def _collecting(self, phase: str, _: Any) -> None:
@@ -207,6 +212,9 @@ class Reporter:
         if not self._running or self._leaving or self._hurt or not self._working.acquire(False):
             return
         self._leaving = True
+        whole = native.lock()
+        for line in list(self._lines.values()):
+            line.take_over(whole)
         deadline = monotonic() + self._patience
         poller = self._new_poll()
         while self._turn(poller, None, deadline) and monotonic() < deadline:
@@ -249,7 +257,7 @@ class Reporter:
         self._left = native.lock()
         self._prepared = native.lock()
         self._working = native.lock()
-        self._running = self._leaving = self._preparing = self._hurt = False
+        self._running = self._leaving = self._preparing = self._ending = self._hurt = False
         self._patience = EXIT
         self._drop_alarm()
         self._usage, self._sampled = None, -SAMPLE
@@ -283,10 +291,7 @@ class Reporter:
             for line in list(self._lines.values()):
                 line.close()
             for lock in (prepared, working, self._left):
-                try:
-                    lock.release()
-                except RuntimeError:
-                    pass
+                _release(lock)
 
     def _begin_anew(self, error: Exception) -> None:
         """Something failed that cannot: a bug of ours, or the application has closed what is not its own."""
@@ -324,7 +329,7 @@ class Reporter:
             for line in lines:
                 line.uplink.leave(now)
         for line in lines:
-            line.step(now)
+            line.step(now, begin=alarm is not None)
             if alarm is not None:
                 self._complain(line.uplink)
         if self._leaving and all(line.uplink.finished or line.uplink.hopeless for line in lines):
@@ -340,18 +345,21 @@ class Reporter:
         due = min((line.uplink.due for line in lines), default=now + 60.0)
         if deadline is not None:
             due = min(due, deadline)
-        if alarm is not None:
+        if alarm is None:
+            events = poller.poll(max(0.0, due - monotonic()) * 1000.0 + 1.0)
+        else:
             self._working.release()
-            if prepared:
-                # Only now, and standing still for a while: the main thread may take this one's place at once.
-                self._preparing = False
-                self._prepared.release()
-                pause = self._new_poll()
-                pause.register(alarm.read_end, READ)
-                pause.poll(STILL * 1000.0)
-        events = poller.poll(max(0.0, due - monotonic()) * 1000.0 + 1.0)
-        if alarm is not None:
-            self._working.acquire()
+            try:
+                if prepared:
+                    # Only now, and standing still for a while: the main thread may take its place at once.
+                    self._preparing = False
+                    _release(self._prepared)
+                    pause = self._new_poll()
+                    pause.register(alarm.read_end, READ)
+                    pause.poll(STILL * 1000.0)
+                events = poller.poll(max(0.0, due - monotonic()) * 1000.0 + 1.0)
+            finally:
+                self._working.acquire()
         for descriptor in watched:
             poller.unregister(descriptor)
         now = monotonic()
@@ -393,6 +401,14 @@ class Reporter:
             self._usage = procinfo.usage()
         process = procinfo.identity(self._host, program) if full else None
         return process, self._usage if full or fresh else None
+
+
+def _release(lock: Any) -> None:
+    """Release it, if it is held."""
+    try:
+        lock.release()
+    except RuntimeError:
+        pass
 
 
 class _Alarm:
@@ -441,9 +457,12 @@ forks.tell(_reporter.forked, _reporter.settled)
 
 def _at_exit_of_workers() -> None:
     """Have `leave` called where a worker ends by os._exit, but says so before."""
-    for name in ("multiprocessing.util", "billiard.util"):
-        util = sys.modules.get(name)
-        if util is not None:
+    for name in ("multiprocessing", "billiard"):
+        util, process = sys.modules.get(f"{name}.util"), sys.modules.get(f"{name}.process")
+        if util is None or process is None:
+            continue
+        # Not in the main process, which ends as any other.
+        if getattr(process.current_process(), "_parent_pid", None) is not None:
             util.Finalize(None, _reporter.leave, exitpriority=-sys.maxsize)
     signals = sys.modules.get("celery.signals")
     if signals is not None:  # billiard's pool, which Celery's workers are of, runs no finalisers either

@@ -204,7 +204,8 @@ class Uplink:
         self.ledger.end()
         self.ledger.restart()  # a full one, so that it cannot come back with a question
         report = self._report(now, alive=True)
-        if report is None:
+        if report is None:  # somebody folds
+            self.due = now
             return b""
         self._said_goodbye = True
         self._last_sent = now

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
+import msgspec
+
 from connmon.cluster.intake import Intake, Waiting
-from connmon.model import Departure, Peaks, Report
+from connmon.cluster.link import footprint
+from connmon.model import Departure, Gauges, Peaks, PoolReport, Report, Times, Totals
 
 
 def report(instance: str, sequence: int = 1, base: int = 0, size: int = 10) -> Waiting[str]:
@@ -64,3 +69,17 @@ def test_one_departure_of_each() -> None:
     intake.put(report("a", 2))
     assert intake.put(departure("a", 2)) == departure("a", 1)
     assert [type(each.what) for each in intake] == [Report, Departure]
+
+
+def test_a_histogram_weighs_what_it_takes_in_memory() -> None:
+    """Three bytes on the wire are an entry of a dict: a report must not take much more than it counts for."""
+    times = Times(*[dict.fromkeys(range(180), 1) for _ in range(3)])
+    pools = tuple(PoolReport(number, None, Gauges(), Totals(), Peaks(), times=times) for number in range(50))
+    report = Report("i", 1, 0, 0.0, Peaks(), pools)
+    data = msgspec.msgpack.encode(report)
+    tracemalloc.start()
+    decoded = msgspec.msgpack.decode(data, type=Report)
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert decoded == report
+    assert footprint(report, len(data)) >= taken

@@ -9,7 +9,7 @@ import pytest
 
 from connmon import histogram
 from connmon.cluster import tables
-from connmon.cluster.records import Limits
+from connmon.cluster.records import PROCESS_WEIGHT, Limits, pool_weight
 from connmon.cluster.state import Outcome, State
 from connmon.errors import ProtocolError
 from connmon.histogram import BUCKETS, quantile
@@ -38,6 +38,7 @@ from connmon.model import (
     Row,
     RowKey,
     Rows,
+    ServerAddress,
     Tick,
     Times,
     Totals,
@@ -1204,6 +1205,52 @@ def test_connections_that_a_process_does_not_report_one_by_one_are_counted() -> 
     group.wait(LEASE + 2)
     assert left_out(group) == (0, 0, 0, 0, 0)
     assert not any(group.state.left_out().values())
+
+
+def test_a_connection_without_its_holder_weighs_the_same_everywhere() -> None:
+    """What there is no room for is left out of it, and what is left weighs what it weighs after loading."""
+    limits = Limits(room=PROCESS_WEIGHT + pool_weight(info()) + 500)
+    group = Group(limits)
+    stack = ("x" * 400,) * 3
+    one = msgspec.structs.replace(
+        connection(1, held=1.0),
+        holder="thread",
+        stack=stack,
+        server=ServerAddress("replica-2.example.org", 3306),
+    )
+    group.say(full("a", 1, pool(1, 2, 1, out=1), connections=(one,)))
+    assert group.state.processes["a"].connections[1].stack == ()
+    loaded = State.load(group.state.dump(), limits)
+    assert loaded.weight == group.state.weight
+    group.say(Departure("a", 9))
+    assert group.state.weight == 0
+
+
+def test_a_pool_that_comes_in_late_is_not_new() -> None:
+    """What it had counted before there was room for it has not just happened."""
+    group = Group(Limits(pools=1))
+    late = pool(2, 1, 1_000_000, times=Times({}, {40: 1_000_000}))
+    group.say(full("a", 1, pool(1, 1, 10), late))
+    assert left_out(group)[0] == 1
+    group.say(full("a", 2, late))
+    process = group.state.processes["a"]
+    assert (process.rate, process.pools[2].rate) == (None, None)
+    assert not group.state.lately().holds
+    group.say(change("a", 3, pool(2, 1, 1_000_005, database=None)))
+    assert process.pools[2].rate == process.rate == 5.0
+
+
+def test_a_sum_of_pools_that_is_refused_counts_as_many() -> None:
+    """However often its report says what it is."""
+    group = Group(Limits(pools=1))
+    others = msgspec.structs.replace(info(), url="(others)", pool_class="", pool_size=None, max_overflow=None)
+    summed = msgspec.structs.replace(pool(9), info=others, gauges=Gauges(500), left_out=500)
+    group.say(full("a", 1, pool(1), summed))
+    assert left_out(group)[0] == 500
+    for sequence in range(2, 6):
+        group.say(change("a", sequence, msgspec.structs.replace(summed, left_out=499, moved=True)))
+        assert left_out(group)[0] == 500
+    assert group.state.left_out()["pools"] == 500
 
 
 def test_a_loaded_state_knows_what_is_left_out() -> None:
