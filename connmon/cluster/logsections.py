@@ -154,8 +154,10 @@ def _handler_at_fault(parser: configparser.ConfigParser) -> str | None:
 
 
 def _check_level(parser: configparser.ConfigParser, section: str) -> None:
-    level = parser.get(section, "level", fallback=None)
-    if level is not None and not isinstance(logging.getLevelName(level), int):
+    if not parser.has_option(section, "level"):
+        return
+    level = _get(parser, section, "level")
+    if not isinstance(logging.getLevelName(level), int):
         raise _Mistake(f"[{section}] level: {level!r} is not one of DEBUG, INFO, WARNING, ERROR, CRITICAL")
 
 

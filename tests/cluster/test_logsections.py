@@ -170,6 +170,15 @@ def test_what_passes_can_be_set_up(data: st.DataObject) -> None:
         assert found.startswith("[") and "\n" not in found and "KeyError" not in found
 
 
+@pytest.mark.parametrize(("section", "option"), [(name, option) for name in RIGHT for option in RIGHT[name]])
+def test_a_percent_sign_that_stands_alone(section: str, option: str) -> None:
+    """Wherever it is, it is a mistake that is named, or it is taken as it is."""
+    sections = {name: dict(options) for name, options in RIGHT.items()}
+    sections[section][option] = "%"
+    found = problem(parser(sections))
+    assert found is None or found.startswith(f"[{section}] {option}: ")
+
+
 def test_a_byte_order_mark_is_no_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The file may begin with one, as for everything else in it."""
     path = write(tmp_path / "c.cfg", free_port(), text(RIGHT))
