@@ -576,6 +576,22 @@ def test_after_a_fork_all_was_the_parents() -> None:
     del idle
 
 
+def test_a_lock_that_an_interruption_left_held() -> None:
+    """Who folds is not waited for again and again: the lock is replaced, and nothing piles up."""
+    clock = [100.0]
+    ledger = Ledger("i", threading.Lock, lambda: clock[0])
+    account = ledger.pool(PoolInfo("u", "sqlite", None, None, None, "QueuePool", 5, 10, 30.0))
+    ledger._folding.acquire()
+    for _ in range(3):
+        account.waited.append(0.5)
+        ledger.count_times(account)
+        clock[0] += 1.0
+    assert account.waited == [0.5] * 3
+    ledger.count_times(account)
+    assert account.waited == []
+    assert sum(account.times().waits.values()) == 3
+
+
 # --- More than fits into a report -------------------------------------------------------------
 
 

@@ -54,8 +54,9 @@ FEW = 100
 REFRESH = 30.0
 #: The holder of a connection that is held long is looked at every so many seconds.
 LOOK = 5.0
-#: Reports that were not made because somebody folds, after which nobody does: that takes milliseconds.
-BLOCKED = 3
+#: Folding takes milliseconds. Where so many tries in a row found somebody at it, over so many seconds, nobody
+#: is: an interruption came before the lock was released.
+BLOCKED, BLOCKED_SECONDS = 3, 2.0
 #: Ended entries that may pile up while no reporter runs, before they are folded on the spot.
 BACKLOG = 1000
 
@@ -100,7 +101,7 @@ class Ledger:
         self.clock = clock
         self._lock = lock
         self._folding = lock()
-        self._blocked = 0
+        self._blocked, self._blocked_since = 0, 0.0
         self.numbers = itertools.count(1)
         self.live = Live()
         self.pools: dict[int, PoolAccount] = {}
@@ -133,12 +134,12 @@ class Ledger:
     def pool(self, info: PoolInfo) -> PoolAccount:
         """Open the account of one more pool."""
         # Engines made and dropped must not pile up either while no report is taken.
-        if len(self.pools) >= self._crowd and self._folding.acquire(False):
+        if len(self.pools) >= self._crowd and (folding := self._fold()):
             try:
                 self._retire()
                 self._crowd = 2 * len(self.pools) + BACKLOG
             finally:
-                self._folding.release()
+                folding.release()
         account = PoolAccount(self, next(self.numbers), info)
         self.pools[account.number] = account
         return account
@@ -168,26 +169,40 @@ class Ledger:
     def relieve(self, account: PoolAccount) -> None:
         """Keep what has ended from piling up where no reporter can run."""
         entries = len(account.entries) > 2 * account.live.open + BACKLOG
-        if (entries or len(account.made) > UNCOUNTED) and self._folding.acquire(False):
+        if (entries or len(account.made) > UNCOUNTED) and (folding := self._fold()):
             try:
                 account.fold()
                 account.times()
             finally:
-                self._folding.release()
+                folding.release()
+
+    def _fold(self, patience: float = 0.0) -> Lock | None:
+        """Return the lock, held, under which one thread at a time folds; None where somebody else does."""
+        folding = self._folding
+        if folding.acquire(patience > 0.0, patience or -1):
+            self._blocked = 0
+            return folding
+        now = self.clock()
+        if not self._blocked:
+            self._blocked_since = now
+        self._blocked += 1
+        if self._blocked >= BLOCKED and now - self._blocked_since >= BLOCKED_SECONDS:
+            self._blocked, self._folding = 0, self._lock()
+        return None
 
     def count_times(self, account: PoolAccount, entry: Entry | None = None) -> None:
         """Count how long holds of this connection took, or whatever there is of this pool.
 
         That keeps it from piling up where no report is taken.
         """
-        if self._folding.acquire(False):
+        if folding := self._fold():
             try:
                 if entry is None:
                     account.times()
                 else:
                     account.count_holds(entry)
             finally:
-                self._folding.release()
+                folding.release()
 
     def restart(self) -> None:
         """The next report must be a full one: the node is another, or missed something."""
@@ -223,16 +238,13 @@ class Ledger:
         Without `alive`, None where nothing has changed. The caller adds who reports, sends it,
         and calls `acknowledged` or `restart` before it takes another one.
         """
-        if not self._folding.acquire(True, 1.0):
-            self._blocked += 1
-            if self._blocked >= BLOCKED:  # an interruption came before its release
-                self._blocked, self._folding = 0, self._lock()
+        folding = self._fold(1.0)
+        if folding is None:
             return None
         try:
-            self._blocked = 0
             return self._take(now, alive)
         finally:
-            self._folding.release()
+            folding.release()
 
     def _take(self, now: float, alive: bool) -> Report | None:
         full = self._base == 0
