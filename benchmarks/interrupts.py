@@ -4,7 +4,7 @@
 
 A loop checks connections of a pool out and in, over a driver that does nothing, while a timer raises a time
 limit at random moments, as Celery's soft limit does. Counted is how many of them reach the loop: SQLAlchemy
-itself catches those that land where it gives a connection back. Programs run by turns, in slices; after it,
+itself catches those that land where it gives a connection back. Programs take turns, in slices; after it,
 what connmon counts is set against what the driver knows.
 """
 
