@@ -36,6 +36,10 @@ MOST_CONNECTIONS: Final = 200_000
 POOLS_REPORTED: Final = 1_000
 CONNECTIONS_REPORTED: Final = 100_000
 
+#: How many lines of the application one report can tell of, and how many a process reports one by one.
+MOST_SITES: Final = 1_000
+SITES_REPORTED: Final = 64
+
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=LARGEST)]
 Integer: TypeAlias = Annotated[int, Meta(ge=-LARGEST, le=LARGEST)]
 Seconds: TypeAlias = Annotated[float, Meta(ge=0.0, le=1e12)]
@@ -53,6 +57,17 @@ CONNECTED: Final = "connected"
 LOST: Final = "lost"
 GONE: Final = "gone"
 RowState: TypeAlias = Literal["connected", "lost", "gone"]
+
+HolderIn: TypeAlias = Literal["database", "application", "elsewhere", "ended"]
+"""Where the holder of a connection was when it was last looked at. `database`: the driver is on its stack, and
+it works with this connection as far as can be seen; `application`: it is in work of its own, in the function
+that took the connection or below it; `elsewhere`: that function is not on its stack any more; `ended`: the
+thread, task or greenlet has ended. Where the function is not known, `application` stands for `elsewhere` too."""
+
+VerdictWord: TypeAlias = Literal[
+    "LEAK", "BLOCKED", "SATURATED", "TIMEOUTS", "LOST", "SLOW CONNECT", "OVERCOMMIT"
+]  # fmt: skip
+"""What can be wrong; see the module `verdicts`."""
 
 NodeRole: TypeAlias = Literal["leader", "follower", "candidate"]
 
@@ -261,6 +276,36 @@ class Connection(Struct, frozen=True, array_like=True):
     stack: Annotated[tuple[Text, ...], Meta(max_length=64)] = ()
     server: ServerAddress | None = None
     """Where it is connected. None: where its pool is."""
+    holder_in: HolderIn | None = None
+    """None: it was not looked at, or cannot be."""
+    holder_site: Text | None = None
+    """The line of the application where its holder is now; `call_site` is where it was taken."""
+
+
+class SiteReport(Struct, frozen=True, array_like=True):
+    """One line of the application that takes connections from one pool; what it counts is absolute.
+
+    Where checkouts are many, only a sample of them is known by its line. What is counted here is then of the
+    sample, and `share` says which part of the checkouts of late that was.
+    """
+
+    pool: Count
+    call_site: Text
+    """"(other)": all lines beyond those that are reported one by one."""
+    held: Count = 0
+    """Connections that it holds now."""
+    longest: Seconds | None = None
+    """How long it has had the one of them held longest. None: it holds none."""
+    waiting: Count = 0
+    """Who waits for a connection in this line now."""
+    holds: Count = 0
+    """Holds that have ended."""
+    hold_ms: Count = 0
+    """Milliseconds that these took together."""
+    usual: Seconds | None = None
+    """What 95 % of its holds took at most, of the latest ones. None: none has ended yet."""
+    share: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
+    """The part of the pool's checkouts of late whose line is known."""
 
 
 class Report(Struct, frozen=True, array_like=True, tag="report"):
@@ -288,6 +333,8 @@ class Report(Struct, frozen=True, array_like=True, tag="report"):
     """None: as reported before."""
     left_out: Count = 0
     """Open connections that no report tells of one by one, since they are too many."""
+    sites: Annotated[tuple[SiteReport, ...], Meta(max_length=MOST_SITES)] = ()
+    """In a full report all; else those that have changed. Those of a closed pool end with it."""
 
     @property
     def full(self) -> bool:
@@ -342,6 +389,14 @@ class Quantiles(NamedTuple):
     p99: Seconds | None = None
 
 
+class Verdict(Struct, frozen=True, array_like=True):
+    """One thing that is wrong with a row."""
+
+    word: VerdictWord
+    reason: str
+    """One line without the word: what was seen, in figures as of the last report, and what to do."""
+
+
 class Figures(Struct, frozen=True, array_like=True):
     """The numbers of one row, whatever it groups."""
 
@@ -370,6 +425,10 @@ class Figures(Struct, frozen=True, array_like=True):
     connects: Quantiles = Quantiles()
     left_out: Count = 0
     """Pools and connections without a row of their own, since a limit leaves them out."""
+    verdicts: tuple[Verdict, ...] = ()
+    """What is wrong, the gravest first. Of what sums pools: what is wrong with its gravest pool."""
+    recent_timeouts: Count = 0
+    """Checkouts that gave up within the last one to two minutes."""
 
     @property
     def known(self) -> bool:
@@ -456,13 +515,47 @@ class ConnectionRow(Struct, frozen=True, array_like=True, tag="connection"):
     stack: tuple[str, ...]
     server: ServerAddress | None = None
     """Where it is connected. None: where its pool is."""
+    holder_in: HolderIn | None = None
+    holder_site: str | None = None
+    verdict: VerdictWord | None = None
+    """LEAK or BLOCKED, where it is this connection that is."""
 
     @property
     def key(self) -> RowKey:
         return ("connection", self.instance, self.number)
 
 
-Row: TypeAlias = Union[ProgramRow, HostRow, DatabaseRow, ProcessRow, PoolRow, ConnectionRow]
+class SiteRow(Struct, frozen=True, array_like=True, tag="site"):
+    """One line of the application: the sum over the processes of one program on one host."""
+
+    host: str
+    program: str
+    call_site: str
+    processes: Count
+    """Those that have reported this line, and are not lost."""
+    held: Count
+    in_database: Count
+    """Of these, connections whose holder was in the database when it was last looked at."""
+    held_since: float | None
+    """`reported` minus this is how long the connection held longest had been held at the last report."""
+    waiting: Count
+    holds: Count
+    """Holds that have ended."""
+    hold_ms: Count
+    usual: Seconds | None
+    """The largest of the processes' `SiteReport.usual`."""
+    estimated: bool
+    """Whether only a sample of the checkouts is known by its line."""
+    reported: Seconds | None
+    verdict: VerdictWord | None = None
+    """LEAK or BLOCKED, where that is of a connection that this line took."""
+
+    @property
+    def key(self) -> RowKey:
+        return ("site", self.host, self.program, self.call_site)
+
+
+Row: TypeAlias = Union[ProgramRow, HostRow, DatabaseRow, ProcessRow, PoolRow, ConnectionRow, SiteRow]
 RowKey: TypeAlias = tuple[Union[str, int, None], ...]
 """The row's table, then what identifies it there."""
 
@@ -516,6 +609,8 @@ class Rows(Struct, frozen=True, array_like=True, tag="rows"):
     more: bool = False
     left_out: Count = 0
     """Rows that would have been in the answer to `waits`, but for its limits."""
+    verdicts: tuple[tuple[VerdictWord, Count], ...] = ()
+    """How many programs of the fleet have each verdict as their gravest, the gravest first."""
 
 
 class StatusQuery(Struct, frozen=True, array_like=True, tag="status"):

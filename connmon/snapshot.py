@@ -45,6 +45,7 @@ from connmon.model import (
     Row,
     RowKey,
     Rows,
+    SiteRow,
 )
 
 Cells: TypeAlias = dict[str, Any]
@@ -316,6 +317,8 @@ class Snapshot:
             cells["started_seconds"] = _age(clock, process.started)
         if isinstance(row, ConnectionRow):
             cells["age_seconds"] = _age(clock, row.opened)
+            return cells
+        if isinstance(row, SiteRow):
             return cells
         if row.figures.reported is not None:
             cells["last_report_seconds"] = _age(clock, row.figures.reported)
