@@ -83,7 +83,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.disable(logging.CRITICAL)
     sys.unraisablehook = lambda _: None
-    loops = {"SQLAlchemy alone": Loop(None), "connmon": Loop("held"), "connmon, every call site": Loop("all")}
+    loops = {"SQLAlchemy alone": Loop(None), "connmon": Loop("auto"), "connmon, every call site": Loop("all")}
     for _ in range(20):
         for loop in loops.values():
             loop.run(arguments.alarms // 20)

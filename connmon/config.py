@@ -53,10 +53,10 @@ _LONGEST_NAME: Final = 256
 """In characters; what the wire takes."""
 _LONGEST_LEASE: Final = 86400.0
 
-Trace: TypeAlias = Literal["held", "all", "off"]
+Trace: TypeAlias = Literal["auto", "all", "off"]
 CsvBy: TypeAlias = Literal["leader", "node"]
 _CSV_BY: Final[Mapping[str, CsvBy]] = {"leader": "leader", "node": "node"}
-_TRACES: Final[Mapping[str, Trace]] = {"held": "held", "all": "all", "off": "off"}
+_TRACES: Final[Mapping[str, Trace]] = {"auto": "auto", "all": "all", "off": "off"}
 
 
 def _error(message: str) -> ConfigError:
@@ -416,7 +416,7 @@ class UrlOptions:
     """Wins over `service` and `config`."""
     config: str | None = None
     program: str | None = None
-    trace: Trace = "held"
+    trace: Trace = "auto"
     held: float = 30.0
     """Seconds after which a held connection counts as held long; above 0."""
     secret_file: str | None = None

@@ -509,7 +509,7 @@ def test_url_options() -> None:
         ("connmon_addr", "h:x", "connmon_addr=h:x: 'h:x': port 'x' is not a number from 1 to 65535"),
         ("connmon_addr", ("a", "b"), "connmon_addr=a,b: given 2 times; expected once"),
         ("connmon_service", "", "connmon_service=: empty; expected a value, or no such option"),
-        ("connmon_trace", "on", "connmon_trace=on: 'on' is not one of held, all, off"),
+        ("connmon_trace", "on", "connmon_trace=on: 'on' is not one of auto, all, off"),
         ("connmon_held", "0", "connmon_held=0: '0' is not a number of seconds above 0"),
         ("connmon_held", "long", "connmon_held=long: 'long' is not a number of seconds above 0"),
         ("connmon_program", "a\nb", r"connmon_program=a\nb: 'a\nb' is not a name; expected at most 256"),

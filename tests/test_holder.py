@@ -24,6 +24,7 @@ from connmon.plugin.account import KEY
 from connmon.plugin.engine import describe
 from connmon.plugin.ledger import Ledger
 from connmon.plugin.pool import instrument
+from connmon.plugin.sites import Look
 from tests.waiting import wait_for
 
 
@@ -102,8 +103,8 @@ def watched(make: Callable[[str], Any], url: str, tracing: holder.Tracing) -> An
 
 
 def test_thread_that_holds_long(tmp_path: Path) -> None:
-    """Of a connection held longer than the threshold it is told who has it, and where he is now."""
-    engine = watched(create_engine, f"sqlite:///{tmp_path}/x.db", holder.Tracing("held", 0.05))
+    """A connection held longer than the threshold has its holder's present place and stack as well."""
+    engine = watched(create_engine, f"sqlite:///{tmp_path}/x.db", holder.Tracing("auto", 0.05))
     taken, done = threading.Event(), threading.Event()
 
     def hold_for_long() -> None:
@@ -115,8 +116,8 @@ def test_thread_that_holds_long(tmp_path: Path) -> None:
     thread.start()
     try:
         assert taken.wait(30)
-        assert told(engine)[0].call_site is None  # not long yet
-        wait_for(lambda: told(engine)[0].call_site)
+        assert told(engine)[0].holder_site is None  # not long yet
+        wait_for(lambda: told(engine)[0].holder_site)
         (connection,) = told(engine)
     finally:
         done.set()
@@ -124,7 +125,11 @@ def test_thread_that_holds_long(tmp_path: Path) -> None:
     assert connection.holder == "leaker"
     assert connection.call_site is not None
     assert re.fullmatch(r".*test_holder\.py:\d+ hold_for_long", connection.call_site)
-    assert any(line == connection.call_site for line in connection.stack)
+    assert connection.holder_site is not None
+    assert re.fullmatch(r".*test_holder\.py:\d+ hold_for_long", connection.holder_site)
+    assert connection.holder_site != connection.call_site
+    assert connection.holder_in == "application"
+    assert any(line == connection.holder_site for line in connection.stack)
     assert connection.stack[0].endswith(" wait")  # the innermost first
     engine.dispose()
 
@@ -158,8 +163,8 @@ def test_every_checkout(tmp_path: Path) -> None:
     engine.dispose()
 
 
-@pytest.mark.parametrize("trace", ["held", "all"])
-def test_task(tmp_path: Path, trace: Literal["held", "all"]) -> None:
+@pytest.mark.parametrize("trace", ["auto", "all"])
+def test_task(tmp_path: Path, trace: Literal["auto", "all"]) -> None:
     """Of a task it is told what it is called, and where it awaits now, or checked out."""
 
     async def inner(engine: AsyncEngine) -> None:
@@ -195,8 +200,8 @@ def test_nobody_there() -> None:
         pass
 
     gone = weakref.ref(Gone())
-    assert holder.look(-1) == (None, ())
-    assert holder.look(gone) == (None, ())
+    assert holder.look(-1) == Look("ended", None, ())
+    assert holder.look(gone) == Look("ended", None, ())
     assert holder.name(gone) == "(ended)"
 
 

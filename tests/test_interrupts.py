@@ -68,7 +68,7 @@ def time_limit() -> Iterator[None]:
 class Application:
     """An engine, the driver's truth, and the account."""
 
-    def __init__(self, poolclass: type[Pool], trace: bool) -> None:
+    def __init__(self, poolclass: type[Pool], off: bool) -> None:
         self.database = Database()
         options: dict[str, Any] = {}
         if poolclass is QueuePool:
@@ -76,7 +76,7 @@ class Application:
         self.engine = self.database.engine(poolclass, **options)
         self.ledger = Ledger("i", threading.Lock, time.monotonic, holder)
         self.ledger.wake = lambda: None
-        tracing = holder.Tracing("all" if trace else "held", 30.0)
+        tracing = holder.Tracing("off" if off else "auto", 30.0)
         self.account = instrument(self.engine.pool, self.ledger, describe(self.engine), lambda _: 7, tracing)
 
     def works(self) -> None:
@@ -202,17 +202,17 @@ def interrupt(
 
 @pytest.mark.usefixtures("time_limit")
 @pytest.mark.parametrize(
-    ("poolclass", "work", "trace"),
+    ("poolclass", "work", "off"),
     [(cls, work, False) for cls in CLASSES for work in WORK if cls is QueuePool or work != "waits in vain"]
     + [(cls, work, True) for cls in (QueuePool, NullPool) for work in ("works", "invalidates")],
 )
-def test_wherever_it_strikes(poolclass: type[Pool], work: str, trace: bool) -> None:
+def test_wherever_it_strikes(poolclass: type[Pool], work: str, off: bool) -> None:
     """The application gets the exception, and the next report says what the driver knows."""
     at = 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # SQLAlchemy's, about what is collected as garbage
         while True:
-            application = Application(poolclass, trace)
+            application = Application(poolclass, off)
             application.works()
             struck, seen = interrupt(WORK[work], application, at)
             if struck is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
+from types import CodeType
 from typing import Any
 
 import msgspec
@@ -28,12 +29,24 @@ from sqlalchemy.pool import NullPool
 from connmon import histogram
 from connmon.cluster.records import added_times, unpacked
 from connmon.cluster.state import State
-from connmon.model import Batch, Gauges, Peaks, PoolInfo, Process, Report, Times, Totals, database_key
+from connmon.model import (
+    Batch,
+    Gauges,
+    HolderIn,
+    Peaks,
+    PoolInfo,
+    Process,
+    Report,
+    Times,
+    Totals,
+    database_key,
+)
 from connmon.plugin import ledger as module
 from connmon.plugin import pool as pool_module
 from connmon.plugin.account import KEY, PoolAccount, Token, highest, within
 from connmon.plugin.ledger import Ledger
 from connmon.plugin.pool import instrument
+from connmon.plugin.sites import Look
 from connmon.wire import REPORT_LIMIT, frame
 
 
@@ -43,11 +56,15 @@ class Holders:
     def name(self, holder: int) -> str:
         return f"t{holder}"
 
-    def line(self, code: str, number: int) -> str:
-        return f"{code}:{number}"
+    def line(self, code: CodeType, number: int) -> str:
+        return f"{code.co_filename}:{number} {code.co_name}"
 
-    def look(self, holder: int) -> tuple[str | None, tuple[str, ...]]:
-        return f"app.py:{holder} work", (f"app.py:{holder} work", "app.py:1 main")
+    def look(self, holder: int, code: CodeType | None, mine: bool) -> Look:
+        where: HolderIn = "database" if mine else "application" if code is None else "elsewhere"
+        return Look(where, f"app.py:{holder} work", (f"app.py:{holder} work", "app.py:1 main"))
+
+    def same_thread(self, holder: int, thread: object) -> bool:
+        return thread != "another"
 
 
 PROCESS = Process("ctl1", "nova-api", 1, 0, None, None, None)
@@ -720,8 +737,8 @@ def test_the_largest_report_fits() -> None:
     assert ledger._holders is not None
 
     class Verbose(Holders):
-        def look(self, holder: int) -> tuple[str | None, tuple[str, ...]]:
-            return "\U0001f40d" * 100, ("\U0001f40d" * 100,) * 20
+        def look(self, holder: int, code: CodeType | None, mine: bool) -> Look:
+            return Look("elsewhere", "\U0001f40d" * 100, ("\U0001f40d" * 100,) * 20)
 
     ledger._holders = Verbose()
     report = on_the_wire(told(ledger.take(10.0)))

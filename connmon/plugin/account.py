@@ -34,8 +34,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from connmon.dbaddress import DatabaseServer
 from connmon.histogram import BOUNDS, ordered
+from connmon.interrupts import interrupted, let_go
 from connmon.model import Gauges, Peaks, PoolInfo, Times, Totals, plus
 from connmon.plugin.location import Location
+from connmon.plugin.sites import UNCOUNTED as UNCOUNTED_HOLDS
+from connmon.plugin.sites import Look, Sampling, Site, SiteAccount, Sites
 
 if TYPE_CHECKING:
     from connmon.plugin.ledger import Ledger
@@ -49,6 +52,8 @@ UNCOUNTED = 63
 Counts: TypeAlias = "tuple[Counter[int], Counter[int], Counter[int]]"
 #: `histogram.bucket`, without the call of a Python function for each value.
 _bucket = partial(bisect_left, BOUNDS)
+#: No connection is ever checked out so many times.
+NEVER = 2**62
 #: A difference between the sum over the entries and what is counted beside it is one, and not a
 #: moment, after this many seconds in which nothing happened.
 QUIET = 3.0
@@ -83,6 +88,10 @@ class Live:
             max(peak_waiting, self.peak_waiting),
             max(longest_wait, longest),
         )
+
+
+def _nowhere(_: object = None) -> None:
+    """Where a checkout came from is not asked."""
 
 
 def highest(a: Peaks | None, b: Peaks) -> Peaks:
@@ -131,8 +140,8 @@ class Entry:
 
     __slots__ = (
         "checkins", "checkouts", "closed", "detached", "driver", "held", "holder", "holds", "invalidations",
-        "key", "number", "opened", "owned", "pool", "read", "seen", "seen_at", "server", "server_id", "since",
-        "site", "told", "told_at", "took", "weak",
+        "key", "note_at", "noted_at", "number", "opened", "owned", "pool", "read", "seen", "seen_at",
+        "server", "server_id", "since", "site", "thread", "told", "told_at", "took", "weak",
     )  # fmt: skip
 
     def __init__(
@@ -161,10 +170,14 @@ class Entry:
         """When the present holder got it; 0.0: nobody holds it. Written before `checkouts`."""
         self.holder: Any = 0
         """Who got it last, as `holder.asking` told."""
-        self.site: Any = None
-        """Where in the code, where that is asked for at every checkout."""
-        self.seen: tuple[str | None, tuple[str, ...]] | None = None
-        """Where its holder, who has it for long, was when last looked at; and when that was."""
+        self.note_at = pool.note_from
+        """The line of this checkout, counted from 1, is to be noted; of none before it."""
+        self.noted_at = 0
+        """The line of this checkout was noted last: it was `site`, and the holder was `thread`."""
+        self.site: SiteAccount | None = None
+        self.thread: Any = None
+        self.seen: Look | None = None
+        """Where its holder was when last looked at; and when that was."""
         self.seen_at = 0.0
         self.checkouts = 0
         self.checkins = 0
@@ -197,6 +210,8 @@ class Entry:
             held = pool.ledger.clock() - since
             self.holds.append(held)
             self.held += held
+            if self.noted_at == self.checkouts and self.site is not None:
+                self.site.counts.holds.append(held)
         self.checkins = self.checkouts
         self.since = 0.0  # last: from now on it may be folded
 
@@ -267,6 +282,15 @@ class PoolAccount:
         """Seconds after which a held connection's holder is looked at; None: never."""
         self.asked: Callable[[], Any] = int
         """Tells who calls it: the holder, at a checkout."""
+        self.called_from: Callable[[], Site | None] = _nowhere
+        """Tells the line of the application that it is called from."""
+        self.thread_of: Callable[[Any], Any] = _nowhere
+        """Tells by what the thread of a holder is known later."""
+        self.sampling: Sampling | None = None
+        """Which checkouts are noted by their line; None: none."""
+        self.sites = Sites(ledger.sites_room)
+        self.wait_sites: dict[object, SiteAccount] = {}
+        """Where those wait whose line was noted."""
         self.entries: dict[int, Entry] = {}
         self.detached: dict[int, Entry] = {}
         self.waits: dict[object, float] = {}
@@ -313,6 +337,8 @@ class PoolAccount:
         self.waited, self.made = [], []
         self.wait_seconds = self.ended_held = self.ended_took = 0.0
         self.ended = Totals()
+        self.sites = Sites(self.ledger.sites_room)
+        self.wait_sites = {}
         self.counts = Counter(), Counter(), Counter()
         self.counted_ms = (0, 0, 0)
         self.gone = []
@@ -351,6 +377,45 @@ class PoolAccount:
             process.peak_open = count
         return entry
 
+    @property
+    def note_from(self) -> int:
+        """From which of its checkouts on the line of a new connection's is noted."""
+        return NEVER if self.sampling is None else 0
+
+    def note(self, entry: Entry, now: float) -> None:
+        """Note the line of the application that took this connection, if there is room for one more.
+
+        Called after the checkout is counted, in the stack of who made it. Raises nothing of its own.
+        """
+        try:
+            checkout, sampling = entry.checkouts, self.sampling
+            if sampling is None:
+                entry.note_at = NEVER
+                return
+            if sampling.due(now) and (found := self.called_from()) is not None:
+                site = self.sites.of(*found)
+                entry.site, entry.thread = site, self.thread_of(entry.holder)
+                entry.noted_at = checkout
+                self.sites.noted += 1
+                if len(site.counts.holds) > UNCOUNTED_HOLDS:
+                    self.ledger.count_sites(site.counts)
+            entry.note_at = checkout + sampling.pause()
+        except BaseException as error:
+            if interrupted(error):
+                let_go(error)
+                raise
+
+    def note_wait(self, wait: object, now: float) -> None:
+        """Note the line of the application that waits. Raises nothing of its own."""
+        try:
+            sampling = self.sampling
+            if sampling is not None and sampling.due(now) and (found := self.called_from()) is not None:
+                self.wait_sites[wait] = self.sites.of(*found).counts
+        except BaseException as error:
+            if interrupted(error):
+                let_go(error)
+                raise
+
     def wait_begins(self, now: float, wait: object = None) -> object:
         """Note that somebody waits; return what to end it with: `wait`, where one is given."""
         if wait is None:
@@ -367,6 +432,7 @@ class PoolAccount:
 
     def wait_ends(self, wait: object, now: float) -> None:
         """Note that a wait has ended, by a connection, a timeout or a cancellation."""
+        self.wait_sites.pop(wait, None)
         began = self.waits.pop(wait, None)
         if began is None:  # ended already, or the process forked meanwhile
             return

@@ -26,7 +26,9 @@ from collections.abc import Callable, Iterable, Iterator
 from types import CodeType, FrameType
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
+from connmon.model import HolderIn
 from connmon.plugin import native
+from connmon.plugin.sites import Look, Site
 
 #: Frames that a stack is told with at most, and characters of a line.
 DEPTH: Final = 32
@@ -34,7 +36,6 @@ LONGEST: Final = 256
 
 Holder: TypeAlias = Any
 """A thread's number, or a weak reference to a task or a greenlet."""
-Site: TypeAlias = "tuple[CodeType, int]"
 
 _active: dict[int, threading.Thread] = getattr(threading, "_active", {})
 _LIBRARY: Final = tuple(
@@ -44,9 +45,9 @@ _BETWEEN: Final = ("sqlalchemy", "oslo_db")
 
 
 class Tracing(NamedTuple):
-    """Where a checkout came from: `held` is looked for after so many seconds, `all` at once, `off` never."""
+    """Whose lines are noted at a checkout: `auto`, a sample where they are many; `all`; `off`, nobody's."""
 
-    trace: Literal["held", "all", "off"] = "held"
+    trace: Literal["auto", "all", "off"] = "auto"
     held: float = 30.0
 
 
@@ -111,17 +112,30 @@ def name(holder: Holder) -> str:
         return "(no name)"
 
 
-def look(holder: Holder) -> tuple[str | None, tuple[str, ...]]:
-    """Return the line of the application where the holder is now, and its stack, innermost first.
-
-    (None, ()) where it has ended, or runs where nobody can look.
-    """
+def look(holder: Holder, code: CodeType | None = None, mine: bool = True) -> Look:
+    """Return where the holder is now; `code` took the connection, None: not known."""
     try:
         stack = list(_stack_of(holder))
     except Exception:  # it went on while it was looked at
-        return None, ()
+        return Look(None, None, ())
+    if not stack:
+        return Look("ended", None, ())
     site = _site(stack)
-    return None if site is None else line(*site), tuple(line(*place) for place in stack[:DEPTH])
+    where: HolderIn = "application"
+    if code is not None and all(code is not frame_code for frame_code, _ in stack):
+        where = "elsewhere"
+    return Look(where, None if site is None else line(*site), tuple(line(*place) for place in stack[:DEPTH]))
+
+
+def thread_of(ident: int) -> weakref.ref[threading.Thread] | None:
+    """Return a reference to the thread with this number, to know it by later: numbers are used again."""
+    thread = _active.get(ident)
+    return None if thread is None else weakref.ref(thread)
+
+
+def same_thread(ident: int, reference: weakref.ref[threading.Thread] | None) -> bool:
+    """Return whether the thread with this number is still the one of `thread_of`; None: taken to be."""
+    return reference is None or _active.get(ident) is reference()
 
 
 def line(code: CodeType, number: int) -> str:

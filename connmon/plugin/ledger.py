@@ -16,7 +16,10 @@ Times are seconds of one monotonic clock, handed in.
 from __future__ import annotations
 
 import itertools
+import random
+from collections import Counter
 from collections.abc import Callable, Iterable
+from types import CodeType
 from typing import Any, Protocol
 
 from connmon.model import (
@@ -34,11 +37,13 @@ from connmon.model import (
     Report,
     RowKey,
     ServerAddress,
+    SiteReport,
     changed_times,
     database_key,
     plus,
 )
 from connmon.plugin.account import UNCOUNTED, Entry, Live, PoolAccount, highest, within
+from connmon.plugin.sites import OTHER, Look, Room, Sampling, SiteAccount
 from connmon.plugin.surplus import OTHERS, Counted, Surplus, age
 
 #: How many databases keep the totals of their pools that are gone, and of those that are not reported one
@@ -54,12 +59,18 @@ FEW = 100
 REFRESH = 30.0
 #: The holder of a connection that is held long is looked at every so many seconds.
 LOOK = 5.0
+#: Where somebody waits, so many of the holders that have what is waited for are looked at for each report.
+LOOKS = 20
 #: Folding takes milliseconds. Where so many tries in a row found somebody at it, over so many seconds, nobody
 #: is: an interruption came before the lock was released.
 BLOCKED, BLOCKED_SECONDS = 3, 2.0
 #: Ended entries that may pile up while no reporter runs, before they are folded on the spot.
 BACKLOG = 1000
 
+
+#: Of a holder that was not looked at; and the name of one that has ended.
+NOT_LOOKED = Look(None, None, ())
+ENDED = "(ended)"
 
 _ANY_OTHER = PoolInfo(OTHERS, OTHERS, None, None, None, "", None, None, None)
 
@@ -77,7 +88,8 @@ class Holders(Protocol):
 
     def name(self, holder: Any, /) -> str: ...
     def line(self, code: Any, number: int, /) -> str: ...
-    def look(self, holder: Any, /) -> tuple[str | None, tuple[str, ...]]: ...
+    def look(self, holder: Any, code: CodeType | None, mine: bool, /) -> Look: ...
+    def same_thread(self, holder: Any, thread: Any, /) -> bool: ...
 
 
 class Ledger:
@@ -113,6 +125,18 @@ class Ledger:
         self.wake: Callable[[], None] | None = None
         """Called when the first connection is seen: starts the reporter. None: it runs."""
         self._holders = holders
+        self.sampling = Sampling()
+        """Which checkouts are noted by their line, of all pools together."""
+        self.sites_room = Room()
+        self._checkouts = 0
+        """Of all pools, as last counted."""
+        self._latest_hold: dict[object, float] = {}
+        """By holder: since when it has the connection that it took last."""
+        self._to_look: set[int] = set()
+        """The connections whose holders are looked at for this report, by number."""
+        self._random = random.Random()
+        self._others: list[tuple[dict[SiteAccount, tuple[int, float]], Counter[SiteAccount], float]] = []
+        """What counts for `OTHER`: of each pool who holds, who waits, and the share that is known."""
         self._sequence = 0
         self._base = 0
         self._taken_at: float | None = None
@@ -149,6 +173,8 @@ class Ledger:
         self.instance = instance
         self.live.reset()
         self.remains = {}
+        self.sites_room = Room()
+        self._checkouts = 0
         for account in list(self.pools.values()):
             account.forget()
         self.used = False
@@ -204,6 +230,14 @@ class Ledger:
             finally:
                 folding.release()
 
+    def count_sites(self, site: SiteAccount) -> None:
+        """Count the holds of a line, which would pile up where no report is taken."""
+        if folding := self._fold():
+            try:
+                site.count()
+            finally:
+                folding.release()
+
     def restart(self) -> None:
         """The next report must be a full one: the node is another, or missed something."""
         self._base = 0
@@ -255,6 +289,7 @@ class Ledger:
         for surplus_before in self._surplus.values():
             surplus_before.counted = []  # of a report that failed
         pools, connections, closed = [], [], []
+        sites: list[SiteReport] = []
         self._unlisted, self._holders_room = 0, HOLDERS
         present, longest, counted = Gauges(), 0.0, []
         for account in self._accounts():
@@ -267,6 +302,8 @@ class Ledger:
             peaks = account.live.collect(wait or 0.0)
             account.unacknowledged = highest(account.unacknowledged, peaks)
             counted.append((account, gauges, totals, account.times(), peaks, held_since, first, wait))
+        self._sample(now, sum([totals.checkouts for _, _, totals, *_ in counted]))
+        self._choose(now)
         whole = self.live.collect(longest)
         self._unacknowledged = highest(self._unacknowledged, whole)
         for account, gauges, totals, times, peaks, held_since, first, wait in counted:
@@ -301,8 +338,11 @@ class Ledger:
                 (account.number, account.info) if surplus is None else (surplus.number, surplus.info)
             )
             connections += self._connections(account.entries.values(), number, info, now, full)
+            if surplus is None:
+                sites += self._sites(account, totals.checkouts, now, full)
         pools += self._surplus_reports(now, full, self._unacknowledged)
-        news = bool(pools or connections or closed or self._closed_pools)
+        sites += self._other_sites(now, full)
+        news = bool(pools or connections or closed or self._closed_pools or sites)
         # One more report after the last change, so that rates and the longest wait come to rest.
         if not (full or alive or news or self._busy):
             return None
@@ -321,6 +361,7 @@ class Ledger:
             connections=tuple(connections),
             closed_connections=() if full else tuple(closed),
             left_out=self._unlisted,
+            sites=tuple(sites),
         )
         self._closed_pools = []
         return report
@@ -388,20 +429,20 @@ class Ledger:
             session, server = self._session(entry, info, now)
             since, detached = entry.since, entry.detached
             held = since > 0.0
-            name, site, stack = self._holder(entry, now - since) if held else (None, None, ())
+            name, site, look = self._holder(entry, since, now) if held else (None, None, NOT_LOOKED)
             # The id comes later than the connection: its first statements may be on their way meanwhile.
             plain = (number, since, detached, session, server)
-            facts: tuple[object, ...] = (plain, site, stack)
+            facts: tuple[object, ...] = (plain, site, look)
             before = entry.told
             if not full and before == facts and not (held and now - entry.told_at > REFRESH):
                 continue
             if name is not None:
-                size = _size(name, site or "", *stack)
+                size = _size(name, site or "", look.site or "", *look.stack)
                 if size > self._holders_room:  # told by the next report
                     if not full and before is not None and before[0] == plain:
                         continue
-                    name, site, stack = None, None, ()
-                    facts = (plain, None, ())
+                    name, site, look = None, None, NOT_LOOKED
+                    facts = (plain, None, look)
                 else:
                     self._holders_room -= size
             if before is None:
@@ -418,8 +459,10 @@ class Ledger:
                     max(0.0, now - since) if held else None,
                     name,
                     site,
-                    stack,
+                    look.stack,
                     server,
+                    look.where,
+                    look.site,
                 )
             )
         return told
@@ -437,21 +480,121 @@ class Ledger:
             return number, None
         return number, location.address_of(entry, info)
 
-    def _holder(self, entry: Entry, held: float) -> tuple[str | None, str | None, tuple[str, ...]]:
-        """Return who holds the connection, and where: at its checkout if that was kept, else now."""
+    def _choose(self, now: float) -> None:
+        """Choose whose holders are looked at because somebody waits for what they have."""
+        self._to_look = set()
+        self._latest_hold = {}
+        wanted: list[int] = []
+        look = False
+        for account in list(self.pools.values()):
+            after = account.look_after
+            if after is None:
+                continue
+            waited_for = bool(account.waits)
+            for entry in list(account.entries.values()):
+                since = entry.since
+                if since and not entry.closed and (waited_for or now - since >= after):
+                    look = True
+                    if waited_for:
+                        wanted.append(entry.number)
+        if not look:
+            return
+        self._to_look.update(wanted if len(wanted) <= LOOKS else self._random.sample(wanted, LOOKS))
+        for account in list(self.pools.values()):
+            for entry in list(account.entries.values()):
+                since = entry.since
+                if since and not entry.closed:
+                    holder = _identity(entry.holder)
+                    self._latest_hold[holder] = max(since, self._latest_hold.get(holder, 0.0))
+
+    def _holder(self, entry: Entry, since: float, now: float) -> tuple[str | None, str | None, Look]:
+        """Return who holds the connection, in which line it was taken, and where its holder is."""
         holders = self._holders
         if holders is None:
-            return None, None, ()
-        now = entry.since + held
-        after = entry.pool.look_after
-        if after is None or held < after:
+            return None, None, NOT_LOOKED
+        site = entry.site if entry.noted_at == entry.checkouts else None
+        if entry.seen_at < since:
             entry.seen = None
-        elif entry.seen is None or entry.seen_at < entry.since or now - entry.seen_at >= LOOK:
-            entry.seen, entry.seen_at = holders.look(entry.holder), now
-        site, stack = entry.seen or (None, ())
-        if entry.site is not None:
-            site = holders.line(*entry.site)
-        return holders.name(entry.holder), site, stack
+        after = entry.pool.look_after
+        held_long = after is not None and now - since >= after
+        again = entry.seen is None or now - entry.seen_at >= LOOK
+        ended = site is not None and not holders.same_thread(entry.holder, entry.thread)
+        if (held_long and again) or entry.number in self._to_look:
+            look = Look("ended", None, ())
+            if not ended:
+                mine = since >= self._latest_hold.get(_identity(entry.holder), 0.0)
+                look = holders.look(entry.holder, None if site is None else site.code, mine)
+            if entry.since != since:  # it ended while it was looked at
+                return None, None, NOT_LOOKED
+            entry.seen, entry.seen_at = look, now
+        name = ENDED if ended else holders.name(entry.holder)
+        return name, None if site is None else self._line(site), entry.seen or NOT_LOOKED
+
+    def _line(self, site: SiteAccount) -> str:
+        if site.line is None:
+            holders = self._holders
+            site.line = (
+                OTHER if site.code is None or holders is None else holders.line(site.code, site.number)
+            )
+        return site.line
+
+    def _sample(self, now: float, checkouts: int) -> None:
+        """Note every checkout by its line again, where they have become few."""
+        passed = 0.0 if self._taken_at is None else now - self._taken_at
+        before, self._checkouts = self._checkouts, checkouts
+        sparse = self.sampling.mean > 1
+        if not sparse or passed <= 0.0 or not self.sampling.relax(now, (checkouts - before) / passed):
+            return
+        for account in list(self.pools.values()):
+            if account.sampling is self.sampling:
+                for entry in list(account.entries.values()):
+                    entry.note_at = 0
+
+    def _sites(self, account: PoolAccount, checkouts: int, now: float, full: bool) -> list[SiteReport]:
+        """Return what is to be reported of the lines that take connections from this pool."""
+        sites = account.sites
+        if not sites.accounts:
+            return []
+        share = sites.share(checkouts)
+        held: dict[SiteAccount, tuple[int, float]] = {}
+        for entry in list(account.entries.values()):
+            since, site = entry.since, entry.site
+            if since and site is not None and entry.noted_at == entry.checkouts and not entry.closed:
+                count, first = held.get(site.counts, (0, since))
+                held[site.counts] = count + 1, min(first, since)
+        waiting = Counter(list(account.wait_sites.values()))
+        self._others.append((held, waiting, share))
+        return [
+            report
+            for site in sites.reported()
+            if (report := self._site(site, account.number, held.get(site), waiting[site], share, now, full))
+        ]
+
+    def _other_sites(self, now: float, full: bool) -> list[SiteReport]:
+        """Return what is to be reported of all lines together that are not reported one by one."""
+        parts, self._others = self._others, []
+        other = self.sites_room.other
+        held = [part[other] for part, _, _ in parts if other in part]
+        waiting = sum([part[other] for _, part, _ in parts])
+        if other.told is None and not (other.ended or other.holds or held or waiting):
+            return []
+        together = (sum([count for count, _ in held]), min([since for _, since in held])) if held else None
+        share = min([share for _, _, share in parts], default=1.0)
+        report = self._site(other, 0, together, waiting, share, now, full)
+        return [] if report is None else [report]
+
+    def _site(
+        self, site: SiteAccount, pool: int, held: tuple[int, float] | None, waiting: int, share: float,
+        now: float, full: bool,
+    ) -> SiteReport | None:  # fmt: skip
+        """Return the report of a line; None where nothing of it has changed."""
+        usual = site.count()
+        count, first = held or (0, None)
+        facts = (count, first, waiting, usual, share)
+        if not full and facts == site.told and not (count and now - site.told_at > REFRESH):
+            return None
+        site.told, site.told_at = facts, now
+        return SiteReport(pool, self._line(site), count, age(now, first), waiting, *usual, share)
 
     def _retire(self) -> None:
         """Hand the totals of pools that are gone to the remains of the same database."""
@@ -469,6 +612,7 @@ class Ledger:
             _, happened, _ = account.count()
             remains.ended = plus(remains.ended, happened)
             remains.inherit(account.times())
+            account.sites.hand_over(remains.sites)
             remains.gone += account.gone
             if account.told is not None:
                 self._closed_pools.append(account.number)
@@ -486,6 +630,11 @@ class Ledger:
             remains = self.remains[key] = PoolAccount(self, next(self.numbers), info)
             remains.retired = True
         return remains
+
+
+def _identity(holder: Any) -> object:
+    """Return what tells holders apart. (The hash of a dead weak reference is an error.)"""
+    return holder if isinstance(holder, int) else id(holder)
 
 
 def _size(*texts: str) -> int:

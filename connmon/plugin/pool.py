@@ -16,6 +16,7 @@ Rules, each paid for:
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable
 from time import monotonic
@@ -24,13 +25,14 @@ from typing import Any, TypeAlias
 from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
-from connmon.interrupts import interrupted, let_go
+from connmon.interrupts import interrupted
 from connmon.model import PoolInfo
 from connmon.plugin import forks, holder
 from connmon.plugin.account import KEY, UNCOUNTED, Entry, Lifeline, PoolAccount, given_back
 from connmon.plugin.ledger import Ledger
 from connmon.plugin.location import Location
 from connmon.plugin.queuepool import Extra, watch
+from connmon.plugin.sites import Sampling
 
 Checkout: TypeAlias = Callable[[Any, Any, Any], None]
 Checkin: TypeAlias = Callable[[Any, Any], None]
@@ -57,30 +59,16 @@ def instrument(
     _wrap_creator(pool, account)
     account.look_after = None if tracing.trace == "off" else tracing.held
     account.asked = holder.asking(bool(getattr(pool, "_is_asyncio", False)))
+    account.called_from, account.thread_of = holder.call_site, holder.thread_of
+    if tracing.trace == "all":
+        account.sampling = Sampling(math.inf)
+    elif tracing.trace == "auto":
+        account.sampling = ledger.sampling
     checkout, checkin = _listen(pool, account, location)
-    trace = _trace if tracing.trace == "all" else None
-    if not watch(pool, Extra(checkout, trace, forks.look_for_one())):
-        event.listen(pool, "checkout", forks.guarded(_traced(checkout) if trace else checkout))
+    if not watch(pool, Extra(checkout, forks.look_for_one())):
+        event.listen(pool, "checkout", forks.guarded(checkout))
         event.listen(pool, "checkin", checkin, insert=True)
     return account
-
-
-def _trace(record: Any) -> None:
-    """Note the line of the application that took a connection. Raises nothing of its own."""
-    try:
-        record.info[KEY].entry.site = holder.call_site()
-    except BaseException as error:
-        if interrupted(error):
-            let_go(error)
-            raise
-
-
-def _traced(checkout: Checkout) -> Checkout:
-    def traced_checkout(dbapi_connection: Any, record: Any, proxy: Any) -> None:
-        checkout(dbapi_connection, record, proxy)
-        _trace(record)
-
-    return traced_checkout
 
 
 def _listen(pool: Pool, account: PoolAccount, location: Location) -> tuple[Checkout, Checkin]:
@@ -131,8 +119,10 @@ def _listen(pool: Pool, account: PoolAccount, location: Location) -> tuple[Check
                 if count > process.peak_checked_out:
                     process.peak_checked_out = count
             entry.holder = asked()
-            entry.since = monotonic()
-            entry.checkouts += 1
+            entry.since = now = monotonic()
+            entry.checkouts = count = entry.checkouts + 1
+            if count >= entry.note_at:
+                account.note(entry, now)
         except BaseException as error:
             if interrupted(error):
                 account.mend()
@@ -147,11 +137,13 @@ def _listen(pool: Pool, account: PoolAccount, location: Location) -> tuple[Check
                 held = monotonic() - since
                 entry.holds.append(held)
                 entry.held += held
-                entry.checkins = entry.checkouts
+                entry.checkins = count = entry.checkouts
                 entry.since = 0.0
+                if entry.noted_at == count and entry.site is not None:
+                    entry.site.counts.holds.append(held)
                 live.checked_out -= 1
                 process.checked_out -= 1
-                if not entry.checkouts & UNCOUNTED and len(entry.holds) >= UNCOUNTED:
+                if not count & UNCOUNTED and len(entry.holds) >= UNCOUNTED:
                     ledger.count_times(account, entry)
             else:
                 entry.checkins = entry.checkouts

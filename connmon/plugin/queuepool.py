@@ -41,8 +41,6 @@ class Extra(NamedTuple):
 
     checkout: Callable[[Any, Any, Any], None]
     """With the DBAPI connection, the record and the proxy of a checkout that is unusual."""
-    trace: Callable[[Any], None] | None = None
-    """With the record, after each checkout."""
     look: Callable[[], None] | None = None
     """Before each checkout, to find out about forks."""
 
@@ -56,7 +54,7 @@ def watch(pool: Pool, extra: Extra) -> bool:
         pool._overflow, pool._max_overflow, pool._pool.empty  # noqa: B018
         real = cls.__dict__.get(KEY, cls)  # it is there with poolclass=type(another_engine.pool)
         if real is not cls or not hasattr(cls, KEY):
-            kind = (real, extra.trace is not None or extra.look is not None)
+            kind = (real, extra.look is not None)
             if kind not in _watched:
                 _watched[kind] = _watched_class(*kind)
             pool.__class__ = _watched[kind]  # type: ignore[assignment]
@@ -67,7 +65,7 @@ def watch(pool: Pool, extra: Extra) -> bool:
     return True
 
 
-def _watched_class(cls: type[Any], with_extra: bool) -> type[Pool]:
+def _watched_class(cls: type[Any], with_look: bool) -> type[Pool]:
     do_connect, do_get, do_return = cls.connect, cls._do_get, cls._return_conn
 
     def connect(self: Any) -> Any:
@@ -89,7 +87,9 @@ def _watched_class(cls: type[Any], with_extra: bool) -> type[Pool]:
                 live.peak_checked_out = count
             entry.holder = who
             entry.since = now
-            entry.checkouts += 1
+            entry.checkouts = count = entry.checkouts + 1
+            if count >= entry.note_at:
+                account.note(entry, now)
         except BaseException as error:
             if interrupted(error):
                 _mend(self)
@@ -98,14 +98,11 @@ def _watched_class(cls: type[Any], with_extra: bool) -> type[Pool]:
                 _unusual(self, proxy)
         return proxy
 
-    def connect_with_extra(self: Any) -> Any:
+    def look_and_connect(self: Any) -> Any:
         extra: Extra | None = getattr(self._creator, EXTRA, None)
         if extra is not None and extra.look is not None:
             extra.look()
-        proxy = connect(self)
-        if extra is not None and extra.trace is not None:
-            extra.trace(proxy._connection_record)
-        return proxy
+        return connect(self)
 
     # Not `_do_return_conn`: a detach gives the record back by that, and has an event of its own.
     def _return_conn(self: Any, record: Any) -> None:
@@ -119,11 +116,13 @@ def _watched_class(cls: type[Any], with_extra: bool) -> type[Pool]:
                     held = monotonic() - since
                     entry.holds.append(held)
                     entry.held += held
-                    entry.checkins = entry.checkouts
+                    entry.checkins = count = entry.checkouts
                     entry.since = 0.0
+                    if entry.noted_at == count:
+                        entry.site.counts.holds.append(held)
                     account.live.checked_out -= 1
                     account.process.checked_out -= 1
-                    if not entry.checkouts & UNCOUNTED and len(entry.holds) >= UNCOUNTED:
+                    if not count & UNCOUNTED and len(entry.holds) >= UNCOUNTED:
                         account.ledger.count_times(account, entry)
                 else:
                     entry.checkins = entry.checkouts
@@ -166,7 +165,7 @@ def _watched_class(cls: type[Any], with_extra: bool) -> type[Pool]:
 
     namespace: dict[str, Any] = {"__module__": cls.__module__, "__doc__": cls.__doc__, KEY: cls}
     namespace |= {"_return_conn": _return_conn, "_do_get": _do_get}
-    namespace["connect"] = connect_with_extra if with_extra else connect
+    namespace["connect"] = look_and_connect if with_look else connect
     return type(cls.__name__, (cls,), namespace)
 
 
@@ -196,7 +195,9 @@ def _wait_begins(account: PoolAccount, wait: object) -> None:
     try:
         _waiting.set(account)
         account.ledger.seen()
-        account.wait_begins(monotonic(), wait)
+        now = monotonic()
+        account.wait_begins(now, wait)
+        account.note_wait(wait, now)
     except BaseException as error:
         if interrupted(error):
             account.mend()
