@@ -186,8 +186,8 @@ class Program:
         tracing = holder.Tracing(trace, 30.0)  # type: ignore[arg-type]
         self.account = instrument(self.engine.pool, self.ledger, describe(self.engine), lambda _: 7, tracing)
 
-    def take(self) -> Report:
-        report = self.ledger.take(time.monotonic(), alive=True)
+    def take(self, later: float = 0.0) -> Report:
+        report = self.ledger.take(time.monotonic() + later, alive=True)
         assert report is not None
         self.ledger.acknowledged(report.sequence)
         return report
@@ -216,15 +216,19 @@ def test_who_holds_and_how_often() -> None:
     assert found["second_line"].usual is not None
     assert found["first_line"].longest is not None
     assert {site.share for site in found.values()} == {1.0}
-    assert program.take().sites == ()  # nothing has changed
+    assert program.take(6.0).sites == ()  # nothing has changed
     kept.pop(0).close()  # type: ignore[attr-defined]
-    assert [site.holds for site in program.take().sites] == [1]
+    assert program.take(1.0).sites == ()  # too soon
+    assert [site.holds for site in program.take(6.0).sites] == [1]
+    kept.pop(0).close()  # type: ignore[attr-defined]
+    program.ledger.end()
+    assert [site.holds for site in program.take(7.0).sites] == [2, 4]  # the last report has all
     program.ledger.restart()
     assert len(program.take().sites) == 2  # a full one has all
 
 
 def test_who_waits() -> None:
-    """A report has how many wait in each line, and where the holders of what they wait for are."""
+    """The next report has how many wait in each line, and where those are who hold what they wait for."""
     program = Program(size=1)
     kept = program.first_line()
     waiter = threading.Thread(target=lambda: program.second_line().close())  # type: ignore[attr-defined]
@@ -252,7 +256,7 @@ def test_lines_of_a_pool_that_is_gone() -> None:
     program.account.retired = True
     for entry in program.account.entries.values():
         entry.end()
-    report = program.take()
+    report = program.take(6.0)
     assert report.closed_pools
     (site,) = report.sites
     assert (site.holds, site.pool in report.closed_pools) == (1, False)

@@ -59,6 +59,8 @@ FEW = 100
 REFRESH = 30.0
 #: The holder of a connection that is held long is looked at every so many seconds.
 LOOK = 5.0
+#: What is counted by line is reported every so many seconds, where nobody waits there.
+SITE_INTERVAL = 5.0
 #: Where somebody waits, so many of the holders that have what is waited for are looked at for each report.
 LOOKS = 20
 #: Folding takes milliseconds. Where so many tries in a row found somebody at it, over so many seconds, nobody
@@ -135,6 +137,7 @@ class Ledger:
         self._to_look: set[int] = set()
         """The connections whose holders are looked at for this report, by number."""
         self._random = random.Random()
+        self._ending = False
         self._others: list[tuple[dict[SiteAccount, tuple[int, float]], Counter[SiteAccount], float]] = []
         """What counts for `OTHER`: of each pool who holds, who waits, and the share that is known."""
         self._sequence = 0
@@ -180,7 +183,7 @@ class Ledger:
         self.used = False
         self._sequence = self._base = 0
         self._taken_at = self._unacknowledged = None
-        self._busy = False
+        self._busy = self._ending = False
         self._closed_pools = []
         self._surplus, self._surplus_of, self._moved = {}, {}, {}
         self._listed = self._unlisted = 0
@@ -261,6 +264,7 @@ class Ledger:
 
     def end(self) -> None:
         """The process ends in good order: what is open now is closed with it, and what is held given back."""
+        self._ending = True
         for account in self._accounts():
             for entry in list(account.entries.values()):
                 entry.end()
@@ -591,7 +595,14 @@ class Ledger:
         usual = site.count()
         count, first = held or (0, None)
         facts = (count, first, waiting, usual, share)
-        if not full and facts == site.told and not (count and now - site.told_at > REFRESH):
+        since_told = now - site.told_at
+        if full or self._ending or site.told is None:
+            due = True
+        elif facts == site.told:
+            due = count > 0 and since_told > REFRESH
+        else:  # which it is in nearly every report of a busy program
+            due = since_told >= SITE_INTERVAL or waiting > 0 or site.told[2] != waiting
+        if not due:
             return None
         site.told, site.told_at = facts, now
         return SiteReport(pool, self._line(site), count, age(now, first), waiting, *usual, share)
