@@ -734,13 +734,13 @@ def test_the_largest_report_fits() -> None:
         for _ in range(30):
             entry = account.opened(1, 1.0)
             entry.checkouts, entry.since = 1, 2.0
-    assert ledger._holders is not None
+    assert ledger.looking.holders is not None
 
     class Verbose(Holders):
         def look(self, holder: int, code: CodeType | None, mine: bool) -> Look:
             return Look("elsewhere", "\U0001f40d" * 100, ("\U0001f40d" * 100,) * 20)
 
-    ledger._holders = Verbose()
+    ledger.looking.holders = Verbose()
     report = on_the_wire(told(ledger.take(10.0)))
     assert len(report.connections) == 9_000
     assert sum(pool.gauges.connections for pool in report.pools) == 9_000

@@ -15,7 +15,7 @@ from sqlalchemy.pool import QueuePool
 
 from connmon import histogram
 from connmon.model import Report, SiteReport
-from connmon.plugin import holder, sites
+from connmon.plugin import holder, looking, sites
 from connmon.plugin.engine import describe
 from connmon.plugin.ledger import Ledger
 from connmon.plugin.pool import instrument
@@ -247,6 +247,24 @@ def test_who_waits() -> None:
     assert by_function(program.take())["second_line"].waiting == 0
 
 
+def test_those_who_hold_what_others_wait_for() -> None:
+    """At most 20 are looked at for each report, among them with stacks those who have held longest."""
+    program = Program(size=40)
+    kept = [program.first_line() for _ in range(40)]
+    waiter = threading.Thread(target=lambda: program.second_line().close())  # type: ignore[attr-defined]
+    waiter.start()
+    deadline = time.monotonic() + 10
+    while not program.account.waits and time.monotonic() < deadline:
+        time.sleep(0.001)
+    report = program.take()
+    kept.pop().close()  # type: ignore[attr-defined]
+    waiter.join(10)
+    oldest = sorted(report.connections, key=lambda connection: -(connection.held or 0.0))
+    assert sum(connection.holder_in is not None for connection in report.connections) == looking.LOOKS
+    assert [bool(connection.stack) for connection in oldest] == [True] * 3 + [False] * 37
+    assert all(connection.call_site for connection in report.connections)
+
+
 def test_lines_of_a_pool_that_is_gone() -> None:
     """What the lines of a dropped engine have counted stays in the reports."""
     program = Program()
@@ -303,7 +321,7 @@ def test_a_thread_that_works_with_another_connection() -> None:
     second = program.second_line()
     looked: list[bool] = []
 
-    class Looking:
+    class Watched:
         name = staticmethod(holder.name)
         line = staticmethod(holder.line)
         same_thread = staticmethod(holder.same_thread)
@@ -313,7 +331,7 @@ def test_a_thread_that_works_with_another_connection() -> None:
             looked.append(mine)
             return holder.look(who, code, mine)
 
-    program.ledger._holders = Looking()
+    program.ledger.looking.holders = Watched()
     program.take()
     assert looked == [False, True]
     del first, second

@@ -16,11 +16,8 @@ Times are seconds of one monotonic clock, handed in.
 from __future__ import annotations
 
 import itertools
-import random
-from collections import Counter
 from collections.abc import Callable, Iterable
-from types import CodeType
-from typing import Any, Protocol
+from typing import Protocol
 
 from connmon.model import (
     CHECKED_OUT,
@@ -43,7 +40,9 @@ from connmon.model import (
     plus,
 )
 from connmon.plugin.account import UNCOUNTED, Entry, Live, PoolAccount, highest, within
-from connmon.plugin.sites import OTHER, Look, Room, Sampling, SiteAccount
+from connmon.plugin.looking import NOT_LOOKED, Holders, Looking
+from connmon.plugin.sitereports import SiteReports
+from connmon.plugin.sites import Room, Sampling, SiteAccount
 from connmon.plugin.surplus import OTHERS, Counted, Surplus, age
 
 #: How many databases keep the totals of their pools that are gone, and of those that are not reported one
@@ -57,22 +56,12 @@ FEW = 100
 #: A connection that is held is told again after this many seconds, although nothing about it
 #: changed: the replica ages it by its own clock, and that can lag.
 REFRESH = 30.0
-#: The holder of a connection that is held long is looked at every so many seconds.
-LOOK = 5.0
-#: What is counted by line is reported every so many seconds, where nobody waits there.
-SITE_INTERVAL = 5.0
-#: Where somebody waits, so many of the holders that have what is waited for are looked at for each report.
-LOOKS = 20
 #: Folding takes milliseconds. Where so many tries in a row found somebody at it, over so many seconds, nobody
 #: is: an interruption came before the lock was released.
 BLOCKED, BLOCKED_SECONDS = 3, 2.0
 #: Ended entries that may pile up while no reporter runs, before they are folded on the spot.
 BACKLOG = 1000
 
-
-#: Of a holder that was not looked at; and the name of one that has ended.
-NOT_LOOKED = Look(None, None, ())
-ENDED = "(ended)"
 
 _ANY_OTHER = PoolInfo(OTHERS, OTHERS, None, None, None, "", None, None, None)
 
@@ -83,15 +72,6 @@ class Lock(Protocol):
 
     def acquire(self, blocking: bool = True, timeout: float = -1, /) -> bool: ...
     def release(self) -> None: ...
-
-
-class Holders(Protocol):
-    """What is asked of who holds a connection; see the module `holder`."""
-
-    def name(self, holder: Any, /) -> str: ...
-    def line(self, code: Any, number: int, /) -> str: ...
-    def look(self, holder: Any, code: CodeType | None, mine: bool, /) -> Look: ...
-    def same_thread(self, holder: Any, thread: Any, /) -> bool: ...
 
 
 class Ledger:
@@ -126,20 +106,14 @@ class Ledger:
         """Whether anything has happened that is worth a report."""
         self.wake: Callable[[], None] | None = None
         """Called when the first connection is seen: starts the reporter. None: it runs."""
-        self._holders = holders
+        self.looking = Looking(holders)
+        self._site_reports = SiteReports(self.looking.line)
         self.sampling = Sampling()
         """Which checkouts are noted by their line, of all pools together."""
         self.sites_room = Room()
         self._checkouts = 0
         """Of all pools, as last counted."""
-        self._latest_hold: dict[object, float] = {}
-        """By holder: since when it has the connection that it took last."""
-        self._to_look: set[int] = set()
-        """The connections whose holders are looked at for this report, by number."""
-        self._random = random.Random()
         self._ending = False
-        self._others: list[tuple[dict[SiteAccount, tuple[int, float]], Counter[SiteAccount], float]] = []
-        """What counts for `OTHER`: of each pool who holds, who waits, and the share that is known."""
         self._sequence = 0
         self._base = 0
         self._taken_at: float | None = None
@@ -307,7 +281,8 @@ class Ledger:
             account.unacknowledged = highest(account.unacknowledged, peaks)
             counted.append((account, gauges, totals, account.times(), peaks, held_since, first, wait))
         self._sample(now, sum([totals.checkouts for _, _, totals, *_ in counted]))
-        self._choose(now)
+        self.looking.choose(list(self.pools.values()), now)
+        self._site_reports.begin(now, all_lines=full, all_changed=self._ending)
         whole = self.live.collect(longest)
         self._unacknowledged = highest(self._unacknowledged, whole)
         for account, gauges, totals, times, peaks, held_since, first, wait in counted:
@@ -343,9 +318,9 @@ class Ledger:
             )
             connections += self._connections(account.entries.values(), number, info, now, full)
             if surplus is None:
-                sites += self._sites(account, totals.checkouts, now, full)
+                sites += self._site_reports.of(account, totals.checkouts)
         pools += self._surplus_reports(now, full, self._unacknowledged)
-        sites += self._other_sites(now, full)
+        sites += self._site_reports.others(self.sites_room)
         news = bool(pools or connections or closed or self._closed_pools or sites)
         # One more report after the last change, so that rates and the longest wait come to rest.
         if not (full or alive or news or self._busy):
@@ -433,7 +408,7 @@ class Ledger:
             session, server = self._session(entry, info, now)
             since, detached = entry.since, entry.detached
             held = since > 0.0
-            name, site, look = self._holder(entry, since, now) if held else (None, None, NOT_LOOKED)
+            name, site, look = self.looking.holder_of(entry, since, now) if held else (None, None, NOT_LOOKED)
             # The id comes later than the connection: its first statements may be on their way meanwhile.
             plain = (number, since, detached, session, server)
             facts: tuple[object, ...] = (plain, site, look)
@@ -484,64 +459,6 @@ class Ledger:
             return number, None
         return number, location.address_of(entry, info)
 
-    def _choose(self, now: float) -> None:
-        """Choose whose holders are looked at because somebody waits for what they have."""
-        self._to_look = set()
-        self._latest_hold = {}
-        wanted: list[int] = []
-        look = False
-        for account in list(self.pools.values()):
-            after = account.look_after
-            if after is None:
-                continue
-            waited_for = bool(account.waits)
-            for entry in list(account.entries.values()):
-                since = entry.since
-                if since and not entry.closed and (waited_for or now - since >= after):
-                    look = True
-                    if waited_for:
-                        wanted.append(entry.number)
-        if not look:
-            return
-        self._to_look.update(wanted if len(wanted) <= LOOKS else self._random.sample(wanted, LOOKS))
-        for account in list(self.pools.values()):
-            for entry in list(account.entries.values()):
-                since = entry.since
-                if since and not entry.closed:
-                    holder = _identity(entry.holder)
-                    self._latest_hold[holder] = max(since, self._latest_hold.get(holder, 0.0))
-
-    def _holder(self, entry: Entry, since: float, now: float) -> tuple[str | None, str | None, Look]:
-        """Return who holds the connection, in which line it was taken, and where its holder is."""
-        holders = self._holders
-        if holders is None:
-            return None, None, NOT_LOOKED
-        site = entry.site if entry.noted_at == entry.checkouts else None
-        if entry.seen_at < since:
-            entry.seen = None
-        after = entry.pool.look_after
-        held_long = after is not None and now - since >= after
-        again = entry.seen is None or now - entry.seen_at >= LOOK
-        ended = site is not None and not holders.same_thread(entry.holder, entry.thread)
-        if (held_long and again) or entry.number in self._to_look:
-            look = Look("ended", None, ())
-            if not ended:
-                mine = since >= self._latest_hold.get(_identity(entry.holder), 0.0)
-                look = holders.look(entry.holder, None if site is None else site.code, mine)
-            if entry.since != since:  # it ended while it was looked at
-                return None, None, NOT_LOOKED
-            entry.seen, entry.seen_at = look, now
-        name = ENDED if ended else holders.name(entry.holder)
-        return name, None if site is None else self._line(site), entry.seen or NOT_LOOKED
-
-    def _line(self, site: SiteAccount) -> str:
-        if site.line is None:
-            holders = self._holders
-            site.line = (
-                OTHER if site.code is None or holders is None else holders.line(site.code, site.number)
-            )
-        return site.line
-
     def _sample(self, now: float, checkouts: int) -> None:
         """Note every checkout by its line again, where they have become few."""
         passed = 0.0 if self._taken_at is None else now - self._taken_at
@@ -553,59 +470,6 @@ class Ledger:
             if account.sampling is self.sampling:
                 for entry in list(account.entries.values()):
                     entry.note_at = 0
-
-    def _sites(self, account: PoolAccount, checkouts: int, now: float, full: bool) -> list[SiteReport]:
-        """Return what is to be reported of the lines that take connections from this pool."""
-        sites = account.sites
-        if not sites.accounts:
-            return []
-        share = sites.share(checkouts)
-        held: dict[SiteAccount, tuple[int, float]] = {}
-        for entry in list(account.entries.values()):
-            since, site = entry.since, entry.site
-            if since and site is not None and entry.noted_at == entry.checkouts and not entry.closed:
-                count, first = held.get(site.counts, (0, since))
-                held[site.counts] = count + 1, min(first, since)
-        waiting = Counter(list(account.wait_sites.values()))
-        self._others.append((held, waiting, share))
-        return [
-            report
-            for site in sites.reported()
-            if (report := self._site(site, account.number, held.get(site), waiting[site], share, now, full))
-        ]
-
-    def _other_sites(self, now: float, full: bool) -> list[SiteReport]:
-        """Return what is to be reported of all lines together that are not reported one by one."""
-        parts, self._others = self._others, []
-        other = self.sites_room.other
-        held = [part[other] for part, _, _ in parts if other in part]
-        waiting = sum([part[other] for _, part, _ in parts])
-        if other.told is None and not (other.ended or other.holds or held or waiting):
-            return []
-        together = (sum([count for count, _ in held]), min([since for _, since in held])) if held else None
-        share = min([share for _, _, share in parts], default=1.0)
-        report = self._site(other, 0, together, waiting, share, now, full)
-        return [] if report is None else [report]
-
-    def _site(
-        self, site: SiteAccount, pool: int, held: tuple[int, float] | None, waiting: int, share: float,
-        now: float, full: bool,
-    ) -> SiteReport | None:  # fmt: skip
-        """Return the report of a line; None where nothing of it has changed."""
-        usual = site.count()
-        count, first = held or (0, None)
-        facts = (count, first, waiting, usual, share)
-        since_told = now - site.told_at
-        if full or self._ending or site.told is None:
-            due = True
-        elif facts == site.told:
-            due = count > 0 and since_told > REFRESH
-        else:  # which it is in nearly every report of a busy program
-            due = since_told >= SITE_INTERVAL or waiting > 0 or site.told[2] != waiting
-        if not due:
-            return None
-        site.told, site.told_at = facts, now
-        return SiteReport(pool, self._line(site), count, age(now, first), waiting, *usual, share)
 
     def _retire(self) -> None:
         """Hand the totals of pools that are gone to the remains of the same database."""
@@ -641,11 +505,6 @@ class Ledger:
             remains = self.remains[key] = PoolAccount(self, next(self.numbers), info)
             remains.retired = True
         return remains
-
-
-def _identity(holder: Any) -> object:
-    """Return what tells holders apart. (The hash of a dead weak reference is an error.)"""
-    return holder if isinstance(holder, int) else id(holder)
 
 
 def _size(*texts: str) -> int:
