@@ -195,8 +195,8 @@ def test_nobody_there() -> None:
         pass
 
     gone = weakref.ref(Gone())
-    assert holder.look(-1) == (None, ())
-    assert holder.look(gone) == (None, ())
+    assert holder.look(-1) == ("ended", None, ())
+    assert holder.look(gone) == ("ended", None, ())
     assert holder.name(gone) == "(ended)"
 
 

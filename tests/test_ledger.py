@@ -46,8 +46,8 @@ class Holders:
     def line(self, code: str, number: int) -> str:
         return f"{code}:{number}"
 
-    def look(self, holder: int) -> tuple[str | None, tuple[str, ...]]:
-        return f"app.py:{holder} work", (f"app.py:{holder} work", "app.py:1 main")
+    def look(self, holder: int, code: object = None) -> tuple[str, str | None, tuple[str, ...]]:
+        return "application", f"app.py:{holder} work", (f"app.py:{holder} work", "app.py:1 main")
 
 
 PROCESS = Process("ctl1", "nova-api", 1, 0, None, None, None)
@@ -720,8 +720,8 @@ def test_the_largest_report_fits() -> None:
     assert ledger._holders is not None
 
     class Verbose(Holders):
-        def look(self, holder: int) -> tuple[str | None, tuple[str, ...]]:
-            return "\U0001f40d" * 100, ("\U0001f40d" * 100,) * 20
+        def look(self, holder: int, code: object = None) -> tuple[str, str | None, tuple[str, ...]]:
+            return "application", "\U0001f40d" * 100, ("\U0001f40d" * 100,) * 20
 
     ledger._holders = Verbose()
     report = on_the_wire(told(ledger.take(10.0)))

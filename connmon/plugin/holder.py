@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import CodeType, FrameType
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
+from connmon.model import HolderIn
 from connmon.plugin import native
 
 #: Frames that a stack is told with at most, and characters of a line.
@@ -111,17 +112,41 @@ def name(holder: Holder) -> str:
         return "(no name)"
 
 
-def look(holder: Holder) -> tuple[str | None, tuple[str, ...]]:
-    """Return the line of the application where the holder is now, and its stack, innermost first.
+class Look(NamedTuple):
+    """Where a holder is now."""
 
-    (None, ()) where it has ended, or runs where nobody can look.
-    """
+    where: HolderIn | None
+    """None: it runs where nobody can look."""
+    site: str | None
+    """The line of the application."""
+    stack: tuple[str, ...]
+    """The innermost frame first."""
+
+
+def look(holder: Holder, code: CodeType | None = None) -> Look:
+    """Return where the holder is now; `code` took the connection, None: not known."""
     try:
         stack = list(_stack_of(holder))
     except Exception:  # it went on while it was looked at
-        return None, ()
+        return Look(None, None, ())
+    if not stack:
+        return Look("ended", None, ())
     site = _site(stack)
-    return None if site is None else line(*site), tuple(line(*place) for place in stack[:DEPTH])
+    where: HolderIn = "application"
+    if code is not None and all(code is not frame_code for frame_code, _ in stack):
+        where = "elsewhere"
+    return Look(where, None if site is None else line(*site), tuple(line(*place) for place in stack[:DEPTH]))
+
+
+def thread_of(ident: int) -> weakref.ref[threading.Thread] | None:
+    """Return a reference to the thread with this number, to know it by later: numbers are used again."""
+    thread = _active.get(ident)
+    return None if thread is None else weakref.ref(thread)
+
+
+def same_thread(ident: int, reference: weakref.ref[threading.Thread] | None) -> bool:
+    """Return whether the thread with this number is still the one of `thread_of`; None: taken to be."""
+    return reference is None or _active.get(ident) is reference()
 
 
 def line(code: CodeType, number: int) -> str:

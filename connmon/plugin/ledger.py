@@ -77,7 +77,7 @@ class Holders(Protocol):
 
     def name(self, holder: Any, /) -> str: ...
     def line(self, code: Any, number: int, /) -> str: ...
-    def look(self, holder: Any, /) -> tuple[str | None, tuple[str, ...]]: ...
+    def look(self, holder: Any, code: Any = None, /) -> tuple[Any, str | None, tuple[str, ...]]: ...
 
 
 class Ledger:
@@ -447,7 +447,7 @@ class Ledger:
         if after is None or held < after:
             entry.seen = None
         elif entry.seen is None or entry.seen_at < entry.since or now - entry.seen_at >= LOOK:
-            entry.seen, entry.seen_at = holders.look(entry.holder), now
+            entry.seen, entry.seen_at = holders.look(entry.holder)[1:], now
         site, stack = entry.seen or (None, ())
         if entry.site is not None:
             site = holders.line(*entry.site)
