@@ -420,6 +420,8 @@ class UrlOptions:
     held: float = 30.0
     """Seconds after which a held connection counts as held long; above 0."""
     secret_file: str | None = None
+    project: tuple[str, ...] = ()
+    """The packages that are the application; empty: what can be told from where code is installed."""
     driver: str | None = None
     """Of `<dialect>+connmon://`; None: the dialect's default."""
 
@@ -470,6 +472,14 @@ def _driver(text: str) -> str:
     return text
 
 
+def _project(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if len(name) > _LONGEST_NAME or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):
+            raise _error(f"{shown(name)} is not the name of a package; expected PACKAGE[,PACKAGE...]")
+    return names
+
+
 def _trace(text: str) -> Trace:
     if text not in _TRACES:
         raise _error(f"{shown(text)} is not one of {', '.join(_TRACES)}")
@@ -483,6 +493,7 @@ _URL_OPTIONS: Final[Mapping[str, Callable[[str], Any]]] = {
     "connmon_program": _name,
     "connmon_trace": _trace,
     "connmon_held": _positive,
+    "connmon_project": _project,
     "connmon_secret_file": str,
     "connmon_driver": _driver,
 }

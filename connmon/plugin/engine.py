@@ -176,12 +176,14 @@ def created(engine: Engine, options: Options) -> None:
             return
         service = given.resolve()
         # Here, and not above: should they fail to import, the application does not notice.
-        from connmon.plugin.holder import Tracing
+        from connmon.plugin import holder
         from connmon.plugin.pool import instrument
         from connmon.plugin.reporter import ledger_for
 
         ledger = ledger_for(service, given.program or program_name())
-        tracing = Tracing(given.trace, given.held)
+        if given.project:
+            holder.project(given.project)
+        tracing = holder.Tracing(given.trace, given.held)
         instrument(engine.pool, ledger, describe(engine), driver_of(engine.dialect), tracing)
         _attached.add(engine.pool)
     except ConfigError as error:

@@ -8,8 +8,7 @@ Rules:
    `sys._current_frames()`, the chain of awaits of a task, the frame of a greenlet that waits.
 3. Only where every call site was asked for (`connmon_trace=all`) does a checkout walk its own
    stack, and it keeps a code object and a number.
-4. The line that counts is the application's: the first one, seen from the innermost, that is not
-   in SQLAlchemy, oslo.db, connmon or Python's own library, nor below SQLAlchemy (a driver's).
+4. The line that counts is the application's; which one that is, the module `call_site` says.
 5. No locks: under eventlet and gevent threading's belong to greenlets, and the reporter is a
    native thread. Nothing here raises.
 """
@@ -19,14 +18,15 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import sysconfig
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import CodeType, FrameType
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
+from connmon.interrupts import interrupted
 from connmon.model import HolderIn
+from connmon.plugin import call_site as frames
 from connmon.plugin import native
 from connmon.plugin.sites import Look, Site
 
@@ -38,10 +38,7 @@ Holder: TypeAlias = Any
 """A thread's number, or a weak reference to a task or a greenlet."""
 
 _active: dict[int, threading.Thread] = getattr(threading, "_active", {})
-_LIBRARY: Final = tuple(
-    {os.path.join(path, "") for path in (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))}
-)
-_BETWEEN: Final = ("sqlalchemy", "oslo_db")
+_known_kinds: frames.Kinds | None = None
 
 
 class Tracing(NamedTuple):
@@ -74,19 +71,46 @@ def asking(asynchronous: bool) -> Callable[[], Holder]:
 
 def call_site() -> Site | None:
     """Return the line of the application that this was called from."""
-    return _site(_stack_here())
+    return frames.find(sys._getframe(2), _kinds(), _parents)
 
 
-def _stack_here() -> Iterator[tuple[CodeType, int]]:
-    frame: FrameType | None = sys._getframe(2)
-    yield from _upwards(frame)
+def project(names: Iterable[str]) -> None:
+    """Have the packages of these names count as the application, in this process."""
+    global _known_kinds
+    more = frozenset(names)
+    before = _known_kinds.project if _known_kinds is not None else frozenset()
+    if not more <= before:
+        _known_kinds = frames.Kinds(before | more)
+
+
+def _kinds() -> frames.Kinds:
+    global _known_kinds
+    kinds = _known_kinds
+    if kinds is None:
+        kinds = _known_kinds = frames.Kinds(own=_own())
+    return kinds
+
+
+def _own() -> frozenset[str]:
+    try:
+        main = vars(sys.modules["__main__"])
+        return frames.own_packages(sys.argv, main, os.environ, list(sys.modules))
+    except Exception as error:
+        if interrupted(error):
+            raise
+        return frozenset()
+
+
+def _parents() -> Sequence[FrameType | None]:
     # SQLAlchemy's asyncio runs in a greenlet of its own, below the task's.
+    found: list[FrameType | None] = []
     greenlet = sys.modules.get("greenlet")
     if greenlet is not None:
         parent = greenlet.getcurrent().parent
         while parent is not None:
-            yield from _upwards(parent.gr_frame)
+            found.append(parent.gr_frame)
             parent = parent.parent
+    return found
 
 
 # --- At the report --------------------------------------------------------------------------
@@ -112,19 +136,29 @@ def name(holder: Holder) -> str:
         return "(no name)"
 
 
+NOWHERE: Final = Look(None, None, ())
+
+
 def look(holder: Holder, code: CodeType | None = None, mine: bool = True) -> Look:
-    """Return where the holder is now; `code` took the connection, None: not known."""
+    """Return where the holder is now; `code` took the connection, None: not known.
+
+    Not `mine`: the holder has taken another connection since, so that one is what the driver works with.
+    """
     try:
         stack = list(_stack_of(holder))
+        if not stack:
+            return Look(_without_stack(holder), None, ())
+        kinds = _kinds()
+        site = frames.find_in(frames.above_driver(stack, kinds), kinds)
+        where: HolderIn = "application"
+        if mine and frames.in_database(stack, kinds, code):
+            where = "database"
+        elif code is not None and all(code is not frame_code for frame_code, _ in stack):
+            where = "elsewhere"
+        lines = tuple(line(*place) for place in stack[:DEPTH])
+        return Look(where, None if site is None else line(*site), lines)
     except Exception:  # it went on while it was looked at
-        return Look(None, None, ())
-    if not stack:
-        return Look("ended", None, ())
-    site = _site(stack)
-    where: HolderIn = "application"
-    if code is not None and all(code is not frame_code for frame_code, _ in stack):
-        where = "elsewhere"
-    return Look(where, None if site is None else line(*site), tuple(line(*place) for place in stack[:DEPTH]))
+        return NOWHERE
 
 
 def thread_of(ident: int) -> weakref.ref[threading.Thread] | None:
@@ -147,24 +181,51 @@ def line(code: CodeType, number: int) -> str:
     return _text(f"{path}:{number} {code.co_name}")
 
 
-def _stack_of(holder: Holder) -> Iterable[tuple[CodeType, int]]:
+def _stack_of(holder: Holder) -> Iterable[Site]:
     if isinstance(holder, int):
         return _upwards(sys._current_frames().get(holder))
     who = holder()
     if who is None:
         return ()
     if hasattr(who, "get_coro"):
-        return reversed(list(_awaited(who.get_coro())))
+        coroutine = who.get_coro()
+        if getattr(coroutine, "cr_running", False) and (running := _running(coroutine.cr_frame)):
+            return running
+        return reversed(list(_awaited(coroutine)))
     return _upwards(getattr(who, "gr_frame", None))
 
 
-def _upwards(frame: FrameType | None) -> Iterator[tuple[CodeType, int]]:
+def _without_stack(holder: Holder) -> HolderIn | None:
+    """Return where a holder is that has no frame: ended, or not in Python, or where nobody can look."""
+    if isinstance(holder, int):
+        thread = _active.get(holder)
+        if thread is None or isinstance(thread, threading._DummyThread) or not thread.is_alive():
+            return "ended"
+        return None
+    who = holder()
+    if who is None or getattr(who, "dead", False) or (hasattr(who, "done") and who.done()):
+        return "ended"
+    return None
+
+
+def _upwards(frame: FrameType | None) -> Iterator[Site]:
     while frame is not None:
         yield frame.f_code, frame.f_lineno or 0
         frame = frame.f_back
 
 
-def _awaited(coroutine: Any) -> Iterator[tuple[CodeType, int]]:
+def _running(frame: FrameType | None) -> list[Site]:
+    """Return the stack of the thread that runs this frame of a coroutine right now; empty: none does."""
+    for innermost in sys._current_frames().values():
+        each: FrameType | None = innermost
+        while each is not None:
+            if each is frame:
+                return list(_upwards(innermost))
+            each = each.f_back
+    return []
+
+
+def _awaited(coroutine: Any) -> Iterator[Site]:
     """Yield where each of a chain of coroutines stands, the outermost first."""
     for _ in range(1000):
         frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "gi_frame", None)
@@ -173,31 +234,11 @@ def _awaited(coroutine: Any) -> Iterator[tuple[CodeType, int]]:
         if frame is None:
             return
         yield frame.f_code, frame.f_lineno or 0
+        if frame.f_code.co_name == "greenlet_spawn":  # SQLAlchemy's: the rest is in a greenlet
+            greenlet = frame.f_locals.get("context")
+            yield from reversed(list(_upwards(getattr(greenlet, "gr_frame", None))))
         inner = getattr(coroutine, "cr_await", None)
         coroutine = inner if inner is not None else getattr(coroutine, "gi_yieldfrom", None)
-
-
-def _site(stack: Iterable[tuple[CodeType, int]]) -> Site | None:
-    found = first = None
-    for code, number in stack:
-        path = code.co_filename
-        if path.startswith("<"):  # made by exec: SQLAlchemy's own, mostly
-            continue
-        parts = path.replace("\\", "/").split("/")
-        if any(part in _BETWEEN for part in parts):
-            found = None  # what was below is a driver's
-        elif found is None and not _ours(parts) and not _library(path, parts):
-            found = (code, number)
-        first = first or (code, number)
-    return found or first
-
-
-def _ours(parts: list[str]) -> bool:
-    return parts[-3:-1] == ["connmon", "plugin"]
-
-
-def _library(path: str, parts: list[str]) -> bool:
-    return path.startswith(_LIBRARY) and "site-packages" not in parts and "dist-packages" not in parts
 
 
 def _text(text: str) -> str:

@@ -1,0 +1,545 @@
+"""Which frame of a stack is the call site: the line of the application that an operator wants to see.
+
+Rules:
+
+1. It is the first frame, seen from the innermost, that is the application's. What is SQLAlchemy's, a
+   driver's, a library of the plumbing (`PLUMBING`) or Python's own is not, by the real directories of
+   these packages: a directory that is merely called sqlalchemy is the application's.
+2. Nor is a frame that only hands on a call: a decorator's wrapper in the line where it calls `f(*args,
+   **kwargs)`, a method that does nothing but call that of `super()` with its arguments, or a function
+   that does nothing but `return other(its, arguments)`. Such a function counts where what it calls is
+   SQLAlchemy: then it is the query.
+3. The application is the packages of `connmon_project`; without that, what is outside of site-packages,
+   and the package that the process was started with. Another package in site-packages is a library. It
+   counts where nothing of the application called it, that is between it and the server (`SERVERS`), the
+   end of the stack or the thirtieth frame beyond it.
+4. Where nothing counts, the innermost frame of the plumbing does.
+5. What a frame is depends on its code object alone, and is kept by the number of that (`id`): code
+   objects compare by value, and hashing one takes longer than all the rest. A weak reference removes the
+   entry when the code object goes, before its number can be used again.
+
+No locks, and nothing here raises for what an application's modules look like.
+"""
+
+from __future__ import annotations
+
+import dis
+import os
+import re
+import sys
+import sysconfig
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import CodeType, FrameType
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import sqlalchemy
+
+from connmon.interrupts import interrupted
+
+Place: TypeAlias = "tuple[CodeType, int]"
+Further: TypeAlias = Callable[[], Sequence["FrameType | None"]]
+"""Not a generator: an exception that is raised into one while it is closed is lost."""
+
+# --- What a frame is ------------------------------------------------------------------------
+
+APPLICATION: Final = 0
+LIBRARY: Final = 1
+HANDS_ON: Final = 2
+"""It does in some lines; see `Kinds.handing_on`."""
+SERVER: Final = 3
+PLUMBING_FRAME: Final = 4
+MADE: Final = 5
+"""Compiled from no file."""
+SQLALCHEMY: Final = 6
+BOUNDARY: Final = 7
+"""A function of SQLAlchemy that calls the driver."""
+ACQUIRES: Final = 8
+"""SQLAlchemy's pool, at a checkout."""
+AWAITS: Final = 9
+"""SQLAlchemy's way from a greenlet to asyncio."""
+DRIVER: Final = 10
+PYTHON: Final = 11
+"""Python's own library."""
+OURS: Final = 12
+
+DRIVERS: Final = (
+    "pymysql", "MySQLdb", "mysql.connector", "mariadb", "aiomysql", "asyncmy", "psycopg2", "psycopg",
+    "psycopg_pool", "asyncpg", "pg8000", "sqlite3", "aiosqlite", "sqlcipher3", "oracledb", "cx_Oracle",
+    "pyodbc", "aioodbc", "pymssql",
+)  # fmt: skip
+#: Between the application and SQLAlchemy, or around the application's functions.
+PLUMBING: Final = (
+    "oslo_db", "oslo_versionedobjects", "osprofiler", "neutron_lib.db", "neutron.objects.base",
+    "neutron.objects.db", "flask_sqlalchemy", "flask_migrate", "flask_sqlalchemy_lite", "sqlmodel",
+    "alembic", "sqlalchemy_utils", "sqlalchemy_continuum", "advanced_alchemy", "zope.sqlalchemy",
+    "pandas", "dogpile", "futurist", "tenacity", "retrying", "backoff", "wrapt", "decorator",
+    "debtcollector", "greenlet", "psycogreen", "anyio", "asgiref", "sentry_sdk", "opentelemetry",
+    "newrelic", "ddtrace", "elasticapm", "sqlalchemy_collectd",
+)  # fmt: skip
+#: They call the application: whatever is further out has nothing to do with the query.
+SERVERS: Final = (
+    "gunicorn", "uvicorn", "hypercorn", "daphne", "waitress", "cheroot", "uwsgi", "eventlet", "gevent",
+    "celery", "billiard", "kombu", "flask", "werkzeug", "starlette", "fastapi", "django", "webob",
+    "paste", "routes", "pecan", "oslo_service", "oslo_messaging", "oslo_middleware", "cotyledon",
+    "tornado", "aiohttp", "twisted", "apscheduler", "rq", "dramatiq", "huey", "click", "typer",
+    "pytest", "_pytest", "pluggy", "ipykernel", "IPython",
+)  # fmt: skip
+
+_NOBODY: Final = -1
+"""The kind of what the innermost frame calls."""
+_QUERY: Final = frozenset({_NOBODY, MADE, SQLALCHEMY, BOUNDARY, ACQUIRES, AWAITS, DRIVER})
+
+_CALLS_DRIVER: Final = frozenset(
+    {
+        "execute", "executemany", "callproc", "fetchone", "fetchmany", "fetchall", "nextset", "commit",
+        "rollback", "ping", "await_", "close", "tpc_begin", "tpc_commit", "tpc_rollback", "tpc_prepare",
+        "tpc_recover", "begin",
+    }
+)  # fmt: skip
+_PASSING: Final = frozenset(
+    {
+        "RESUME", "NOP", "CACHE", "EXTENDED_ARG", "COPY_FREE_VARS", "MAKE_CELL", "PUSH_NULL", "PRECALL",
+        "KW_NAMES", "LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "BUILD_MAP", "DICT_MERGE",
+        "BUILD_LIST", "LIST_EXTEND", "LIST_TO_TUPLE", "CALL_INTRINSIC_1", "RETURN_VALUE",
+        "RETURN_GENERATOR", "GEN_START", "POP_TOP", "GET_AWAITABLE", "SEND", "YIELD_VALUE",
+        "YIELD_FROM", "JUMP_BACKWARD_NO_INTERRUPT", "END_SEND", "CLEANUP_THROW", "RERAISE", "NOT_TAKEN",
+    }
+)  # fmt: skip
+_VARIABLE: Final = 0x04 | 0x08  # *args and **kwargs
+_LONGEST: Final = 200
+_SEP: Final = os.sep
+_HERE: Final = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
+_SQLALCHEMY: Final = os.path.join(os.path.dirname(sqlalchemy.__file__), "")
+_PYTHON: Final = tuple(
+    {os.path.join(path, "") for path in (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))}
+)
+_SCRIPTS: Final = frozenset(
+    {os.path.dirname(sys.executable or ""), sysconfig.get_path("scripts") or "", "/usr/bin", "/usr/local/bin"}
+)
+_INSTALLED: Final = (f"{_SEP}site-packages{_SEP}", f"{_SEP}dist-packages{_SEP}")
+_TYPED_IN: Final = ("<stdin", "<console", "<ipython")
+#: So many frames further out than a library the application is looked for that called it.
+BEYOND: Final = 30
+#: Code objects that are known at most; then it begins from nothing.
+MOST: Final = 20_000
+
+
+class Kinds:
+    """What the code objects are that have been seen, for one set of the application's packages."""
+
+    def __init__(self, project: frozenset[str] = frozenset(), own: frozenset[str] = frozenset()) -> None:
+        """`project`: the packages of `connmon_project`. `own`: of what the process was started with."""
+        self.project = project
+        self.own = own
+        self.known: dict[int, int] = {}
+        self.lines: dict[int, tuple[HandsOn, int]] = {}
+        """Of code that hands on a call: where it does, and what it is elsewhere."""
+        self._references: dict[int, weakref.ref[CodeType]] = {}
+
+    def of(self, code: CodeType) -> int:
+        """Return what this code object is."""
+        key = id(code)
+        kind = self.known.get(key)
+        if kind is not None:
+            return kind
+        try:
+            kind = self._kind(code)
+            lines = hands_on(code) if kind <= LIBRARY else None
+        except Exception as error:
+            if interrupted(error):
+                raise
+            kind, lines = PLUMBING_FRAME, None
+        if len(self.known) >= MOST:
+            self._clear()
+        known, all_lines, references = self.known, self.lines, self._references
+
+        def gone(_: object, key: int = key) -> None:
+            known.pop(key, None)
+            all_lines.pop(key, None)
+            references.pop(key, None)
+
+        references[key] = weakref.ref(code, gone)
+        if lines is not None:
+            all_lines[key] = lines, kind
+            kind = HANDS_ON
+        known[key] = kind
+        return kind
+
+    def handing_on(self, code: CodeType, number: int, inner: int) -> int:
+        """Return what a frame of kind HANDS_ON is in this line; `inner` is the kind of what it called."""
+        where, kind = self.lines.get(id(code), (None, PLUMBING_FRAME))
+        if where is None or number not in where.lines or (inner in _QUERY and not where.always):
+            return kind
+        return PLUMBING_FRAME
+
+    def _clear(self) -> None:
+        # New ones, not the same emptied: somebody else may be about to write to these.
+        self.known, self.lines, self._references = {}, {}, {}
+
+    def _kind(self, code: CodeType) -> int:
+        path = code.co_filename
+        if path.startswith("<"):
+            return APPLICATION if path.startswith(_TYPED_IN) else MADE
+        if path.startswith(_SQLALCHEMY):
+            return _of_sqlalchemy(code, path[len(_SQLALCHEMY) :])
+        if path.startswith(_HERE):
+            return OURS
+        if _in_any(DRIVERS, path):
+            return DRIVER
+        if self.project:
+            if _in_any(self.project, path) or _below(self.project, path):
+                return APPLICATION
+        elif self.own and _installed(path) and _in_any(self.own, path) and not _in_any(PLUMBING, path):
+            return APPLICATION
+        if _in_any(PLUMBING, path):
+            return PLUMBING_FRAME
+        if _in_any(SERVERS, path):
+            return SERVER
+        if _installed(path):
+            return LIBRARY
+        if path.startswith(_PYTHON):
+            return PYTHON
+        if code.co_name == "<module>" and os.path.dirname(path) in _SCRIPTS and not path.endswith(".py"):
+            return PLUMBING_FRAME  # made by pip: it calls the entry point
+        return LIBRARY if self.project else APPLICATION
+
+
+def _of_sqlalchemy(code: CodeType, path: str) -> int:
+    path = path.replace("\\", "/")
+    if path == "pool/base.py" and code.co_name == "_checkout":
+        return ACQUIRES
+    if path.startswith("util/") and code.co_name in (
+        "await_only",
+        "await_fallback",
+        "await_",
+        "greenlet_spawn",
+    ):
+        return AWAITS
+    calling = path.startswith(("dialects/", "connectors/")) or path in (
+        "engine/default.py",
+        "engine/cursor.py",
+    )
+    if calling and not _CALLS_DRIVER.isdisjoint(code.co_names):
+        return BOUNDARY
+    return SQLALCHEMY
+
+
+def _in_any(names: Iterable[str], path: str) -> bool:
+    return any(name.partition(".")[0] in path and _in(name, path) for name in names)
+
+
+def _in(name: str, path: str) -> bool:
+    """Return whether the file is of the imported package or module of this name."""
+    module = sys.modules.get(name)
+    if module is None:
+        return False
+    try:  # not getattr: a lazy module would be imported by it
+        names = object.__getattribute__(module, "__dict__")
+    except AttributeError:
+        return False
+    file, paths = names.get("__file__"), names.get("__path__")
+    if paths is None:
+        return isinstance(file, str) and path == file
+    if isinstance(file, str):
+        return path.startswith(os.path.join(os.path.dirname(file), ""))
+    return any(isinstance(one, str) and path.startswith(os.path.join(one, "")) for one in list(paths))
+
+
+def _below(names: Iterable[str], path: str) -> bool:
+    """Return whether the file has one of these names below the directory that it is imported from."""
+    roots = [root for root in sys.path if root and path.startswith(os.path.join(root, ""))]
+    if not roots:
+        return False
+    relative = path[len(os.path.join(max(roots, key=len), "")) :]
+    dotted = os.path.splitext(relative)[0].replace(_SEP, ".") + "."
+    return any(dotted.startswith(f"{name}.") for name in names)
+
+
+def _installed(path: str) -> bool:
+    return any(part in path for part in _INSTALLED)
+
+
+# --- Code that hands on a call --------------------------------------------------------------
+
+
+class HandsOn(NamedTuple):
+    """Where a function does nothing but hand on a call that it was called with."""
+
+    lines: frozenset[int]
+    always: bool
+    """Whether also where what it calls is SQLAlchemy."""
+
+
+def hands_on(code: CodeType) -> HandsOn | None:
+    """Return where this function only hands on a call; None: nowhere."""
+    wrapper = code.co_flags & _VARIABLE == _VARIABLE
+    if not wrapper and (len(code.co_code) > _LONGEST or not _parameters(code)):
+        return None
+    instructions = [each for each in dis.get_instructions(code) if each.opname != "CACHE"]
+    if _passes_through(code, instructions):
+        lines = frozenset(number for _, _, number in code.co_lines() if number is not None)
+        return HandsOn(lines, wrapper or "super" in code.co_names)
+    lines = _calls_with_all(code, instructions) if wrapper else frozenset()
+    return HandsOn(lines, True) if lines else None
+
+
+def _parameters(code: CodeType) -> tuple[str, ...]:
+    number = code.co_argcount + code.co_kwonlyargcount
+    number += bool(code.co_flags & 0x04) + bool(code.co_flags & 0x08)
+    return code.co_varnames[:number]
+
+
+def _loaded(instruction: dis.Instruction) -> tuple[str, ...]:
+    """Return the names of the local variables that the instruction loads."""
+    if not instruction.opname.startswith(("LOAD_FAST", "LOAD_DEREF", "LOAD_CLOSURE", "LOAD_CLASSDEREF")):
+        return ()
+    value = instruction.argval
+    return value if isinstance(value, tuple) else (str(value),)
+
+
+def _calls(opname: str) -> bool:
+    return opname == "CALL" or (opname.startswith("CALL_") and not opname.startswith("CALL_INTRINSIC"))
+
+
+def _calls_with_all(code: CodeType, instructions: Sequence[dis.Instruction]) -> frozenset[int]:
+    """Return the lines in which a function calls another one with its own *args and **kwargs."""
+    starred = set(_parameters(code)[-2:])
+    found = set()
+    loaded: set[str] = set()
+    for instruction in instructions:
+        name = instruction.opname
+        if name == "CALL_FUNCTION_EX":
+            if starred <= loaded:
+                found.add(_line_of(code, instruction.offset))
+            loaded = set()
+        elif _calls(name) or name.startswith(("STORE", "JUMP", "POP_JUMP", "RETURN")):
+            loaded = set()
+        else:
+            loaded.update(_loaded(instruction))
+    return frozenset(number for number in found if number is not None)
+
+
+def _line_of(code: CodeType, offset: int) -> int | None:
+    return next((line for start, end, line in code.co_lines() if start <= offset < end), None)
+
+
+def _passes_through(code: CodeType, instructions: Sequence[dis.Instruction]) -> bool:
+    """Return whether all that a function does is to return what another one does with its arguments.
+
+    One call, with arguments of its own only and with all of them: `return self.x.list(context, filters)`.
+    """
+    parameters = _parameters(code)
+    loaded: set[str] = set()
+    calls = 0
+    outside = False  # whether the function that is called is none of its arguments'
+    before = ""
+    for instruction in instructions:
+        name = instruction.opname
+        if names := _loaded(instruction):
+            loaded.update(each for each in names if each in parameters)
+            if any(each not in parameters for each in names):
+                if name.startswith("LOAD_FAST") or calls or loaded:
+                    return False
+                outside = True
+        elif name in ("LOAD_GLOBAL", "LOAD_NAME"):
+            if instruction.argval != "super":
+                if loaded or calls:
+                    return False
+                outside = True
+        elif name == "LOAD_CONST":
+            value = instruction.argval
+            if not (value is None or (isinstance(value, tuple) and all(isinstance(v, str) for v in value))):
+                return False
+        elif _calls(name):
+            calls += before != "super"
+        elif name not in _PASSING or (name == "RETURN_VALUE" and before == "LOAD_CONST"):
+            return False
+        if name == "LOAD_GLOBAL" and instruction.argval == "super":
+            before = "super"
+        elif name not in ("PUSH_NULL", "PRECALL"):
+            before = name
+    return calls == 1 and set(parameters) <= loaded and len(loaded) + outside >= 2
+
+
+# --- Which frame ----------------------------------------------------------------------------
+
+
+def find(frame: FrameType | None, kinds: Kinds, further: Further = tuple) -> Place | None:
+    """Return the call site on the stack of this frame, going on with those that `further` returns."""
+    known = kinds.known
+    plumbing: Place | None = None
+    made: Place | None = None
+    others: Iterator[FrameType | None] | None = None
+    inner = _NOBODY
+    while True:
+        while frame is not None:
+            code = frame.f_code
+            try:
+                kind = known[id(code)]
+            except KeyError:
+                kind = kinds.of(code)
+                known = kinds.known
+            if kind > MADE:
+                if made is not None and kind == SQLALCHEMY:
+                    made = None
+            else:
+                if kind == HANDS_ON:
+                    kind = kinds.handing_on(code, frame.f_lineno or 0, inner)
+                if kind == APPLICATION:
+                    return code, frame.f_lineno or 0
+                if kind == LIBRARY:
+                    library = code, frame.f_lineno or 0
+                    return _beyond(frame, kinds, others or iter(further())) or library
+                if kind == SERVER:
+                    if plumbing is not None:
+                        return plumbing
+                # The number of a line takes longer to find than all the rest.
+                elif kind == PLUMBING_FRAME:
+                    plumbing = plumbing or (code, frame.f_lineno or 0)
+                else:
+                    made = made or (code, frame.f_lineno or 0)
+            inner = kind
+            frame = frame.f_back
+        others = others or iter(further())
+        try:
+            frame = next(others)
+        except StopIteration:
+            return plumbing or made
+
+
+def _beyond(frame: FrameType | None, kinds: Kinds, others: Iterator[FrameType | None]) -> Place | None:
+    """Return the application's line where it called the library whose frame this is."""
+    known = kinds.known
+    inner = LIBRARY
+    for _ in range(BEYOND):
+        frame = frame.f_back if frame is not None else None
+        while frame is None:
+            try:
+                frame = next(others)
+            except StopIteration:
+                return None
+        code = frame.f_code
+        try:
+            kind = known[id(code)]
+        except KeyError:
+            kind = kinds.of(code)
+            known = kinds.known
+        if kind < PLUMBING_FRAME and kind != LIBRARY:
+            if kind == HANDS_ON:
+                kind = kinds.handing_on(code, frame.f_lineno or 0, inner)
+            if kind == APPLICATION:
+                return code, frame.f_lineno or 0
+            if kind == SERVER:
+                return None
+        inner = kind
+    return None
+
+
+def find_in(stack: Iterable[Place], kinds: Kinds) -> Place | None:
+    """Return the call site among these places, the innermost first; what `find` does with frames."""
+    library = plumbing = made = None
+    inner = _NOBODY
+    left = BEYOND
+    for code, number in stack:
+        kind = kinds.of(code)
+        if kind == HANDS_ON:
+            kind = kinds.handing_on(code, number, inner)
+        if library is not None:
+            left -= 1
+        if left < 0:
+            return library
+        if kind == APPLICATION:
+            return code, number
+        if kind == LIBRARY:
+            library = library or (code, number)
+        elif kind == SERVER:
+            if library is not None or plumbing is not None:
+                return library or plumbing
+        elif kind == PLUMBING_FRAME:
+            plumbing = plumbing or (code, number)
+        elif kind == MADE:
+            made = made or (code, number)
+        elif kind == SQLALCHEMY:
+            made = None
+        inner = kind
+    return library or plumbing or made
+
+
+def above_driver(stack: Sequence[Place], kinds: Kinds) -> Sequence[Place]:
+    """Return the stack without what SQLAlchemy calls of a driver, be it one that nobody knows."""
+    for place, (code, _) in enumerate(stack):
+        kind = kinds.of(code)
+        if kind == BOUNDARY:
+            return stack[place:]
+        if kind in (SQLALCHEMY, ACQUIRES):
+            break
+    return stack
+
+
+def in_database(stack: Sequence[Place], kinds: Kinds, taker: CodeType | None = None) -> bool:
+    """Return whether the driver is what works on this stack, with a connection that is held already.
+
+    `taker` took the connection: what is further out than it has nothing to do with that.
+    """
+    working = None
+    for code, _ in stack:
+        kind = kinds.of(code)
+        if kind == ACQUIRES:  # it is about a connection that it does not have yet
+            return False
+        if working is None and kind not in (PYTHON, MADE, AWAITS):
+            if kind in (DRIVER, BOUNDARY):
+                working = True
+            elif kind == SQLALCHEMY:
+                return False
+        if code is taker:
+            break
+    return bool(working)
+
+
+# --- The application's packages -------------------------------------------------------------
+
+_TARGET: Final = re.compile(r"([A-Za-z_]\w*)(\.\w+)*:[A-Za-z_]\w*(\(.*\))?\Z")
+_DOTTED: Final = re.compile(r"([A-Za-z_]\w*)(\.\w+)+\Z")
+_APP_OPTIONS: Final = ("-A", "--app", "--module", "--wsgi")
+_NOT_OWN: Final = frozenset(name.partition(".")[0] for name in (*PLUMBING, *SERVERS, *DRIVERS)) | {
+    "__main__", "sqlalchemy", "connmon", "neutron_lib",
+}  # fmt: skip
+
+
+def own_packages(
+    argv: Sequence[str],
+    main: Mapping[str, Any],
+    environ: Mapping[str, str],
+    modules: Iterable[str] = (),
+) -> frozenset[str]:
+    """Return the top-level packages that a process was started with; none where that cannot be known.
+
+    `main` are the names of its module `__main__`: a script that pip made has the entry point among them.
+    """
+    found: set[str] = set()
+    spec = main.get("__spec__")
+    name = getattr(spec, "name", None)
+    if isinstance(name, str):
+        found.add(name.partition(".")[0])
+    else:
+        for value in list(main.values()):
+            module = getattr(value, "__module__", None) if callable(value) else None
+            if isinstance(module, str):
+                found.add(module.partition(".")[0])
+    servers = found & _NOT_OWN
+    found -= _NOT_OWN | sys.stdlib_module_names
+    if servers or not found:
+        found |= _served(argv[1:], environ, frozenset(modules)) - _NOT_OWN
+    return frozenset(found)
+
+
+def _served(arguments: Sequence[str], environ: Mapping[str, str], modules: frozenset[str]) -> set[str]:
+    found = {environ[key] for key in ("FLASK_APP", "CELERY_APP") if environ.get(key)}
+    for place, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        if option in _APP_OPTIONS:
+            found.update([value] if equals else arguments[place + 1 : place + 2])
+        elif _TARGET.match(argument) or (_DOTTED.match(argument) and argument in modules):
+            found.add(argument)
+    return {re.split(r"[.:]", name)[0] for name in found if re.match(r"[A-Za-z_]\w*", name)}
