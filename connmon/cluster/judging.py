@@ -1,9 +1,9 @@
 """What is wrong with pools, and with what sums them, as the state has it. Pure; changes nothing but caches.
 
-The rules are in `connmon.verdicts`; here are the facts for them, and how verdicts of pools become verdicts of rows:
+The rules are in `connmon.verdicts`; here are the facts for them, and how pools' verdicts become rows' ones:
 
 - Nothing is judged before somebody asks. What was found of a process is kept until its next report.
-- Most pools are well, and that is seen by a few comparisons; only of others are connections and times looked at.
+- Most pools are well, and a few comparisons show it; only of others are connections and times looked at.
 - A row that sums pools has the verdicts of its gravest pool, and says which that is. Pools of lost processes,
   and sums over pools that are not reported one by one, make no verdict (their timeouts count).
 - Verdicts are as of the last report of a process, so that replicas with the same state have the same ones.
@@ -106,7 +106,7 @@ class Judge:
             return JudgedProcess(process.version, _NOTHING, _NO_TIMEOUTS)
         at = process.reported
         window = int(at // WINDOW)
-        long_ago = at - self.thresholds.held_long
+        long = self.thresholds.held_long
         # No p95 can be that long where all connects together were shorter (but for the histogram's error).
         slow_ms = 800.0 * self.thresholds.slow_connect
         pools: dict[int, JudgedPool] = {}
@@ -118,7 +118,7 @@ class Judge:
             if recent:
                 timeouts[number] = min(recent, LARGEST)
             elif not (
-                pool.gauges.waiting or connect_ms >= slow_ms or (since is not None and since <= long_ago)
+                pool.gauges.waiting or connect_ms >= slow_ms or (since is not None and at - since >= long)
             ):
                 continue
             if not pool.shown:
@@ -215,10 +215,10 @@ class Judge:
     def of_pools(
         self, processes: Iterable[ProcessRecord], database: RowKey | None, several: bool, by: str
     ) -> tuple[tuple[Verdict, ...], int]:
-        """Return the verdicts and recent timeouts of all pools of these processes, or of those in one database.
+        """Return the verdicts and recent timeouts of all pools of these processes, or of one database's.
 
-        `several`: whether these are several pools, so that it has to be said which one is meant. `by`: what the
-        row is, which says what need not be said.
+        `several`: whether these are several pools, so that the reason has to say which one is meant. `by`:
+        what the row is; that need not be said.
         """
         timeouts = 0
         graves: list[tuple[ProcessRecord, int, JudgedPool]] = []
@@ -261,7 +261,7 @@ class Judge:
     # --- database servers
 
     def of_servers(self, group: Group) -> tuple[Verdict, ...]:
-        """Return OVERCOMMIT where the pools of a database's server may open more connections than it takes."""
+        """Return OVERCOMMIT where a database server's pools may open more connections than it takes."""
         if not self.maxima or group.key[0] != "database" or group.state == "gone":
             return ()
         found = self._taken(group.key)

@@ -172,15 +172,8 @@ class _Line:
         """Leaked and blocked connections: how many, and how long the one held longest was held."""
 
     def row(self, host: str, program: str, call_site: str) -> SiteRow:
-        word: Stuck | None = None
-        reason = None
-        for word in ("LEAK", "BLOCKED"):
-            if word in self.stuck:
-                break
-        else:
-            word = None
-        if word is not None:
-            reason = line_reason(word, *self.stuck[word], self.usual)
+        word: Stuck | None = "LEAK" if "LEAK" in self.stuck else "BLOCKED" if self.stuck else None
+        reason = None if word is None else line_reason(word, *self.stuck[word], self.usual)
         return SiteRow(
             host, program, call_site, len(self.processes), min(self.held, LARGEST), self.in_database,
             None if self.lasted is None else self.reported - self.lasted, min(self.waiting, LARGEST),
@@ -309,8 +302,11 @@ def _process_keys(tables: Tables, query: Query, since: int) -> Iterator[RowKey]:
             if pool.shown or (pool.has_row and query.by == "connection"):
                 yield ("pool", process.instance, pool.number)
         if query.by == "connection":
+            at, long = process.reported, tables.judge.thresholds.held_long
             for connection in process.connections.values():
-                if connection.version > since:
+                held_since = connection.held_since
+                # Whether one that is held long is a leak can change without itself.
+                if connection.version > since or (held_since is not None and at - held_since >= long):
                     yield ("connection", process.instance, connection.number)
 
 
