@@ -7,9 +7,9 @@ gravest first, and when a pool has them (`docs/verdicts.rst` has them as a table
 LEAK
     A connection does not come back: it has been held for `held_long`, and nobody works with it. Its holder
     has ended or is elsewhere, and the hold is `UNUSUAL` times the usual one of its line (where that is not
-    known, of its pool; where neither is, the place of the holder suffices). Where the holder is in work of its
-    own, or is not known, only a hold of `SURE` times the usual one is a leak; without enough history there
-    is no verdict.
+    known, of its pool; where neither is, the place of the holder suffices). Where the holder is in work of
+    its own, or is not known, only a hold of `SURE` times the usual one is a leak; without enough history
+    there is no verdict.
 BLOCKED
     A connection has been held for `held_long`, by a holder that waits for the database, and that is unusual
     or has no history: a lock, mostly. It is never a leak.

@@ -14,10 +14,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from operator import itemgetter
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from connmon import histogram
 from connmon.cluster.records import WINDOW, ConnectionRecord, Group, PoolRecord, ProcessRecord
+from connmon.config import Service
 from connmon.dbaddress import DatabaseServer, plain, servers_of
 from connmon.model import LARGEST, RowKey, Verdict, VerdictWord
 from connmon.verdicts import (
@@ -35,8 +36,18 @@ from connmon.verdicts import (
     stuck,
 )
 
-Maxima = Mapping[tuple[str, "int | None"], int]
+Maxima: TypeAlias = Mapping[tuple[str, "int | None"], int]
 """How many connections database servers take, by host and port; port None: that host, any port."""
+
+
+def thresholds_of(service: Service) -> Thresholds:
+    """Return what the config says."""
+    return Thresholds(
+        service.verdict_held_long,
+        service.verdict_short_hold,
+        service.verdict_slow_connect,
+        service.verdict_timeouts,
+    )
 
 
 class Groups(Protocol):
@@ -88,6 +99,10 @@ class Judge:
         self.maxima = {(plain(host), port): most for (host, port), most in maxima.items()}
         self._known.clear()
         self._fleet = (-1, ())
+
+    def judge_as(self, other: Judge) -> None:
+        """Judge as the one of the state that this one replaces."""
+        self.thresholds, self.maxima = other.thresholds, other.maxima
 
     def forget(self, instance: str) -> None:
         """The process has gone."""
