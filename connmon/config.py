@@ -51,7 +51,7 @@ _NODE_LINE: Final = "NAME hostname=HOST[:PORT] [bind=HOST[:PORT]]"
 _LARGEST_FILE: Final = 1024 * 1024
 _LONGEST_NAME: Final = 256
 """In characters; what the wire takes."""
-_LONGEST_LEASE: Final = 86400.0
+_DAY: Final = 86400.0
 
 Trace: TypeAlias = Literal["auto", "all", "off"]
 CsvBy: TypeAlias = Literal["leader", "node"]
@@ -105,9 +105,17 @@ class Service:
     csv_size: int | None = None
     """Bytes at which the file is rotated."""
     csv_keep: int | None = None
+    """How many old files are kept."""
     server_max: tuple[ServerMax, ...] = ()
     """How many connections database servers take, as the config says."""
-    """How many old files are kept."""
+    verdict_held_long: float = 30.0
+    """Seconds, 1 to a day; see `verdicts.Thresholds`, as of the three that follow."""
+    verdict_short_hold: float = 1.0
+    """Seconds, above 0, at most a day."""
+    verdict_slow_connect: float = 1.0
+    """Seconds, above 0, at most a day."""
+    verdict_timeouts: int = 1
+    """1 to a million."""
     origin: str = field(default="", compare=False)
     """The file and section, for errors."""
     file: str | None = field(default=None, compare=False)
@@ -347,11 +355,24 @@ def _positive(text: str) -> float:
     raise _error(f"{shown(text)} is not a number of seconds above 0")
 
 
-def _lease(text: str) -> float:
+def _most_a_day(text: str) -> float:
     seconds = _positive(text)
-    if seconds > _LONGEST_LEASE:
-        raise _error(f"{shown(text)} is more than a day; expected at most {_LONGEST_LEASE:.0f} seconds")
+    if seconds > _DAY:
+        raise _error(f"{shown(text)} is more than a day; expected at most {_DAY:.0f} seconds")
     return seconds
+
+
+def _held_long(text: str) -> float:
+    seconds = _most_a_day(text)
+    if seconds < 1.0:
+        raise _error(f"{shown(text)} is too short; expected at least 1 second")
+    return seconds
+
+
+def _timeouts(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,7}", text) or not 1 <= int(text) <= 1_000_000:
+        raise _error(f"{shown(text)} is not a number of timeouts from 1 to 1000000")
+    return int(text)
 
 
 def _columns(text: str) -> tuple[str, ...]:
@@ -386,7 +407,7 @@ def _keep(text: str) -> int:
 #: What a service's section may have besides nodes, and what makes a value of it.
 _OPTIONS: Final[Mapping[str, Callable[[str], Any]]] = {
     "name": _name,
-    "lease": _lease,
+    "lease": _most_a_day,
     "secret": str,
     "secret_file": str,
     "ssl_certfile": str,
@@ -401,6 +422,10 @@ _OPTIONS: Final[Mapping[str, Callable[[str], Any]]] = {
     "csv_size": _size,
     "csv_keep": _keep,
     "server_max": lambda text: tuple(parse_server_max(word) for word in re.split(r"[,\s]+", text)),
+    "verdict_held_long": _held_long,
+    "verdict_short_hold": _most_a_day,
+    "verdict_slow_connect": _most_a_day,
+    "verdict_timeouts": _timeouts,
 }
 
 

@@ -74,9 +74,9 @@ VerdictWord: TypeAlias = Literal[
 
 NodeRole: TypeAlias = Literal["leader", "follower", "candidate"]
 
-Grouping: TypeAlias = Literal["program", "host", "database", "process", "pool", "connection"]
+Grouping: TypeAlias = Literal["program", "host", "database", "process", "pool", "connection", "site"]
 GROUPINGS: tuple[Grouping, ...] = (
-    "program", "host", "database", "process", "pool", "connection",
+    "program", "host", "database", "process", "pool", "connection", "site",
 )  # fmt: skip
 
 
@@ -552,6 +552,8 @@ class SiteRow(Struct, frozen=True, array_like=True, tag="site"):
     reported: Seconds | None
     verdict: VerdictWord | None = None
     """LEAK or BLOCKED, where that is of a connection that this line took."""
+    reason: str | None = None
+    """Of the verdict, one line."""
 
     @property
     def key(self) -> RowKey:

@@ -1,105 +1,205 @@
-"""What is wrong with a pool, and with whatever pools add up to, in one word and its reason. Pure.
+"""What is wrong with a pool: one word and its reason, from the facts of that pool alone. Pure.
 
-A verdict is read from one row of the JSON contract, so that the console, a snapshot and a script that
-has the JSON all come to the same one. What is not known (None, or a key that is missing) never
-makes a verdict. The words, the gravest first:
+The nodes judge each pool by itself; percentiles over unlike pools say nothing of either. A row that sums
+pools is as grave as its gravest pool, and quotes that one. What is not known makes no verdict. The words, the
+gravest first, and when a pool has them (`docs/verdicts.rst` has them as a table, each with its tests):
 
 LEAK
-    A connection does not come back: it has been held for `HELD_LONG` at least, and that is no habit of
-    the pool. Either the pool is quiet (fewer than `QUIET` checkouts a second, for each connection
-    that is out), or holds mostly take less than a tenth of that: by the hold p95, or where that is not
-    known by the mean hold, which is connections out / checkouts a second (Little's law). Where the hold
-    p95 is above a third of it, long holds are what the program does, and no leak.
+    A connection does not come back: it has been held for `held_long`, and nobody works with it. Its holder
+    has ended or is elsewhere, and the hold is `UNUSUAL` times the usual one of its line (where that is not
+    known, of its pool; where neither is, the place of the holder suffices). Where the holder is in work of
+    its own, or is not known, only a hold of `SURE` times the usual one is a leak; without enough history
+    there is no verdict.
+BLOCKED
+    A connection has been held for `held_long`, by a holder that waits for the database, and that is unusual
+    or has no history: a lock, mostly. It is never a leak.
 SATURATED
-    Somebody waits: the pool is at its capacity, and connections come back but too few of them.
-    Of a pool whose capacity is known, all of it must be checked out; of what sums several pools (a program
-    may have one that is full and one that is empty) the waiting alone tells it.
+    Somebody waits, and all of the pool's capacity is checked out. The reason has what fills the pool.
 TIMEOUTS
-    Somebody waited in vain: a checkout gave up within the minutes that the node remembers
-    (`recent_timeouts`, which the reader adds to the row); where these are not known, ever.
+    At least `timeouts` checkouts gave up within the last one to two minutes.
 LOST
-    Silent for longer than the lease: what it has now is not known.
+    All processes of the row have been silent for longer than the lease: what they have now is not known.
 SLOW CONNECT
-    The database takes `SLOW` seconds or more to let a connection in (connect p95): every new connection
-    makes somebody wait.
+    The database takes `slow_connect` to let a connection in (p95 of `SAMPLES` connects at least, lately).
 OVERCOMMIT
-    Of a database server: its pools together may open more connections than it takes (`server_max`,
-    which the reader adds to the row from the configuration). Nothing has failed yet, but it will
-    under load. It is judged from the sum over all databases of that server.
+    Of a database server: its pools together may open more connections than it takes (`server_max` in the
+    config). Nothing has failed yet, but it will under load.
 
-A row can have several; the gravest is shown, and the others follow in its reason.
+A pool can have several; the gravest is shown, and the others follow in its reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 from connmon.dbaddress import DatabaseServer, plain, servers_of
 from connmon.formats import short_age as age
 from connmon.formats import short_duration as duration
+from connmon.model import HolderIn, Verdict, VerdictWord
 
-Word: TypeAlias = Literal["LEAK", "SATURATED", "TIMEOUTS", "LOST", "SLOW CONNECT", "OVERCOMMIT"]
+Word: TypeAlias = VerdictWord
+Stuck: TypeAlias = Literal["LEAK", "BLOCKED"]
 
 #: The gravest first.
-WORDS: Final[tuple[Word, ...]] = ("LEAK", "SATURATED", "TIMEOUTS", "LOST", "SLOW CONNECT", "OVERCOMMIT")
+WORDS: Final[tuple[Word, ...]] = get_args(VerdictWord)
 
-#: Seconds after which a connection has been held long (the default of connmon_held).
-HELD_LONG: Final = 30.0
-#: A pool with fewer checkouts a second, for each connection that is out, is quiet.
-QUIET: Final = 0.1
-#: A hold of so many times the hold p95 is none of the usual ones; one below so many times is.
-UNUSUAL: Final = 10.0
-USUAL: Final = 3.0
-#: Seconds for making a connection (p95) from which on that is slow.
-SLOW: Final = 1.0
+#: A hold of so many times the usual one is unusual, and of so many is so for sure.
+UNUSUAL: Final = 3.0
+SURE: Final = 10.0
+#: So many holds or connects must have ended before their times say what is usual.
+SAMPLES: Final = 3
+#: How many lines the reason of SATURATED names.
+LINES: Final = 2
 
 
-class Verdict(NamedTuple):
-    """One thing that is wrong."""
+class Thresholds(NamedTuple):
+    """What can be set in the config, per service, as `verdict_` and the name."""
 
-    word: Word
-    reason: str
-    """One line without the word: what was seen, in figures, and what to do."""
+    held_long: float = 30.0
+    """Seconds after which a connection has been held long."""
+    short_hold: float = 1.0
+    """Seconds below which holds are short, so that a larger pool helps."""
+    slow_connect: float = 1.0
+    """Seconds for making a connection (p95) from which on that is slow."""
+    timeouts: int = 1
+    """Checkouts that gave up within the last one to two minutes."""
 
 
-def of_row(row: Mapping[str, Any]) -> tuple[Verdict, ...]:
-    """Return what is wrong with a row of any grouping but connection, the gravest first."""
-    if row.get("state") == "lost":
-        return (Verdict("LOST", _lost(row)), *_overcommitted(row))
-    if row.get("state") == "gone":
-        return tuple(_overcommitted(row))
+DEFAULTS: Final = Thresholds()
+HELD_LONG: Final = DEFAULTS.held_long
+SLOW: Final = DEFAULTS.slow_connect
+
+
+class Hold(NamedTuple):
+    """One held connection."""
+
+    number: int
+    seconds: float
+    call_site: str | None = None
+    holder_in: HolderIn | None = None
+    holder_site: str | None = None
+    server_id: int | None = None
+    line_ended: int | None = None
+    """How many holds of its line have ended. None: the line is not known, or nothing was reported of it."""
+    line_usual: float | None = None
+    """What 95 % of these took at most."""
+
+
+class PoolFacts(NamedTuple):
+    """What is known of one pool, as of its process's last report."""
+
+    capacity: int | None = None
+    """None: no limit."""
+    checked_out: int = 0
+    waiting: int = 0
+    longest_wait: float = 0.0
+    """Of those who wait now."""
+    longest_held: float | None = None
+    held: Sequence[Hold] = ()
+    """The connections held now, as far as they are known one by one."""
+    held_p95: float | None = None
+    """Of holds that ended lately; of how many."""
+    held_samples: int = 0
+    held_mean: float | None = None
+    """Of all holds that ever ended; of how many."""
+    held_ended: int = 0
+    recent_timeouts: int = 0
+    connect_p95: float | None = None
+    """Of connects that ended lately; of how many."""
+    connect_samples: int = 0
+    headroom: int | None = None
+    """How many more connections its database server takes. None: not known."""
+
+
+def stuck(facts: PoolFacts, thresholds: Thresholds = DEFAULTS) -> dict[int, Stuck]:
+    """Return which of the held connections are leaked or blocked, by their numbers."""
+    found: dict[int, Stuck] = {}
+    for hold in facts.held:
+        word = _stuck(hold, facts, thresholds)
+        if word is not None:
+            found[hold.number] = word
+    return found
+
+
+def judge(facts: PoolFacts, thresholds: Thresholds = DEFAULTS) -> tuple[Verdict, ...]:
+    """Return what is wrong with the pool, the gravest first."""
     found: list[Verdict] = []
-    leak = _leaks(row)
-    if leak:
-        found.append(Verdict("LEAK", _leak(row)))
-    if _saturated(row):
-        found.append(Verdict("SATURATED", _saturation(row, leak)))
-    timeouts = row.get("recent_timeouts")
-    if timeouts is None:
-        timeouts = row.get("timeouts_total")
-        since = "since first seen"
-    else:
-        since = "in the last minutes"
-    if timeouts:
-        found.append(
-            Verdict(
-                "TIMEOUTS",
-                f"{timeouts} checkout{'s' * (timeouts != 1)} gave up waiting {since}: the application got an "
-                "error; see who waits and who holds",
-            )
-        )
-    slow = row.get("connect_p95_seconds")
-    if slow is not None and slow >= SLOW:
+    words = stuck(facts, thresholds)
+    leaked = [hold for hold in facts.held if words.get(hold.number) == "LEAK"]
+    blocked = [hold for hold in facts.held if words.get(hold.number) == "BLOCKED"]
+    if leaked:
+        found.append(Verdict("LEAK", _leak(leaked, facts)))
+    if blocked:
+        found.append(Verdict("BLOCKED", _blocked(blocked, facts)))
+    if facts.waiting and (facts.capacity is None or facts.checked_out >= facts.capacity):
+        found.append(Verdict("SATURATED", _saturation(facts, len(leaked), len(blocked), thresholds)))
+    if facts.recent_timeouts >= max(1, thresholds.timeouts):
+        found.append(Verdict("TIMEOUTS", _timeouts(facts.recent_timeouts)))
+    slow = facts.connect_p95
+    if slow is not None and slow >= thresholds.slow_connect and facts.connect_samples >= SAMPLES:
         found.append(
             Verdict(
                 "SLOW CONNECT",
-                f"making a connection takes {age(slow)} (p95): look at the database server, its name "
+                f"making a connection takes {duration(slow)} (p95): look at the database server, its name "
                 "lookups and the network; a larger pool_size makes fewer of them",
             )
         )
-    return (*found, *_overcommitted(row))
+    return tuple(found)
+
+
+def gravity(verdicts: Sequence[Verdict], facts: PoolFacts) -> tuple[int, float]:
+    """Return a key: the graver of two pools has the larger one."""
+    if not verdicts:
+        return (0, 0.0)
+    word = verdicts[0].word
+    much = {
+        "LEAK": facts.longest_held,
+        "BLOCKED": facts.longest_held,
+        "SATURATED": facts.waiting,
+        "TIMEOUTS": facts.recent_timeouts,
+        "SLOW CONNECT": facts.connect_p95,
+    }.get(word)
+    return (rank(word), float(much or 0.0))
+
+
+def line_reason(word: Stuck, connections: int, longest: float, usual: float | None) -> str:
+    """Return the reason of a line's verdict: of how many of its connections that is, and for how long."""
+    if connections == 1:
+        text = f"a connection taken here has been held for {age(longest)}"
+    else:
+        text = f"{connections} connections taken here are held, the longest for {age(longest)}"
+    if word == "BLOCKED":
+        text += " in the database"
+    if usual is not None:
+        text += f", where {duration(usual)} is usual (p95)"
+    return f"{text}: {'give back what is taken' if word == 'LEAK' else 'look for a lock'}"
+
+
+def lost(processes: int = 1) -> Verdict:
+    """Return the verdict of a row all of whose processes are lost; the reader says for how long."""
+    if processes == 1:
+        return Verdict("LOST", "the process is stopped, or its host or network is down")
+    return Verdict("LOST", f"its {processes} processes are stopped, or their host or network is down")
+
+
+def overcommit(capacity: int | None, most: int | None, server: object) -> Verdict | None:
+    """Return the verdict of a database server whose pools may open `capacity` connections."""
+    if most is None or capacity is None or capacity <= most:
+        return None
+    return Verdict(
+        "OVERCOMMIT",
+        f"pools may open {capacity} connections to {server}, which takes {most}: lower pool_size and "
+        "max_overflow, or raise the server's maximum",
+    )
+
+
+def quoted(verdicts: Iterable[Verdict], where: str) -> tuple[Verdict, ...]:
+    """Return the verdicts of one pool as those of a row that sums several; `where` says which pool it is."""
+    first, *others = verdicts
+    return (Verdict(first.word, f"{where}: {first.reason}"), *others)
 
 
 def gravest(verdicts: Iterable[Verdict]) -> Word | None:
@@ -108,12 +208,189 @@ def gravest(verdicts: Iterable[Verdict]) -> Word | None:
 
 def rank(word: str | None) -> int:
     """Return how grave a word is: 0 for none, larger is graver."""
-    return 0 if word is None else len(WORDS) - WORDS.index(word)
+    return len(WORDS) - WORDS.index(word) if word in WORDS else 0
 
 
 def explained(verdicts: Iterable[Verdict]) -> str:
     """Return all of them in one line; "" where nothing is wrong."""
     return "; ".join(f"{verdict.word}: {verdict.reason}" for verdict in verdicts)
+
+
+# --- The rules ----------------------------------------------------------------------------------
+
+
+def _stuck(hold: Hold, facts: PoolFacts, thresholds: Thresholds) -> Stuck | None:
+    if hold.seconds < thresholds.held_long:
+        return None
+    if hold.holder_in in ("ended", "elsewhere", "database"):
+        usual = facts.held_p95 if hold.line_usual is None else hold.line_usual
+        if usual is not None and hold.seconds < UNUSUAL * usual:
+            return None
+        return "BLOCKED" if hold.holder_in == "database" else "LEAK"
+    known = _history(hold, facts)
+    return "LEAK" if known is not None and hold.seconds >= SURE * known else None
+
+
+def _history(hold: Hold, facts: PoolFacts) -> float | None:
+    """Return how long holds like this one take, where enough of them have ended to say so."""
+    if hold.line_ended is not None:
+        return hold.line_usual if hold.line_ended >= SAMPLES else None
+    if facts.held_p95 is not None and facts.held_samples >= SAMPLES:
+        return facts.held_p95
+    return facts.held_mean if facts.held_ended >= SAMPLES else None
+
+
+# --- Their reasons --------------------------------------------------------------------------------
+
+_WHERE: Final[Mapping[HolderIn | None, str]] = {
+    "ended": "its thread or task has ended",
+    "elsewhere": "its holder is elsewhere",
+    "application": "its holder is in work of its own",
+    "database": "in the database",
+    None: "",
+}
+
+
+def _longest(holds: Sequence[Hold], facts: PoolFacts) -> str:
+    """Say how many these are, where they were taken, for how long held, and what is usual."""
+    first = max(holds, key=lambda hold: (hold.seconds, -hold.number))
+    if len(holds) == 1:
+        text = f"a connection{_taken(first)} has been held for {age(first.seconds)}"
+    else:
+        text = f"{len(holds)} connections are held, the longest{_taken(first)} for {age(first.seconds)}"
+    where = _WHERE[first.holder_in]
+    if first.holder_site and first.holder_site != first.call_site and first.holder_in != "database":
+        where = f"{where or 'its holder is'} (now at {first.holder_site})"
+    if where:
+        text += f", {where}" if first.holder_in != "database" else f" {where}"
+    if first.line_usual is not None:
+        text += f", where {duration(first.line_usual)} is usual for that line (p95)"
+    elif facts.held_p95 is not None:
+        text += f", where {duration(facts.held_p95)} is usual in that pool (p95)"
+    elif facts.held_mean is not None and facts.held_ended:
+        text += f", where {duration(facts.held_mean)} is the mean in that pool"
+    return text
+
+
+def _taken(hold: Hold) -> str:
+    return f" taken at {hold.call_site}" if hold.call_site else ""
+
+
+def _leak(holds: Sequence[Hold], facts: PoolFacts) -> str:
+    advice = "give it back" if len(holds) == 1 else "give them back"
+    if all(hold.holder_in == "application" for hold in holds):
+        advice += " before that work"
+    elif not any(hold.call_site for hold in holds):
+        advice = f"see its call site and {advice}"
+    return f"{_longest(holds, facts)}: {advice}"
+
+
+def _blocked(holds: Sequence[Hold], facts: PoolFacts) -> str:
+    first = max(holds, key=lambda hold: (hold.seconds, -hold.number))
+    which = "ID" if first.server_id is None else str(first.server_id)
+    return (
+        f"{_longest(holds, facts)}: look for a lock: connmon whois {which} --database URL "
+        "names the session that blocks"
+    )
+
+
+def _timeouts(number: int) -> str:
+    return (
+        f"{number} checkout{'s' * (number != 1)} gave up waiting in the last minutes: the application got an "
+        "error; see who waits and who holds"
+    )
+
+
+def _saturation(facts: PoolFacts, leaked: int, blocked: int, thresholds: Thresholds) -> str:
+    reason = f"{facts.waiting} wait" + ("s" if facts.waiting == 1 else "")
+    if facts.longest_wait:
+        reason += f" up to {age(facts.longest_wait)}"
+    most = "unlimited" if facts.capacity is None else facts.capacity
+    reason += f", {facts.checked_out} of {most} checked out"
+    lines = _lines(facts.held)
+    if lines:
+        reason += f", taken at {lines}"
+    if facts.held_p95 is not None:
+        reason += f", held {duration(facts.held_p95)} (p95)"
+    longest = max([hold.seconds for hold in facts.held], default=facts.longest_held)
+    if longest is not None:
+        reason += f", the longest now for {duration(longest)}"
+    return f"{reason}: {_advice(facts, leaked, blocked, longest, thresholds)}"
+
+
+def _lines(holds: Sequence[Hold]) -> str:
+    """Return the lines that hold most, with how many each holds and where their holders are mostly."""
+    counts = Counter([hold.call_site for hold in holds if hold.call_site])
+    lines = []
+    for line, count in sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))[:LINES]:
+        of_line = [hold for hold in holds if hold.call_site == line]
+        lines.append(f"{line} ({', '.join(filter(None, [str(count), _places(of_line)]))})")
+    more = len(counts) - len(lines)
+    return " and ".join(lines) + (f" and {more} more line{'s' * (more != 1)}" if more > 0 else "")
+
+
+def _places(holds: Sequence[Hold]) -> str:
+    """Say where these holders are."""
+    places = Counter([hold.holder_in for hold in holds if hold.holder_in is not None])
+    found = []
+    for place, count in sorted(places.items(), key=lambda entry: (-entry[1], entry[0])):
+        text = {"database": "in the database", "application": "in own work"}.get(place, place)
+        if place == "application":
+            sites = Counter([h.holder_site for h in holds if h.holder_in == place and h.holder_site])
+            if sites:
+                text += f" at {max(sites.items(), key=lambda entry: (entry[1], entry[0]))[0]}"
+        found.append(text if count == len(holds) else f"{count} {text}")
+    return ", ".join(found)
+
+
+def _advice(
+    facts: PoolFacts, leaked: int, blocked: int, longest: float | None, thresholds: Thresholds
+) -> str:
+    """Return what to do, by what fills the pool."""
+    if leaked:
+        are = "connection is" if leaked == 1 else "connections are"
+        return f"the cause: {leaked} leaked {are} never given back; give back what is taken"
+    if blocked:
+        are = "connection waits" if blocked == 1 else "connections wait"
+        return f"the cause: {blocked} blocked {are} in the database; look for the lock"
+    known = [seconds for seconds in (longest, facts.held_p95) if seconds is not None]
+    if known and max(known) < thresholds.short_hold:
+        if facts.headroom is None:
+            return "holds are short: raise pool_size"
+        if facts.headroom > 0:
+            return f"holds are short: raise pool_size (the database server takes {facts.headroom} more)"
+        return (
+            "holds are short, but the database server takes no more connections: have fewer of them wanted "
+            "at once, or raise the server's maximum before pool_size"
+        )
+    places = Counter([hold.holder_in for hold in facts.held if hold.holder_in is not None])
+    place = max(places.items(), key=lambda entry: (entry[1], entry[0]))[0] if places else None
+    if place == "database":
+        return "the database takes the time: shorten the transaction or its statements, or look for a lock"
+    if place == "application":
+        return "the application's own work takes the time: take it out of the transaction"
+    if place in ("elsewhere", "ended"):
+        return "nobody works with most of them: give them back sooner"
+    return "shorten the transaction: hold for a shorter time"
+
+
+# --- What readers still use -----------------------------------------------------------------------
+
+
+def of_row(row: Mapping[str, Any]) -> tuple[Verdict, ...]:
+    """Return what the node says is wrong with a row; and OVERCOMMIT, where the reader knows the maximum."""
+    own = overcommit(
+        row.get("server_capacity"),
+        row.get("server_max"),
+        row.get("server") or DatabaseServer(row.get("database_host"), row.get("database_port")),
+    )
+    word = row.get("verdict")
+    if word is None:
+        return () if own is None else (own,)
+    found = (Verdict(word, row.get("verdict_reason") or ""),)
+    if own is None or "OVERCOMMIT" in (word, *(row.get("verdict_reason") or "").partition("OVERCOMMIT")):
+        return found
+    return (*found, own)
 
 
 def with_server_maxima(
@@ -152,79 +429,3 @@ def _servers(row: Mapping[str, Any]) -> tuple[DatabaseServer, ...]:
     """Return the servers of a database row."""
     host, port = row.get("database_host"), row.get("database_port")
     return servers_of({"dialect": row.get("dialect"), "database_host": host, "database_port": port})
-
-
-# --- The rules ----------------------------------------------------------------------------------
-
-
-def _leaks(row: Mapping[str, Any]) -> bool:
-    held = row.get("longest_held_seconds")
-    if held is None or held < HELD_LONG:
-        return False
-    usual = row.get("held_p95_seconds")
-    if usual is not None and held < USUAL * usual:
-        return False
-    if usual is not None and held >= UNUSUAL * usual:
-        return True
-    rate, out = row.get("checkouts_per_second"), row.get("checked_out")
-    if rate is None or out is None:
-        return False
-    if rate < QUIET * max(1, out):
-        return True
-    return bool(usual is None and held >= UNUSUAL * out / rate)
-
-
-def _saturated(row: Mapping[str, Any]) -> bool:
-    if not row.get("waiting"):
-        return False
-    capacity, out = row.get("capacity"), row.get("checked_out")
-    return "pool" not in row or capacity is None or out is None or out >= capacity
-
-
-def _overcommitted(row: Mapping[str, Any]) -> list[Verdict]:
-    most, capacity = row.get("server_max"), row.get("server_capacity")
-    if most is None or capacity is None or capacity <= most:
-        return []
-    server = row.get("server") or DatabaseServer(row.get("database_host"), row.get("database_port"))
-    return [
-        Verdict(
-            "OVERCOMMIT",
-            f"pools may open {capacity} connections to {server}, which takes {most}: lower pool_size and "
-            "max_overflow, or raise the server's maximum",
-        )
-    ]
-
-
-# --- Their reasons --------------------------------------------------------------------------------
-
-
-def _leak(row: Mapping[str, Any]) -> str:
-    held, usual = row.get("longest_held_seconds"), row.get("held_p95_seconds")
-    reason = f"a connection has been held for {age(held)}"
-    if usual is not None:
-        reason += f", where {duration(usual)} is usual (p95)"
-    elif row.get("checkouts_per_second") is not None:
-        reason += f" at {row['checkouts_per_second']:.1f} checkouts/s"
-    return f"{reason}: see its call site and give it back"
-
-
-def _saturation(row: Mapping[str, Any], leak: bool) -> str:
-    waiting, capacity, out = row.get("waiting"), row.get("capacity"), row.get("checked_out")
-    reason = f"{waiting} wait" + ("s" if waiting == 1 else "")
-    if row.get("longest_wait_seconds"):
-        reason += f" up to {age(row['longest_wait_seconds'])}"
-    if out is not None and "pool" in row:  # sums of full and empty pools say nothing of either
-        reason += f", {out} of {'unlimited' if capacity is None else capacity} checked out"
-    if leak:
-        return reason
-    if row.get("held_p95_seconds") is not None:
-        reason += f", held {duration(row['held_p95_seconds'])} (p95)"
-    elif row.get("longest_held_seconds"):
-        reason += f", none held longer than {age(row['longest_held_seconds'])}"
-    return f"{reason}: raise pool_size or hold for a shorter time"
-
-
-def _lost(row: Mapping[str, Any]) -> str:
-    ago = row.get("last_report_seconds")
-    said = "" if ago is None else f"nothing heard for {age(ago)}: "
-    return f"{said}the process is stopped, or its host or network is down"

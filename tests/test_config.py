@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from connmon import config
 from connmon.address import Address, parse_address
+from connmon.cluster.judging import thresholds_of
 from connmon.config import BUILT_IN, Config, Node, Service, UrlOptions, direct, load, url_options
 from connmon.errors import ConfigError, UsageError
+from connmon.verdicts import Thresholds
 
 CLUSTER = """\
 # one file for all of them
@@ -328,7 +330,8 @@ LINES = LINE.replace("expected", "expected indented lines like")
             HEAD + "port: 1\n" + NODE,
             "[connmon_service_a] port: unknown option; possible are name, nodes, lease, secret, secret_file,"
             " ssl_certfile, ssl_keyfile, ssl_cafile, data_dir, metrics, csv_dump, csv_columns, csv_token,"
-            " csv_by, csv_size, csv_keep, server_max",
+            " csv_by, csv_size, csv_keep, server_max, verdict_held_long, verdict_short_hold,"
+            " verdict_slow_connect, verdict_timeouts",
         ),
         ("[connmon_service_a]\n" + NODE, "[connmon_service_a] name: missing; expected the service's name"),
         (
@@ -580,3 +583,38 @@ def test_a_wrong_server_max(value: str, tmp_path: Path) -> None:
     """What is no maximum is one line that names the option and what was expected."""
     with pytest.raises(ConfigError, match=r"server_max: "):
         service(tmp_path, f"server_max: {value}\n")
+
+
+# --- Thresholds of verdicts ---------------------------------------------------------------
+
+
+def test_thresholds_of_verdicts(tmp_path: Path) -> None:
+    """They are set per service; without them they are those of the rules."""
+    plain = service(tmp_path, "")
+    assert thresholds_of(plain) == Thresholds()
+    given = service(
+        tmp_path,
+        "verdict_held_long: 300\nverdict_short_hold: 0.2\nverdict_slow_connect: 2.5\nverdict_timeouts: 10\n",
+    )
+    assert thresholds_of(given) == Thresholds(300.0, 0.2, 2.5, 10)
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("verdict_held_long: 0.5", "verdict_held_long: '0.5' is too short; expected at least 1 second"),
+        ("verdict_held_long: long", "verdict_held_long: 'long' is not a number of seconds above 0"),
+        (
+            "verdict_short_hold: 86401",
+            "verdict_short_hold: '86401' is more than a day; expected at most 86400 seconds",
+        ),
+        ("verdict_slow_connect: -1", "verdict_slow_connect: '-1' is not a number of seconds above 0"),
+        ("verdict_timeouts: 0", "verdict_timeouts: '0' is not a number of timeouts from 1 to 1000000"),
+        ("verdict_timeouts: 2.5", "verdict_timeouts: '2.5' is not a number of timeouts from 1 to 1000000"),
+    ],
+)
+def test_a_wrong_threshold(line: str, problem: str, tmp_path: Path) -> None:
+    """It is one line that names the option and what was expected."""
+    with pytest.raises(ConfigError) as error:
+        service(tmp_path, f"{line}\n")
+    assert str(error.value).endswith(problem)

@@ -24,6 +24,7 @@ from connmon.cluster import logsections
 from connmon.cluster.datadir import DataDir, Trial
 from connmon.cluster.dump import Dump, check_dump, open_dump
 from connmon.cluster.dumpfile import DumpFile
+from connmon.cluster.judging import thresholds_of
 from connmon.cluster.manager import Manager, reload
 from connmon.cluster.notices import Notices, system_reason
 from connmon.cluster.openfiles import Room, current_limit, raise_limit, room
@@ -233,7 +234,9 @@ async def _serve(
     manager = Manager()
     peers = Peers(service, node, credentials=of_client(service)) if len(service.nodes) > 1 else None
     journal = None if kept is None else kept.journal
-    replica = Replica(service.name, node.name, State(), peers=peers, journal=journal, store=kept)
+    state = State()
+    state.judge.configure(thresholds_of(service), dict(service.server_max))
+    replica = Replica(service.name, node.name, state, peers=peers, journal=journal, store=kept)
     server = Server(service, node, replica, credentials=credentials, clients=clients)
     try:
         await server.start()

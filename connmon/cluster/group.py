@@ -310,12 +310,16 @@ class Group:
         return self.state.dump()
 
     def load(self, data: bytes) -> None:
-        self.state = type(self.state).load(data)
+        self._replace(type(self.state).load(data))
         self._rebuilt(True)
 
     def forget(self) -> None:
-        self.state = type(self.state)()
+        self._replace(type(self.state)())
         self._rebuilt(False)
+
+    def _replace(self, state: State) -> None:
+        state.judge.judge_as(self.state.judge)
+        self.state = state
 
     def _rebuilt(self, moved: bool) -> None:
         self._moved = moved

@@ -27,6 +27,7 @@ from connmon.cluster.records import (
     connection_weight,
     packed,
     pool_weight,
+    sites_weight,
     unpacked,
 )
 from connmon.cluster.tables import Tables
@@ -95,6 +96,8 @@ def restore(tables: Tables, data: bytes) -> None:
     tables.in_window, tables.before_window = unpacked(image.in_window), unpacked(image.before_window)
     tables.boots = {boot.boot: boot for boot in image.boots}
     tables.groups = {record.key: Group.of(record) for record in image.groups}
+    for group in tables.groups.values():
+        group.judge = tables.judge
     tables.gone = {key: tables.groups[key].gone_since or 0.0 for key in image.gone}
     tables.turned_away = dict(image.turned_away)
     for process in image.processes:
@@ -134,4 +137,6 @@ def _count(tables: Tables, process: ProcessRecord) -> None:
         pool.listed = listed[pool.number]  # what an earlier version has kept on disk is without it
         tables.shift(pool.database, NO_GAUGES if process.lost else pool.gauges, pool.totals)
         tables.weight += pool_weight(pool.info)
-    tables.weight += PROCESS_WEIGHT + sum(map(connection_weight, process.connections.values()))
+    tables.weight += (
+        PROCESS_WEIGHT + sites_weight(process) + sum(map(connection_weight, process.connections.values()))
+    )

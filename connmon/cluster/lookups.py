@@ -29,9 +29,11 @@ from connmon.model import (
     Rows,
     RowState,
     UsersQuery,
+    Verdict,
     WaitsQuery,
     plus,
 )
+from connmon.verdicts import lost as all_lost
 
 #: Pools in one answer, and of each of them the connections that have been held longest.
 MOST_POOLS: Final = 300
@@ -105,7 +107,7 @@ def users(tables: Tables, query: UsersQuery, about: About) -> Iterator[Rows]:
                 pools.setdefault(who, []).append((process, pool))
     found: list[ProgramRow] = []
     for (host, program), of in pools.items():
-        found.append(_program(host, program, of, reported or 0.0))
+        found.append(_program(tables, key, (host, program), of, reported or 0.0))
         if len(found) >= CHUNK:
             yield msgspec.structs.replace(head, rows=tuple(found), more=True)
             found = []
@@ -113,7 +115,11 @@ def users(tables: Tables, query: UsersQuery, about: About) -> Iterator[Rows]:
 
 
 def _program(
-    host: str, program: str, pools: list[tuple[ProcessRecord, PoolRecord]], clock: float
+    tables: Tables,
+    database: RowKey,
+    who: tuple[str, str],
+    pools: list[tuple[ProcessRecord, PoolRecord]],
+    clock: float,
 ) -> ProgramRow:
     at_and_alive = [(process.reported, pool) for process, pool in pools if not process.lost]
     alive = [pool for _, pool in at_and_alive]
@@ -126,6 +132,11 @@ def _program(
     processes = {process.instance: process.lost for process, _ in pools}
     lost = sum(processes.values())
     state: RowState = "connected" if lost < len(processes) else "lost"
+    verdicts: tuple[Verdict, ...] = (all_lost(lost),)
+    timeouts = 0
+    if state == "connected":
+        members = {process.instance: process for process, _ in pools}
+        verdicts, timeouts = tables.judge.of_pools(members.values(), database, gauges.pools > 1, "program")
     figures = Figures(
         len(processes) - lost,
         lost,
@@ -144,5 +155,7 @@ def _program(
         left_out=min(
             sum(pool.left_out + process.missing(pool) for process, pool in pools if not process.lost), LARGEST
         ),
+        verdicts=verdicts,
+        recent_timeouts=timeouts,
     )
-    return ProgramRow(host, program, state, figures)
+    return ProgramRow(*who, state, figures)

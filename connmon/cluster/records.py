@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -19,20 +19,24 @@ from msgspec import Struct
 from connmon import histogram
 from connmon.model import (
     LARGEST,
+    MOST_SITES,
     Connection,
     ConnectionRow,
     ConnectionState,
     Figures,
     Gauges,
+    HolderIn,
     PoolInfo,
     Process,
     RowKey,
     RowState,
     ServerAddress,
+    SiteReport,
     Times,
     Totals,
     Usage,
     Vector,
+    Verdict,
 )
 
 #: The largest count taken from a report: 280 years of 1,000 checkouts a second; or, in milliseconds, 100
@@ -57,7 +61,7 @@ class Limits(NamedTuple):
     connections: int = 200_000
     """Of one process."""
     room: int = 2**30
-    """What all processes, pools and connections may weigh together, about in bytes."""
+    """What all processes, pools, connections and call sites may weigh together, about in bytes."""
     ended: int = 10_000
     """Processes that ended and are remembered, so that one that comes back is not counted twice."""
     gone: int = 10_000
@@ -68,6 +72,8 @@ class Limits(NamedTuple):
     """Keys of removed rows, for each kind of row."""
     turned_away: int = 50_000
     """Processes that are left out and counted; more are left out and not counted."""
+    sites: int = MOST_SITES
+    """Call sites of one process."""
 
 
 LIMITS: Final = Limits()
@@ -163,6 +169,31 @@ class ConnectionRecord(Struct, array_like=True, frozen=True, gc=False):
     stack: tuple[str, ...]
     version: int
     server: ServerAddress | None = None
+    holder_in: HolderIn | None = None
+    holder_site: str | None = None
+
+
+class SiteRecord(Struct, array_like=True, frozen=True, gc=False):
+    """One line of the application that takes connections from one pool, as last reported."""
+
+    held: int
+    held_since: float | None
+    waiting: int
+    holds: int
+    hold_ms: int
+    usual: float | None
+    share: float
+    version: int
+
+
+class Recent(NamedTuple):
+    """What a pool's totals were: its timeouts, and the milliseconds that its connects took."""
+
+    window: int
+    """The window in which one of these last grew."""
+    mark: tuple[int, int]
+    """What they were before that window; and before the one before it."""
+    mark_before: tuple[int, int]
 
 
 class PoolRecord(Struct, array_like=True):
@@ -193,6 +224,8 @@ class PoolRecord(Struct, array_like=True):
     """How many pools without a row each this is the sum of. 0: it is one pool."""
     listed: int = 0
     """How many of its connections are known one by one."""
+    recent: Recent | None = None
+    """None: nothing has been counted."""
 
     @property
     def shown(self) -> bool:
@@ -216,6 +249,36 @@ class PoolRecord(Struct, array_like=True):
         """Take for long past what it was told of so far."""
         self.mark = self.mark_before = self.times
         self.window = int(clock // WINDOW)
+
+    def count(self, totals: Totals, clock: float) -> None:
+        """Note that its totals are these from now on; called before they are replaced."""
+        was = self.totals
+        if totals.timeouts == was.timeouts and totals.connect_ms == was.connect_ms:
+            return
+        before, window = (was.timeouts, was.connect_ms), int(clock // WINDOW)
+        if self.recent is None:
+            self.recent = Recent(window, before, before)
+        elif window != self.recent.window:
+            follows = window == self.recent.window + 1
+            self.recent = Recent(window, before, self.recent.mark if follows else before)
+
+    def forget_counts(self, totals: Totals, clock: float) -> None:
+        """Take what these totals count for long past."""
+        mark = (totals.timeouts, totals.connect_ms)
+        self.recent = Recent(int(clock // WINDOW), mark, mark) if any(mark) else None
+
+    def counted_lately(self, window: int) -> tuple[int, int]:
+        """Return timeouts and milliseconds of connects in this window and the one before."""
+        recent = self.recent
+        if (
+            recent is None or not self.gauges.pools
+        ):  # what remains of closed pools takes over things long past
+            return (0, 0)
+        passed = window - recent.window
+        if passed > 1:
+            return (0, 0)
+        timeouts, connect_ms = recent.mark if passed else recent.mark_before
+        return max(0, self.totals.timeouts - timeouts), max(0, self.totals.connect_ms - connect_ms)
 
     def lately(self, clock: float) -> Times:
         """Return what took how long in this window and the one before."""
@@ -262,6 +325,8 @@ class ProcessRecord(Struct, array_like=True):
     """When it was last asked for a full report, since some of what was refused would fit."""
     left_out: int = 0
     """Pools and connections without a row of their own."""
+    sites: dict[int, dict[str, SiteRecord]] = {}
+    """By pool, then by call site."""
 
     def missing(self, pool: PoolRecord) -> int:
         """Return how many of a pool's connections are not known one by one, because of a limit."""
@@ -335,11 +400,21 @@ class GroupRecord(Struct, array_like=True, frozen=True):
 # --- Kept, and made again after loading -----------------------------------------------------
 
 
+class GroupJudge(Protocol):
+    """What a group needs to say what is wrong with it."""
+
+    def of_group(self, group: Group) -> tuple[tuple[Verdict, ...], int]:
+        """Return its verdicts and its recent timeouts."""
+
+    def of_servers(self, group: Group) -> tuple[Verdict, ...]:
+        """Return what is wrong with the servers of a database."""
+
+
 class Group:
     """A program on a host, a host, or a database: the sums over its processes."""
 
     __slots__ = (
-        "born", "cached", "cached_at", "ended", "ended_times", "gauges", "gone_since", "key",
+        "born", "cached", "cached_at", "ended", "ended_times", "gauges", "gone_since", "judge", "key",
         "lost", "max_checked_out", "max_connections", "max_processes", "max_waiting", "members", "processes",
         "reported", "totals", "version",
     )  # fmt: skip
@@ -363,6 +438,8 @@ class Group:
         self.cached: Figures | None = None
         self.cached_at = -1
         """The version that the cached figures are of."""
+        self.judge: GroupJudge | None = None
+        """Who says what is wrong with it; None: nobody."""
 
     @property
     def state(self) -> RowState:
@@ -450,6 +527,32 @@ def connection_weight(connection: Connection | ConnectionRecord | ConnectionRow)
         weight += 64 + len(connection.server.host or "")
     if connection.call_site:
         weight += len(connection.call_site)
+    if connection.holder_site:
+        weight += len(connection.holder_site)
     if connection.stack:
         weight += sum([64 + len(line) for line in connection.stack])
     return weight
+
+
+def site_weight(call_site: str) -> int:
+    """Return about how many bytes a call site of a process takes."""
+    return 256 + len(call_site)
+
+
+def sites_weight(process: ProcessRecord) -> int:
+    """Return what all call sites of a process weigh."""
+    return sum([site_weight(call_site) for sites in process.sites.values() for call_site in sites])
+
+
+def site_record(site: SiteReport, clock: float, version: int) -> SiteRecord:
+    """Return what is kept of a report."""
+    return SiteRecord(
+        min(site.held, LARGEST_COUNT),
+        None if site.longest is None else clock - site.longest,
+        min(site.waiting, LARGEST_COUNT),
+        min(site.holds, LARGEST_COUNT),
+        min(site.hold_ms, LARGEST_COUNT),
+        site.usual,
+        site.share,
+        version,
+    )

@@ -49,10 +49,12 @@ from connmon.model import (
     Row,
     RowKey,
     Rows,
+    SiteRow,
     Times,
     Totals,
     plus,
 )
+from connmon.verdicts import Stuck, line_reason
 
 #: Rows and removed keys in one frame, at most.
 CHUNK: Final = 2_000
@@ -63,6 +65,7 @@ UNKNOWN: Final = Quantiles()
 
 #: Whose rows are sent, for each grouping.
 _TABLES: Final[dict[Grouping, tuple[Grouping, ...]]] = {
+    "site": (),
     "program": ("program",),
     "host": ("host",),
     "database": ("database",),
@@ -81,6 +84,8 @@ def answer(
     between two frames anything may be applied.
     """
     by = query.by
+    if by == "site":
+        return _sites(tables, query, About(service, node, leader, quorum, stale))
     complete = (
         query.epoch != tables.epoch
         or query.since == 0
@@ -114,7 +119,10 @@ class About(NamedTuple):
 def header(tables: Tables, about: About, version: int, complete: bool) -> Rows:
     """Return an answer without rows."""
     figures, hosts, programs = totals(tables)
-    return Rows(*about, tables.epoch, version, tables.clock, complete, hosts, programs, figures)
+    return Rows(
+        *about, tables.epoch, version, tables.clock, complete, hosts, programs, figures,
+        verdicts=tables.judge.fleet(),
+    )  # fmt: skip
 
 
 def frames(tables: Tables, header: Rows, keys: list[RowKey], removed: list[RowKey]) -> Iterator[Rows]:
@@ -137,6 +145,105 @@ def frames(tables: Tables, header: Rows, keys: list[RowKey], removed: list[RowKe
         elif isinstance(row, (ProcessRow, PoolRow)):
             weight += 4096
     yield msgspec.structs.replace(header, rows=tuple(found), removed=tuple(removed))
+
+
+# --- Call sites ----------------------------------------------------------------------------
+
+#: Call sites that are looked at before others have their turn.
+PIECE: Final = 2_000
+
+
+class _Line:
+    """What the processes of one program on one host report of one line."""
+
+    __slots__ = (
+        "estimated", "held", "hold_ms", "holds", "in_database", "lasted", "processes", "reported", "stuck",
+        "usual", "waiting",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.processes: set[str] = set()
+        self.held = self.in_database = self.waiting = self.holds = self.hold_ms = 0
+        self.lasted: float | None = None
+        self.reported = 0.0
+        self.usual: float | None = None
+        self.estimated = False
+        self.stuck: dict[Stuck, tuple[int, float]] = {}
+        """Leaked and blocked connections: how many, and how long the one held longest was held."""
+
+    def row(self, host: str, program: str, call_site: str) -> SiteRow:
+        word: Stuck | None = "LEAK" if "LEAK" in self.stuck else "BLOCKED" if self.stuck else None
+        reason = None if word is None else line_reason(word, *self.stuck[word], self.usual)
+        return SiteRow(
+            host, program, call_site, len(self.processes), min(self.held, LARGEST), self.in_database,
+            None if self.lasted is None else self.reported - self.lasted, min(self.waiting, LARGEST),
+            min(self.holds, LARGEST), min(self.hold_ms, LARGEST), self.usual, self.estimated, self.reported,
+            word, reason,
+        )  # fmt: skip
+
+
+def _sites(tables: Tables, query: Query, about: About) -> Iterator[Rows]:
+    """Return a row for each line of the application; complete, or none where nothing has changed."""
+    if query.epoch == tables.epoch and query.since > 0 and query.since >= tables.moved:
+        yield header(tables, about, max(tables.version, query.since), False)
+        return
+    head = header(tables, about, tables.version, True)
+    lines: dict[tuple[str, str, str], _Line] = {}
+    seen = 0
+    for process in list(tables.processes.values()):
+        if process.lost or not process.sites or not _selected(query, process):
+            continue
+        if seen >= PIECE:
+            seen = 0
+            yield msgspec.structs.replace(head, more=True)
+        seen += _add_lines(tables, process, lines)
+    found: list[Row] = []
+    for key, line in lines.items():
+        found.append(line.row(*key))
+        if len(found) >= CHUNK:
+            yield msgspec.structs.replace(head, rows=tuple(found), more=True)
+            found = []
+    yield msgspec.structs.replace(head, rows=tuple(found))
+
+
+def _add_lines(tables: Tables, process: ProcessRecord, lines: dict[tuple[str, str, str], _Line]) -> int:
+    """Add what a process reports of its lines; return how many records were looked at."""
+    host, program, at = process.process.host, process.process.program, process.reported
+    seen = 0
+    for sites in process.sites.values():
+        for call_site, site in sites.items():
+            seen += 1
+            line = lines.get((host, program, call_site))
+            if line is None:
+                line = lines[host, program, call_site] = _Line()
+            line.processes.add(process.instance)
+            line.held += site.held
+            line.waiting += site.waiting
+            line.holds += site.holds
+            line.hold_ms += site.hold_ms
+            if at > line.reported:
+                line.reported = at
+            if site.held_since is not None and (line.lasted is None or at - site.held_since > line.lasted):
+                line.lasted = at - site.held_since
+            if site.usual is not None and (line.usual is None or site.usual > line.usual):
+                line.usual = site.usual
+            if site.share < 1.0:
+                line.estimated = True
+    if process.held_since is None:
+        return seen
+    for c in process.connections.values():
+        if c.held_since is None or c.call_site is None:
+            continue
+        seen += 1
+        line = lines.get((host, program, c.call_site))
+        if line is None:
+            continue
+        line.in_database += c.holder_in == "database"
+        word = tables.judge.stuck(process, c.pool).get(c.number)
+        if word is not None:
+            number, longest = line.stuck.get(word, (0, 0.0))
+            line.stuck[word] = (number + 1, max(longest, at - c.held_since))
+    return seen
 
 
 # --- Which rows -----------------------------------------------------------------------------
@@ -195,8 +302,11 @@ def _process_keys(tables: Tables, query: Query, since: int) -> Iterator[RowKey]:
             if pool.shown or (pool.has_row and query.by == "connection"):
                 yield ("pool", process.instance, pool.number)
         if query.by == "connection":
+            at, long = process.reported, tables.judge.thresholds.held_long
             for connection in process.connections.values():
-                if connection.version > since:
+                held_since = connection.held_since
+                # Whether one that is held long is a leak can change without itself.
+                if connection.version > since or (held_since is not None and at - held_since >= long):
                     yield ("connection", process.instance, connection.number)
 
 
@@ -219,7 +329,7 @@ def row_of(tables: Tables, key: RowKey) -> Row | None:
             process.started,
             process.usage,
             process.state,
-            _own_figures(process, process),
+            _own_figures(tables, process, process),
         )
     number = key[2]
     assert isinstance(number, int)
@@ -228,24 +338,27 @@ def row_of(tables: Tables, key: RowKey) -> Row | None:
         if pool is None or not pool.has_row:
             return None
         return PoolRow(
-            process.instance, number, pool.info, process.state, _own_figures(process, pool)
+            process.instance, number, pool.info, process.state, _own_figures(tables, process, pool)
         )  # fmt: skip
     c = process.connections.get(number)
     if c is None:
         return None
     return ConnectionRow(
         process.instance, c.number, c.pool, c.server_id, c.state, c.opened, c.held_since,
-        c.holder, c.call_site, c.stack, c.server,
+        c.holder, c.call_site, c.stack, c.server, c.holder_in, c.holder_site,
+        None if c.held_since is None else tables.judge.stuck(process, c.pool).get(c.number),
     )  # fmt: skip
 
 
-def _own_figures(process: ProcessRecord, what: ProcessRecord | PoolRecord) -> Figures:
+def _own_figures(tables: Tables, process: ProcessRecord, what: ProcessRecord | PoolRecord) -> Figures:
     """Return the figures of a process, or of one of its pools."""
     lost = process.lost
     if isinstance(what, PoolRecord):
         pools, left_out = [what], process.missing(what)
+        verdicts, timeouts = tables.judge.of_own(process, what)
     else:
         pools, left_out = list(process.pools.values()), process.left_out
+        verdicts, timeouts = tables.judge.of_own(process)
     return Figures(
         0 if lost else 1,
         1 if lost else 0,
@@ -262,6 +375,8 @@ def _own_figures(process: ProcessRecord, what: ProcessRecord | PoolRecord) -> Fi
         process.reported,
         *quantiles_of(() if lost else pools, process.reported),
         left_out=0 if lost else min(left_out, LARGEST),
+        verdicts=verdicts,
+        recent_timeouts=timeouts,
     )
 
 
@@ -304,6 +419,13 @@ def _group_row(group: Group) -> ProgramRow | HostRow | DatabaseRow:
 
 def figures_of(group: Group) -> Figures:
     """Return the figures of a group but for its quantiles; what is no sum is looked up among its members."""
+    figures = _figures_of(group)
+    # Of a server it depends on other groups too.
+    servers = () if group.judge is None else group.judge.of_servers(group)
+    return msgspec.structs.replace(figures, verdicts=(*figures.verdicts, *servers)) if servers else figures
+
+
+def _figures_of(group: Group) -> Figures:
     if group.cached is not None and group.cached_at == group.version:
         return group.cached
     alive: list[tuple[float, ProcessRecord | PoolRecord]] = []
@@ -320,6 +442,7 @@ def figures_of(group: Group) -> Figures:
         else:
             alive.append((at, process))
             left_out += process.left_out
+    verdicts, timeouts = ((), 0) if group.judge is None else group.judge.of_group(group)
     group.cached_at = group.version
     group.cached = Figures(
         group.processes,
@@ -336,6 +459,8 @@ def figures_of(group: Group) -> Figures:
         rate_of(what.rate for _, what in alive),
         group.reported,
         left_out=min(left_out, LARGEST),
+        verdicts=verdicts,
+        recent_timeouts=timeouts,
     )
     return group.cached
 
@@ -392,6 +517,7 @@ def totals(tables: Tables) -> tuple[Figures, int, int]:
         reported,
         *_quantiles_of(tables.lately()),
         left_out=min(sum(row.left_out for row in rows) + len(tables.turned_away), LARGEST),
+        recent_timeouts=min(sum(row.recent_timeouts for row in rows), LARGEST),
     )
     tables.header = (tables.moved, figures, hosts, programs)
     return figures, hosts, programs

@@ -48,6 +48,9 @@ from connmon.cluster.records import (
     merged_times,
     packed,
     pool_weight,
+    site_record,
+    site_weight,
+    sites_weight,
     times_since,
     unpacked,
 )
@@ -62,6 +65,7 @@ from connmon.model import (
     Query,
     Report,
     Rows,
+    SiteReport,
     Totals,
     database_key,
     minus,
@@ -202,6 +206,7 @@ class State(Tables):
         self._take_identity(process, report)
         came_in = self._take_pools(process, report, span)
         self._take_connections(process, report)
+        self._take_sites(process, report)
         process.unlisted = report.left_out
         if process.shared or process.refused_pools or process.refused or process.unlisted or process.left_out:
             self._count_left_out(process)
@@ -324,6 +329,7 @@ class State(Tables):
 
     def _close_pool(self, process: ProcessRecord, number: int) -> None:
         pool = process.pools.pop(number)
+        self._forget_sites(process, number)
         process.gauges = minus(process.gauges, pool.gauges)
         process.totals = minus(process.totals, pool.totals)
         self.shift(pool.database, minus(NO_GAUGES, pool.gauges), minus(NO_TOTALS, pool.totals))
@@ -387,6 +393,10 @@ class State(Tables):
                 pool.tell_times(packed(times), self.clock)
         if told.moved:
             pool.forget_times(self.clock)
+        if unknown or told.moved:
+            pool.forget_counts(totals, self.clock)
+        else:
+            pool.count(totals, self.clock)
         # What remains of closed pools takes over totals of things long past.
         pool.rate = None if unknown else _rate(pool.totals, totals, span) if gauges.pools else 0.0
         if gauges.pools and not (told.left_out or pool.left_out):  # mostly: it has a row, or gets one
@@ -447,7 +457,7 @@ class State(Tables):
             return
         if weight > before and self.weight + weight - before > self.limits.room:
             # Without what says where it is held there may be room; what is known already must not get stale.
-            told = msgspec.structs.replace(told, holder=None, call_site=None, stack=())
+            told = msgspec.structs.replace(told, holder=None, call_site=None, stack=(), holder_site=None)
             weight = connection_weight(told)
             if weight > before and self.weight + weight - before > self.limits.room:
                 process.refused = True
@@ -470,7 +480,45 @@ class State(Tables):
             told.stack,
             self.version,
             told.server,
+            told.holder_in,
+            told.holder_site,
         )
+
+    # --- call sites
+
+    def _take_sites(self, process: ProcessRecord, report: Report) -> None:
+        """Replace (full report) or change what is known of the process's call sites.
+
+        What is too much, or of a pool that is not known, is left out: the first ones stay.
+        """
+        if report.full:
+            if process.sites:
+                self.weight -= sites_weight(process)
+                process.sites = {}
+        elif not report.sites:
+            return
+        number = sum([len(sites) for sites in process.sites.values()])
+        for site in report.sites:
+            number += self._take_site(process, site, number < self.limits.sites)
+
+    def _take_site(self, process: ProcessRecord, site: SiteReport, place: bool) -> bool:
+        """Take one; return whether it is new. `place`: whether there is a place for one more."""
+        if site.pool not in process.pools:
+            return False
+        sites = process.sites.get(site.pool, {})
+        new = site.call_site not in sites
+        if new:
+            weight = site_weight(site.call_site)
+            if not place or self.weight + weight > self.limits.room:
+                return False
+            self.weight += weight
+            process.sites[site.pool] = sites
+        sites[site.call_site] = site_record(site, self.clock, self.version)
+        return new
+
+    def _forget_sites(self, process: ProcessRecord, pool: int) -> None:
+        for call_site in process.sites.pop(pool, ()):
+            self.weight -= site_weight(call_site)
 
     # --- reading, dumping, loading
 

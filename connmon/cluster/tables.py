@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from connmon.cluster.judging import Judge
 from connmon.cluster.records import (
     LIMITS,
     NO_GAUGES,
@@ -33,6 +34,7 @@ from connmon.cluster.records import (
     packed,
     pool_weight,
     saturated,
+    sites_weight,
     times_since,
     unpacked,
 )
@@ -91,6 +93,8 @@ class Tables:
         """Processes that there was no room for, by instance, and when they last reported; the first first."""
         self.forgotten = dict.fromkeys(FORGETTING_LIMITS, 0)
         """What limits had this replica forget before its time, since it was made or loaded."""
+        self.judge = Judge(self)
+        """Says what is wrong, when it is asked; nothing of it is replicated."""
 
     # --- groups
 
@@ -99,6 +103,7 @@ class Tables:
         group = self.groups.get(key)
         if group is None:
             group = self.groups[key] = Group(key, self.version)
+            group.judge = self.judge
             self._empty(group)
             self.touch(group)
         return group
@@ -265,7 +270,8 @@ class Tables:
             self.unenroll(group, process)
         for connection in process.connections.values():
             self.weight -= connection_weight(connection)
-        self.weight -= PROCESS_WEIGHT
+        self.weight -= PROCESS_WEIGHT + sites_weight(process)
+        self.judge.forget(process.instance)
         for key in process.row_keys():
             self.bury(key)
         del self.processes[process.instance]
