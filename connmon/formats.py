@@ -142,7 +142,7 @@ _LEFT: Final = (
     "host", "program", "state", "dialect", "database_host", "database",
     "pool", "pool_class", "command", "holder", "call_site",
     "node", "address", "role", "version", "problems",
-    "client_host", "user", "application", "ids",
+    "client_host", "user", "application", "ids", "blocked_by", "blocks",
 )  # fmt: skip
 
 

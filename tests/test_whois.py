@@ -50,7 +50,8 @@ def test_all_matches_with_their_server() -> None:
     rows = (connection(), connection(database_host="db2"), connection(6), connection(None))
     result, problem = whois(document(*rows), 5)
     assert problem is None
-    assert result["rows"] == [{**row, "database_user": "root"} for row in rows[:2]]
+    added = {"database_user": "root", "pool_verdict": None, "pool_verdict_reason": None}
+    assert result["rows"] == [{**row, **added} for row in rows[:2]]
     assert result["server_id"] == 5
     printed = whois_text(result)
     assert "session 5 of mysql 10.0.0.9:3306\n" in printed
@@ -164,6 +165,18 @@ def test_both_users_are_named_as_what_they_are(pool: str | None, user: str | Non
     assert "  os user   www-data\n" in printed
     assert f"  db user   {user or '-'}\n" in printed
     assert "\n  user " not in printed
+
+
+def test_the_verdict_of_its_pool() -> None:
+    """A match has the verdict and the reason of its pool; where two pools look the same, neither's."""
+    row = connection()
+    same = ("instance", "pool", "pool_class", "pool_size", "max_overflow")
+    found = {key: row[key] for key in same} | {"verdict": "LEAK", "verdict_reason": "LEAK: held"}
+    other = {**found, "pool": "sqlite://", "verdict": None, "verdict_reason": None}
+    (known,) = whois(document(row), 5, pools=[other, found])[0]["rows"]
+    assert (known["pool_verdict"], known["pool_verdict_reason"]) == ("LEAK", "LEAK: held")
+    (unknown,) = whois(document(row), 5, pools=[found, other, found])[0]["rows"]
+    assert (unknown["pool_verdict"], unknown["pool_verdict_reason"]) == (None, None)
 
 
 def test_lost_and_idle_and_unknown() -> None:
