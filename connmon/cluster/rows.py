@@ -51,6 +51,7 @@ from connmon.model import (
     Rows,
     Times,
     Totals,
+    Verdict,
     plus,
 )
 
@@ -338,6 +339,11 @@ def figures_of(group: Group) -> Figures:
         left_out=min(left_out, LARGEST),
     )
     return group.cached
+
+
+def verdicts_of(tables: Tables, group: Group) -> tuple[Verdict, ...]:
+    """Return what is wrong with a group, the gravest first."""
+    return ()
 
 
 def rate_of(rates: Iterable[float | None]) -> float | None:
