@@ -234,7 +234,7 @@ def test_the_verdict_is_printed() -> None:
     """The connection's verdict, where its holder is and the pool's reason are shown where they are known."""
     row = result()["rows"][0]
     row |= {"verdict": "BLOCKED", "holder_in": "database", "holder_site": "api.py:9 get"}
-    row |= {"pool_verdict": "BLOCKED", "pool_verdict_reason": "BLOCKED: held for 41s in the database"}
+    row |= {"pool_verdict": "BLOCKED", "pool_verdict_reason": "held for 41s in the database"}
     printed = whois_text(result(rows=[row]))
     for line in (
         "  verdict   BLOCKED",

@@ -171,10 +171,10 @@ def test_the_verdict_of_its_pool() -> None:
     """A match has the verdict and the reason of its pool; where two pools look the same, neither's."""
     row = connection()
     same = ("instance", "pool", "pool_class", "pool_size", "max_overflow")
-    found = {key: row[key] for key in same} | {"verdict": "LEAK", "verdict_reason": "LEAK: held"}
+    found = {key: row[key] for key in same} | {"verdict": "LEAK", "verdict_reason": "held"}
     other = {**found, "pool": "sqlite://", "verdict": None, "verdict_reason": None}
     (known,) = whois(document(row), 5, pools=[other, found])[0]["rows"]
-    assert (known["pool_verdict"], known["pool_verdict_reason"]) == ("LEAK", "LEAK: held")
+    assert (known["pool_verdict"], known["pool_verdict_reason"]) == ("LEAK", "held")
     (unknown,) = whois(document(row), 5, pools=[found, other, found])[0]["rows"]
     assert (unknown["pool_verdict"], unknown["pool_verdict_reason"]) == (None, None)
 

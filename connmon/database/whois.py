@@ -227,6 +227,8 @@ def _block(session: int, row: Mapping[str, Any]) -> list[str]:
     else:
         state = f"{row['state'].replace('_', ' ')}, held for {short_age(row['held_seconds'])}"
     verdict, reason = row.get("verdict"), row.get("pool_verdict_reason")
+    if reason is not None:
+        reason = f"{row['pool_verdict']}: {reason}"
     holder_in, site = row.get("holder_in"), row.get("holder_site")
     now = None if holder_in is None and site is None else " ".join(
         filter(None, (f"in the {holder_in}" if holder_in in _PLACES else holder_in, site))
