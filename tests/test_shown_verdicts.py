@@ -13,16 +13,7 @@ from wcwidth import wcswidth
 from connmon.batch import overcommitted
 from connmon.formats import as_json, as_table, shortened
 from connmon.model import DatabaseRow, Grouping, HostRow, ProgramRow
-from tests.test_snapshot import (  # fmt: skip
-    FIGURES_1,
-    DatabaseRow,
-    HostRow,
-    ProgramRow,
-    connection,
-    pool,
-    process,
-    shown,
-)
+from tests.test_snapshot import FIGURES_1, connection, pool, process, shown
 
 LEAK = {"verdict": "LEAK", "verdict_reason": "a connection has been held for 41s by a thread that has ended"}
 WELL = {"verdict": None, "verdict_reason": None}
