@@ -6,6 +6,8 @@ import contextlib
 import csv
 import io
 import json
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -20,6 +22,7 @@ from sqlalchemy.pool import NullPool
 
 from connmon import cli
 from connmon.database import compare, locks
+from connmon.database import sessions as database_sessions
 from connmon.database.blocking import blocked_by, blocks, described, in_words, roots, whose
 from connmon.database.locks import Locks, Unseen, Wait, metadata_waits
 from connmon.database.sessions import DatabaseSessions, parse_url
@@ -166,12 +169,28 @@ def test_metadata_locks_of_mysql() -> None:
         ("EXCLUSIVE", "EXCLUSIVE", True),
         ("EXCLUSIVE", "a type of tomorrow", False),
         ("a type of tomorrow", "EXCLUSIVE", False),
+        ("SHARED_WRITE", "SHARED_READ", False),
     ],
 )
 def test_which_metadata_locks_exclude_one_another(wants: str, has: str, excluded: bool) -> None:
     """Two locks exclude one another as in the server's own table; an unknown type excludes none."""
-    found = metadata_waits([metadata(1, has, "GRANTED"), metadata(2, wants, "PENDING")])
+    others = [metadata(number, "SHARED_HIGH_PRIO", "GRANTED") for number in (3, 4)]
+    if wants == "EXCLUSIVE":  # which excludes these too
+        others = [metadata(number, "a type of tomorrow", "GRANTED") for number in (3, 4)]
+    found = metadata_waits([metadata(1, has, "GRANTED"), metadata(2, wants, "PENDING"), *others])
     assert found == ([Wait(2, 1)] if excluded else [])
+
+
+def test_the_only_one_with_a_lock_on_the_object_has_it() -> None:
+    """Whatever types of lock the server shows: where one other session alone has a lock there, it blocks."""
+    rows = [metadata(1, "BACKUP_FTWRL1", "GRANTED"), *(metadata(n, "BACKUP_DML", "PENDING") for n in (2, 3))]
+    assert metadata_waits(rows) == [Wait(2, 1), Wait(3, 1)]
+    query, _ = answers(
+        ("metadata_locks", [*rows, metadata(4, "BACKUP_DML", "GRANTED")]), ("processlist", [(2,), (3,)])
+    )  # fmt: skip
+    found = locks.mysql(query, "11.4.2-MariaDB")
+    assert (found.waits, found.unknown) == ((), (2, 3))
+    assert found.problem == "which of several sessions has a table's lock is not told by their types of lock"
 
 
 def test_what_the_account_may_not_see_is_one_line() -> None:
@@ -443,6 +462,68 @@ def test_a_table_and_a_stranger_at_the_root(
     first, second = [line for line in capsys.readouterr().out.splitlines() if " by session " in line]
     assert f"by session {altering}: the-app on " in first
     assert f"by session {root} (the root): not one of connmon's, connmon from 127.0.0.1" in second
+
+
+@pytest.mark.parametrize(
+    ("takes", "wants"),
+    [
+        ("LOCK TABLES locked WRITE", "SELECT * FROM locked"),
+        ("LOCK TABLES locked READ", UPDATE),
+        ("FLUSH TABLES WITH READ LOCK", UPDATE),
+        ("SELECT GET_LOCK('a', 10)", "SELECT GET_LOCK('a', 20)"),
+        ("SELECT * FROM locked", "TRUNCATE TABLE locked"),
+    ],
+)
+def test_what_else_sessions_wait_for(recording: Server, node: RunningNode, takes: str, wants: str) -> None:
+    """Locked tables, a server that is locked for a backup and locks by name are found like rows."""
+    sessions = Sessions(recording, node)
+    try:
+        holder, holding = sessions.open()
+        waiter, waiting = sessions.open()
+        holder.execute(text(takes))
+        sessions.start(waiter, wants)
+        with DatabaseSessions(parse_url(sessions.url)) as database:
+            view = database.look()
+            wait_for(lambda: blocked_by(database.locks(view), waiting) == [holding], what="it to wait")
+            assert database.locks(view).problem is None
+        holder.execute(text("UNLOCK TABLES"))
+        holder.execute(text("SELECT RELEASE_ALL_LOCKS()"))
+    finally:
+        sessions.close()
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2", "pg8000"])
+def test_every_driver_of_postgresql(postgresql: Server, node: RunningNode, driver: str) -> None:
+    """Each driver asks within a transaction of its own, which leaves nothing of the limit behind."""
+    sessions = Sessions(postgresql, node)
+    try:
+        holder, holding = sessions.open()
+        waiter, waiting = sessions.open()
+        holder.execute(text("LOCK TABLE locked"))
+        sessions.start(waiter, UPDATE)
+        with DatabaseSessions(parse_url(postgresql.url(driver))) as database:
+            view = database.look()
+            wait_for(lambda: blocked_by(database.locks(view), waiting) == [holding], what="it to wait")
+            assert database._connection is not None
+            assert database._connection.scalar(text("SHOW statement_timeout")) == "0"
+    finally:
+        sessions.close()
+
+
+def test_a_server_that_stops_answering(mariadb: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that hangs when it is asked for locks costs what it says of these, and nothing else."""
+    with DatabaseSessions(parse_url(mariadb.url("pymysql"))) as database:
+        view = database.look()
+        monkeypatch.setattr(database_sessions, "LIMIT", 0.5)
+        os.kill(mariadb.pid, signal.SIGSTOP)
+        try:
+            found = database.locks(view)
+        finally:
+            os.kill(mariadb.pid, signal.SIGCONT)
+        assert found.partial and found.problem is not None
+        assert "no answer within 0.5 s" in found.problem
+        wait_for(lambda: not any(thread.name == "ask-database" for thread in threading.enumerate()))
+        database._waits = False
 
 
 def test_an_account_with_few_rights(server: Server, node: RunningNode, sessions: Sessions) -> None:

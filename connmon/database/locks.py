@@ -126,14 +126,17 @@ def mysql(query: Query, version: str) -> Locks:
     except Unseen as error:
         waiting, partial = [], True
         problems.append(f"which session waits for a table's lock is not seen ({error})")
-    said = ""
+    said, rows = "", list[Any]()
     try:
-        waits = tuple(dict.fromkeys([*waits, *metadata_waits(query(head + _METADATA))]))
+        rows = list(query(head + _METADATA))
     except Unseen as error:
         said = f" ({error})"
+    waits = tuple(dict.fromkeys([*waits, *metadata_waits(rows)]))
     known = {wait.waiting for wait in waits}
     unknown = tuple(number for number in waiting if number not in known)
-    if unknown:
+    if unknown and rows:
+        problems.append("which of several sessions has a table's lock is not told by their types of lock")
+    elif unknown:
         problems.append(
             "which session has a table's lock is not seen: that needs performance_schema=ON, its instrument "
             f"wait/lock/metadata/sql/mdl, and SELECT on it{said}"
@@ -180,12 +183,15 @@ _PENDING: Final = {
     "SNRW": {"X"},
     "IX": {"S", "X"},
 }
+_EXCLUDED: Final = {"GRANTED": _GRANTED, "PENDING": _PENDING}
 
 
 def metadata_waits(rows: Iterable[Sequence[Any]]) -> list[Wait]:
     """Return who waits for whom, of rows of metadata_locks: session, lock type, status, and the object.
 
-    A type of lock that is not known here (MariaDB's backup locks) blocks nobody, as far as is known.
+    Where no lock is known to exclude the one asked for, and one other session alone has a lock on the object,
+    it is that; of several nothing is said. (Of MariaDB's backup locks nothing is known here, and of LOCK TABLES
+    READ it shows another type than it has.)
     """
     objects: dict[tuple[Any, ...], list[tuple[int, str, str]]] = {}
     for session, kind, status, *named in rows:
@@ -195,8 +201,12 @@ def metadata_waits(rows: Iterable[Sequence[Any]]) -> list[Wait]:
         for waiting, wants, status in locks:
             if status != "PENDING":
                 continue
-            for blocking, has, held in locks:
-                excluded = _GRANTED if held == "GRANTED" else _PENDING if held == "PENDING" else {}
-                if blocking != waiting and has in excluded.get(wants, ()):
-                    found[Wait(waiting, blocking)] = None
+            others = [(blocking, has, held) for blocking, has, held in locks if blocking != waiting]
+            blockers = [
+                blocking for blocking, has, held in others if has in _EXCLUDED.get(held, {}).get(wants, ())
+            ]
+            if not blockers:
+                holders = {blocking for blocking, _, held in others if held == "GRANTED"}
+                blockers = list(holders) if len(holders) == 1 else []
+            found.update(dict.fromkeys(Wait(waiting, blocking) for blocking in blockers))
     return list(found)
