@@ -190,8 +190,8 @@ def metadata_waits(rows: Iterable[Sequence[Any]]) -> list[Wait]:
     """Return who waits for whom, of rows of metadata_locks: session, lock type, status, and the object.
 
     Where no lock is known to exclude the one asked for, and one other session alone has a lock on the object,
-    it is that; of several nothing is said. (Of MariaDB's backup locks nothing is known here, and of LOCK TABLES
-    READ it shows another type than it has.)
+    it is that; of several nothing is said. (Of MariaDB's backup locks nothing is known here, and of LOCK
+    TABLES READ it shows another type than it has.)
     """
     objects: dict[tuple[Any, ...], list[tuple[int, str, str]]] = {}
     for session, kind, status, *named in rows:
