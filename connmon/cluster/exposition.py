@@ -115,18 +115,10 @@ class Fleet:
         self._taken: dict[str, dict[str, _Taken]] = {prefix: {} for prefix, _ in _LABELS.values()}
         """By prefix of the names, and by labels."""
 
-    def take(
-        self,
-        key: RowKey,
-        figures: Figures,
-        times: Times,
-        now: float,
-        verdicts: Iterable[VerdictWord] = (),
-    ) -> None:
+    def take(self, key: RowKey, figures: Figures, times: Times, now: float) -> None:
         """Take in a program or a database (by the key of its row), and what took how long in it.
 
-        `now` is by the replica's clock; quantiles and verdicts among the figures are not looked at.
-        `verdicts` is what is wrong with it, the gravest first.
+        `now` is by the replica's clock; quantiles among the figures are not looked at.
         """
         kind, *names = key
         prefix, told = _LABELS[kind]
@@ -136,7 +128,11 @@ class Fleet:
         cells = figure_cells(figures, now, quantiles=False)
         cells["lost_processes"] = figures.lost_processes
         self._taken[prefix][labels] = _Taken(
-            labels, cells, times, figures.totals, tuple(dict.fromkeys(verdicts))
+            labels,
+            cells,
+            times,
+            figures.totals,
+            tuple(dict.fromkeys(verdict.word for verdict in figures.verdicts)),
         )
 
     def pages(self) -> Iterator[str]:

@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 from connmon import procinfo
 from connmon.cluster.exposition import KINDS, Fleet, limits_text
 from connmon.cluster.replica import Replica
-from connmon.cluster.rows import figures_of, verdicts_of
+from connmon.cluster.rows import figures_of
 from connmon.cluster.server import Server
 from connmon.model import Batch, NodeStatus, StatusQuery
 
@@ -80,8 +80,7 @@ class Metrics:
                     group = state.groups.get(key)
                     if group is not None:  # else it has gone meanwhile
                         now = state.clock + self._replica.stale
-                        verdicts = [verdict.word for verdict in verdicts_of(state, group)]
-                        fleet.take(key, figures_of(group), group.times, now, verdicts)
+                        fleet.take(key, figures_of(group), group.times, now)
                 await asyncio.sleep(0)
             for text in fleet.pages():
                 pieces.append(text.encode())

@@ -54,8 +54,7 @@ def samples(page: str) -> dict[str, list[tuple[dict[str, str], float]]]:
 def fleet(*rows: ProgramRow | DatabaseRow) -> str:
     made = Fleet()
     for row in rows:
-        words = [verdict.word for verdict in row.figures.verdicts]
-        made.take(row.key, row.figures, TIMES.get(str(row.key[-1]), Times()), 100.0, words)
+        made.take(row.key, row.figures, TIMES.get(str(row.key[-1]), Times()), 100.0)
     return "".join(made.pages())
 
 
