@@ -51,7 +51,6 @@ from connmon.model import (
     Rows,
     Times,
     Totals,
-    Verdict,
     plus,
 )
 
@@ -339,11 +338,6 @@ def figures_of(group: Group) -> Figures:
         left_out=min(left_out, LARGEST),
     )
     return group.cached
-
-
-def verdicts_of(tables: Tables, group: Group) -> tuple[Verdict, ...]:
-    """Return what is wrong with a group, the gravest first."""
-    return ()
 
 
 def rate_of(rates: Iterable[float | None]) -> float | None:
