@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -279,6 +280,13 @@ def check_both(
         wait_for(lambda: told(holding, "hold"), 20, "the holder's line of code")
         wait_for(lambda: told(waiting, "wait"), 20, "the waiting one's line of code")
         assert asked(holding, "--database", f"{server.host}:1") == []
+
+        url = server.url(driver)
+        assert cli.main(["whois", str(waiting), "-H", node.address, "--database", url]) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if "  blocked " in line]
+        assert f"by session {holding} (the root): holder on " in line
+        assert f", pid {pids['hold']}, " in line
+        assert re.search(r", held by \S*blocking_application.py:\d+ ", line)
         assert cli.main(["whois", str(holding), "-H", node.address]) == 0
         printed = capsys.readouterr().out
         assert f"session {holding} of {server.backend} {server.host}:{server.port}\n" in printed
