@@ -168,13 +168,8 @@ def as_table(document: Mapping[str, Any], by: Grouping, width: int | None = None
     if any(row.get("left_out") for row in document["rows"]):
         chosen = (*chosen, _LEFT_OUT)
     columns = [(column, _lines_of(column, document["rows"])) for column in chosen]
-    while width is not None and sum(_width(lines[0]) + 2 for _, lines in columns) - 2 > width:
-        least = max(reversed(columns), key=lambda entry: entry[0].rank)
-        if not least[0].rank:
-            break
-        columns.remove(least)
     if width is not None:
-        _shorten(columns, document["rows"], width)
+        _fit(columns, document["rows"], width)
     lines = [_cut("  ".join(cells), width) for cells in zip(*(lines for _, lines in columns), strict=True)]
     reasons = _reasons(document["rows"], chosen)
     return "".join(f"{line.rstrip()}\n" for line in (*_head(document), "", *lines, *reasons))
@@ -182,16 +177,46 @@ def as_table(document: Mapping[str, Any], by: Grouping, width: int | None = None
 
 #: Terminal cells that a call site keeps, whatever else there is.
 _LEAST: Final = 12
+#: Columns from this rank on go before a path loses its left part.
+_DETAIL: Final = 3
 
 
-def _shorten(columns: list[tuple[_Column, list[str]]], rows: list[Any], width: int) -> None:
-    """Make the column of call sites so narrow that the rows fit, as far as that goes."""
-    over = sum(_width(lines[0]) + 2 for _, lines in columns) - 2 - width
-    for number, (column, lines) in enumerate(columns):
-        if column.key == _SITE.key and over > 0:
-            size = max(_LEAST, _width(lines[0]) - over)
-            short = [{column.key: shortened(row.get(column.key), size)} for row in rows]
-            columns[number] = (column, _lines_of(column, short))
+def _fit(columns: list[tuple[_Column, list[str]]], rows: Iterable[Mapping[str, Any]], width: int) -> None:
+    """Leave out columns and shorten call sites until the rows fit, as far as that goes.
+
+    A call site keeps its file and line, and as much of its path as tells it from others.
+    """
+    sites = [row.get(_SITE.key) for row in rows] if any(each[0].key == _SITE.key for each in columns) else []
+    spare = 0
+
+    def over() -> int:
+        return sum(_width(lines[0]) + 2 for _, lines in columns) - 2 - width
+
+    for lowest in (_DETAIL, 1):
+        while over() > spare:
+            least = max(reversed(columns), key=lambda entry: entry[0].rank)
+            if least[0].rank < lowest:
+                break
+            columns.remove(least)
+        if sites:
+            natural = next(_width(lines[0]) for column, lines in columns if column.key == _SITE.key)
+            spare = max(0, natural - max(_width(_SITE.heading), _enough(sites)))
+    if sites and over() > 0:
+        number = next(number for number, (column, _) in enumerate(columns) if column.key == _SITE.key)
+        size = max(_LEAST, _width(columns[number][1][0]) - over())
+        short = [{_SITE.key: shortened(site, size)} for site in sites]
+        columns[number] = (_SITE, _lines_of(_SITE, short))
+
+
+def _enough(sites: Iterable[str | None]) -> int:
+    """Return in how many characters each call site has its file and line, and differs from the others."""
+    known = {site for site in sites if site is not None}
+    places = {site: re.match(r"(.*?:\d+)(?= |$)", site) for site in known}
+    ends = [place[1].rpartition("/")[2] if place else site for site, place in places.items()]
+    size = min(max(map(len, known), default=0), max(map(len, ends), default=0) + len("..."))
+    while len({shortened(site, size) for site in known}) < len(known):
+        size += 1
+    return size
 
 
 def shortened(site: str | None, size: int) -> str | None:
