@@ -108,8 +108,13 @@ def _add_whois(commands: _Commands) -> None:
     )
     _add_reading(whois, argparse.SUPPRESS)
     whois.add_argument("session", metavar="ID", help="a MySQL thread id or PostgreSQL backend pid")
-    whois.add_argument("--database", metavar="HOST[:PORT]", help="only of this server, as rows name it")
-    whois.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
+    whois.add_argument(
+        "--database",
+        metavar="HOST[:PORT]|URL",
+        help="only of this server, as rows name it; with a URL the server itself is asked which session "
+        "blocks this one (the password may be in ~/.my.cnf or ~/.pgpass)",
+    )
+    whois.add_argument("--format", choices=("table", "json", "csv"), default="table", help="default: table")
 
 
 def _add_reconcile(commands: _Commands) -> None:

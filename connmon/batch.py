@@ -4,6 +4,8 @@ Rules kept here:
 
 - Never an escape code, never a key that is waited for; each picture is flushed, so that a reader has it.
 - JSON is one document per line. Tables and CSV are parted by an empty line.
+- What is wrong the nodes judge: it is in the rows. Only of a maximum that this reader alone has been given
+  (--server-max) is OVERCOMMIT judged here, and stands in the row as if the node had.
 - A picture that no node gives is one line on stderr; the next one is tried all the same. Exit code 1
   where the last one could not be had, 0 else.
 """
@@ -11,7 +13,7 @@ Rules kept here:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from connmon.client import read_once
@@ -55,8 +57,12 @@ def run(
             code = UNREACHABLE
         else:
             code = DONE
+            if by == "database" and maxima:
+                document["rows"] = overcommitted(document["rows"], maxima)
             write(_text(document, by, form, width(), number > 0))
-            _warn(document, by, maxima, complain)
+            if not document["quorum"]:
+                still = short_age(document["stale_seconds"])
+                complain(f"{document['node']} has no quorum: what it shows has stood still for {still}")
         number += 1
     return code
 
@@ -67,18 +73,19 @@ def _text(document: Mapping[str, Any], by: Grouping, form: str, width: int | Non
     return ("\n" if again else "") + printed(document, by, form, width)
 
 
-def _warn(
-    document: Mapping[str, Any],
-    by: Grouping,
-    maxima: Mapping[tuple[str, int | None], int],
-    complain: Callable[[str], None],
-) -> None:
-    """Say what has no place in the output itself."""
-    if not document["quorum"]:
-        still = short_age(document["stale_seconds"])
-        complain(f"{document['node']} has no quorum: what it shows has stood still for {still}")
-    if by == "database" and maxima:
-        for row in with_server_maxima(document["rows"], maxima):
-            for verdict in of_row(row):
-                if verdict.word == "OVERCOMMIT":
-                    complain(explained([verdict]))
+def overcommitted(
+    rows: Iterable[dict[str, Any]], maxima: Mapping[tuple[str, int | None], int]
+) -> list[dict[str, Any]]:
+    """Return rows by database, with OVERCOMMIT by these maxima where the node has not said so. Pure."""
+    rows = list(rows)
+    judged = []
+    for row, known in zip(rows, with_server_maxima(rows, maxima), strict=True):
+        said = row.get("verdict"), row.get("verdict_reason") or ""
+        found = [verdict for verdict in of_row(known) if verdict.word == "OVERCOMMIT"]
+        if found and said[0] != "OVERCOMMIT" and "OVERCOMMIT: " not in said[1]:
+            if said[0] is None:
+                row = {**row, "verdict": found[0].word, "verdict_reason": found[0].reason}
+            else:
+                row = {**row, "verdict_reason": f"{said[1]}; {explained(found)}"}
+        judged.append(row)
+    return judged

@@ -214,19 +214,27 @@ def _print_status(service: Service, form: str, whole: bool) -> int:
 
 
 def _print_whois(service: Service, session: str, database: str | None, form: str) -> int:
-    from connmon.database.whois import parse_session, whois, whois_text
+    from connmon.client import read_once
+    from connmon.credentials import of_client
+    from connmon.database.whois import parse_session, whois, whois_csv, whois_text
     from connmon.dbaddress import parse_servers
     from connmon.formats import as_json
 
     number = parse_session(session)
-    try:
-        servers = () if database is None else parse_servers(database)
-    except UsageError as error:
-        raise UsageError(f"--database: {error}") from None
-    document = _read(service, "connection")
-    result, problem = whois(document, number, servers)
-    output.write(as_json(result) if form == "json" else whois_text(result))
-    _mention_quorum(document)
+    if database is not None and "://" in database:
+        from connmon.database.compare import whois_at
+
+        ask = output.ask_password if output.can_ask() else None
+        result, problem = whois_at(service, of_client(service), database, number, ask)
+    else:
+        try:
+            servers = () if database is None else parse_servers(database)
+        except UsageError as error:
+            raise UsageError(f"--database: {error}") from None
+        snapshot = read_once(service.nodes, service.name, "connection", credentials=of_client(service))
+        result, problem = whois(snapshot.document(), number, servers, snapshot.pool_rows())
+    output.write({"json": as_json, "csv": whois_csv, "table": whois_text}[form](result))
+    _mention_quorum(result)
     if problem is not None:
         raise ConnmonError(problem)
     return DONE

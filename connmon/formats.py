@@ -95,6 +95,8 @@ class _Column(NamedTuple):
 
 _HOST: Final = _Column("host", "HOST", 0)
 _STATE: Final = _Column("state", "STATE", 2)
+_VERDICT: Final = _Column("verdict", "VERDICT", 1)
+_SITE: Final = _Column("call_site", "CALL SITE", 0)
 _WHO: Final = (_HOST, _Column("program", "PROGRAM", 0), _Column("pid", "PID", 0))
 _PROGRAMS: Final = _Column("programs", "PROGRAMS", 3)
 _PROCESSES: Final = _Column("processes", "PROCESSES", 2)
@@ -115,60 +117,132 @@ _NUMBERS: Final = (
 )
 #: Shown where a row has it.
 _LEFT_OUT: Final = _Column("left_out", "LEFT OUT", 1)
-_TABLE: Final[Mapping[Grouping, tuple[_Column, ...]]] = {
-    "program": (*_WHO[:2], _STATE, _PROCESSES, *_NUMBERS),
-    "host": (_HOST, _STATE, _PROGRAMS, _PROCESSES, *_NUMBERS),
+_TABLE: Final[Mapping[str, tuple[_Column, ...]]] = {
+    "program": (*_WHO[:2], _STATE, _VERDICT, _PROCESSES, *_NUMBERS),
+    "host": (_HOST, _STATE, _VERDICT, _PROGRAMS, _PROCESSES, *_NUMBERS),
     "database": (
         _Column("dialect", "DIALECT", 0),
         _Column("database_host", "DATABASE HOST", 0),
         _Column("database_port", "PORT", 0),
         _Column("database", "DATABASE", 0),
-        *(_STATE, _PROGRAMS, _PROCESSES, *_NUMBERS),
+        *(_STATE, _VERDICT, _PROGRAMS, _PROCESSES, *_NUMBERS),
     ),
     "process": (
-        *(*_WHO, _STATE, _Column("started_seconds", "STARTED", 7)),
+        *(*_WHO, _STATE, _VERDICT, _Column("started_seconds", "STARTED", 7)),
         *(_Column("cpu_percent", "CPU %", 8), _Column("rss_bytes", "RSS", 8), _Column("pools", "POOLS", 6)),
         *(*_NUMBERS, _Column("command", "COMMAND", 9)),
     ),
-    "pool": (*_WHO, _Column("pool", "POOL", 0), _STATE, _Column("pool_class", "CLASS", 8), *_NUMBERS),
+    "pool": (
+        *(*_WHO, _Column("pool", "POOL", 0), _STATE, _VERDICT, _Column("pool_class", "CLASS", 8)),
+        *_NUMBERS,
+    ),
     "connection": (
         *(*_WHO, _Column("pool", "POOL", 5), _Column("connection", "CONNECTION", 1)),
-        *(_Column("server_id", "SERVER ID", 1), _STATE._replace(rank=0), _Column("age_seconds", "AGE", 4)),
-        *(_Column("held_seconds", "HELD", 2), _Column("holder", "HOLDER", 3)),
-        _Column("call_site", "CALL SITE", 1),
+        *(_Column("server_id", "SERVER ID", 1), _STATE._replace(rank=0), _VERDICT),
+        *(_Column("age_seconds", "AGE", 4), _Column("held_seconds", "HELD", 2)),
+        *(_Column("holder", "HOLDER", 3), _Column("holder_in", "HOLDER IN", 5), _SITE),
     ),
     "site": (
-        *(*_WHO[:2], _Column("call_site", "CALL SITE", 0), _Column("held_now", "HELD", 1)),
+        *(*_WHO[:2], _SITE, _VERDICT, _PROCESSES._replace(rank=5), _Column("held_now", "HELD", 1)),
         *(_Column("in_database_now", "IN DATABASE", 2), _Column("waiting_now", "WAITING", 1)),
-        *(_Column("longest_held_seconds", "LONGEST HELD", 2), _Column("holds_total", "HOLDS", 3)),
-        *(_Column("usual_held_seconds", "USUAL", 3), _Column("verdict", "VERDICT", 1)),
+        *(_Column("longest_held_seconds", "LONGEST HELD", 2), _Column("usual_held_seconds", "USUAL", 3)),
+        *(_Column("holds_total", "HOLDS", 3), _Column("hold_seconds_total", "HELD IN ALL", 4)),
+        _Column("estimated", "SAMPLED", 4),
     ),
 }
 _LEFT: Final = (
     "host", "program", "state", "dialect", "database_host", "database",
-    "pool", "pool_class", "command", "holder", "call_site", "verdict",
+    "pool", "pool_class", "command", "holder", "holder_in", "call_site", "verdict",
     "node", "address", "role", "version", "problems",
-    "client_host", "user", "application", "ids",
+    "client_host", "user", "application", "ids", "blocked_by", "blocks",
 )  # fmt: skip
 
 
 def as_table(document: Mapping[str, Any], by: Grouping, width: int | None = None) -> str:
-    """Return a table for people: who answered, the totals, and a choice of columns.
+    """Return a table for people: who answered, the totals, a choice of columns, and below it what is wrong.
 
-    `width` in terminal cells: columns are left out until the rows fit, and a row that is still
-    too long is cut. None: no limit.
+    `width` in terminal cells: columns are left out until the rows fit. Where they still do not, call sites
+    lose the left of their paths, and then a row is cut. None: no limit.
     """
     chosen = _TABLE[by]
     if any(row.get("left_out") for row in document["rows"]):
         chosen = (*chosen, _LEFT_OUT)
     columns = [(column, _lines_of(column, document["rows"])) for column in chosen]
-    while width is not None and sum(_width(lines[0]) + 2 for _, lines in columns) - 2 > width:
-        least = max(reversed(columns), key=lambda entry: entry[0].rank)
-        if not least[0].rank:
-            break
-        columns.remove(least)
+    if width is not None:
+        _fit(columns, document["rows"], width)
     lines = [_cut("  ".join(cells), width) for cells in zip(*(lines for _, lines in columns), strict=True)]
-    return "".join(f"{line.rstrip()}\n" for line in (*_head(document), "", *lines))
+    reasons = _reasons(document["rows"], chosen)
+    return "".join(f"{line.rstrip()}\n" for line in (*_head(document), "", *lines, *reasons))
+
+
+#: Terminal cells that a call site keeps, whatever else there is.
+_LEAST: Final = 12
+#: Columns from this rank on go before a path loses its left part.
+_DETAIL: Final = 3
+
+
+def _fit(columns: list[tuple[_Column, list[str]]], rows: Iterable[Mapping[str, Any]], width: int) -> None:
+    """Leave out columns and shorten call sites until the rows fit, as far as that goes.
+
+    A call site keeps its file and line, and as much of its path as tells it from others.
+    """
+    sites = [row.get(_SITE.key) for row in rows] if any(each[0].key == _SITE.key for each in columns) else []
+    spare = 0
+
+    def over() -> int:
+        return sum(_width(lines[0]) + 2 for _, lines in columns) - 2 - width
+
+    for lowest in (_DETAIL, 1):
+        while over() > spare:
+            least = max(reversed(columns), key=lambda entry: entry[0].rank)
+            if least[0].rank < lowest:
+                break
+            columns.remove(least)
+        if sites:
+            natural = next(_width(lines[0]) for column, lines in columns if column.key == _SITE.key)
+            spare = max(0, natural - max(_width(_SITE.heading), _enough(sites)))
+    if sites and over() > 0:
+        number = next(number for number, (column, _) in enumerate(columns) if column.key == _SITE.key)
+        size = max(_LEAST, _width(columns[number][1][0]) - over())
+        short = [{_SITE.key: shortened(site, size)} for site in sites]
+        columns[number] = (_SITE, _lines_of(_SITE, short))
+
+
+def _enough(sites: Iterable[str | None]) -> int:
+    """Return in how many characters each call site has its file and line, and differs from the others."""
+    known = {site for site in sites if site is not None}
+    places = {site: re.match(r"(.*?:\d+)(?= |$)", site) for site in known}
+    ends = [place[1].rpartition("/")[2] if place else site for site, place in places.items()]
+    size = min(max(map(len, known), default=0), max(map(len, ends), default=0) + len("..."))
+    while len({shortened(site, size) for site in known}) < len(known):
+        size += 1
+    return size
+
+
+def shortened(site: str | None, size: int) -> str | None:
+    """Return a call site in so many characters: first the function goes, then the left of the path."""
+    if site is None or len(site) <= size:
+        return site
+    found = re.match(r"(.*?:\d+)(?= |$)", site)
+    place = found[1] if found else site
+    if len(place) <= size:
+        return site[:size].rstrip()
+    return f"...{place[3 - size :]}" if size > 3 else place[-size:]
+
+
+def _reasons(rows: Iterable[Mapping[str, Any]], columns: Iterable[_Column]) -> list[str]:
+    """Return a line for each row with a reason: what identifies it, the verdict, and the reason in full."""
+    names = [
+        column.key
+        for column in columns
+        if column.rank == 0 and column.key in (*_LEFT, "pid", "database_port")
+    ]
+    lines = []
+    for row in rows:
+        if row.get("verdict") is not None and row.get("verdict_reason") is not None:
+            who = " ".join(printable(str(row[key])) for key in names if row[key] is not None)
+            lines.append(f"{who}  {row['verdict']}: {printable(row['verdict_reason'])}")
+    return ["", *lines] if lines else []
 
 
 def printed(document: Mapping[str, Any], by: Grouping, form: str, width: int | None = None) -> str:
@@ -195,6 +269,8 @@ def _head(document: Mapping[str, Any]) -> tuple[str, str]:
         for key in ("connections", "checked_out", "waiting")
     ]
     parts.append(f"checkouts/s {totals['checkouts_per_second']}")
+    if verdicts := document["totals"].get("verdicts"):
+        parts.append(", ".join(f"{word} {count}" for word, count in verdicts.items()))
     if document["totals"].get("left_out"):
         parts.append(f"LEFT OUT by limits {totals['left_out']}")
     names = f"service {document['service']}  node {document['node']}  leader {leader or '-'}"
@@ -223,7 +299,7 @@ def status_table(document: Mapping[str, Any]) -> str:
 
 def _lines_of(column: _Column, rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """The heading and all cells of a column, padded to one width."""
-    cells = [column.heading, *(_cell(column.key, row[column.key]) for row in rows)]
+    cells = [column.heading, *(_cell(column.key, row.get(column.key)) for row in rows)]
     widths = [_width(cell) for cell in cells]
     size = max(widths)
     if column.key in _LEFT:
@@ -241,7 +317,11 @@ def aligned(headings: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> l
 def _cell(key: str, value: Any) -> str:
     if value is None:
         return "-"
-    if key.endswith("_seconds"):
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if key == "usual_held_seconds":
+        return short_duration(value)
+    if key.endswith("_seconds") or key == "hold_seconds_total":
         return short_age(value)
     if key == "rss_bytes":
         return f"{value / 2**20:.0f} MiB"

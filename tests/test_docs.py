@@ -50,8 +50,9 @@ def test_every_option_of_the_config_file() -> None:
 def test_every_metric() -> None:
     """Every metric is in the page about metrics, those of the node with their whole name."""
     page = (DOCS / "metrics.rst").read_text()
-    for family in (*exposition._FAMILIES, *exposition._TIMED):
+    for family in (*exposition._FAMILIES, *exposition._TIMED, exposition.VERDICT):
         assert f"\n``{family.name}`` (" in page, family.name
+    assert f"\n``connmon_{exposition.VERDICTS.name}`` (" in page
     source = Path(exposition.__file__).with_name("metrics.py").read_text()
     names = re.findall(r'^            \(\s*"(\w+)",\s*"', source, re.M)
     assert len(names) > 12

@@ -721,7 +721,8 @@ def test_no_control_character_gets_out(by: Grouping) -> None:
     document = hostile(by)
     for text in (as_table(document, by), as_table(document, by, 80), as_csv(document, by), as_json(document)):
         assert all(line.isprintable() for line in text.split("\n"))
-    assert len(as_table(document, by).splitlines()) == 5
+    reasons = sum(row.get("verdict_reason") is not None for row in document["rows"])
+    assert len(as_table(document, by).splitlines()) == 5 + (reasons and 1 + reasons)
     assert len(as_csv(document, by).splitlines()) == 2
     assert json.loads(as_json(document)) == document
 
@@ -772,12 +773,12 @@ def test_table() -> None:
         "hosts 1  programs 2  processes 8  capacity 240  connections 78 (max 80)  checked out 31 (max 47)  "
         "waiting 5 (max 10)  checkouts/s 310.2",
         "",
-        "HOST  PROGRAM   STATE      PROCESSES  CAPACITY  CONNECTIONS  MAX CONNECTIONS  CHECKED OUT  IDLE  "
-        "OVERFLOW  DETACHED  WAITING  LONGEST WAIT  LONGEST HELD  CHECKOUTS/S  TIMEOUTS  LAST REPORT",
-        "ctl1  nova-api  connected          8       240           78               80           31    45  "
-        "       6         2        5           12s           41s        310.2         3         0.8s",
-        "ctl2  glance    gone               0         0            0                0            0     0  "
-        "       0         0        0            0s            0s          0.0         0            -",
+        "HOST  PROGRAM   STATE      VERDICT  PROCESSES  CAPACITY  CONNECTIONS  MAX CONNECTIONS  CHECKED OUT  "
+        "IDLE  OVERFLOW  DETACHED  WAITING  LONGEST WAIT  LONGEST HELD  CHECKOUTS/S  TIMEOUTS  LAST REPORT",
+        "ctl1  nova-api  connected  -                8       240           78               80           31  "
+        "  45         6         2        5           12s           41s        310.2         3         0.8s",
+        "ctl2  glance    gone       -                0         0            0                0            0  "
+        "   0         0         0        0            0s            0s          0.0         0            -",
     ]
 
 

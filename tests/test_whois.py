@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -50,7 +51,8 @@ def test_all_matches_with_their_server() -> None:
     rows = (connection(), connection(database_host="db2"), connection(6), connection(None))
     result, problem = whois(document(*rows), 5)
     assert problem is None
-    assert result["rows"] == [{**row, "database_user": "root"} for row in rows[:2]]
+    added = {"database_user": "root", "pool_verdict": None, "pool_verdict_reason": None}
+    assert result["rows"] == [{**row, **added} for row in rows[:2]]
     assert result["server_id"] == 5
     printed = whois_text(result)
     assert "session 5 of mysql 10.0.0.9:3306\n" in printed
@@ -166,6 +168,18 @@ def test_both_users_are_named_as_what_they_are(pool: str | None, user: str | Non
     assert "\n  user " not in printed
 
 
+def test_the_verdict_of_its_pool() -> None:
+    """A match has the verdict and the reason of its pool; where two pools look the same, neither's."""
+    row = connection()
+    same = ("instance", "pool", "pool_class", "pool_size", "max_overflow")
+    found = {key: row[key] for key in same} | {"verdict": "LEAK", "verdict_reason": "held"}
+    other = {**found, "pool": "sqlite://", "verdict": None, "verdict_reason": None}
+    (known,) = whois(document(row), 5, pools=[other, found])[0]["rows"]
+    assert (known["pool_verdict"], known["pool_verdict_reason"]) == ("LEAK", "held")
+    (unknown,) = whois(document(row), 5, pools=[found, other, found])[0]["rows"]
+    assert (unknown["pool_verdict"], unknown["pool_verdict_reason"]) == (None, None)
+
+
 def test_lost_and_idle_and_unknown() -> None:
     """A lost process is said to be lost, an idle connection has no holder, unknown is a dash."""
     lost = connection(state=None, held_seconds=None)
@@ -266,6 +280,13 @@ def check_both(
         wait_for(lambda: told(holding, "hold"), 20, "the holder's line of code")
         wait_for(lambda: told(waiting, "wait"), 20, "the waiting one's line of code")
         assert asked(holding, "--database", f"{server.host}:1") == []
+
+        url = server.url(driver)
+        assert cli.main(["whois", str(waiting), "-H", node.address, "--database", url]) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if "  blocked " in line]
+        assert f"by session {holding} (the root): holder on " in line
+        assert f", pid {pids['hold']}, " in line
+        assert re.search(r", held by \S*blocking_application.py:\d+ ", line)
         assert cli.main(["whois", str(holding), "-H", node.address]) == 0
         printed = capsys.readouterr().out
         assert f"session {holding} of {server.backend} {server.host}:{server.port}\n" in printed

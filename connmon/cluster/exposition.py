@@ -4,6 +4,7 @@
   is not known is left out. Labels are host and program, or what names a database; never a pid.
 - A counter is a program's total since it was first seen, ended processes included, so that it
   does not go back when one ends.
+- A verdict has a sample for as long as it stands, and no other: `connmon_verdict` is 1 or is not there.
 - Names come from whoever reports. A label that its rows share with another row's would make
   Prometheus refuse the whole page: of those only the first is shown.
 - Written here and not by prometheus_client, which takes 0.8 s for the counters and gauges of 5,000
@@ -13,12 +14,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, get_args
 
 from connmon.histogram import BOUNDS
-from connmon.model import Figures, RowKey, Times, Totals
+from connmon.model import Figures, RowKey, Times, Totals, VerdictWord
 from connmon.snapshot import Cells, figure_cells
 
 #: Rows whose histograms are written at once.
@@ -71,6 +73,11 @@ _FAMILIES: Final = (
 )  # fmt: skip
 
 
+VERDICT: Final = _Family(
+    "verdict", "gauge", "1 for each thing that is wrong now; not there where nothing is.", ()
+)
+VERDICTS: Final = _Family("verdicts", "gauge", "Programs, by the gravest thing that is wrong with them.", ())
+
 LEFT_OUT_HELP: Final = "Processes, pools and connections that a limit leaves out."
 FORGOTTEN_HELP: Final = "Ended processes and groups without a process forgotten early because of a limit."
 #: The prefix of the names, and the labels for what a row's key is made of, by kind of row.
@@ -98,6 +105,7 @@ class _Taken(NamedTuple):
     cells: Cells
     times: Times
     totals: Totals
+    verdicts: tuple[VerdictWord, ...]
 
 
 class Fleet:
@@ -119,7 +127,13 @@ class Fleet:
             return
         cells = figure_cells(figures, now, quantiles=False)
         cells["lost_processes"] = figures.lost_processes
-        self._taken[prefix][labels] = _Taken(labels, cells, times, figures.totals)
+        self._taken[prefix][labels] = _Taken(
+            labels,
+            cells,
+            times,
+            figures.totals,
+            tuple(dict.fromkeys(verdict.word for verdict in figures.verdicts)),
+        )
 
     def pages(self) -> Iterator[str]:
         """Yield the text in pieces, each made in some milliseconds."""
@@ -129,6 +143,8 @@ class Fleet:
                 yield from _text(f"{prefix}_{family.name}", family, rows)
             for timed in _TIMED:
                 yield from _histogram(f"{prefix}_{timed.name}", timed, rows)
+            yield from _verdicts(f"{prefix}_{VERDICT.name}", rows)
+        yield _counts(self._taken[_LABELS["program"][0]].values())
 
 
 def _head(name: str, help: str, kind: str) -> str:
@@ -148,6 +164,24 @@ def _text(name: str, family: _Family, rows: Sequence[_Taken]) -> Iterator[str]:
             yield "".join(
                 [f"{begin}{row.labels}{end}{row.cells[key]}\n" for row in some if row.cells[key] is not None]
             )
+
+
+def _verdicts(name: str, rows: Sequence[_Taken]) -> Iterator[str]:
+    yield _head(name, VERDICT.help, VERDICT.kind)
+    for some in _slices(rows, 4 * AT_ONCE):
+        yield "".join(
+            [f"{name}{{{row.labels},verdict={label(word)}}} 1\n" for row in some for word in row.verdicts]
+        )
+
+
+def _counts(rows: Iterable[_Taken]) -> str:
+    """Return how many programs have each verdict as their gravest; 0 where none has."""
+    counts = Counter(row.verdicts[0] for row in rows if row.verdicts)
+    name = f"connmon_{VERDICTS.name}"
+    words: tuple[VerdictWord, ...] = get_args(VerdictWord)
+    return _head(name, VERDICTS.help, VERDICTS.kind) + "".join(
+        [f"{name}{{verdict={label(word)}}} {counts[word]}\n" for word in words]
+    )
 
 
 def limits_text(left_out: Mapping[str, int], forgotten: Mapping[str, int]) -> str:
@@ -198,7 +232,7 @@ def _histogram(name: str, timed: _Timed, rows: Sequence[_Taken]) -> Iterator[str
     coarse = [bisect_left(timed.bounds, bound) for bound in BOUNDS] + [len(timed.bounds)]
     for some in _slices(rows, AT_ONCE):
         lines: list[str] = []
-        for labels, _, times, totals in some:
+        for labels, _, times, totals, _ in some:
             counts = getattr(times, timed.field)
             if not counts:
                 continue

@@ -1,4 +1,5 @@
 """Reads a node and a database server one after the other, twice where they do not fit: `connmon reconcile`.
+Once for `connmon whois` with a URL.
 
 - The node is read first, and where nothing is wrong that is all. Otherwise both are read again
   after `SETTLE` seconds, in which what was just opened or closed has been reported.
@@ -15,6 +16,7 @@ from connmon.config import Service
 from connmon.credentials import Credentials
 from connmon.database.reconcile import Look, Naming, is_settled, reconcile
 from connmon.database.sessions import DatabaseSessions, parse_url
+from connmon.database.whois import At, whois
 from connmon.dbaddress import DatabaseServer, plain
 from connmon.procinfo import addresses, host
 
@@ -51,4 +53,20 @@ def _look(service: Service, credentials: Credentials, database: DatabaseSessions
     document = snapshot.document()
     header = {key: document[key] for key in ("service", "node", "leader", "quorum", "stale_seconds")}
     header["left_out"] = document["totals"]["left_out"]
-    return Look(header, snapshot.pool_rows(), document["rows"], view)
+    return Look(header, snapshot.pool_rows(), document["rows"], view, database.locks(view))
+
+
+def whois_at(
+    service: Service,
+    credentials: Credentials,
+    url: str,
+    session: int,
+    ask_password: Callable[[str], str] | None = None,
+) -> tuple[dict[str, Any], str | None]:
+    """Return what `whois` does of a session of this server, and who blocks it. Raises ConnmonError."""
+    parsed = parse_url(url)
+    naming = Naming(host(), (), frozenset(map(plain, addresses())))
+    with DatabaseSessions(parsed, ask_password) as database:
+        look = _look(service, credentials, database)
+    document = {**look.header, "totals": look.header, "rows": look.connections}
+    return whois(document, session, (look.view.server,), look.pools, At(look, naming))

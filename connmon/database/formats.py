@@ -11,22 +11,25 @@ import io
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from connmon.database.blocking import whose
 from connmon.dbaddress import DatabaseServer
 from connmon.formats import aligned, csv_cell, printable
 
 #: How many ids of sessions with the same owner a line of the table shows.
 SHOWN_IDS: Final = 5
 
-#: The keys of a CSV row. `kind`: program (a program's accounted sessions), unowned, missing.
+#: The keys of a CSV row. `kind`: program (a program's accounted sessions), unowned, missing, blocked (a
+#: session that waits for a lock), blocker.
 CSV_KEYS: Final = (
     "kind", "host", "program", "sessions", "checked_out", "idle", "detached", "lost", "capacity",
     "pid", "server_id", "client_host", "client_port", "user", "database", "application", "state",
     "state_seconds", "age_seconds", "held_seconds", "holder", "call_site",
+    "verdict", "holder_in", "holder_site", "blocked_by", "blocks", "root",
 )  # fmt: skip
 
 
 def reconcile_csv(document: Mapping[str, Any]) -> str:
-    """Return programs, unowned sessions and missing connections as rows of one CSV."""
+    """Return programs, unowned sessions, missing connections and who blocks whom as rows of one CSV."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(CSV_KEYS)
@@ -34,8 +37,11 @@ def reconcile_csv(document: Mapping[str, Any]) -> str:
         ("program", document["programs"]),
         ("unowned", [{**row, "server_id": row["id"]} for row in document["unowned"]]),
         ("missing", document["missing"]),
+        ("blocked", document["blocked"]),
+        ("blocker", document["blockers"]),
     ):
         for row in rows:
+            row = {**row, **{key: _chain(row[key]) for key in ("blocked_by", "blocks") if key in row}}
             writer.writerow(csv_cell({**row, "kind": kind}.get(key)) for key in CSV_KEYS)
     return file.getvalue()
 
@@ -70,6 +76,26 @@ def _lines(document: Mapping[str, Any]) -> Iterable[str]:
     if document["missing"]:
         yield from ("", "Connections that applications believe in and the server does not know")
         yield from aligned(_MISSING, document["missing"])
+    if document["blocked"]:
+        yield from ("", "Sessions that wait for a lock")
+        yield from aligned(_BLOCKED, [_shown(row, "blocked_by") for row in document["blocked"]])
+    if document["blockers"]:
+        yield from ("", "Sessions that they wait for, the roots first")
+        yield from aligned(_BLOCKERS, [_shown(row, "blocks") for row in document["blockers"]])
+
+
+def _chain(sessions: list[int] | None) -> list[str] | None:
+    return None if sessions is None else list(map(str, sessions))
+
+
+def _shown(row: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return the row for the table: ids as one text, whose it is in few words."""
+    ids = _chain(row[key]) or []
+    more = ["..."] if len(ids) > SHOWN_IDS and key == "blocks" else []
+    shown = [*ids[:SHOWN_IDS], *more] if more else ids
+    root = f"{len(ids)}: " if key == "blocks" else ""
+    chain = "not known" if row[key] is None else root + (" " if key == "blocks" else " < ").join(shown)
+    return {**row, "program": row["program"] or whose(row), key: chain}
 
 
 _PROGRAM: Final = {
@@ -79,6 +105,14 @@ _PROGRAM: Final = {
 _UNOWNED: Final = {
     "client_host": "CLIENT HOST", "user": "USER", "database": "DATABASE", "application": "APPLICATION",
     "sessions": "SESSIONS", "ids": "IDS",
+}  # fmt: skip
+_BLOCKED: Final = {
+    "server_id": "SERVER ID", "host": "HOST", "program": "PROGRAM", "pid": "PID", "state": "STATE",
+    "state_seconds": "FOR", "holder": "HOLDER", "call_site": "CALL SITE", "blocked_by": "BLOCKED BY",
+}  # fmt: skip
+_BLOCKERS: Final = {
+    "server_id": "SERVER ID", "host": "HOST", "program": "PROGRAM", "pid": "PID", "state": "STATE",
+    "state_seconds": "FOR", "holder": "HOLDER", "call_site": "CALL SITE", "blocks": "BLOCKS",
 }  # fmt: skip
 _MISSING: Final = {
     "host": "HOST", "program": "PROGRAM", "pid": "PID", "server_id": "SERVER ID", "state": "STATE",
@@ -120,6 +154,8 @@ def _notes(document: Mapping[str, Any]) -> Iterable[str]:
             f"note: not compared, since it is not known where they are: {unknown} connections; some unowned"
             " sessions may be theirs"
         )
+    if problem := document["blocking_problem"]:
+        yield f"note: {problem}"
     if left_out := document.get("left_out"):
         yield f"note: limits leave out {left_out} of the service: some unowned sessions may be theirs"
     if shared := document["shared_sessions"]:

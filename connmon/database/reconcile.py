@@ -10,6 +10,7 @@
   session that is younger than the connection, or a server that is, is not the connection's.
 - Of a lost process nobody knows what it believes: its connections account for sessions, but
   are not missing.
+- A session that waits for a lock is listed with those that it waits for, whosever they are, at the last look.
 - Every session of the list is in exactly one place: accounted + unowned + unsettled = sessions.
 """
 
@@ -19,6 +20,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from connmon.database.blocking import blocked_by, blocks, described, roots
+from connmon.database.locks import Locks
 from connmon.dbaddress import FAMILIES, UNKNOWN, DatabaseServer, named, names, plain, servers_of
 
 #: Seconds by which ages may differ that mean the same moment: logging in and reporting take time.
@@ -86,6 +89,12 @@ class Look(NamedTuple):
     connections: Sequence[Mapping[str, Any]]
     """The rows of a snapshot by connection."""
     view: ServerView
+    locks: Locks = Locks()
+    """Who waits for whose lock there."""
+
+    def owners(self, naming: Naming) -> dict[int, list[Mapping[str, Any]]]:
+        """Return the connections that have each session of the server, by the session's id."""
+        return _match(self, naming).owners
 
 
 class Naming(NamedTuple):
@@ -320,6 +329,27 @@ def reconcile(first: Look, second: Look | None, naming: Naming) -> dict[str, Any
         "unowned": [session._asdict() for _, session in sorted(unowned.items())],
         "missing": [dict(row) for _, row in sorted(missing.items(), key=_by_program)],
         "other_servers": now.others,
+        **_blocking(last, now),
+    }
+
+
+def _blocking(look: Look, matched: _Matched) -> dict[str, Any]:
+    """Return the sessions that wait for a lock, and those that they wait for."""
+    locks, sessions = look.locks, look.view.sessions
+    waiting = sorted({wait.waiting for wait in locks.waits} | set(locks.unknown))
+    first = roots(locks)
+    return {
+        "blocked": [
+            {**described(each, sessions, matched.owners), "blocked_by": blocked_by(locks, each)}
+            for each in waiting
+        ],
+        "blockers": [
+            {**described(each, sessions, matched.owners), "blocks": others, "root": each in first}
+            for each, others in sorted(
+                blocks(locks).items(), key=lambda item: (item[0] not in first, -len(item[1]), item[0])
+            )
+        ],
+        "blocking_problem": locks.problem,
     }
 
 

@@ -24,7 +24,9 @@ from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
+from connmon.database import locks
 from connmon.database.crowded import hint
+from connmon.database.locks import Locks, Unseen
 from connmon.database.passwords import from_my_cnf, from_pgpass
 from connmon.database.reconcile import Listening, ServerView, Session
 from connmon.dbaddress import (
@@ -187,6 +189,37 @@ class DatabaseSessions:
         how = _look_mysql if self._family == "mysql" else _look_postgresql
         return self._within(lambda: how(connection, self._url.get_backend_name(), self.server), self._url)
 
+    def locks(self, view: ServerView) -> Locks:
+        """Return who waits for whose lock now, as far as the account may see it; `view` is a look before.
+
+        Never raises for what the server says or does not: see `Locks.problem`.
+        """
+        connection, url = self._connection, self._url
+        if connection is None:
+            return Locks(problem="the connection is closed", partial=True)
+
+        def query(statement: str) -> list[Any]:
+            try:
+                return _rows(connection, statement)
+            except DBAPIError as error:
+                raise Unseen(_said(error, url)) from None
+
+        def look() -> Locks:
+            if self._family == "mysql":
+                return locks.mysql(query, view.version)
+            # The time limit ends with the transaction: behind a pooler the session is not ours alone.
+            query("BEGIN READ ONLY")
+            try:
+                query(f"SET LOCAL statement_timeout = {locks.SECONDS * 1000}")
+                return locks.postgresql(query)
+            finally:
+                query("ROLLBACK")
+
+        try:
+            return self._within(look, url)
+        except ConnmonError as error:
+            return Locks(problem=f"which session blocks which is not seen: {error}", partial=True)
+
     def close(self) -> None:
         """End the session; a server that does not answer is left alone, as is a driver that still waits."""
         if self._waits:
@@ -343,7 +376,8 @@ def _read(path: Path, closed: bool) -> str:
 
 
 def _rows(connection: Connection, query: str) -> list[Any]:
-    return list(connection.execute(text(query)))
+    result = connection.execute(text(query))
+    return list(result) if result.returns_rows else []
 
 
 def _look_mysql(connection: Connection, dialect: str, server: DatabaseServer) -> ServerView:

@@ -3,23 +3,29 @@
 - Session ids are the server's own, so that two servers may well have the same one, and a forked
   process the same as its parent: all that match are told of, each with its server.
 - The operating system's user and the database's are two: each is named as what it is.
+- With the server itself asked, the sessions that this one waits for are resolved too (see `blocking`).
 - Of a process that is lost, what was last heard is shown, and that it is lost.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
+from connmon.database.blocking import SERVER_KEYS, blocked_by, described, in_words, roots
+from connmon.database.reconcile import Look, Naming
 from connmon.dbaddress import DatabaseServer, joined, named, names, servers_of
 from connmon.errors import ConfigError, one_line
-from connmon.formats import printable, short_age
+from connmon.formats import csv_cell, printable, short_age
 from connmon.model import LARGEST
 
 #: The width of the names on the left.
 _LEFT: Final = 10
+_PLACES: Final = ("database", "application")
 
 
 def parse_session(text: str) -> int:
@@ -32,21 +38,79 @@ def parse_session(text: str) -> int:
     )  # fmt: skip
 
 
+class At(NamedTuple):
+    """The database server itself was asked: what it said, and which rows are there."""
+
+    look: Look
+    naming: Naming
+
+
 def whois(
-    document: Mapping[str, Any], session: int, database: Sequence[DatabaseServer] = ()
+    document: Mapping[str, Any],
+    session: int,
+    database: Sequence[DatabaseServer] = (),
+    pools: Iterable[Mapping[str, Any]] = (),
+    at: At | None = None,
 ) -> tuple[dict[str, Any], str | None]:
     """Return what is known of the session, and where nothing is, why.
 
     `document` is a snapshot by connection. The result has those of its rows that match; `database`: only
-    sessions of one of these servers.
+    sessions of one of these servers. `pools`: the rows by pool of the same moment, for their verdicts.
+    `at`: the server that `database` names was asked; then `blocked_by` has the sessions that this one waits
+    for, a root last (see `blocking`), and `blockers` whose they are. Otherwise these are None.
     """
     found = [row for row in document["rows"] if row["server_id"] == session]
-    rows = [{**row, "database_user": database_user(row["pool"])} for row in found if _at(row, database)]
+    matching = [row for row in found if _at(row, database)] if at is None else _there(found, session, at)
+    of_pool = _pools(pools)
+    rows = [
+        {**row, "database_user": database_user(row["pool"]), **of_pool.get(_pool(row), _NO_POOL)}
+        for row in matching
+    ]
     header = {key: document[key] for key in ("service", "node", "leader", "quorum", "stale_seconds")}
-    result = {
+    result: dict[str, Any] = {
         **header, "server_id": session, "database": joined(database) or None, "rows": rows,
+        **(_NOT_ASKED if at is None else _asked(session, at)),
     }  # fmt: skip
     return result, None if rows else _nobody(document, session, database, found)
+
+
+_NOT_ASKED: Final = {"session": None, "blocked_by": None, "blockers": None, "blocking_problem": None}
+_NO_POOL: Final = {"pool_verdict": None, "pool_verdict_reason": None}
+
+
+def _there(found: Iterable[Mapping[str, Any]], session: int, at: At) -> list[Mapping[str, Any]]:
+    """Return the connections that have the session of the server that was asked."""
+    if any(each.id == session for each in at.look.view.sessions):
+        return list(at.look.owners(at.naming).get(session, ()))
+    return [row for row in found if at.naming.has(at.look.view, row)]
+
+
+def _asked(session: int, at: At) -> dict[str, Any]:
+    view, locks = at.look.view, at.look.locks
+    owners, first = at.look.owners(at.naming), roots(locks)
+    listed = any(each.id == session for each in view.sessions)
+    chain = blocked_by(locks, session)
+    blockers = [{**described(each, view.sessions, owners), "root": each in first} for each in chain or ()]
+    own = described(session, view.sessions, {})
+    return {
+        "session": {key: own[key] for key in SERVER_KEYS} if listed else None,
+        "blocked_by": chain,
+        "blockers": None if chain is None else blockers,
+        "blocking_problem": locks.problem,
+    }
+
+
+def _pool(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[key] for key in ("instance", "pool", "pool_class", "pool_size", "max_overflow"))
+
+
+def _pools(pools: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """Return the pools' verdicts; of pools that a connection's row does not tell from another none."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in pools:
+        verdict = {"pool_verdict": row.get("verdict"), "pool_verdict_reason": row.get("verdict_reason")}
+        found[_pool(row)] = _NO_POOL if _pool(row) in found else verdict
+    return found
 
 
 def database_user(pool: str | None) -> str | None:
@@ -84,11 +148,74 @@ def _nobody(
 
 
 def whois_text(result: Mapping[str, Any]) -> str:
-    """Return the matches for people, a block for each."""
+    """Return the matches for people, a block for each; where the server only knows it, what that says."""
     blocks = [
-        "".join(f"{line.rstrip()}\n" for line in _block(result["server_id"], row)) for row in result["rows"]
+        [*_block(result["server_id"], row), *_blocked(result, row["server_id"])] for row in result["rows"]
     ]
-    return "\n".join(blocks)
+    if not blocks and result["session"] is not None:
+        blocks = [[*_strangers(result), *_blocked(result, result["server_id"])]]
+    return "\n".join("".join(f"{line.rstrip()}\n" for line in block) for block in blocks)
+
+
+#: The keys of a CSV row. `kind`: session (a connection that has it, or what the server says of it), blocker.
+CSV_KEYS: Final = (
+    "kind", "server_id", "host", "program", "pid", "pool", "database_user", "client_host", "client_port",
+    "database", "application", "state", "state_seconds", "held_seconds", "verdict", "pool_verdict",
+    "pool_verdict_reason", "holder", "holder_in", "holder_site", "call_site", "stack", "blocked_by", "root",
+)  # fmt: skip
+
+
+def whois_csv(result: Mapping[str, Any]) -> str:
+    """Return the matches, and who blocks them, as rows of one CSV."""
+    said = result["session"] or {}
+    own = {**said, "server_id": result["server_id"], "database_user": said.get("user")}
+    rows = [{**row, "client_host": said.get("client_host"), "client_port": said.get("client_port")}
+            for row in result["rows"]] or ([own] if said else [])  # fmt: skip
+    chain = None if result["blocked_by"] is None else list(map(str, result["blocked_by"]))
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(CSV_KEYS)
+    for kind, row in (
+        *(("session", {**row, "blocked_by": chain}) for row in rows),
+        *(("blocker", {**row, "database_user": row["user"]}) for row in result["blockers"] or ()),
+    ):
+        writer.writerow(csv_cell({**row, "kind": kind}.get(key)) for key in CSV_KEYS)
+    return file.getvalue()
+
+
+def _strangers(result: Mapping[str, Any]) -> list[str]:
+    """What the server says of a session that nobody reports."""
+    said = result["session"]
+    state = said["state"]
+    if state is not None and said["state_seconds"] is not None:
+        state = f"{state} for {short_age(said['state_seconds'])}"
+    client = said["client_host"]
+    if client is not None and said["client_port"] is not None:
+        client = str(DatabaseServer(client, said["client_port"]))
+    return [
+        f"session {result['server_id']} of {printable(str(result['database']))}, not one of connmon's",
+        *_named(
+            ("db user", said["user"]), ("client", client), ("database", said["database"]),
+            ("name", said["application"]), ("state", state),
+        ),
+    ]  # fmt: skip
+
+
+def _blocked(result: Mapping[str, Any], session: int) -> list[str]:
+    """Who blocks it, a line for each; nothing where the server was not asked."""
+    if result["blocked_by"] is None:
+        problem = result["blocking_problem"]
+        return [] if problem is None else _named(("blocked", f"not known: {problem}"))
+    lines = [
+        f"by session {each['server_id']}{' (the root)' * each['root']}: {in_words(each)}"
+        for each in result["blockers"]
+    ] or ["by nobody"]
+    named = [f"  {'blocked':<{_LEFT}}{lines[0]}"]
+    return named + [f"  {'':<{_LEFT}}{line}" for line in lines[1:]]
+
+
+def _named(*pairs: tuple[str, object]) -> list[str]:
+    return [f"  {name:<{_LEFT}}{'-' if value is None else printable(str(value))}" for name, value in pairs]
 
 
 def _block(session: int, row: Mapping[str, Any]) -> list[str]:
@@ -99,22 +226,29 @@ def _block(session: int, row: Mapping[str, Any]) -> list[str]:
         state = row["state"].replace("_", " ")
     else:
         state = f"{row['state'].replace('_', ' ')}, held for {short_age(row['held_seconds'])}"
-    command = row["command"]
-    for name, value in (
+    verdict, reason = row.get("verdict"), row.get("pool_verdict_reason")
+    if reason is not None:
+        reason = f"{row['pool_verdict']}: {reason}"
+    holder_in, site = row.get("holder_in"), row.get("holder_site")
+    now = None if holder_in is None and site is None else " ".join(
+        filter(None, (f"in the {holder_in}" if holder_in in _PLACES else holder_in, site))
+    )  # fmt: skip
+    lines += _named(
         ("host", row["host"]),
         ("program", row["program"]),
         ("pid", row["pid"]),
         ("os user", row["user"]),
-        ("command", command),
+        ("command", row["command"]),
         ("pool", row["pool"]),
         ("db user", row["database_user"]),
         ("state", state),
+        *([("verdict", verdict)] if verdict is not None else ()),
+        *([("its pool", reason)] if reason is not None else ()),
         ("holder", row["holder"]),
+        *([("holder is", now)] if now is not None else ()),
         ("opened", f"{short_age(row['age_seconds'])} ago"),
         ("code", row["call_site"]),
-    ):
-        shown = "-" if value is None else printable(str(value))
-        lines.append(f"  {name:<{_LEFT}}{shown}")
+    )
     for number, line in enumerate(row["stack"]):
         lines.append(f"  {'stack' if not number else '':<{_LEFT}}{printable(line)}")
     return lines

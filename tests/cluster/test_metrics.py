@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -27,7 +27,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from connmon.cluster.exposition import Fleet, label, limits_text
 from connmon.cluster.state import State
 from connmon.histogram import BUCKETS, bucket, of
-from connmon.model import DatabaseRow, ProgramRow, Times
+from connmon.model import DatabaseRow, Figures, ProgramRow, Times, Verdict, VerdictWord
 from connmon.snapshot import PRESENT, QUANTILES
 from tests.nodes import RunningNode
 from tests.prometheus import promtool, running_prometheus
@@ -96,6 +96,40 @@ def test_databases() -> None:
         88213,
     )
     assert second[0] == {"dialect": "sqlite", "database_host": "", "database_port": "", "database": ""}
+
+
+def ill(*words: VerdictWord) -> Figures:
+    """Figures of a program that has these verdicts."""
+    return msgspec.structs.replace(FIGURES_1, verdicts=tuple(Verdict(word, "why") for word in words))
+
+
+def test_verdicts() -> None:
+    """What is wrong has a sample of 1 for as long as it is so; programs are counted by the gravest."""
+    page = fleet(
+        ProgramRow("ctl1", "nova-api", "connected", ill("LEAK", "SATURATED")),
+        ProgramRow("ctl1", HOSTILE, "connected", ill("SATURATED")),
+        ProgramRow("ctl2", "well", "connected", FIGURES_1),
+        DatabaseRow("mysql", "db", 3306, "nova", 2, "connected", ill("OVERCOMMIT")),
+    )
+    found = samples(page)
+    nova = {"host": "ctl1", "program": "nova-api"}
+    assert found["connmon_verdict"][:2] == [
+        ({**nova, "verdict": "LEAK"}, 1),
+        ({**nova, "verdict": "SATURATED"}, 1),
+    ]
+    assert len(found["connmon_verdict"]) == 3
+    counts = {labels["verdict"]: value for labels, value in found["connmon_verdicts"]}
+    assert counts == {**dict.fromkeys(get_args(VerdictWord), 0), "LEAK": 1, "SATURATED": 1}
+    ((labels, value),) = found["connmon_database_verdict"]
+    assert (labels["database"], labels["verdict"], value) == ("nova", "OVERCOMMIT", 1)
+    promtool("check", "metrics", stdin=page.encode())
+
+
+def test_no_verdict_of_a_healthy_fleet() -> None:
+    """Where nothing is wrong there is no sample of any verdict, and all are counted as 0."""
+    found = samples(fleet(ProgramRow("h", "p", "connected", FIGURES_1)))
+    assert "connmon_verdict" not in found
+    assert {value for _, value in found["connmon_verdicts"]} == {0}
 
 
 def test_unknown_is_left_out() -> None:
@@ -283,6 +317,34 @@ def test_rules_and_their_tests() -> None:
     tested = (CONTRIB / "alerts_test.yml").read_text()
     for name in re.findall(r"- alert: (\w+)", rules):
         assert re.search(rf"alertname: {name}\n\s+exp_alerts", tested), name
+    for word in get_args(VerdictWord):
+        assert f'verdict{{verdict="{word}"}}' in rules, word
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "scene", ["warm pools", "a restart of all nodes", "a rolling deploy of an application"]
+)
+def test_no_rule_fires_where_all_is_well(scene: str, tmp_path: Path) -> None:
+    """In what happens to healthy programs no rule fires at any time, where one on a threshold does."""
+    tested = (CONTRIB / "alerts_test.yml").read_text()
+    (calm,) = re.findall(rf"  - name: calm - {scene}\n.*?(?=^  - name:|\Z)", tested, re.M | re.S)
+    assert 'ALERTS{alertstate="firing"}' in calm and "exp_samples: []" in calm
+    # The same with a rule on a threshold, which fires on a pool that is merely warm, deployed or restarted.
+    naive = {
+        "warm pools": "connmon_longest_held_seconds > 300",
+        "a restart of all nodes": 'connmon_processes{state="lost"} > 0',
+        "a rolling deploy of an application": 'connmon_verdict{verdict="SATURATED"} == 1',
+    }[scene]
+    head = "rule_files: [alerts.yml]\nevaluation_interval: 15s\ntests:\n"
+    (tmp_path / "calm.yml").write_text(head + calm)
+    (tmp_path / "alerts.yml").write_text((CONTRIB / "alerts.yml").read_text())
+    promtool("test", "rules", str(tmp_path / "calm.yml"))
+    (tmp_path / "alerts.yml").write_text(
+        f"groups: [{{name: naive, rules: [{{alert: Naive, expr: '{naive}'}}]}}]\n"
+    )
+    with pytest.raises(AssertionError, match="Naive"):
+        promtool("test", "rules", str(tmp_path / "calm.yml"))
 
 
 @pytest.mark.slow
@@ -315,8 +377,11 @@ def test_prometheus_and_dashboard(node: Measured, tmp_path: Path) -> None:
             return True
 
         wait_for(all_answered, 20, "every query to return data")
-        for name in set(re.findall(r"connmon_\w+", rules)):
-            assert prometheus.query(name), name
+        page = node.page()
+        expressions = "".join(re.findall(r"expr: [^|].*|^ {10}\S.*", rules, re.M))
+        for name in set(re.findall(r"connmon_\w+", expressions)):
+            # A verdict is there where something is wrong only.
+            assert prometheus.query(name) or f"# TYPE {name} gauge" in page, name
         for variable in dashboard["templating"]["list"][1:]:
             metric, name = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["definition"]).groups()  # type: ignore[union-attr]
             values = prometheus.get(

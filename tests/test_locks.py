@@ -1,0 +1,584 @@
+"""Which session blocks which: what servers say of locks, and how `connmon whois` and `reconcile` show it."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import sqlalchemy
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import text
+from sqlalchemy.engine import Connection
+from sqlalchemy.pool import NullPool
+
+from connmon import cli
+from connmon.database import compare, locks
+from connmon.database import sessions as database_sessions
+from connmon.database.blocking import blocked_by, blocks, described, in_words, roots, whose
+from connmon.database.locks import Locks, Unseen, Wait, metadata_waits
+from connmon.database.sessions import DatabaseSessions, parse_url
+from connmon.database.whois import whois_csv, whois_text
+from connmon.formats import as_json
+from tests.nodes import RunningNode, running_node
+from tests.servers import MariaDB, Server
+from tests.test_reconcile import conn, session
+from tests.test_sessions import DRIVERS, PASSWORD, RIGHTS, account, url_of
+from tests.waiting import wait_for
+
+
+def waits(*pairs: tuple[int, int]) -> Locks:
+    return Locks(tuple(Wait(*pair) for pair in pairs))
+
+
+# --- Who blocks whom (pure) ---------------------------------------------------------------
+
+
+def test_the_root_is_last() -> None:
+    """Whoever is waited for directly comes first, and the session that waits for nobody last."""
+    locked = waits((3, 2), (2, 1), (3, 1), (4, 3))
+    assert blocked_by(locked, 4) == [3, 2, 1]
+    assert blocked_by(locked, 3) == [2, 1]
+    assert blocked_by(locked, 1) == []
+    assert blocked_by(locked, 9) == []
+    assert roots(locked) == {1}
+    assert blocks(locked) == {1: [2, 3, 4], 2: [3, 4], 3: [4]}
+
+
+def test_a_circle_ends() -> None:
+    """Sessions that wait for one another in a circle are listed once, and none is a root."""
+    locked = waits((1, 2), (2, 1), (3, 1))
+    assert blocked_by(locked, 1) == [2]
+    assert blocked_by(locked, 3) == [1, 2]
+    assert roots(locked) == frozenset()
+
+
+def test_what_is_not_seen_is_not_known() -> None:
+    """Who waits without a known blocker, or may do so, is blocked by None, not by nobody."""
+    assert blocked_by(Locks(unknown=(5,), problem="no right"), 5) is None
+    assert blocked_by(Locks(unknown=(5,), problem="no right"), 6) == []
+    assert blocked_by(Locks(problem="no right", partial=True), 6) is None
+    assert roots(Locks((Wait(1, 5),), unknown=(5,))) == frozenset()
+
+
+@given(st.lists(st.tuples(st.integers(1, 8), st.integers(1, 8)).filter(lambda pair: pair[0] != pair[1])))
+def test_chains_of_whatever_the_server_says(pairs: list[tuple[int, int]]) -> None:
+    """Each chain has each other session at most once, and with a session all that this one waits for."""
+    locked = waits(*pairs)
+    for number in range(1, 9):
+        chain = blocked_by(locked, number)
+        assert chain is not None
+        assert number not in chain
+        assert len(set(chain)) == len(chain)
+        for waiting, blocking in pairs:
+            if waiting == number or waiting in chain:
+                assert blocking in chain or blocking == number
+        if any(each in roots(locked) for each in chain):
+            assert chain[-1] in roots(locked)
+
+
+def test_whose_session_it_is() -> None:
+    """A session is the connection's that has it; any other is said to be none, with the server's words."""
+    owners = {1: [conn(1, state=None, program="old"), conn(1, call_site="api.py:3 get")]}
+    sessions = [session(1, state="idle in transaction", state_seconds=41.0), session(2, user="backup")]
+    ours = described(1, sessions, owners)
+    assert (ours["program"], ours["pid"], ours["user"]) == ("nova-api", 42, "nova")
+    assert in_words(ours) == ("nova-api on ctl1, pid 42, idle in transaction for 41s, held by api.py:3 get")
+    strange = described(2, sessions, owners)
+    assert strange["program"] is None
+    assert whose(strange) == "not one of connmon's, backup from 10.0.0.5"
+    assert whose(described(3, sessions, owners)) == "not one of connmon's"
+    assert "pg_prepared_xacts" in whose(described(0, sessions, owners))
+
+
+# --- What servers answer (pure, by their documentation) -----------------------------------
+
+
+def answers(*given: tuple[str, Sequence[Any] | str]) -> tuple[Callable[[str], Sequence[Any]], list[str]]:
+    """Return a query that answers by the first word that it has, and what was asked; a text is an error."""
+    asked: list[str] = []
+
+    def query(statement: str) -> Sequence[Any]:
+        asked.append(statement)
+        for word, answer in given:
+            if word in statement:
+                if isinstance(answer, str):
+                    raise Unseen(answer)
+                return answer
+        return []
+
+    return query, asked
+
+
+def metadata(number: int, kind: str, status: str, name: str = "t") -> tuple[Any, ...]:
+    return (number, kind, status, "TABLE", "nova", name)
+
+
+@pytest.mark.parametrize(
+    ("version", "table", "limit"),
+    [
+        ("8.4.2", "performance_schema.data_lock_waits w", "MAX_EXECUTION_TIME(5000)"),
+        ("5.7.44-log", "information_schema.innodb_lock_waits w", "MAX_EXECUTION_TIME(5000)"),
+        ("10.11.6-MariaDB", "information_schema.innodb_lock_waits w", "max_statement_time=5 "),
+    ],
+)
+def test_row_locks_are_where_the_version_has_them(version: str, table: str, limit: str) -> None:
+    """MySQL 8 has row locks in performance_schema, others in information_schema; each query has a limit."""
+    query, asked = answers((table, [(7, 5), (7, 5)]))
+    assert locks.mysql(query, version) == waits((7, 5))
+    assert all(limit in statement for statement in asked)
+    assert all("LIMIT" in statement for statement in asked)
+    assert not any(word in statement for statement in asked for word in ("UPDATE ", "DELETE ", "CALL "))
+
+
+def test_metadata_locks_of_mysql() -> None:
+    """An ALTER waits for the open transaction that has read the table, and new readers wait for both."""
+    rows = [
+        metadata(5, "SHARED_READ", "GRANTED"),
+        metadata(6, "SHARED_UPGRADABLE", "GRANTED"),
+        metadata(6, "EXCLUSIVE", "PENDING"),
+        metadata(7, "SHARED_READ", "PENDING"),
+        metadata(8, "SHARED_READ", "GRANTED", "another"),
+    ]
+    assert sorted(metadata_waits(rows)) == [(6, 5), (7, 6)]
+    query, _ = answers(("metadata_locks", rows), ("processlist", [(6,), (7,)]))
+    assert blocked_by(locks.mysql(query, "8.0.36"), 7) == [6, 5]
+
+
+@pytest.mark.parametrize(
+    ("wants", "has", "excluded"),
+    [
+        ("SHARED_READ", "SHARED_WRITE", False),
+        ("SHARED_WRITE", "SHARED_NO_READ_WRITE", True),
+        ("SHARED_NO_READ_WRITE", "SHARED_READ", True),
+        ("SHARED_NO_WRITE", "SHARED_READ", False),
+        ("SHARED_READ_ONLY", "SHARED_WRITE", True),
+        ("SHARED_HIGH_PRIO", "EXCLUSIVE", True),
+        ("SHARED_HIGH_PRIO", "SHARED_NO_READ_WRITE", False),
+        ("INTENTION_EXCLUSIVE", "SHARED", True),
+        ("INTENTION_EXCLUSIVE", "INTENTION_EXCLUSIVE", False),
+        ("SHARED", "INTENTION_EXCLUSIVE", True),
+        ("EXCLUSIVE", "EXCLUSIVE", True),
+        ("EXCLUSIVE", "a type of tomorrow", False),
+        ("a type of tomorrow", "EXCLUSIVE", False),
+        ("SHARED_WRITE", "SHARED_READ", False),
+    ],
+)
+def test_which_metadata_locks_exclude_one_another(wants: str, has: str, excluded: bool) -> None:
+    """Two locks exclude one another as in the server's own table; an unknown type excludes none."""
+    others = [metadata(number, "SHARED_HIGH_PRIO", "GRANTED") for number in (3, 4)]
+    if wants == "EXCLUSIVE":  # which excludes these too
+        others = [metadata(number, "a type of tomorrow", "GRANTED") for number in (3, 4)]
+    found = metadata_waits([metadata(1, has, "GRANTED"), metadata(2, wants, "PENDING"), *others])
+    assert found == ([Wait(2, 1)] if excluded else [])
+
+
+def test_the_only_one_with_a_lock_on_the_object_has_it() -> None:
+    """Whatever types of lock the server shows: where one other session alone has a lock there, it blocks."""
+    rows = [metadata(1, "BACKUP_FTWRL1", "GRANTED"), *(metadata(n, "BACKUP_DML", "PENDING") for n in (2, 3))]
+    assert metadata_waits(rows) == [Wait(2, 1), Wait(3, 1)]
+    query, _ = answers(
+        ("metadata_locks", [*rows, metadata(4, "BACKUP_DML", "GRANTED")]), ("processlist", [(2,), (3,)])
+    )  # fmt: skip
+    found = locks.mysql(query, "11.4.2-MariaDB")
+    assert (found.waits, found.unknown) == ((), (2, 3))
+    assert found.problem == "which of several sessions has a table's lock is not told by their types of lock"
+
+
+def test_what_the_account_may_not_see_is_one_line() -> None:
+    """A right that is missing is named, and what is seen all the same is shown."""
+    query, _ = answers(
+        ("data_lock_waits", "SELECT command denied"), ("metadata_locks", "SELECT command denied"),
+        ("processlist", [(6,)]),
+    )  # fmt: skip
+    found = locks.mysql(query, "8.0.36")
+    assert (found.waits, found.unknown, found.partial) == ((), (6,), True)
+    assert found.problem is not None and found.problem.isprintable()
+    assert "PROCESS and SELECT on performance_schema (SELECT command denied)" in found.problem
+    assert "performance_schema=ON" in found.problem
+    query, _ = answers(("pg_blocking_pids", "permission denied for function pg_blocking_pids"))
+    assert locks.postgresql(query).problem is not None
+
+
+def test_nothing_is_said_where_nobody_waits() -> None:
+    """A server without performance_schema on which nobody waits for a table's lock is no problem."""
+    query, _ = answers(("metadata_locks", "Table doesn't exist"))
+    assert locks.mysql(query, "10.4.1-MariaDB") == Locks()
+
+
+# --- How it is printed --------------------------------------------------------------------
+
+
+def result(**changes: Any) -> dict[str, Any]:
+    blocker = described(7, [session(7, state="Sleep", state_seconds=41.0)], {7: [conn(7)]})
+    given = {
+        "service": "default", "node": "node1", "leader": "node1", "quorum": True, "stale_seconds": 0.2,
+        "server_id": 5, "database": "db1:3306",
+        "rows": [{**conn(5), "database_user": "nova", "pool_verdict": None, "pool_verdict_reason": None}],
+        "session": None, "blocked_by": [7], "blockers": [{**blocker, "root": True}], "blocking_problem": None,
+    }  # fmt: skip
+    return {**given, **changes}
+
+
+def test_the_blocker_is_printed() -> None:
+    """A line says which session blocks, whether it is the root, and which host, program and pid has it."""
+    printed = whois_text(result())
+    assert "  blocked   by session 7 (the root): nova-api on ctl1, pid 42, Sleep for 41s" in printed
+    assert "  blocked   by nobody\n" in whois_text(result(blocked_by=[], blockers=[]))
+    unseen = result(blocked_by=None, blockers=None, blocking_problem="no right")
+    assert "  blocked   not known: no right\n" in whois_text(unseen)
+    assert "blocked" not in whois_text(result(blocked_by=None, blockers=None))
+
+
+def test_a_session_that_only_the_server_knows() -> None:
+    """Of a session that no process reports the server's own words are shown, and who blocks it."""
+    said = {key: getattr(session(5), key) for key in (
+        "client_host", "client_port", "user", "database", "application", "state", "state_seconds"
+    )}  # fmt: skip
+    printed = whois_text(result(rows=[], session=said))
+    assert "session 5 of db1:3306, not one of connmon's\n" in printed
+    assert "  client    10.0.0.5:40005\n" in printed
+    assert "  blocked   by session 7" in printed
+
+
+def test_the_verdict_is_printed() -> None:
+    """The connection's verdict, where its holder is and the pool's reason are shown where they are known."""
+    row = result()["rows"][0]
+    row |= {"verdict": "BLOCKED", "holder_in": "database", "holder_site": "api.py:9 get"}
+    row |= {"pool_verdict": "BLOCKED", "pool_verdict_reason": "held for 41s in the database"}
+    printed = whois_text(result(rows=[row]))
+    for line in (
+        "  verdict   BLOCKED",
+        "  its pool  BLOCKED: held for 41s in the database",
+        "  holder is in the database api.py:9 get",
+    ):
+        assert f"{line}\n" in printed
+    assert "verdict" not in whois_text(result())
+
+
+def test_csv_of_whois() -> None:
+    """A CSV has a row for each connection with the session, and one for each session that blocks it."""
+    first, second = csv.DictReader(io.StringIO(whois_csv(result())))
+    assert (first["kind"], first["server_id"], first["blocked_by"]) == ("session", "5", "7")
+    assert (second["kind"], second["server_id"], second["root"]) == ("blocker", "7", "True")
+    assert (second["program"], second["state"]) == ("nova-api", "Sleep")
+
+
+def test_hostile_names_of_blockers() -> None:
+    """Names from the server and from applications reach no other line."""
+    evil = 'a\n\x1b[2J"\u202eb'
+    blocker = {**result()["blockers"][0], **dict.fromkeys(("program", "host", "state", "call_site"), evil)}
+    for row in (blocker, {**blocker, "program": None, "user": evil, "client_host": evil}):
+        printed = whois_text(result(blockers=[row]))
+        assert all(line.isprintable() for line in printed.splitlines())
+        assert json.loads(as_json(result(blockers=[row])))["blockers"][0]["state"] == evil
+
+
+# --- Real servers -------------------------------------------------------------------------
+
+
+@pytest.fixture(name="node", scope="module")
+def a_running_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
+    with running_node(tmp_path_factory.mktemp("node")) as node:
+        yield node
+
+
+@pytest.fixture(autouse=True)
+def little_time_between_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "SETTLE", 0.2)
+
+
+class WithSchema(MariaDB):
+    """A MariaDB that records metadata locks."""
+
+    def _command(self) -> list[str]:
+        return [
+            *super()._command(), "--performance-schema=ON",
+            "--performance-schema-instrument=wait/lock/metadata/sql/mdl=ON",
+        ]  # fmt: skip
+
+
+@pytest.fixture(name="recording", scope="module")
+def a_mariadb_that_records_metadata_locks() -> Iterator[Server]:
+    server = WithSchema()
+    try:
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture(name="server", params=["recording", "postgresql"])
+def a_server(request: pytest.FixtureRequest) -> Server:
+    server: Server = request.getfixturevalue(request.param)
+    return server
+
+
+class Sessions:
+    """Sessions with a server, some of them reported; statements run in threads of their own."""
+
+    def __init__(self, server: Server, node: RunningNode) -> None:
+        driver = DRIVERS[server.backend]
+        self.url = url_of(server, server.user, server.password)
+        self._server, self._node = server, node
+        url = server.url(driver, plugin="connmon", connmon_addr=node.address, connmon_program="the-app")
+        self._reported = sqlalchemy.create_engine(url, pool_size=5)
+        self._plain = sqlalchemy.create_engine(server.url(driver), poolclass=NullPool)
+        self._open: list[Connection] = []
+        self._threads: list[threading.Thread] = []
+        with self._plain.begin() as connection:
+            connection.execute(text("DROP TABLE IF EXISTS locked"))
+            connection.execute(text("CREATE TABLE locked (id INTEGER PRIMARY KEY, n INTEGER)"))
+            connection.execute(text("INSERT INTO locked VALUES (1, 0), (2, 0)"))
+
+    def open(self, reported: bool = True) -> tuple[Connection, int]:
+        connection = (self._reported if reported else self._plain).connect()
+        self._open.append(connection)
+        number = connection.scalar(text(self._server._own_query))
+        assert isinstance(number, int)
+        connection.rollback()
+        return connection, number
+
+    def start(self, connection: Connection, statement: str) -> None:
+        """Let it wait for its lock; how it ends does not matter."""
+
+        def run() -> None:
+            with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError):
+                connection.execute(text(statement))
+                connection.rollback()
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        self._threads.append(thread)
+
+    def reported(self, *numbers: int) -> None:
+        wait_for(
+            lambda: {row["server_id"] for row in self._node.rows("connection")} >= set(numbers),
+            what="the sessions to be reported",
+        )
+
+    def close(self) -> None:
+        for connection in self._open:  # in the order in which they were opened: who blocks goes first
+            thread_is_in_it = connection.in_transaction() and any(t.is_alive() for t in self._threads)
+            if not thread_is_in_it or connection is self._open[0]:
+                connection.close()
+        for thread in self._threads:
+            thread.join(20)
+            assert not thread.is_alive()
+        for connection in self._open:
+            connection.close()
+        self._reported.dispose()
+        self._plain.dispose()
+
+
+@pytest.fixture(name="sessions")
+def some_sessions(server: Server, node: RunningNode) -> Iterator[Sessions]:
+    sessions = Sessions(server, node)
+    try:
+        yield sessions
+    finally:
+        sessions.close()
+
+
+UPDATE = "UPDATE locked SET n = n + 1 WHERE id = 1"
+
+
+def asked(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    cli.main([*arguments, "--format", "json"])
+    output = capsys.readouterr()
+    assert output.out, output.err
+    document: dict[str, Any] = json.loads(output.out)
+    return document
+
+
+def test_a_row_and_who_holds_it(
+    server: Server, node: RunningNode, sessions: Sessions, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A session that is idle in its transaction blocks one that waits for its row; both are resolved."""
+    holder, holding = sessions.open()
+    waiter, waiting = sessions.open()
+    holder.execute(text(UPDATE))
+    sessions.start(waiter, UPDATE)
+    sessions.reported(holding, waiting)
+    at = ("-H", node.address)
+
+    def shown() -> dict[str, Any]:
+        return asked(capsys, "whois", str(waiting), "--database", sessions.url, *at)
+
+    wait_for(lambda: shown()["blocked_by"], what="one session to wait for another")
+    document = shown()
+    assert document["blocked_by"] == [holding]
+    (blocker,) = document["blockers"]
+    assert (blocker["server_id"], blocker["program"], blocker["root"]) == (holding, "the-app", True)
+    assert blocker["state"] in ("Sleep", "idle in transaction")
+    assert blocker["pid"] == document["rows"][0]["pid"]
+    assert asked(capsys, "whois", str(holding), "--database", sessions.url, *at)["blocked_by"] == []
+
+    assert cli.main(["whois", str(waiting), "--database", sessions.url, *at]) == 0
+    printed = capsys.readouterr().out
+    assert f"  blocked   by session {holding} (the root): the-app on " in printed
+    assert server.password not in printed
+
+    document = asked(capsys, "reconcile", sessions.url, *at)
+    assert [(row["server_id"], row["blocked_by"]) for row in document["blocked"]] == [(waiting, [holding])]
+    (blocker,) = document["blockers"]
+    assert (blocker["server_id"], blocker["blocks"], blocker["program"]) == (holding, [waiting], "the-app")
+    assert document["blocking_problem"] is None
+    assert cli.main(["reconcile", sessions.url, *at]) == 0
+    assert "Sessions that they wait for, the roots first\n" in capsys.readouterr().out
+    assert cli.main(["reconcile", sessions.url, *at, "--format", "csv"]) == 0
+    kinds = {row["kind"]: row for row in csv.DictReader(io.StringIO(capsys.readouterr().out))}
+    assert kinds["blocked"]["blocked_by"] == str(holding)
+    assert kinds["blocker"]["blocks"] == str(waiting)
+
+
+def test_a_table_and_a_stranger_at_the_root(
+    server: Server, node: RunningNode, sessions: Sessions, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A reader waits behind an ALTER TABLE, which waits for a transaction of a stranger: that is the root."""
+    stranger, root = sessions.open(reported=False)
+    alterer, altering = sessions.open()
+    reader, reading = sessions.open()
+    stranger.execute(text("SELECT * FROM locked")).all()
+    sessions.start(alterer, "ALTER TABLE locked ADD COLUMN m INTEGER")
+
+    def chain(number: int) -> list[int]:
+        document = asked(capsys, "whois", str(number), "--database", sessions.url, "-H", node.address)
+        found: list[int] = document["blocked_by"]
+        return found
+
+    wait_for(lambda: chain(altering) == [root], what="the ALTER to wait")
+    sessions.start(reader, "SELECT * FROM locked")
+    sessions.reported(altering, reading)
+    wait_for(lambda: chain(reading) == [altering, root], what="the reader to wait")
+    assert cli.main(["whois", str(reading), "--database", sessions.url, "-H", node.address]) == 0
+    first, second = [line for line in capsys.readouterr().out.splitlines() if " by session " in line]
+    assert f"by session {altering}: the-app on " in first
+    assert f"by session {root} (the root): not one of connmon's, connmon from 127.0.0.1" in second
+
+
+@pytest.mark.parametrize(
+    ("takes", "wants"),
+    [
+        ("LOCK TABLES locked WRITE", "SELECT * FROM locked"),
+        ("LOCK TABLES locked READ", UPDATE),
+        ("FLUSH TABLES WITH READ LOCK", UPDATE),
+        ("SELECT GET_LOCK('a', 10)", "SELECT GET_LOCK('a', 20)"),
+        ("SELECT * FROM locked", "TRUNCATE TABLE locked"),
+    ],
+)
+def test_what_else_sessions_wait_for(recording: Server, node: RunningNode, takes: str, wants: str) -> None:
+    """Locked tables, a server that is locked for a backup and locks by name are found like rows."""
+    sessions = Sessions(recording, node)
+    try:
+        holder, holding = sessions.open()
+        waiter, waiting = sessions.open()
+        holder.execute(text(takes))
+        sessions.start(waiter, wants)
+        with DatabaseSessions(parse_url(sessions.url)) as database:
+            view = database.look()
+            wait_for(lambda: blocked_by(database.locks(view), waiting) == [holding], what="it to wait")
+            assert database.locks(view).problem is None
+        holder.execute(text("UNLOCK TABLES"))
+        holder.execute(text("SELECT RELEASE_ALL_LOCKS()"))
+    finally:
+        sessions.close()
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2", "pg8000"])
+def test_every_driver_of_postgresql(postgresql: Server, node: RunningNode, driver: str) -> None:
+    """Each driver asks within a transaction of its own, which leaves nothing of the limit behind."""
+    sessions = Sessions(postgresql, node)
+    try:
+        holder, holding = sessions.open()
+        waiter, waiting = sessions.open()
+        holder.execute(text("LOCK TABLE locked"))
+        sessions.start(waiter, UPDATE)
+        with DatabaseSessions(parse_url(postgresql.url(driver))) as database:
+            view = database.look()
+            wait_for(lambda: blocked_by(database.locks(view), waiting) == [holding], what="it to wait")
+            assert database._connection is not None
+            assert database._connection.scalar(text("SHOW statement_timeout")) == "0"
+    finally:
+        sessions.close()
+
+
+def test_a_server_that_stops_answering(mariadb: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that hangs when it is asked for locks costs what it says of these, and nothing else."""
+    with DatabaseSessions(parse_url(mariadb.url("pymysql"))) as database:
+        view = database.look()
+        monkeypatch.setattr(database_sessions, "LIMIT", 0.5)
+        os.kill(mariadb.pid, signal.SIGSTOP)
+        try:
+            found = database.locks(view)
+        finally:
+            os.kill(mariadb.pid, signal.SIGCONT)
+        assert found.partial and found.problem is not None
+        assert "no answer within 0.5 s" in found.problem
+        wait_for(lambda: not any(thread.name == "ask-database" for thread in threading.enumerate()))
+        database._waits = False
+
+
+def test_an_account_with_few_rights(server: Server, node: RunningNode, sessions: Sessions) -> None:
+    """An account that may only look sees who blocks a row; one without rights sees it, or what it needs."""
+    holder, holding = sessions.open()
+    waiter, waiting = sessions.open()
+    holder.execute(text(UPDATE))
+    sessions.start(waiter, UPDATE)
+    with DatabaseSessions(parse_url(sessions.url)) as database:
+        everything = database.look()
+        wait_for(lambda: database.locks(everything).waits, what="one session to wait for another")
+    for user, rights in (("looker", RIGHTS[server.backend]), ("nobody_much", "")):
+        with (
+            account(server, user, rights),
+            DatabaseSessions(parse_url(url_of(server, user, PASSWORD))) as database,
+        ):
+            view = database.look()
+            if rights or server.backend == "postgresql":
+                assert blocked_by(database.locks(view), waiting) == [holding]
+            else:
+                found = database.locks(view)
+                assert blocked_by(found, waiting) is None
+                assert found.problem is not None and "needs PROCESS" in found.problem
+
+
+def test_a_mariadb_that_records_no_metadata_locks(
+    mariadb: Server, node: RunningNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who waits for a table, where the server does not record who has it, is told so, and what that needs."""
+    sessions = Sessions(mariadb, node)
+    try:
+        holder, _ = sessions.open()
+        alterer, altering = sessions.open()
+        holder.execute(text("SELECT * FROM locked")).all()
+        sessions.start(alterer, "ALTER TABLE locked ADD COLUMN m INTEGER")
+        sessions.reported(altering)
+
+        def shown() -> dict[str, Any]:
+            return asked(capsys, "whois", str(altering), "--database", sessions.url, "-H", node.address)
+
+        wait_for(lambda: shown()["blocked_by"] is None, what="it to wait")
+        document = shown()
+        assert "needs performance_schema=ON" in document["blocking_problem"]
+        assert cli.main(["reconcile", sessions.url, "-H", node.address]) == 0
+        printed = capsys.readouterr().out
+        assert "note: which session has a table's lock is not seen" in printed
+        assert "not known" in printed
+    finally:
+        sessions.close()
+
+
+def test_a_wrong_url_shows_no_password(capsys: pytest.CaptureFixture[str]) -> None:
+    """A URL that cannot be is one line that has nothing of the password."""
+    for url in ("sqlite://u:seSAme@h/", "mysql://u:p@seSAme@db/x", "mysql://u:seSAme@127.0.0.1:1/x"):
+        assert cli.main(["whois", "5", "--database", url, "-H", "127.0.0.1:1"]) in (1, 2)
+        error = capsys.readouterr().err
+        assert error.startswith("connmon: ") and error[:-1].isprintable()
+        assert "seSAme" not in error
