@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -77,7 +79,7 @@ def test_own_work_is_a_leak_only_against_history() -> None:
     assert words(holding(hold(41.0, "application"), facts=YOUNG)) == []
 
 
-def test_where_it_is_not_known_where_the_holder_is_history_decides() -> None:
+def test_an_unknown_holder_leaks_only_against_history() -> None:
     """An old plugin, or trace=off: by times that ended lately, else by all that ever ended, else nothing."""
     unknown = hold(41.0, None)
     assert words(holding(unknown)) == ["LEAK"]
@@ -102,7 +104,7 @@ def test_a_pool_whose_long_holds_are_all_that_it_does(where: HolderIn | None) ->
             assert judge(batch) == ()
 
 
-def test_who_waits_for_the_database_is_blocked_and_no_leak() -> None:
+def test_who_waits_for_the_database_is_blocked() -> None:
     """Held long in the database: unusual, or with no history. The reason says how to find the lock."""
     assert words(holding(hold(41.0, "database", 100, 0.01))) == ["BLOCKED"]
     assert words(holding(hold(41.0, "database"), facts=YOUNG)) == ["BLOCKED"]
@@ -135,7 +137,7 @@ def test_the_reason_of_a_leak() -> None:
 # --- SATURATED --------------------------------------------------------------------------------
 
 
-def test_saturated_is_a_full_pool_that_somebody_waits_for() -> None:
+def test_saturated_is_a_full_pool() -> None:
     """Of a pool that is not full, a checkout gets one at once; one without a limit is full by its waits."""
     assert words(full(WELL)) == ["SATURATED"]
     assert words(WELL._replace(waiting=4)) == []
@@ -270,6 +272,25 @@ def test_who_waits_for_the_database_never_leaks(facts: PoolFacts) -> None:
     for number, word in verdicts.stuck(facts).items():
         (where,) = [hold.holder_in for hold in facts.held if hold.number == number]
         assert (word == "BLOCKED") == (where == "database")
+
+
+# --- The page -------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_page_has_every_word_and_threshold_and_tests_that_exist() -> None:
+    """docs/verdicts.rst says when each verdict is made, with the test that shows it."""
+    page = (ROOT / "docs/verdicts.rst").read_text()
+    tests = (ROOT / "tests/test_verdicts.py").read_text() + (
+        ROOT / "tests/cluster/test_judging.py"
+    ).read_text()
+    named = re.findall(r"``(test_\w+)``", page)
+    assert len(named) > len(verdicts.WORDS)
+    assert [name for name in named if f"def {name}(" not in tests] == []
+    assert [word for word in verdicts.WORDS if f"\n{word} " not in page] == []
+    assert [word for word in verdicts.WORDS if f"\n{word}\n    " not in page] == []
+    assert [name for name in Thresholds._fields if f"verdict_{name}:" not in page] == []
 
 
 # --- What readers still use -----------------------------------------------------------------------
