@@ -32,6 +32,7 @@ from connmon.verdicts import (
     judge,
     lost,
     overcommit,
+    pool_name,
     quoted,
     stuck,
 )
@@ -337,7 +338,7 @@ def _gravest(
 def _pool_name(process: ProcessRecord, number: int, by: str = "process", more: int = 0) -> str:
     """Say which pool is meant in a row of that grouping; `more`: with how many others something is wrong."""
     who = process.process
-    words = [f"pool {process.pools[number].info.url}"]
+    words = [pool_name(process.pools[number].info.url)]
     if by in ("host", "database"):
         words.append(f"of {who.program}")
     if by == "database":
