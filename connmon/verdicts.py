@@ -316,7 +316,7 @@ def _timeouts(number: int) -> str:
 def _saturation(facts: PoolFacts, leaked: int, blocked: int, thresholds: Thresholds) -> str:
     reason = f"{facts.waiting} wait" + ("s" if facts.waiting == 1 else "")
     if facts.longest_wait:
-        reason += f" up to {age(facts.longest_wait)}"
+        reason += f" up to {duration(facts.longest_wait)}"
     most = "unlimited" if facts.capacity is None else facts.capacity
     reason += f", {facts.checked_out} of {most} checked out"
     lines = _lines(facts.held)

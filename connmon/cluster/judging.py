@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from heapq import nsmallest
 from operator import itemgetter
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
@@ -36,6 +37,9 @@ from connmon.verdicts import (
     quoted,
     stuck,
 )
+
+#: Held connections of one process that are judged, those held longest.
+JUDGED_AT_MOST: Final = 5_000
 
 Maxima: TypeAlias = Mapping[tuple[str, "int | None"], int]
 """How many connections database servers take, by host and port; port None: that host, any port."""
@@ -321,10 +325,17 @@ class Judge:
 
 
 def _held_by_pool(process: ProcessRecord) -> dict[int, list[ConnectionRecord]]:
+    """Return the held connections of each pool, those held longest of very many."""
+    held = [
+        (connection.held_since, connection.number, connection)
+        for connection in process.connections.values()
+        if connection.held_since is not None
+    ]
+    if len(held) > JUDGED_AT_MOST:
+        held = nsmallest(JUDGED_AT_MOST, held)
     found: dict[int, list[ConnectionRecord]] = {}
-    for connection in process.connections.values():
-        if connection.held_since is not None:
-            found.setdefault(connection.pool, []).append(connection)
+    for _, _, connection in held:
+        found.setdefault(connection.pool, []).append(connection)
     return found
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connmon import histogram
-from connmon.cluster import lookups
+from connmon.cluster import judging, lookups
 from connmon.cluster.judging import Judge
 from connmon.cluster.records import Limits
 from connmon.cluster.rows import About
@@ -367,6 +367,17 @@ def test_a_row_is_as_grave_as_its_gravest_pool(each: list[list[Any]]) -> None:
     loaded.state = State.load(group.state.dump())
     for by in ("program", "host", "database", "process", "pool", "connection"):
         assert loaded.rows(by) == group.rows(by)
+
+
+def test_of_very_many_held_connections_the_longest_are_judged(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process cannot hold the node with what it reports."""
+    monkeypatch.setattr(judging, "JUDGED_AT_MOST", 2)
+    leaks = tuple(leak(number, held=40.0 + number) for number in range(1, 6))
+    group.say(full("a", 1, pool(out=5, held=45.0), connections=leaks))
+    (verdict,) = figures(group, PROGRAM).verdicts
+    assert verdict.reason.startswith("2 connections are held, the longest taken at jobs.py:12 run for 45s")
 
 
 # --- What it costs ------------------------------------------------------------------------------
