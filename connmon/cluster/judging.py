@@ -5,7 +5,7 @@ The rules are in `connmon.verdicts`; here are the facts for them, and how pools'
 - Nothing is judged before somebody asks. What was found of a process is kept until its next report.
 - Most pools are well, and a few comparisons show it; only of others are connections and times looked at.
 - A row that sums pools has the verdicts of its gravest pool, and says which that is. Pools of lost processes,
-  and sums over pools that are not reported one by one, make no verdict (their timeouts count).
+  make none, and sums over pools that are not reported one by one only TIMEOUTS.
 - Verdicts are as of the last report of a process, so that replicas with the same state have the same ones.
 """
 
@@ -35,6 +35,7 @@ from connmon.verdicts import (
     overcommit,
     pool_name,
     quoted,
+    rank,
     stuck,
 )
 
@@ -141,7 +142,10 @@ class Judge:
                 pool.gauges.waiting or connect_ms >= slow_ms or (since is not None and at - since >= long)
             ):
                 continue
-            if not pool.shown:
+            if not pool.shown:  # of a sum of several pools only counts say anything
+                verdicts = judge(PoolFacts(recent_timeouts=recent), self.thresholds)
+                if verdicts:
+                    pools[number] = JudgedPool((rank("TIMEOUTS"), recent), verdicts, _NO_STUCK)
                 continue
             if connections is None:
                 connections = _held_by_pool(process)

@@ -157,6 +157,14 @@ def test_recent_timeouts_end(group: Group) -> None:
     assert figures(group, PROGRAM).totals.timeouts == 104
 
 
+def test_a_sum_of_several_pools_has_timeouts_only(group: Group) -> None:
+    """Whether it is full, and what is usual there, nobody can say of pools that have no report each."""
+    several = pool(out=15, waiting=2, wait=1.0, held=41.0, timeouts=2, left_out=3)
+    group.say(full("a", 1, several, connections=(leak(),)))
+    assert words(group, PROGRAM) == ["TIMEOUTS"]
+    assert figures(group, PROGRAM).recent_timeouts == 2
+
+
 def test_what_is_lost_is_no_more_than_that(group: Group) -> None:
     """All processes lost: LOST, in each row. Some: the others are judged."""
     group.say(full("a", 1, pool(out=1, held=41.0), connections=(leak(),)))
