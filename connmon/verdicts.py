@@ -51,6 +51,8 @@ UNUSUAL: Final = 3.0
 SURE: Final = 10.0
 #: So many holds or connects must have ended before their times say what is usual.
 SAMPLES: Final = 3
+#: Characters of a line of code, or of a pool's URL, in a reason.
+LONGEST_LINE: Final = 160
 #: How many lines the reason of SATURATED names.
 LINES: Final = 2
 
@@ -196,6 +198,11 @@ def overcommit(capacity: int | None, most: int | None, server: object) -> Verdic
     )
 
 
+def pool_name(url: str) -> str:
+    """Return how a reason names a pool."""
+    return f"pool {_short(url)}"
+
+
 def quoted(verdicts: Iterable[Verdict], where: str) -> tuple[Verdict, ...]:
     """Return the verdicts of one pool as those of a row that sums several; `where` says which pool it is."""
     first, *others = verdicts
@@ -260,7 +267,7 @@ def _longest(holds: Sequence[Hold], facts: PoolFacts) -> str:
         text = f"{len(holds)} connections are held, the longest{_taken(first)} for {age(first.seconds)}"
     where = _WHERE[first.holder_in]
     if first.holder_site and first.holder_site != first.call_site and first.holder_in != "database":
-        where = f"{where or 'its holder is'} (now at {first.holder_site})"
+        where = f"{where or 'its holder is'} (now at {_short(first.holder_site)})"
     if where:
         text += f", {where}" if first.holder_in != "database" else f" {where}"
     if first.line_usual is not None:
@@ -273,7 +280,12 @@ def _longest(holds: Sequence[Hold], facts: PoolFacts) -> str:
 
 
 def _taken(hold: Hold) -> str:
-    return f" taken at {hold.call_site}" if hold.call_site else ""
+    return f" taken at {_short(hold.call_site)}" if hold.call_site else ""
+
+
+def _short(line: str) -> str:
+    """Return a line of code, of a long path the end only: a reason is one line for people."""
+    return line if len(line) <= LONGEST_LINE else f"...{line[3 - LONGEST_LINE :]}"
 
 
 def _leak(holds: Sequence[Hold], facts: PoolFacts) -> str:
@@ -304,7 +316,7 @@ def _timeouts(number: int) -> str:
 def _saturation(facts: PoolFacts, leaked: int, blocked: int, thresholds: Thresholds) -> str:
     reason = f"{facts.waiting} wait" + ("s" if facts.waiting == 1 else "")
     if facts.longest_wait:
-        reason += f" up to {age(facts.longest_wait)}"
+        reason += f" up to {duration(facts.longest_wait)}"
     most = "unlimited" if facts.capacity is None else facts.capacity
     reason += f", {facts.checked_out} of {most} checked out"
     lines = _lines(facts.held)
@@ -324,7 +336,7 @@ def _lines(holds: Sequence[Hold]) -> str:
     lines = []
     for line, count in sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))[:LINES]:
         of_line = [hold for hold in holds if hold.call_site == line]
-        lines.append(f"{line} ({', '.join(filter(None, [str(count), _places(of_line)]))})")
+        lines.append(f"{_short(line)} ({', '.join(filter(None, [str(count), _places(of_line)]))})")
     more = len(counts) - len(lines)
     return " and ".join(lines) + (f" and {more} more line{'s' * (more != 1)}" if more > 0 else "")
 
@@ -338,7 +350,7 @@ def _places(holds: Sequence[Hold]) -> str:
         if place == "application":
             sites = Counter([h.holder_site for h in holds if h.holder_in == place and h.holder_site])
             if sites:
-                text += f" at {max(sites.items(), key=lambda entry: (entry[1], entry[0]))[0]}"
+                text += f" at {_short(max(sites.items(), key=lambda entry: (entry[1], entry[0]))[0])}"
         found.append(text if count == len(holds) else f"{count} {text}")
     return ", ".join(found)
 

@@ -1,89 +1,312 @@
-"""Verdicts: what is wrong with a row, and why, by example and for anything."""
+"""Verdicts: what is wrong with a pool, and why, by example and for anything."""
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from connmon import verdicts
-from connmon.snapshot import KEYS
+from connmon.keys import KEYS
+from connmon.model import HolderIn, Verdict
+from connmon.verdicts import Hold, PoolFacts, Thresholds, judge, rank
 
 #: A pool at work, with nothing wrong.
-WELL: dict[str, Any] = {
-    "pool": "mysql://db1/nova", "state": "connected", "capacity": 15, "connections": 10, "checked_out": 6,
-    "waiting": 0, "longest_wait_seconds": 0.0, "longest_held_seconds": 0.4, "timeouts_total": 0,
-    "checkouts_per_second": 80.0, "last_report_seconds": 0.5,
-    "held_p95_seconds": 0.3, "connect_p95_seconds": 0.01,
-}  # fmt: skip
-FULL = {"checked_out": 15, "waiting": 4, "longest_wait_seconds": 2.5}
+WELL = PoolFacts(
+    capacity=15, checked_out=6, longest_held=0.4, held_p95=0.3, held_samples=900, held_mean=0.1,
+    held_ended=5_000, connect_p95=0.01, connect_samples=20,
+    held=(Hold(1, 0.4, "api.py:88 list", "database", None, 7, 900, 0.3),),
+)  # fmt: skip
+#: The same, but nothing is known of times.
+YOUNG = WELL._replace(held_p95=None, held_samples=0, held_mean=None, held_ended=0)
+
+
+def words(facts: PoolFacts, **thresholds: Any) -> list[str]:
+    return [verdict.word for verdict in judge(facts, Thresholds(**thresholds))]
+
+
+def holding(*holds: Hold, facts: PoolFacts = WELL, **changes: Any) -> PoolFacts:
+    """Return the facts of a pool of which these connections are held."""
+    longest = max(hold.seconds for hold in holds)
+    return facts._replace(held=holds, longest_held=longest, checked_out=len(holds), **changes)
+
+
+def hold(
+    seconds: float, where: HolderIn | None, ended: int | None = None, usual: float | None = None
+) -> Hold:
+    return Hold(1, seconds, None if ended is None else "jobs.py:12 run", where, None, 42, ended, usual)
+
+
+def full(facts: PoolFacts, waiting: int = 4) -> PoolFacts:
+    return facts._replace(checked_out=15, waiting=waiting, longest_wait=2.5)
+
+
+def test_a_pool_at_work_has_no_verdict() -> None:
+    """Nothing is wrong with it, nor with a new one, an idle warm one, or one of which nothing is known."""
+    for facts in (WELL, YOUNG, PoolFacts(), WELL._replace(checked_out=0, held=(), longest_held=None)):
+        assert judge(facts) == ()
+
+
+# --- LEAK and BLOCKED -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["ended", "elsewhere"])
+def test_a_leak_is_what_nobody_works_with(where: HolderIn) -> None:
+    """Its holder has ended or is elsewhere: long and unusual for its line or its pool, or no history."""
+    assert words(holding(hold(41.0, where, 100, 0.01))) == ["LEAK"]
+    assert words(holding(hold(29.0, where, 100, 0.01))) == []
+    assert words(holding(hold(41.0, where, 100, 20.0))) == []
+    assert words(holding(hold(61.0, where, 100, 20.0))) == ["LEAK"]
+    assert words(holding(hold(41.0, where, 0, None))) == ["LEAK"]
+    assert words(holding(hold(41.0, where), held_p95=20.0)) == []
+    assert words(holding(hold(41.0, where), facts=YOUNG)) == ["LEAK"]
+
+
+def test_own_work_is_a_leak_only_against_history() -> None:
+    """A function that still runs works with its connection, unless it takes ten times its usual time."""
+    assert words(holding(hold(41.0, "application", 100, 0.01))) == ["LEAK"]
+    assert words(holding(hold(41.0, "application", 100, 5.0))) == []
+    assert words(holding(hold(51.0, "application", 100, 5.0))) == ["LEAK"]
+    # Its line has no history, or too little; what other lines of the pool take says nothing of it.
+    assert words(holding(hold(4000.0, "application", 0, None))) == []
+    assert words(holding(hold(4000.0, "application", verdicts.SAMPLES - 1, 0.01))) == []
+    # Where the line is not known, its pool's history is all that is known.
+    assert words(holding(hold(41.0, "application"))) == ["LEAK"]
+    assert words(holding(hold(41.0, "application"), facts=YOUNG)) == []
+
+
+def test_an_unknown_holder_leaks_only_against_history() -> None:
+    """An old plugin, or trace=off: by times that ended lately, else by all that ever ended, else nothing."""
+    unknown = hold(41.0, None)
+    assert words(holding(unknown)) == ["LEAK"]
+    assert words(holding(unknown, held_p95=5.0)) == []
+    assert words(holding(unknown, held_p95=None, held_samples=0)) == ["LEAK"]
+    assert words(holding(unknown, held_p95=None, held_samples=0, held_mean=5.0)) == []
+    assert words(holding(unknown, held_p95=0.01, held_samples=1, held_ended=1)) == []
+    assert words(holding(unknown, facts=YOUNG)) == []
+
+
+@pytest.mark.parametrize("where", [None, "application"])
+def test_a_pool_whose_long_holds_are_all_that_it_does(where: HolderIn | None) -> None:
+    """Two pools of one program, one quick, one whose holds take 40 s: at no moment is one of them a leak."""
+    for ended in range(10):
+        for seconds in (1.0, 31.0, 39.9):
+            usual = 40.0 if ended else None
+            batch = PoolFacts(
+                capacity=15, checked_out=2, longest_held=seconds, held_p95=usual, held_samples=ended,
+                held_mean=usual, held_ended=ended,
+                held=[hold(seconds, where, ended, usual), hold(seconds, where)._replace(number=2)],
+            )  # fmt: skip
+            assert judge(batch) == ()
+
+
+def test_who_waits_for_the_database_is_blocked() -> None:
+    """Held long in the database: unusual, or with no history. The reason says how to find the lock."""
+    assert words(holding(hold(41.0, "database", 100, 0.01))) == ["BLOCKED"]
+    assert words(holding(hold(41.0, "database"), facts=YOUNG)) == ["BLOCKED"]
+    assert words(holding(hold(29.0, "database", 100, 0.01))) == []
+    assert words(holding(hold(41.0, "database", 100, 20.0))) == []
+    (verdict,) = judge(holding(hold(41.0, "database", 100, 0.01)))
+    assert verdict.reason == (
+        "a connection taken at jobs.py:12 run has been held for 41s in the database, where 10ms is usual for "
+        "that line (p95): look for a lock: connmon whois 42 --database URL names the session that blocks"
+    )
+    (verdict,) = judge(holding(hold(41.0, "database", 100, 0.01)._replace(server_id=None)))
+    assert "connmon whois ID --database URL" in verdict.reason
+
+
+def test_the_reason_of_a_leak() -> None:
+    """It names the line, how long, where the holder is now and what is usual; of several the longest."""
+    leak = Hold(1, 4020.0, "jobs.py:12 run", "ended", None, 42, 100, 0.0005)
+    (verdict,) = judge(holding(leak))
+    assert verdict.reason == (
+        "a connection taken at jobs.py:12 run has been held for 1h07m, its thread or task has ended, where "
+        "0.5ms is usual for that line (p95): give it back"
+    )
+    other = Hold(2, 41.0, "api.py:88 list", "elsewhere", "main.py:5 loop", 43, 100, 0.0005)
+    (verdict,) = judge(holding(leak, other))
+    assert verdict.reason.startswith("2 connections are held, the longest taken at jobs.py:12 run for 1h07m")
+    (verdict,) = judge(holding(other))
+    assert "its holder is elsewhere (now at main.py:5 loop)" in verdict.reason
+
+
+# --- SATURATED --------------------------------------------------------------------------------
+
+
+def test_saturated_is_a_full_pool() -> None:
+    """Of a pool that is not full, a checkout gets one at once; one without a limit is full by its waits."""
+    assert words(full(WELL)) == ["SATURATED"]
+    assert words(WELL._replace(waiting=4)) == []
+    assert words(WELL._replace(waiting=4, capacity=None)) == ["SATURATED"]
+
+
+def many(number: int, seconds: float, line: str, where: HolderIn, site: str | None = None) -> list[Hold]:
+    return [Hold(at, seconds, line, where, site, None, 900, 0.7) for at in range(number)]
+
+
+def test_what_fills_a_pool_and_where_it_is() -> None:
+    """The two lines that hold most, in the database or in own work; ended holds, and those that go on."""
+    holds = [
+        *many(9, 22.0, "api.py:88 list", "database"),
+        *many(5, 0.2, "jobs.py:12 run", "application", "pdf.py:3 draw"),
+        *many(1, 0.1, "x.py:1 f", "database"),
+    ]  # fmt: skip
+    (verdict,) = judge(full(WELL._replace(held=holds, held_p95=0.7)))
+    assert verdict.reason == (
+        "4 wait up to 2.5s, 15 of 15 checked out, taken at api.py:88 list (9, in the database) and "
+        "jobs.py:12 run (5, in own work at pdf.py:3 draw) and 1 more line, held 0.7s (p95), the longest now "
+        "for 22s: the database takes the time: shorten the transaction or its statements, or look for a lock"
+    )
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "advice"),
     [
-        ({}, []),
-        (FULL, ["SATURATED"]),
-        ({"waiting": 4}, []),  # a pool that is not full: whoever asks gets one in this moment
-        ({"waiting": 4, "capacity": None}, ["SATURATED"]),
-        ({"longest_held_seconds": 41.0}, ["LEAK"]),
-        ({"longest_held_seconds": 29.0}, []),
-        # A program that always holds for long: a report, a batch.
-        ({"longest_held_seconds": 41.0, "held_p95_seconds": 60.0}, []),
-        ({"longest_held_seconds": 41.0, "held_p95_seconds": 60.0, "checkouts_per_second": 0.0}, []),
-        # Between usual and unusual, and where nothing is known of that, the quiet decides.
-        ({"longest_held_seconds": 41.0, "held_p95_seconds": 10.0}, []),
-        ({"longest_held_seconds": 41.0, "held_p95_seconds": 10.0, "checkouts_per_second": 0.1}, ["LEAK"]),
-        ({"longest_held_seconds": 41.0, "held_p95_seconds": None}, ["LEAK"]),  # 6 out at 80/s: 0.1 s each
-        ({"longest_held_seconds": 41.0, "held_p95_seconds": None, "checkouts_per_second": 1.0}, []),
-        ({"longest_held_seconds": 41.0, "held_p95_seconds": None, "checkouts_per_second": 0.2}, ["LEAK"]),
-        # Both: those who wait do so because one does not come back.
-        ({**FULL, "longest_held_seconds": 900.0}, ["LEAK", "SATURATED"]),
-        ({"timeouts_total": 3}, ["TIMEOUTS"]),
-        ({"timeouts_total": 3, "recent_timeouts": 0}, []),
-        ({"timeouts_total": 3, "recent_timeouts": 1}, ["TIMEOUTS"]),
-        ({"connect_p95_seconds": 1.2}, ["SLOW CONNECT"]),
-        ({"connect_p95_seconds": None}, []),
-        ({"server_max": 100, "server_capacity": 101}, ["OVERCOMMIT"]),
-        ({"server_max": 100, "server_capacity": 100}, []),
-        ({"server_max": 100, "server_capacity": None}, []),
-        ({"state": "lost", "waiting": None, "checked_out": None, "timeouts_total": 4}, ["LOST"]),
-        ({"state": "gone", "timeouts_total": 4}, []),
-        (
-            {**FULL, "timeouts_total": 4, "connect_p95_seconds": 2.0},
-            ["SATURATED", "TIMEOUTS", "SLOW CONNECT"],
-        ),
+        ({}, "raise pool_size"),
+        ({"headroom": 20}, "raise pool_size (the database server takes 20 more)"),
+        ({"headroom": 0}, "the database server takes no more connections"),
+        ({"held": many(15, 22.0, "a.py:1 f", "database")}, "the database takes the time"),
+        ({"held": many(15, 22.0, "a.py:1 f", "application")}, "own work takes the time"),
+        ({"held": many(15, 22.0, "a.py:1 f", "elsewhere")}, "give them back sooner"),
+        ({"held_p95": 2.0, "held": ()}, "hold for a shorter time"),
+        ({"held": many(15, 41.0, "a.py:1 f", "ended")}, "15 leaked connections are never given back"),
+        ({"held": many(15, 41.0, "a.py:1 f", "database")}, "15 blocked connections wait in the database"),
     ],
+)
+def test_the_advice_follows_from_the_cause(changes: dict[str, Any], advice: str) -> None:
+    """The pool is raised only where holds are short and the database takes more; else the cause is named."""
+    found = judge(full(WELL)._replace(**changes))
+    reason = next(verdict.reason for verdict in found if verdict.word == "SATURATED")
+    assert advice in reason
+    assert ("raise pool_size" in reason) == advice.startswith("raise pool_size")
+
+
+# --- TIMEOUTS, SLOW CONNECT, thresholds ---------------------------------------------------------
+
+
+def test_recent_timeouts() -> None:
+    """Those of the last minutes only; how many make a verdict can be set."""
+    assert words(WELL._replace(recent_timeouts=1)) == ["TIMEOUTS"]
+    assert words(WELL._replace(recent_timeouts=9), timeouts=10) == []
+    assert words(WELL._replace(recent_timeouts=10), timeouts=10) == ["TIMEOUTS"]
+
+
+def test_slow_connects() -> None:
+    """By the p95 of several; one slow connect is none."""
+    assert words(WELL._replace(connect_p95=1.2)) == ["SLOW CONNECT"]
+    assert words(WELL._replace(connect_p95=1.2, connect_samples=verdicts.SAMPLES - 1)) == []
+    assert words(WELL._replace(connect_p95=1.2), slow_connect=2.0) == []
+
+
+def test_thresholds_of_holds() -> None:
+    """From when on a connection is held long, and until when holds are short, can be set."""
+    leak = holding(hold(41.0, "ended", 100, 0.01))
+    assert words(leak, held_long=60.0) == []
+    assert words(leak, held_long=5.0) == ["LEAK"]
+    slow = full(WELL._replace(held_p95=2.0, held=()))
+    assert "raise pool_size" not in judge(slow)[0].reason
+    assert "raise pool_size" in judge(slow, Thresholds(short_hold=5.0))[0].reason
+
+
+def test_the_gravest_comes_first() -> None:
+    """Several things can be wrong with one pool; who waits may do so because one does not come back."""
+    holds = [hold(900.0, "ended", 100, 0.01), hold(50.0, "database", 100, 0.01)._replace(number=2)]
+    facts = full(WELL._replace(held=holds, longest_held=900.0, recent_timeouts=3, connect_p95=2.0))
+    assert words(facts) == ["LEAK", "BLOCKED", "SATURATED", "TIMEOUTS", "SLOW CONNECT"]
+
+
+def test_overcommit() -> None:
+    """A server whose pools may open more connections than it takes; what is not known makes no verdict."""
+    found = verdicts.overcommit(160, 151, "db1:3306")
+    assert found is not None
+    assert found.word == "OVERCOMMIT"
+    assert "160 connections to db1:3306, which takes 151" in found.reason
+    assert verdicts.overcommit(151, 151, "db1") is None
+    assert verdicts.overcommit(None, 151, "db1") is None
+    assert verdicts.overcommit(160, None, "db1") is None
+
+
+# --- For anything -----------------------------------------------------------------------------
+
+SECONDS = st.one_of(st.sampled_from([0.0, 0.01, 1.0, 29.9, 30.0, 300.0]), st.floats(0.0, 1e9))
+MAYBE = st.one_of(st.none(), SECONDS)
+COUNTS = st.integers(0, 20)
+LINES = st.sampled_from([None, "a.py:1 f", "b.py:2 g", "c.py:3 h"])
+WHERE = st.sampled_from([None, *get_args(HolderIn)])
+HOLDS = st.builds(
+    Hold, st.integers(0, 9), SECONDS, LINES, WHERE, LINES, st.none(), st.one_of(st.none(), COUNTS), MAYBE
+)
+FACTS = st.builds(
+    PoolFacts, st.one_of(st.none(), COUNTS), COUNTS, COUNTS, SECONDS, MAYBE,
+    st.lists(HOLDS, max_size=6, unique_by=lambda hold: hold.number), MAYBE, COUNTS, MAYBE, COUNTS, COUNTS,
+    MAYBE, COUNTS, st.one_of(st.none(), st.integers(-5, 5)),
 )  # fmt: skip
-def test_verdicts(changes: dict[str, Any], words: list[str]) -> None:
-    """Each state of a pool has the words that the module's page promises, the gravest first."""
-    found = verdicts.of_row({**WELL, **changes})
-    assert [verdict.word for verdict in found] == words
-    assert words == sorted(words, key=verdicts.rank, reverse=True)
 
 
-def test_what_sums_pools_is_saturated_by_waiting_alone() -> None:
-    """A program with an empty pool beside the full one is not at its capacity, but somebody waits."""
-    program = {key: value for key, value in WELL.items() if key != "pool"}
-    assert verdicts.gravest(verdicts.of_row({**program, "waiting": 1})) == "SATURATED"
+@given(FACTS)
+def test_anything_can_be_judged(facts: PoolFacts) -> None:
+    """Whatever is known or not, there is an answer: each word once, the gravest first, on one line."""
+    found = judge(facts)
+    ranks = [rank(verdict.word) for verdict in found]
+    assert ranks == sorted(set(ranks), reverse=True)
+    assert "\n" not in verdicts.explained(found)
+    assert all(verdict.reason for verdict in found)
+    stuck = set(verdicts.stuck(facts).values())
+    assert stuck == {verdict.word for verdict in found} & {"LEAK", "BLOCKED"}
 
 
-def test_the_reason_has_the_figures_and_what_to_do() -> None:
-    """One line tells how bad it is and what helps."""
-    assert verdicts.explained(verdicts.of_row({**WELL, **FULL})) == (
-        "SATURATED: 4 wait up to 2.5s, 15 of 15 checked out, held 0.3s (p95): "
-        "raise pool_size or hold for a shorter time"
-    )
-    assert verdicts.explained(verdicts.of_row({**WELL, "longest_held_seconds": 900.0})) == (
-        "LEAK: a connection has been held for 15m, where 0.3s is usual (p95): "
-        "see its call site and give it back"
-    )
-    assert verdicts.explained(verdicts.of_row(WELL)) == ""
+@given(FACTS, st.floats(0.0, 1e6))
+def test_a_longer_hold_is_never_better(facts: PoolFacts, more: float) -> None:
+    """What is leaked or blocked stays so for as long as it is held."""
+    longer = facts._replace(held=[hold._replace(seconds=hold.seconds + more) for hold in facts.held])
+    assert verdicts.stuck(facts).items() <= verdicts.stuck(longer).items()
 
 
-def test_overcommit_counts_all_databases_of_a_server() -> None:
+@given(FACTS)
+def test_who_waits_for_the_database_never_leaks(facts: PoolFacts) -> None:
+    """Nor is anything blocked that is not in the database."""
+    for number, word in verdicts.stuck(facts).items():
+        (where,) = [hold.holder_in for hold in facts.held if hold.number == number]
+        assert (word == "BLOCKED") == (where == "database")
+
+
+# --- The page -------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_page_has_every_word_and_threshold_and_tests_that_exist() -> None:
+    """docs/verdicts.rst says when each verdict is made, with the test that shows it."""
+    page = (ROOT / "docs/verdicts.rst").read_text()
+    tests = (ROOT / "tests/test_verdicts.py").read_text() + (
+        ROOT / "tests/cluster/test_judging.py"
+    ).read_text()
+    named = re.findall(r"``(test_\w+)``", page)
+    assert len(named) > len(verdicts.WORDS)
+    assert [name for name in named if f"def {name}(" not in tests] == []
+    assert [word for word in verdicts.WORDS if f"\n{word} " not in page] == []
+    assert [word for word in verdicts.WORDS if f"\n{word}\n    " not in page] == []
+    assert [name for name in Thresholds._fields if f"verdict_{name}:" not in page] == []
+
+
+# --- What readers still use -----------------------------------------------------------------------
+
+
+def test_readers_show_the_nodes_verdict() -> None:
+    """They judge nothing themselves; a row that has none is well."""
+    assert verdicts.of_row({"verdict": None, "verdict_reason": None}) == ()
+    assert verdicts.of_row({}) == ()
+    found = verdicts.of_row({"verdict": "LEAK", "verdict_reason": "held for 31s"})
+    assert found == (Verdict("LEAK", "held for 31s"),)
+    assert verdicts.explained(found) == "LEAK: held for 31s"
+    assert all("verdict" in keys for keys in KEYS.values())
+
+
+def test_a_readers_own_maxima_count_all_databases_of_a_server() -> None:
     """Capacities are summed by server; a server whose maximum is not known has no verdict."""
     rows: list[dict[str, Any]] = [
         {"database_host": "db1", "database_port": 3306, "database": name, "capacity": 80}
@@ -104,15 +327,3 @@ def test_overcommit_counts_all_databases_of_a_server() -> None:
     assert verdicts.with_server_maxima([lost], {("db1", None): 151})[0]["server_capacity"] is None
     rows[0]["capacity"] = None
     assert verdicts.of_row(verdicts.with_server_maxima(rows, {("db1", 3306): 151})[1]) == ()
-
-
-JUDGED = ["recent_timeouts", *(key for key in KEYS["pool"] if key not in ("state", "pool"))]
-VALUES = st.one_of(st.none(), st.integers(0, 2**53), st.floats(0, 1e12))
-
-
-@given(st.dictionaries(st.sampled_from(JUDGED), VALUES), st.sampled_from([None, "connected", "lost", "gone"]))
-def test_anything_can_be_judged(row: dict[str, Any], state: str | None) -> None:
-    """Whatever is known or not, there is an answer, in words of the list, on one line."""
-    found = verdicts.of_row({**row, "state": state})
-    assert len({verdict.word for verdict in found}) == len(found)
-    assert "\n" not in verdicts.explained(found)

@@ -5,7 +5,7 @@ The rules are in `connmon.verdicts`; here are the facts for them, and how pools'
 - Nothing is judged before somebody asks. What was found of a process is kept until its next report.
 - Most pools are well, and a few comparisons show it; only of others are connections and times looked at.
 - A row that sums pools has the verdicts of its gravest pool, and says which that is. Pools of lost processes,
-  and sums over pools that are not reported one by one, make no verdict (their timeouts count).
+  make none, and sums over pools that are not reported one by one only TIMEOUTS.
 - Verdicts are as of the last report of a process, so that replicas with the same state have the same ones.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from heapq import nsmallest
 from operator import itemgetter
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
@@ -32,9 +33,14 @@ from connmon.verdicts import (
     judge,
     lost,
     overcommit,
+    pool_name,
     quoted,
+    rank,
     stuck,
 )
+
+#: Held connections of one process that are judged, those held longest.
+JUDGED_AT_MOST: Final = 5_000
 
 Maxima: TypeAlias = Mapping[tuple[str, "int | None"], int]
 """How many connections database servers take, by host and port; port None: that host, any port."""
@@ -136,7 +142,10 @@ class Judge:
                 pool.gauges.waiting or connect_ms >= slow_ms or (since is not None and at - since >= long)
             ):
                 continue
-            if not pool.shown:
+            if not pool.shown:  # of a sum of several pools only counts say anything
+                verdicts = judge(PoolFacts(recent_timeouts=recent), self.thresholds)
+                if verdicts:
+                    pools[number] = JudgedPool((rank("TIMEOUTS"), recent), verdicts, _NO_STUCK)
                 continue
             if connections is None:
                 connections = _held_by_pool(process)
@@ -320,10 +329,17 @@ class Judge:
 
 
 def _held_by_pool(process: ProcessRecord) -> dict[int, list[ConnectionRecord]]:
+    """Return the held connections of each pool, those held longest of very many."""
+    held = [
+        (connection.held_since, connection.number, connection)
+        for connection in process.connections.values()
+        if connection.held_since is not None
+    ]
+    if len(held) > JUDGED_AT_MOST:
+        held = nsmallest(JUDGED_AT_MOST, held)
     found: dict[int, list[ConnectionRecord]] = {}
-    for connection in process.connections.values():
-        if connection.held_since is not None:
-            found.setdefault(connection.pool, []).append(connection)
+    for _, _, connection in held:
+        found.setdefault(connection.pool, []).append(connection)
     return found
 
 
@@ -337,7 +353,7 @@ def _gravest(
 def _pool_name(process: ProcessRecord, number: int, by: str = "process", more: int = 0) -> str:
     """Say which pool is meant in a row of that grouping; `more`: with how many others something is wrong."""
     who = process.process
-    words = [f"pool {process.pools[number].info.url}"]
+    words = [pool_name(process.pools[number].info.url)]
     if by in ("host", "database"):
         words.append(f"of {who.program}")
     if by == "database":

@@ -345,7 +345,7 @@ class State(Tables):
         `young`: a pool that is new here is new, so what it tells of has just happened.
         """
         pool = process.pools.get(told.number)
-        unknown = told.moved
+        unknown = past = told.moved
         info = told.info or (None if pool is None else pool.info)
         if info is None:  # refused before, and counted
             process.refused_pools = max(process.refused_pools, told.left_out, 1)
@@ -365,7 +365,7 @@ class State(Tables):
             process.pools[told.number] = pool
             self.weight += pool_weight(info)
             fresh = young and not told.moved
-            unknown = not fresh and process.sequence > 0
+            unknown, past = not fresh and process.sequence > 0, not fresh
             pool.times = NO_TIMES_PACKED if fresh else packed(bounded_times(told.times))
             pool.forget_times(self.clock)
         elif info is not pool.info and info != pool.info:
@@ -393,7 +393,7 @@ class State(Tables):
                 pool.tell_times(packed(times), self.clock)
         if told.moved:
             pool.forget_times(self.clock)
-        if unknown or told.moved:
+        if past:  # what it counts so far has not just happened
             pool.forget_counts(totals, self.clock)
         else:
             pool.count(totals, self.clock)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from connmon.cluster.judging import Judge
 from connmon.cluster.records import LIMITS
 from connmon.model import (
     Batch,
@@ -58,6 +59,7 @@ class FakeState:
         self.limits = LIMITS
         self.forgotten: dict[str, int] = {}
         self.header: Any = None
+        self.judge: Any = Judge(self)
         self.moved = 0
         self.seen: dict[str, tuple[str, int]] = {}
         self.reports: dict[str, int] = {}

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from random import Random
+from typing import get_args
 
 import msgspec
 from hypothesis import HealthCheck, given, settings
@@ -37,6 +38,7 @@ from connmon.model import (
     Departure,
     Gauges,
     Grouping,
+    HolderIn,
     HostRow,
     Peaks,
     PoolInfo,
@@ -50,6 +52,7 @@ from connmon.model import (
     Row,
     RowKey,
     Rows,
+    SiteReport,
     Tick,
     Times,
     Totals,
@@ -698,9 +701,15 @@ _pools = st.builds(
     PoolReport, _small, _infos, _gauges, _totals, _peaks, st.none() | _seconds, st.none() | _seconds,
     st.builds(Times, _histograms, _histograms, _histograms), st.just(0) | _counts, st.booleans(),
 )  # fmt: skip
+_lines = st.sampled_from([None, "a.py:1 f", "b.py:2 g"])
 _connections = st.builds(
     Connection, _small, _small, st.none() | st.integers(-5, 5), st.sampled_from(["idle", "detached"]),
-    _seconds, st.none() | _seconds, st.none() | st.text(max_size=3),
+    _seconds, st.none() | _seconds, st.none() | st.text(max_size=3), _lines, st.just(()), st.none(),
+    st.sampled_from([None, *get_args(HolderIn)]), _lines,
+)  # fmt: skip
+_sites = st.builds(
+    SiteReport, _small, st.sampled_from(["a.py:1 f", "b.py:2 g", "(other)"]), _counts, st.none() | _seconds,
+    _counts, _counts, _counts, st.none() | _seconds, st.sampled_from([0.01, 1.0]),
 )  # fmt: skip
 _reports = st.builds(
     Report, _instances, st.integers(1, 6), _small, _seconds, _peaks,
@@ -710,7 +719,7 @@ _reports = st.builds(
         Process, st.sampled_from(HOSTS), st.sampled_from(PROGRAMS), _small, _small, st.none(), st.none(),
         st.none() | _seconds,
     ),
-    st.none(), _small,
+    st.none(), _small, st.lists(_sites, max_size=4).map(tuple),
 )  # fmt: skip
 _batches = st.builds(
     Batch, st.sampled_from(NODES), st.sampled_from(["x", "y"]), st.integers(1, 30),
@@ -725,8 +734,8 @@ _batches = st.builds(
 def test_whatever_is_reported_nothing_raises_and_replicas_agree(
     batches: list[Batch], at: int, tight: bool
 ) -> None:  # fmt: skip
-    """Senseless reports break no sum, no dump and no reader, with room and without."""
-    limits = Limits(2, 2, 3, 60_000, 2, 1, 1, 3) if tight else Limits()
+    """Senseless reports break no sum, no dump, no verdict and no reader, with room and without."""
+    limits = Limits(2, 2, 3, 60_000, 2, 1, 1, 3, sites=2) if tight else Limits()
     state, other = State(limits), State(limits)
     followers = [Follower(by) for by in GROUPINGS]
     for turn, batch in enumerate(batches):
