@@ -53,6 +53,8 @@ SURE: Final = 10.0
 SAMPLES: Final = 3
 #: Characters of a line of code, or of a pool's URL, in a reason.
 LONGEST_LINE: Final = 160
+#: Seconds of a hold from which on the application's own work in it is worth a word, where holds are short.
+NOTICED: Final = 0.1
 #: How many lines the reason of SATURATED names.
 LINES: Final = 2
 
@@ -366,17 +368,21 @@ def _advice(
         are = "connection waits" if blocked == 1 else "connections wait"
         return f"the cause: {blocked} blocked {are} in the database; look for the lock"
     known = [seconds for seconds in (longest, facts.held_p95) if seconds is not None]
+    places = Counter([hold.holder_in for hold in facts.held if hold.holder_in is not None])
+    place = max(places.items(), key=lambda entry: (entry[1], entry[0]))[0] if places else None
     if known and max(known) < thresholds.short_hold:
+        own_work = place == "application" and max(known) >= NOTICED
+        first = "give connections back before the application's own work, or " if own_work else ""
         if facts.headroom is None:
-            return "holds are short: raise pool_size"
+            return f"holds are short: {first}raise pool_size"
         if facts.headroom > 0:
-            return f"holds are short: raise pool_size (the database server takes {facts.headroom} more)"
+            return (
+                f"holds are short: {first}raise pool_size (the database server takes {facts.headroom} more)"
+            )
         return (
             "holds are short, but the database server takes no more connections: have fewer of them wanted "
             "at once, or raise the server's maximum before pool_size"
         )
-    places = Counter([hold.holder_in for hold in facts.held if hold.holder_in is not None])
-    place = max(places.items(), key=lambda entry: (entry[1], entry[0]))[0] if places else None
     if place == "database":
         return "the database takes the time: shorten the transaction or its statements, or look for a lock"
     if place == "application":
