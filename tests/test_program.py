@@ -49,6 +49,7 @@ SERVED = [
     # The callable that every WSGI module has is left out, and so is the module that every project has.
     ("shop.wsgi:application", "shop"),
     ("shop.wsgi", "shop"),
+    ("shop.core.wsgi", "shop.core.wsgi"),
     ("shop.asgi:application", "shop"),
     ("shop.wsgi:app", "shop.wsgi:app"),
     ("placement.wsgi:application", "placement"),
@@ -76,8 +77,9 @@ SERVED = [
     [
         "gunicorn {}", "/srv/venv/bin/gunicorn -w 4 -b :8000 {}", "gunicorn --preload -k gevent {} --reload",
         "gunicorn --keyfile secret --reload -D {}", "python -m gunicorn {} -c x.py", "gunicorn -w4 -- {}",
-        "uvicorn {} --reload", "uvicorn --host 0.0.0.0 --port 80 --workers 4 {}", "python -m uvicorn --reload {}",
-        "hypercorn --bind :80 {}", "hypercorn asgi:{}", "daphne -b 0.0.0.0 -p 80 {}", "python -m hypercorn {}",
+        "uvicorn {} --reload", "uvicorn --host 0.0.0.0 --workers 4 {}", "python -m uvicorn --reload {}",
+        "hypercorn --bind :80 {}", "hypercorn asgi:{}", "daphne -b 0.0.0.0 -p 80 {}",
+        "python -m hypercorn {}",
         "waitress-serve --listen=*:80 {}", "waitress-serve --port 80 --call {}", "python -m waitress {}",
         "granian --interface asgi {} --workers 2",
     ],
@@ -204,7 +206,6 @@ TOOLS = [
     ("flask run", "flask run shop"),
     ("flask --app shop db upgrade", "flask db upgrade shop"),
     ("flask -e secret shell", "flask shell shop"),
-    ("python manage.py runserver", "manage.py"),
     ("manage.py runserver 80", "manage.py runserver shop"),
     ("../blog/manage.py migrate", "manage.py migrate blog"),
     ("django-admin migrate --settings=blog.settings", "django-admin migrate blog"),
@@ -240,9 +241,7 @@ TOOLS = [
 
 @pytest.mark.parametrize(("command", "right"), TOOLS)
 def test_tools(command: str, right: str) -> None:
-    """A tool is called by its name and subcommand, a worker by its application and role; no secret is in it."""
-    if command == "python manage.py runserver":  # sys.argv has no interpreter
-        command, right = "manage.py runserver", "manage.py runserver shop"
+    """A tool is called by its name and subcommand, a worker by its application and role."""
     shown = called(command)
     assert shown == right
     assert "secret" not in shown
@@ -295,6 +294,14 @@ def test_launchers() -> None:
     assert name(Facts(("/x/gunicorn/__main__.py", "shop:app"), main="coverage.__main__")) == "shop:app"
 
 
+def test_main_is_replaced() -> None:
+    """A notebook's kernel has another __main__: what the interpreter was asked for counts."""
+    kernel = ("/x/ipykernel_launcher.py", "-f", "kernel.json")
+    assert name(Facts(kernel, ("python", "-m", "ipykernel_launcher", *kernel[1:]))) == "ipykernel"
+    assert name(Facts(("/x/shop/job/__main__.py",), ("python", "-m", "shop.job"))) == "shop.job"
+    assert name(Facts(("/srv/tool.py",), ("python", "-m", "shop.job"))) == "tool.py"
+
+
 def test_xdist() -> None:
     """pytest's workers under xdist, and not what their tests start."""
     modules = {"xdist": None, "execnet": None}
@@ -330,8 +337,9 @@ MAPPINGS = st.dictionaries(
     st.sampled_from(["module", "wsgi", "wsgi-file", "file", "mount", "ini", "callable"]), LINES
 )
 FACTS = st.builds(
-    Facts, LINES, LINES, st.dictionaries(st.sampled_from(VARIABLES), WORDS), st.none() | WORDS, st.none() | WORDS,
-    WORDS, LINES, st.dictionaries(WORDS, st.none() | WORDS), st.none() | MAPPINGS, st.none() | WORDS,
+    Facts, LINES, LINES, st.dictionaries(st.sampled_from(VARIABLES), WORDS), st.none() | WORDS,
+    st.none() | WORDS, WORDS, LINES, st.dictionaries(WORDS, st.none() | WORDS), st.none() | MAPPINGS,
+    st.none() | WORDS,
     st.none() | WORDS, st.none() | WORDS,
 )  # fmt: skip
 

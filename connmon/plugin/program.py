@@ -149,7 +149,7 @@ def served(target: str, facts: Facts) -> str:
     As it was typed: `shop.main:app`. `P.wsgi:application` is P, as are P.asgi and P.wsgi.api, and
     P.wsgi.X:application is P-X. A factory's arguments are left out. A file has its own rule.
     """
-    if target.endswith((".py", ".wsgi")) or "/" in target:
+    if target.endswith(".py") or "/" in target:
         return served_file(target, facts)
     found = _TARGET.fullmatch(re.sub(r"\A(?:wsgi|asgi|asgi3):(?=\w+(?:\.\w+)*:)", "", target))
     if found is None:
@@ -515,9 +515,17 @@ def _tool(facts: Facts) -> tuple[str, str | None]:
         if argv[0] in ("", "-c", "-m"):
             script = next(iter(_after_interpreter(facts.parent)), "-c")
             return _script(script, facts)
+    asked = module_asked_for(facts.orig_argv)
     if argv[0] == "-m":  # not found yet: the module's own package is just being imported
-        return (module_asked_for(facts.orig_argv) or "python"), None
+        return (asked or "python"), None
+    if asked and asked not in _LAUNCHERS and argv[0].endswith(_files_of(asked)):
+        return asked, None  # something has taken the place of __main__, as a notebook's kernel does
     return _script(argv[0], facts)
+
+
+def _files_of(module: str) -> tuple[str, str]:
+    path = "/" + module.replace(".", "/")
+    return f"{path}.py", f"{path}/__main__.py"
 
 
 def _script(script: str, facts: Facts) -> tuple[str, str | None]:
