@@ -96,6 +96,7 @@ watched.use()
     "SITE/report.py": "import import_orders\nif __name__ == '__main__': import_orders.main()\n",
     "app.py": "from SITE.main import application, app, asgi\n",
     "SITE.wsgi": "import sys\nsys.path[:0] = ['HERE', 'BASE']\nfrom SITE.main import application\n",
+    "SITE-api-wsgi": "from SITE.main import application\n",
     "gunicorn_of_SITE.py": "wsgi_app = 'SITE.main:app'\n",
     "SITE.ini": "[uwsgi]\nmodule = SITE.main\ncallable = app\nchdir = HERE\nmaster = true\nlazy-apps = true\n"
                 "enable-threads = true\nhttp-socket = 127.0.0.1:$(PORT_SITE)\nprocesses = 2\n",
@@ -219,6 +220,7 @@ STARTS = (
     Start("uwsgi", "UWSGI --chdir ../blog --wsgi-file app.py", "blog/app.py"),
     Start("uwsgi", "UWSGI --manage-script-name --mount /=shop.main:app",
           "shop.main:app"),
+    Start("uwsgi", "UWSGI --wsgi-file shop-api-wsgi", "shop-api"),
     Start("uwsgi", "uwsgi --ini shop.ini", "shop.main:app", environ={"PORT_shop": "PORT"}),
     Start("uwsgi", "uwsgi --emperor 'BASE/*/*.ini'", "", "", {"PORT_shop": "PORT", "PORT_blog": "PORT2"},
           rights=("blog.main:app", "shop.main:app")),
@@ -241,8 +243,9 @@ STARTS = (
     Start("airflow", "airflow api-server -p PORT", "airflow api-server"),
     Start("openstack", "gunicorn -b 127.0.0.1:PORT placement.wsgi.api:application", "placement",
           environ=PLACEMENT),
-    Start("openstack", "UWSGI --wsgi-file BIN/placement-api", "placement", environ=PLACEMENT),
-    Start("openstack", "placement-manage db sync", "placement-manage db sync", environ=PLACEMENT),
+    Start("openstack", "UWSGI --module placement.wsgi.api:application", "placement", environ=PLACEMENT),
+    Start("openstack", "placement-manage db sync", "placement-manage db sync",
+          environ={"OS_PLACEMENT_DATABASE__CONNECTION": "sqlite:///BASE/new.db?plugin=connmon"}),
     Start("openstack", "keystone-manage db_sync", "keystone-manage db_sync", environ={
         "OS_DATABASE__CONNECTION": "sqlite:///BASE/keystone.db?plugin=connmon"}),
 )  # fmt: skip
@@ -275,14 +278,12 @@ def make_environment(kit: str, directory: Path) -> Path:
 def started(start: Start, bin: Path, base: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     def filled(text: str) -> str:
         express = "--user www-data --group www-data" if os.geteuid() == 0 else ""
-        for word, value in (
-            ("PORT2", str(port + 1)),
-            ("PORT", str(port)),
-            ("BASE", str(base)),
-            ("EXPRESS", express),
-        ):
-            if not text.startswith("PORT_"):
-                text = text.replace(word, value)
+        values = {
+            "UWSGI": "uwsgi --http-socket 127.0.0.1:PORT --enable-threads", "EXPRESS": express,
+            "PORT2": str(port + 1), "PORT": str(port), "BASE": str(base),
+        }  # fmt: skip
+        for word, value in values.items():
+            text = text.replace(word, value)
         return text
 
     environ = {
@@ -392,7 +393,7 @@ def typed(start: Start) -> str:
     text = re.sub(
         r"(?<=[ '])(-b|-p|--port|--listen) [\w.:]*PORT ?| [\w.:]*PORT$| EXPRESS", "", " ".join(words)
     )
-    return text.replace("UWSGI", "uwsgi").replace("BASE/", "").replace("BIN/", "").strip()
+    return text.replace("UWSGI", "uwsgi").replace("BASE/", "").strip()
 
 
 def table(rows: list[tuple[str, str, str, bool]]) -> str:
@@ -432,10 +433,7 @@ def main() -> int:
             for start in starts:
                 right = ", ".join(start.rights) or start.right
                 name = run(start, given[kit], base, arguments.limit)
-                command = " ".join(
-                    [*(f"{key}={value}" for key, value in start.environ.items()), start.command]
-                )
-                command = command.replace(" EXPRESS", "").replace("'BASE/*/*.ini'", "'*/*.ini'")
+                command = typed(start)
                 rows.append((command, name, right, name == right))
                 print(f"{command:76} {name:30} {right:30} {'yes' if name == right else 'NO'}", flush=True)
                 if arguments.log and name != right:

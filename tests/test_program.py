@@ -6,6 +6,7 @@ The real servers are in benchmarks/names.py, and gunicorn and uWSGI in test_appl
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -245,6 +246,16 @@ def test_tools(command: str, right: str) -> None:
     shown = called(command)
     assert shown == right
     assert "secret" not in shown
+
+
+def test_the_page_about_applications() -> None:
+    """The page's table of names is what the table of the code says."""
+    page = (Path(__file__).parents[1] / "docs/applications.rst").read_text()
+    (part,) = re.findall(r"started in ``/srv/shop``:(.*?)\n- ", page, re.DOTALL)
+    rows = re.findall(r"\* - ``(.*)``\n     - ``(.*)``", part)
+    assert len(rows) > 20
+    for command, right in rows:
+        assert called(command) == right, command
 
 
 def test_variables() -> None:
