@@ -19,7 +19,6 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -671,7 +670,8 @@ def _modules(argv: Sequence[str]) -> dict[str, str | None]:
 
 def _wsgi_app(argv: Sequence[str], environ: Mapping[str, str]) -> str | None:
     """Return `wsgi_app` of gunicorn's configuration file, which it has loaded as a module."""
-    arguments = [*shlex.split(environ.get("GUNICORN_CMD_ARGS", "")), *argv[1:]]
+    split = getattr(sys.modules.get("shlex"), "split", str.split)  # gunicorn has imported it
+    arguments = [*split(environ.get("GUNICORN_CMD_ARGS", "")), *argv[1:]]
     file = value_of(arguments, "-c", "--config") or ""
     module = file.removeprefix("python:") if file.startswith("python:") else "__config__"
     return _text(getattr(sys.modules.get(module), "wsgi_app", None))
