@@ -132,7 +132,7 @@ if __name__ == "__main__":
     "sync_stock.py": "import watched\nwatched.use(stay=True)\n",
 }  # fmt: skip
 WATCHED = """
-import os, tempfile, time
+import os, time
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import QueuePool
 engine = None
@@ -148,7 +148,7 @@ def use(stay=False):
         if stay:
             time.sleep(120)
 def scratch(name):
-    return os.path.join(tempfile.gettempdir(), name + "-beat-" + str(os.getpid()))
+    return os.path.join(os.path.dirname(os.environ["NAMES_CONFIG"]), name + "-beat-" + str(os.getpid()))
 """
 
 
@@ -277,7 +277,9 @@ def make_environment(kit: str, directory: Path) -> Path:
 @contextlib.contextmanager
 def started(start: Start, bin: Path, base: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     def filled(text: str) -> str:
-        express = "--user www-data --group www-data" if os.geteuid() == 0 else ""
+        express = f"--server-root {base}/express-{port}"
+        if os.geteuid() == 0:
+            express += " --user www-data --group www-data"
         values = {
             "UWSGI": "uwsgi --http-socket 127.0.0.1:PORT --enable-threads", "EXPRESS": express,
             "PORT2": str(port + 1), "PORT": str(port), "BASE": str(base),
@@ -368,10 +370,9 @@ def run(start: Start, bin: Path, base: Path, limit: float) -> str:
     with started(start, bin, base, port) as process:
         deadline = time.monotonic() + limit
         while time.monotonic() < deadline:
-            if "PORT" in f"{start.command} {start.environ}":
-                ask(port)
-                if start.rights:
-                    ask(port + 1)
+            ask(port)  # what serves nothing is not there
+            if start.rights:
+                ask(port + 1)
             pids = {child.pid for child in tree(process)}
             seen |= pids
             before = len(found)
@@ -390,9 +391,8 @@ def typed(start: Start) -> str:
     """Return the command as a person would type it, without where it listens."""
     environ = {key: value for key, value in start.environ.items() if not key.startswith(("OS_", "PORT_"))}
     words = [*(f"{key}={shlex.quote(value)}" for key, value in environ.items()), start.command]
-    text = re.sub(
-        r"(?<=[ '])(-b|-p|--port|--listen) [\w.:]*PORT ?| [\w.:]*PORT$| EXPRESS", "", " ".join(words)
-    )
+    words = [word.replace(" EXPRESS", "").replace("daphne -b 127.0.0.1", "daphne") for word in words]
+    text = re.sub(r"(?<=[ '])(-b|-p|--port|--listen) [\w.:]*PORT ?| [\w.:]*PORT$", "", " ".join(words))
     return text.replace("UWSGI", "uwsgi").replace("BASE/", "").strip()
 
 

@@ -143,6 +143,7 @@ def test_uwsgi() -> None:
         "shop/app:app"
     )
     assert of(ini="/etc/vassals/shop.ini") == "shop"
+    assert of(ini_paste="/srv/blog/blog.ini") == "blog"
     assert of(ini="/etc/uwsgi/uwsgi.ini") == "uwsgi"
     assert of() == "uwsgi"
     assert called("uwsgi", uwsgi={}) == "uwsgi"
@@ -223,6 +224,8 @@ TOOLS = [
     ("keystone-manage bootstrap --bootstrap-password secret", "keystone-manage bootstrap"),
     ("neutron-db-manage --config-file x upgrade heads", "neutron-db-manage upgrade"),
     ("nova-manage hunter2", "nova-manage"),
+    ("pserve -q production.ini", "pserve shop"),
+    ("pserve --reload /srv/blog/development.ini#main key=secret", "pserve blog"),
     ("fastapi run main.py --port 80", "fastapi run shop/main.py"),
     ("streamlit run shop.py -- secret", "streamlit run shop.py"),
     ("pytest -x tests", "pytest"),
@@ -303,6 +306,18 @@ def test_launchers() -> None:
     """A debugger, a profiler or a coverage tool is called what it runs."""
     assert name(Facts(("tool.py",), main="cProfile")) == "tool.py"
     assert name(Facts(("/x/gunicorn/__main__.py", "shop:app"), main="coverage.__main__")) == "shop:app"
+
+
+def test_modules_that_are_called_the_same() -> None:
+    """A module that says nothing has the directory before it which its first package lies in."""
+    for module, file, right in (
+        ("app", "/srv/shop/app.py", "shop/app"),
+        ("api.__main__", "/srv/shop/api/__main__.py", "shop/api"),
+        ("api.worker", "/srv/shop/src/api/worker.py", "shop/api.worker"),
+        ("api.worker.__main__", "/srv/shop/api/worker/__main__.py", "shop/api.worker"),
+        ("shop.worker", "/srv/blog/shop/worker.py", "shop.worker"),
+    ):
+        assert name(Facts((file,), ("python", "-m", module), main=module, main_file=file)) == right
 
 
 def test_main_is_replaced() -> None:

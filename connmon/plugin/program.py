@@ -366,6 +366,14 @@ def _consumer(flags: str = "") -> Rule:
     return rule
 
 
+def _pserve(tool: str, arguments: tuple[str, ...], facts: Facts) -> str:
+    """pserve SITE"""
+    for word in positionals(arguments, "--reload -q --quiet -v --verbose -b --browser"):
+        if word.partition("#")[0].endswith(".ini"):
+            return f"pserve {_site(posixpath.dirname(posixpath.join(facts.directory, word)))}".rstrip()
+    return ""
+
+
 def _runs(tool: str, arguments: tuple[str, ...], facts: Facts) -> str:
     """Return tool, subcommand and script: `streamlit run app.py`."""
     words = [*positionals(arguments, "--reload --proxy-headers --help --version --headless"), "", ""]
@@ -433,6 +441,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "alembic": _commands(_ALEMBIC, "", "--raiseerr -q --quiet --version"),
     "superset": _commands(_SUPERSET, "db fab"),
     "mlflow": _commands(_MLFLOW, "db"),
+    "pserve": _pserve,
     "fastapi": _runs,
     "streamlit": _runs,
 }
@@ -481,8 +490,12 @@ def name(facts: Facts) -> str:
     where = script or facts.main_file
     if where is None or (script is not None and not called.endswith(".py")):
         return clean(called) or "python"
-    directory = posixpath.dirname(posixpath.normpath(posixpath.join(facts.directory, where)))
-    return clean(_placed(called, called.partition(".")[0], directory)) or "python"
+    path = posixpath.normpath(posixpath.join(facts.directory, where))
+    if script is None:  # up to the directory that the module's first package lies in
+        path = path.removesuffix("/__main__.py")
+        for _ in range(called.count(".")):
+            path = posixpath.dirname(path)
+    return clean(_placed(called, called.partition(".")[0], posixpath.dirname(path))) or "python"
 
 
 def is_child(facts: Facts) -> bool:
@@ -587,7 +600,7 @@ def _uwsgi(options: Mapping[str, tuple[str, ...]], facts: Facts) -> str:
     first = re.split(r"[.:,]", found)[0].lower()
     if found and first not in _COMMON:
         return found
-    for key in ("ini", "yaml", "yml", "json", "xml"):
+    for key in ("ini", "ini-paste", "paste", "yaml", "yml", "json", "xml"):
         for path in options.get(key, ()):
             stem = posixpath.splitext(posixpath.basename(path.partition(":")[0]))[0]
             if stem and stem.lower() not in (*_COMMON, "uwsgi"):
