@@ -25,6 +25,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 from overhead import HOST, _port, connmond
@@ -353,12 +354,22 @@ def ask(port: int) -> None:
         connection.close()
 
 
+def snapshot(config: Path, by: str) -> list[dict[str, Any]]:
+    main = "import sys; from connmon.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", main, "--config", str(config), "snapshot", "--by", by]
+    done = subprocess.run([*command, "--format", "json"], capture_output=True, text=True, check=True)
+    rows: list[dict[str, Any]] = json.loads(done.stdout)["rows"]
+    return rows
+
+
 def shown(config: Path, pids: set[int]) -> dict[int, str]:
     """Return the program's name of each of these processes that is shown."""
-    main = "import sys; from connmon.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", main, "--config", str(config), "snapshot", "--by", "process"]
-    done = subprocess.run([*command, "--format", "json"], capture_output=True, text=True, check=True)
-    return {row["pid"]: row["program"] for row in json.loads(done.stdout)["rows"] if row["pid"] in pids}
+    return {row["pid"]: row["program"] for row in snapshot(config, "process") if row["pid"] in pids}
+
+
+def connects(config: Path) -> dict[str, int]:
+    """Return how often each program has connected, those that have ended included."""
+    return {row["program"]: row["connects_total"] for row in snapshot(config, "program")}
 
 
 def run(start: Start, bin: Path, base: Path, limit: float) -> str:
@@ -367,6 +378,8 @@ def run(start: Start, bin: Path, base: Path, limit: float) -> str:
     found: dict[int, str] = {}
     seen: set[int] = set()
     settled = None
+    config = base / "connmon.cfg"
+    before_it = connects(config)
     with started(start, bin, base, port) as process:
         deadline = time.monotonic() + limit
         while time.monotonic() < deadline:
@@ -376,15 +389,18 @@ def run(start: Start, bin: Path, base: Path, limit: float) -> str:
             pids = {child.pid for child in tree(process)}
             seen |= pids
             before = len(found)
-            found |= shown(base / "connmon.cfg", seen)
+            found |= shown(config, seen)
             if len(found) > before or settled is None:
                 settled = time.monotonic() if len(set(found.values())) >= max(1, len(start.rights)) else None
             elif time.monotonic() > settled + 1.5:  # no other process of it is coming
                 break
-            if process.poll() is not None:  # its last report is there: it was acknowledged
+            if process.poll() is not None:
                 break
             time.sleep(0.3)
-    return ", ".join(sorted(set(found.values())))
+    names = set(found.values())
+    if not names:  # it was over before it was seen: its last report is there all the same
+        names = {name for name, number in connects(config).items() if number > before_it.get(name, 0)}
+    return ", ".join(sorted(names))
 
 
 def typed(start: Start) -> str:
