@@ -1,4 +1,4 @@
-"""What real servers and tools are called by connmon, beside what a person would call them.
+"""What real servers and tools are called by connmon, compared with what a person would call them.
 
     python benchmarks/names.py [--kit KIT ...] [--venv KIT=DIRECTORY ...] [--keep DIRECTORY] [--rst FILE]
 
