@@ -1,6 +1,6 @@
 """What real servers and tools are called by connmon, compared with what a person would call them.
 
-    python benchmarks/names.py [--kit KIT ...] [--venv KIT=DIRECTORY ...] [--keep DIRECTORY] [--rst FILE]
+    python benchmarks/names.py [--kit KIT ...] [--venv KIT=DIRECTORY ...] [--only TEXT] [--rst FILE]
 
 Each is started on loopback with one of two small sites, `shop` and `blog`, that use an engine with
 `plugin=connmon`; the name is that of `connmon snapshot --by process --format json` for every process of its

@@ -180,6 +180,8 @@ def test_unknown_flag() -> None:
     """An option of a newer server that takes no value does not hide an application that is loaded."""
     assert called("gunicorn --new shop:app", modules={"shop": "/srv/shop/shop.py"}) == "shop:app"
     assert called("gunicorn --keyfile-password admin:hunter2") == "gunicorn"
+    assert called("dramatiq redis://:hunter2@db/0 shop.tasks") == "dramatiq shop.tasks"
+    assert called("flask run", environ={"FLASK_APP": "mysql://u:hunter2@db/x"}) == "flask run"
 
 
 TOOLS = [

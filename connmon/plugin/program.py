@@ -148,6 +148,8 @@ def served(target: str, facts: Facts) -> str:
     As it was typed: `shop.main:app`. `P.wsgi:application` is P, as are P.asgi and P.wsgi.api, and
     P.wsgi.X:application is P-X. A factory's arguments are left out. A file has its own rule.
     """
+    if "://" in target:  # a database's, with a password
+        return ""
     if target.endswith(".py") or "/" in target:
         return served_file(target, facts)
     found = _TARGET.fullmatch(re.sub(r"\A(?:wsgi|asgi|asgi3):(?=\w+(?:\.\w+)*:)", "", target))
