@@ -129,6 +129,11 @@ def identity(host: str, program: str) -> Process:
     )
 
 
+def command(pid: int) -> tuple[str, ...]:
+    """Return the command line of a process of this host, as it is; empty where it cannot be had."""
+    return tuple(_try(lambda: psutil.Process(pid).cmdline()) or ())
+
+
 def usage() -> Usage:
     """Return what this process takes: CPU since the last call, memory, threads, descriptors."""
     global _measured

@@ -138,8 +138,8 @@ function connmon_watch {
     done
 }
 
-# connmon_name UWSGI_FILE PROGRAM FILE SECTION...: the processes of this uWSGI, which all are called
-# "uwsgi", are shown as PROGRAM. Others read FILE too, so it is told by the environment, which
+# connmon_name UWSGI_FILE PROGRAM FILE SECTION...: the processes of this uWSGI are shown as PROGRAM, the
+# name of the service. Others read FILE too, so it is told by the environment, which
 # oslo.config reads first.
 function connmon_name {
     local ini=$1 program=$2 file=$3 section value

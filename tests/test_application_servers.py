@@ -1,4 +1,4 @@
-"""gunicorn and uWSGI, as they come from PyPI: each worker is shown as the process that it is.
+"""gunicorn and uWSGI, as they come from PyPI: each worker is shown as a process, each site as a row.
 
 A real server with real workers on a real MariaDB, a real connmond, the real `connmon snapshot`; the
 workers keep their own books (tests/wsgi_application.py), and the node has to show them to the unit.
@@ -348,3 +348,159 @@ def test_uwsgi_without_a_master(serve: Serve) -> None:
     assert served.tell(served.pids[1], "two")["adopted"] == 2
     served.truth.equal()
     assert not served.complaints
+
+
+# --- What they are called
+
+APPLICATION = """
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import QueuePool
+engine = create_engine(
+    "sqlite://?plugin=connmon&connmon_addr=ADDRESS", poolclass=QueuePool,
+    connect_args={"check_same_thread": False},
+)
+with engine.connect() as connection:
+    connection.execute(text("select 1"))
+def application(environ, start_response):
+    with engine.connect() as connection:
+        connection.execute(text("select 1"))
+    start_response("200 OK", [("Content-Length", "0")])
+    return []
+app = application
+"""
+
+
+class Sites:
+    """Two sites, each with its package, an app.py, and files of the servers' configuration."""
+
+    def __init__(self, directory: Path, node: RunningNode) -> None:
+        self.directory, self.node = directory, node
+        self._processes: list[subprocess.Popen[bytes]] = []
+        for site in ("shop", "blog"):
+            package = directory / site / site
+            package.mkdir(parents=True)
+            (package / "__init__.py").touch()
+            (package / "main.py").write_text(APPLICATION.replace("ADDRESS", node.address))
+            (package / "wsgi.py").write_text(f"from {site}.main import application\n")
+            (package.parent / "app.py").write_text(f"from {site}.main import app\n")
+            (package.parent / "conf.py").write_text(f"wsgi_app = '{site}.main:app'\n")
+            (package.parent / "site.ini").write_text(
+                f"[uwsgi]\nmodule = {site}.main\ncallable = app\nlazy-apps = true\nenable-threads = true\n"
+            )
+
+    def start(self, *command: str, site: str = "", **environment: str) -> int:
+        """Start a server in the directory of a site, PORT being its port; return the port."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        path = os.pathsep.join([ROOT, str(self.directory / site)])
+        words = [word.replace("PORT", str(port)) for word in command]
+        with (self.directory / f"{port}.log").open("wb") as output:
+            process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=self.directory / site,
+                env={**os.environ, "PYTHONPATH": path}
+                | {key: value.replace("PORT", str(port)) for key, value in environment.items()},
+                start_new_session=True,
+            )
+        self._processes.append(process)
+        return port
+
+    def called(self, *ports: int) -> dict[str, int]:
+        """Return the programs that are shown and their processes, once every server has reported."""
+
+        def answered() -> bool:
+            for port in ports:
+                with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=15)) as http_:
+                    try:
+                        http_.request("GET", "/")
+                        http_.getresponse().read()
+                    except OSError:
+                        return False
+            return True
+
+        def rows() -> list[dict[str, Any]]:
+            shown = [row for row in self.node.rows("process") if row["checkouts_total"] >= 1]
+            served = [self._server_of(row["pid"]) for row in shown]
+            return shown if {each.pid for each in self._processes} <= set(served) else []
+
+        wait_for(lambda: answered() and rows(), 30, "the servers to be shown")
+        programs = self.node.snapshots(("program",))["program"]["rows"]
+        return {row["program"]: row["processes"] for row in programs}
+
+    def _server_of(self, pid: int) -> int | None:
+        """Return which of the servers a process belongs to."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for each in (process := psutil.Process(pid), *process.parents()):
+                if each.pid in {server.pid for server in self._processes}:
+                    return int(each.pid)
+        return None
+
+    def remove(self) -> None:
+        for process in self._processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        for log in self.directory.glob("*.log"):
+            print(log.read_text(errors="replace"))
+
+
+@pytest.fixture
+def sites(tmp_path: Path) -> Iterator[Sites]:
+    with running_node(tmp_path) as node:
+        made = Sites(tmp_path / "sites", node)
+        try:
+            yield made
+        finally:
+            made.remove()
+
+
+GUNICORN = (sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:PORT")
+
+
+def test_two_sites_of_gunicorn(sites: Sites) -> None:
+    """Two sites on one host are two rows, called what a person typed."""
+    needs("gunicorn")
+    ports = (
+        sites.start(*GUNICORN, "--workers", "1", "shop.main:app", site="shop"),
+        sites.start(*GUNICORN, "blog.wsgi:application", site="blog"),
+    )
+    assert set(sites.called(*ports)) == {"shop.main:app", "blog"}
+
+
+def test_two_sites_of_the_same_application(sites: Sites) -> None:
+    """What says nothing of its site has the directory before it: two rows, also with --chdir."""
+    needs("gunicorn")
+    ports = (
+        sites.start(*GUNICORN, "app:app", site="shop"),
+        sites.start(*GUNICORN, "--chdir", "blog", "app:app"),
+    )
+    assert set(sites.called(*ports)) == {"shop/app:app", "blog/app:app"}
+
+
+def test_gunicorn_by_its_configuration(sites: Sites) -> None:
+    """The application may be in the configuration file, the file in a variable; CONNMON_PROGRAM wins."""
+    needs("gunicorn")
+    command = (sys.executable, "-m", "gunicorn")
+    ports = (
+        sites.start(*GUNICORN, "-c", "conf.py", "--preload", site="shop"),
+        sites.start(*command, site="blog", GUNICORN_CMD_ARGS="-c conf.py --bind 127.0.0.1:PORT"),
+        sites.start(*GUNICORN, "-c", "conf.py", site="shop", CONNMON_PROGRAM="shop-eu"),
+    )
+    assert set(sites.called(*ports)) == {"shop.main:app", "blog.main:app", "shop-eu"}
+
+
+def test_two_sites_of_uwsgi(sites: Sites) -> None:
+    """uWSGI is called what it serves, by its command line, its file, or a WSGI script."""
+    needs("uwsgi")
+    program = shutil.which("uwsgi", path=str(Path(sys.executable).parent)) or "uwsgi"
+    command = (program, "--virtualenv", sys.prefix, "--http-socket", "127.0.0.1:PORT")
+    ports = (
+        sites.start(*command, "--master", "--ini", "site.ini", site="shop"),
+        sites.start(*command, "--enable-threads", "--module", "blog.wsgi", site="blog"),
+        sites.start(*command, "--enable-threads", "--wsgi-file", "app.py", site="blog"),
+    )
+    assert set(sites.called(*ports)) == {"shop.main:app", "blog", "blog/app.py"}

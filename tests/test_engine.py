@@ -7,10 +7,8 @@ import copy
 import logging
 import os
 import pickle
-import subprocess
 import sys
 import types
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,7 @@ from sqlalchemy.pool import (
     StaticPool,
 )
 
-from connmon.plugin.engine import attach, describe, driver_of, program_name, split
+from connmon.plugin.engine import attach, describe, driver_of, split
 from tests.requirements import needs_driver
 
 Calls = list[tuple[Any, ...]]
@@ -271,90 +269,6 @@ def test_import_failure_inside_is_one_warning(
     monkeypatch.setitem(sys.modules, "connmon.plugin.reporter", None)
     create_engine("sqlite+connmon://")
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-
-
-# --- Which program ------------------------------------------------------------------------
-
-PRINT = "from connmon.plugin.engine import program_name; print(program_name())"
-SPAWN = """
-import multiprocessing
-from connmon.plugin.engine import program_name
-def run(): print(program_name(), flush=True)
-if __name__ == "__main__":
-    process = multiprocessing.get_context("spawn").Process(target=run)
-    process.start(); process.join()
-"""
-SCRIPTS = {
-    "__main__.py": PRINT,
-    "tool.py": PRINT,
-    "pack/__init__.py": "",
-    "pack/__main__.py": PRINT,
-    "pack/part.py": PRINT,
-    "early/__init__.py": PRINT,
-    "early/__main__.py": "",
-    "spawn.py": SPAWN,
-    "bin/nova-api": PRINT,
-    "folder/__main__.py": PRINT,
-}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "name"),
-    [
-        (["tool.py"], "tool.py"),
-        (["{}/bin/nova-api", "--config", "x"], "nova-api"),
-        (["-m", "tool", "-m", "other"], "tool"),
-        (["-m", "pack"], "pack"),
-        (["-m", "pack.part"], "pack.part"),
-        (["-bm", "pack"], "pack"),
-        (["-W", "ignore", "-X", "dev", "-mearly"], "early"),
-        (["-Wignore", "--check-hash-based-pycs", "default", "-m", "early"], "early"),
-        (["folder"], "folder"),
-        (["folder/__main__.py"], "folder"),
-        (["-c", PRINT], "python -c"),
-        (["-"], "python"),
-        (["-", "file", "-m", "tool"], "python"),
-        (["-u", "-X", "dev", "-"], "python"),
-        (["-i"], "python"),
-        (["-i", "-"], "python"),
-        ([], "python"),
-        (["/dev/stdin"], "python"),
-        (["/dev/fd/0"], "python"),
-        (["/proc/self/fd/0"], "python"),
-        (["-X", "utf8", "-W", "error", "-c", PRINT], "python -c"),
-        (["-i", "tool.py"], "tool.py"),
-        (["tool.py", "-"], "tool.py"),
-        (["../app.pyz"], "app.pyz"),
-        (["."], "python-program"),
-        (["__main__.py"], "python-program"),
-        (["folder/../folder"], "folder"),
-        (["-m", "spawn"], "spawn"),
-        (["spawn.py"], "spawn.py"),
-    ],
-)
-def test_program_name(arguments: list[str], name: str, tmp_path: Path) -> None:
-    """The program is the script's name, or the module's as it was asked for with -m."""
-    tmp_path = tmp_path / "python-program"
-    with zipfile.ZipFile(tmp_path.parent / "app.pyz", "w") as archive:
-        archive.writestr("__main__.py", PRINT)
-    for file, content in SCRIPTS.items():
-        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / file).write_text(content)
-    command = [sys.executable, *(argument.format(tmp_path) for argument in arguments)]
-    done = subprocess.run(
-        command, cwd=tmp_path, input=PRINT, capture_output=True, text=True, timeout=60, check=True
-    )
-    assert done.stdout.splitlines()[0] == name, done.stderr
-
-
-def test_program_name_without_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interpreters that are embedded or interactive have no sys.argv to speak of."""
-    monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
-    for argv in ([], [""], ["/"]):
-        monkeypatch.setattr(sys, "argv", argv)
-        assert program_name() == "python"
-    monkeypatch.delattr(sys, "argv")
-    assert program_name() == "python"
 
 
 # --- Which pool and database --------------------------------------------------------------

@@ -19,7 +19,6 @@ import importlib
 import logging
 import os
 import re
-import sys
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -178,6 +177,7 @@ def created(engine: Engine, options: Options) -> None:
         # Here, and not above: should they fail to import, the application does not notice.
         from connmon.plugin import holder
         from connmon.plugin.pool import instrument
+        from connmon.plugin.program import program_name
         from connmon.plugin.reporter import ledger_for
 
         ledger = ledger_for(service, given.program or program_name())
@@ -195,51 +195,6 @@ def created(engine: Engine, options: Options) -> None:
             raise
         name = f"{engine.dialect.name}+{engine.dialect.driver}"
         _log.warning("connmon does not watch this engine (%s): %r", name, error, exc_info=True)
-
-
-# --- Which program ------------------------------------------------------------------------
-
-
-def program_name() -> str:
-    """Return what this process's program is called, where no option says so.
-
-    For `python -m x` that is x, as it was written; for `python -c` "python -c"; for an
-    interpreter that reads its program from standard input or another open file (`python -`,
-    `python /dev/stdin`, `python <(...)`) "python"; else the basename of sys.argv[0].
-    """
-    main = getattr(sys.modules.get("__main__"), "__spec__", None)
-    name = getattr(main, "name", None)
-    if isinstance(name, str) and name not in ("", "__main__"):
-        # Unlike sys.orig_argv this is right in the children of multiprocessing too.
-        return _text(name.removesuffix(".__main__"), 256)
-    argv = getattr(sys, "argv", None) or [""]
-    if argv[0] == "-" or re.fullmatch(r"/dev/stdin|/(dev|proc/\w+)/fd/\d+", argv[0]):
-        return "python"
-    if argv[0] == "-m":  # not found yet: the module's own package is just being imported
-        return _text(_module_asked_for(sys.orig_argv) or "python", 256)
-    if argv[0] == "-c":
-        return "python -c"
-    directory, name = os.path.split(argv[0].rstrip(os.sep))
-    if name == "__main__.py":
-        name = os.path.basename(os.path.abspath(directory)) or name
-    elif name in (".", ".."):
-        name = os.path.basename(os.path.abspath(argv[0]))
-    return _text(name, 256) or "python"
-
-
-def _module_asked_for(argv: Sequence[str]) -> str | None:
-    """Return x of `python ... -m x ...`."""
-    words = iter(argv[1:])
-    for word in words:
-        if word == "--check-hash-based-pycs":
-            next(words, None)
-        elif word.startswith("-") and not word.startswith("--"):
-            # Letters without a value may be joined, and the last may have its value behind it.
-            flag = re.fullmatch(r"-[^mWX]*([mWX])(.*)", word, re.DOTALL)
-            value = flag and (flag[2] or next(words, None))
-            if flag and flag[1] == "m":
-                return value
-    return None
 
 
 # --- Which pool and database --------------------------------------------------------------
