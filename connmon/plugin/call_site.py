@@ -6,8 +6,8 @@ Rules:
    driver's, a library of the plumbing (`PLUMBING`) or Python's own is not, by the real directories of
    these packages: a directory that is merely called sqlalchemy is the application's.
 2. Nor is a frame that only hands on a call: a decorator's wrapper in the line where it calls `f(*args,
-   **kwargs)`, a method that does nothing but call that of `super()` with its arguments, or a function
-   that does nothing but `return other(its, arguments)`. Such a function counts where what it calls is
+   **kwargs)`, a method where it calls the one that it overrides (`super().save(...)` in `save`), or a
+   function that does nothing but `return other(its, arguments)`. The last counts where what it calls is
    SQLAlchemy: then it is the query.
 3. The application is the packages of `connmon_project`; without that, what is outside of site-packages,
    and the package that the process was started with. Another package in site-packages is a library. It
@@ -181,15 +181,13 @@ class Kinds:
             return OURS
         if _in_any(DRIVERS, path):
             return DRIVER
-        if self.project:
-            if _in_any(self.project, path) or _below(self.project, path):
-                return APPLICATION
-        elif self.own and _installed(path) and _in_any(self.own, path) and not _in_any(PLUMBING, path):
+        # Of two names the longer one decides: an application can have plumbing of its own, and the other way.
+        application = _longest(self.project or self.own, path, self.project)
+        plumbing, server = _longest(PLUMBING, path), _longest(SERVERS, path)
+        if application and application >= max(plumbing, server):
             return APPLICATION
-        if _in_any(PLUMBING, path):
-            return PLUMBING_FRAME
-        if _in_any(SERVERS, path):
-            return SERVER
+        if plumbing or server:
+            return PLUMBING_FRAME if plumbing >= server else SERVER
         if _installed(path):
             return LIBRARY
         if path.startswith(_PYTHON):
@@ -240,14 +238,19 @@ def _in(name: str, path: str) -> bool:
     return any(isinstance(one, str) and path.startswith(os.path.join(one, "")) for one in list(paths))
 
 
-def _below(names: Iterable[str], path: str) -> bool:
-    """Return whether the file has one of these names below the directory that it is imported from."""
+def _longest(names: Iterable[str], path: str, by_path: Iterable[str] = ()) -> int:
+    """Return the length of the longest of the names of packages that the file is of; 0: of none."""
+    found = [len(name) for name in names if name.partition(".")[0] in path and _in(name, path)]
+    return max(found or (len(name) for name in by_path if _below(name, path)), default=0)
+
+
+def _below(name: str, path: str) -> bool:
+    """Return whether the file has this name below the directory that it is imported from."""
     roots = [root for root in sys.path if root and path.startswith(os.path.join(root, ""))]
     if not roots:
         return False
     relative = path[len(os.path.join(max(roots, key=len), "")) :]
-    dotted = os.path.splitext(relative)[0].replace(_SEP, ".") + "."
-    return any(dotted.startswith(f"{name}.") for name in names)
+    return (os.path.splitext(relative)[0].replace(_SEP, ".") + ".").startswith(f"{name}.")
 
 
 def _installed(path: str) -> bool:
@@ -268,13 +271,15 @@ class HandsOn(NamedTuple):
 def hands_on(code: CodeType) -> HandsOn | None:
     """Return where this function only hands on a call; None: nowhere."""
     wrapper = code.co_flags & _VARIABLE == _VARIABLE
-    if not wrapper and (len(code.co_code) > _LONGEST or not _parameters(code)):
+    overrides = "super" in code.co_names and code.co_name in code.co_names
+    if not (wrapper or overrides) and (len(code.co_code) > _LONGEST or not _parameters(code)):
         return None
     instructions = [each for each in dis.get_instructions(code) if each.opname != "CACHE"]
     if _passes_through(code, instructions):
         lines = frozenset(number for _, _, number in code.co_lines() if number is not None)
-        return HandsOn(lines, wrapper or "super" in code.co_names)
+        return HandsOn(lines, wrapper)
     lines = _calls_with_all(code, instructions) if wrapper else frozenset()
+    lines |= _calls_overridden(code, instructions) if overrides else frozenset()
     return HandsOn(lines, True) if lines else None
 
 
@@ -314,6 +319,19 @@ def _calls_with_all(code: CodeType, instructions: Sequence[dis.Instruction]) -> 
     return frozenset(number for number in found if number is not None)
 
 
+def _calls_overridden(code: CodeType, instructions: Sequence[dis.Instruction]) -> frozenset[int]:
+    """Return the lines in which a method calls the one of `super()` that it overrides."""
+    found = set()
+    start: int | None = None
+    for instruction in instructions:
+        if instruction.opname == "LOAD_GLOBAL" and instruction.argval == "super":
+            start = _line_of(code, instruction.offset)
+        elif start is not None and instruction.argval == code.co_name:
+            found |= {start, _line_of(code, instruction.offset)}
+            start = None
+    return frozenset(number for number in found if number is not None)
+
+
 def _line_of(code: CodeType, offset: int) -> int | None:
     return next((line for start, end, line in code.co_lines() if start <= offset < end), None)
 
@@ -337,22 +355,18 @@ def _passes_through(code: CodeType, instructions: Sequence[dis.Instruction]) -> 
                     return False
                 outside = True
         elif name in ("LOAD_GLOBAL", "LOAD_NAME"):
-            if instruction.argval != "super":
-                if loaded or calls:
-                    return False
-                outside = True
+            if loaded or calls:
+                return False
+            outside = True
         elif name == "LOAD_CONST":
             value = instruction.argval
             if not (value is None or (isinstance(value, tuple) and all(isinstance(v, str) for v in value))):
                 return False
         elif _calls(name):
-            calls += before != "super"
+            calls += 1
         elif name not in _PASSING or (name == "RETURN_VALUE" and before == "LOAD_CONST"):
             return False
-        if name == "LOAD_GLOBAL" and instruction.argval == "super":
-            before = "super"
-        elif name not in ("PUSH_NULL", "PRECALL"):
-            before = name
+        before = name
     return calls == 1 and set(parameters) <= loaded and len(loaded) + outside >= 2
 
 

@@ -181,7 +181,11 @@ def line(code: CodeType, number: int) -> str:
     roots = [root for root in sys.path if root and path.startswith(os.path.join(root, ""))]
     if roots:
         path = path[len(os.path.join(max(roots, key=len), "")) :]
-    return _text(f"{path}:{number} {code.co_name}")
+    function = code.co_name
+    if function in ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"):  # it is its function's line
+        names = getattr(code, "co_qualname", function).split(".")
+        function = next((name for name in reversed(names) if not name.startswith("<")), function)
+    return _text(f"{path}:{number} {function}")
 
 
 def _stack_of(holder: Holder) -> Iterable[Site]:
