@@ -277,7 +277,7 @@ def hands_on(code: CodeType) -> HandsOn | None:
     instructions = [each for each in dis.get_instructions(code) if each.opname != "CACHE"]
     if _passes_through(code, instructions):
         lines = frozenset(number for _, _, number in code.co_lines() if number is not None)
-        return HandsOn(lines, wrapper)
+        return HandsOn(lines, wrapper and bool(_calls_with_all(code, instructions)))
     lines = _calls_with_all(code, instructions) if wrapper else frozenset()
     lines |= _calls_overridden(code, instructions) if overrides else frozenset()
     return HandsOn(lines, True) if lines else None

@@ -172,7 +172,10 @@ def thread_of(ident: int) -> weakref.ref[threading.Thread] | None:
 
 def same_thread(ident: int, reference: weakref.ref[threading.Thread] | None) -> bool:
     """Return whether the thread with this number is still the one of `thread_of`; None: taken to be."""
-    return reference is None or _active.get(ident) is reference()
+    if reference is None:
+        return True
+    thread = reference()
+    return thread is not None and _active.get(ident) is thread
 
 
 def line(code: CodeType, number: int) -> str:
