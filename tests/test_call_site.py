@@ -257,6 +257,7 @@ def test_hands_on(source: str) -> None:
         "def f(*args, **kwargs): return g(*args)",
         "class A(B):\n def f(self, x):\n  return super().g(x)",
         "def f(self, a):\n  x = self.x.list(a)\n  return x",
+        "def f(self, a):\n  while True: self.g(a)",
         "x = 1",
     ],
 )
@@ -695,8 +696,9 @@ def test_in_the_database_by_a_driver_without_frames(tmp_path: Path) -> None:
         assert (found.where, (found.site or "").rpartition(" ")[2]) == ("database", "query")
         assert held.look(elsewhere.__code__).where == "database"  # with another connection, perhaps
     finally:
-        lock.rollback()
+        lock.close()
         held.thread.join(60)
+        engine.dispose()
     wait_for(lambda: held.look().where == "ended")
     assert held.look(query.__code__) == ("ended", None, ())
 
@@ -737,6 +739,7 @@ def test_application_elsewhere_and_a_type(tmp_path: Path) -> None:
         go_on.set()
         one.thread.join(60)
         two.thread.join(60)
+        engine.dispose()
 
 
 def test_waits_for_another_connection(tmp_path: Path) -> None:
@@ -758,6 +761,7 @@ def test_waits_for_another_connection(tmp_path: Path) -> None:
     assert (found.where, (found.site or "").rpartition(" ")[2]) == ("application", "both")
     engine.pool._pool.put(engine.pool._create_connection())  # type: ignore[attr-defined]
     held.thread.join(60)
+    engine.dispose()
 
 
 def places(*steps: tuple[str, str, str]) -> list[Place]:
@@ -850,7 +854,7 @@ def test_task_in_the_database_waiting_and_done(tmp_path: Path) -> None:
         await seen(one, "in_the_greenlet", "database")
         two = asyncio.create_task(query(engine))
         await seen(two, "in_the_greenlet", "application")  # it waits for the pool
-        lock.rollback()
+        lock.close()
         await seen(one, "query", "application")
         assert holder.look(weakref.ref(one), main.__code__).where == "elsewhere"
         for task in (one, two):

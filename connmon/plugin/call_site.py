@@ -96,10 +96,10 @@ _CALLS_DRIVER: Final = frozenset(
 _PASSING: Final = frozenset(
     {
         "RESUME", "NOP", "CACHE", "EXTENDED_ARG", "COPY_FREE_VARS", "MAKE_CELL", "PUSH_NULL", "PRECALL",
-        "KW_NAMES", "LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "BUILD_MAP", "DICT_MERGE",
-        "BUILD_LIST", "LIST_EXTEND", "LIST_TO_TUPLE", "CALL_INTRINSIC_1", "RETURN_VALUE",
-        "RETURN_GENERATOR", "GEN_START", "POP_TOP", "GET_AWAITABLE", "SEND", "YIELD_VALUE",
-        "YIELD_FROM", "JUMP_BACKWARD_NO_INTERRUPT", "END_SEND", "CLEANUP_THROW", "RERAISE", "NOT_TAKEN",
+        "KW_NAMES", "LOAD_ATTR", "LOAD_METHOD", "BUILD_MAP", "DICT_MERGE", "BUILD_LIST", "LIST_EXTEND",
+        "LIST_TO_TUPLE", "CALL_INTRINSIC_1", "RETURN_VALUE", "RETURN_GENERATOR", "GEN_START", "POP_TOP",
+        "GET_AWAITABLE", "SEND", "YIELD_VALUE", "YIELD_FROM", "JUMP_BACKWARD_NO_INTERRUPT",
+        "JUMP_BACKWARD", "END_SEND", "CLEANUP_THROW", "RERAISE", "NOT_TAKEN",
     }
 )  # fmt: skip
 _VARIABLE: Final = 0x04 | 0x08  # *args and **kwargs
@@ -343,7 +343,7 @@ def _passes_through(code: CodeType, instructions: Sequence[dis.Instruction]) -> 
     """
     parameters = _parameters(code)
     loaded: set[str] = set()
-    calls = 0
+    calls = returns = 0
     outside = False  # whether the function that is called is none of its arguments'
     before = ""
     for instruction in instructions:
@@ -367,7 +367,8 @@ def _passes_through(code: CodeType, instructions: Sequence[dis.Instruction]) -> 
         elif name not in _PASSING or (name == "RETURN_VALUE" and before == "LOAD_CONST"):
             return False
         before = name
-    return calls == 1 and set(parameters) <= loaded and len(loaded) + outside >= 2
+        returns += name == "RETURN_VALUE"
+    return calls == returns == 1 and set(parameters) <= loaded and len(loaded) + outside >= 2
 
 
 # --- Which frame ----------------------------------------------------------------------------
