@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from sqlalchemy import create_engine, event, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 from sqlalchemy.types import TypeDecorator
 
 from connmon.config import url_options
@@ -379,6 +379,7 @@ def test_modules_that_are_odd(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def main_of(*modules: str, spec: str | None = None) -> dict[str, Any]:
     names: dict[str, Any] = {"__spec__": SimpleNamespace(name=spec) if spec else None, "sys": sys}
+    names["__file__"] = os.path.join(os.path.dirname(sys.executable), "script")
     for number, module in enumerate(modules):
 
         def function() -> None: ...
@@ -405,7 +406,8 @@ def main_of(*modules: str, spec: str | None = None) -> dict[str, Any]:
         (["pytest", "-q"], main_of("pytest"), {}, set()),
         (["uwsgi"], {}, {}, set()),
         (["gunicorn", "-b", "host:5000", "127.0.0.1:80"], main_of("gunicorn.app.wsgiapp"), {}, set()),
-        (["/srv/run.py"], main_of("shop", "__main__", "json"), {}, {"shop"}),
+        (["shop"], main_of("shop", "__main__", "json", "sqlalchemy.orm"), {}, {"shop"}),
+        (["/srv/run.py"], {**main_of("requests"), "__file__": "/srv/run.py"}, {}, set()),
         ([], {}, {}, set()),
     ],
 )
@@ -848,7 +850,11 @@ def test_task_in_the_database_waiting_and_done(tmp_path: Path) -> None:
     async def main() -> None:
         lock = locked(path)
         engine = create_async_engine(
-            f"sqlite+aiosqlite:///{path}", pool_size=1, max_overflow=0, connect_args={"timeout": 60}
+            f"sqlite+aiosqlite:///{path}",
+            poolclass=AsyncAdaptedQueuePool,
+            pool_size=1,
+            max_overflow=0,
+            connect_args={"timeout": 60},
         )
         one = asyncio.create_task(query(engine))
         await seen(one, "in_the_greenlet", "database")

@@ -35,3 +35,7 @@ asking.ask(
     "flush, @writer, retried", lambda: db.volume_create(context, {"volume_type_id": "t", "project_id": "p"}),
     API, "_volume_get", ").first()",
 )  # fmt: skip
+asking.ask(
+    "Core, @writer", lambda: db.consistencygroup_create(context, {"name": "n", "project_id": "p"}, cg_id="c"),
+    API, "consistencygroup_create", "session.execute(insert_stmt)",
+)  # fmt: skip

@@ -30,3 +30,7 @@ asking.ask(
     lambda: api.image_create(context, {"status": "queued", "id": "1" * 32, "size": 1, "min_ram": 0}),
     API, "_image_update", "image_ref.save(",
 )  # fmt: skip
+asking.ask(
+    "Core, reflection", lambda: api.purge_deleted_rows(context, 30, 10),
+    API, "purge_deleted_rows", 'sqlalchemy.Table("tasks"',
+)  # fmt: skip

@@ -192,8 +192,8 @@ class Kinds:
             return LIBRARY
         if path.startswith(_PYTHON):
             return PYTHON
-        if code.co_name == "<module>" and os.path.dirname(path) in _SCRIPTS and not path.endswith(".py"):
-            return PLUMBING_FRAME  # made by pip: it calls the entry point
+        if code.co_name == "<module>" and _made_by_pip(path):
+            return PLUMBING_FRAME
         return LIBRARY if self.project else APPLICATION
 
 
@@ -251,6 +251,11 @@ def _below(name: str, path: str) -> bool:
         return False
     relative = path[len(os.path.join(max(roots, key=len), "")) :]
     return (os.path.splitext(relative)[0].replace(_SEP, ".") + ".").startswith(f"{name}.")
+
+
+def _made_by_pip(path: str) -> bool:
+    """Return whether this file is a script that does nothing but call an entry point."""
+    return os.path.dirname(path) in _SCRIPTS and not path.endswith(".py")
 
 
 def _installed(path: str) -> bool:
@@ -531,7 +536,7 @@ def own_packages(
     name = getattr(spec, "name", None)
     if isinstance(name, str):
         found.add(name.partition(".")[0])
-    else:
+    elif _made_by_pip(str(main.get("__file__"))):
         for value in list(main.values()):
             module = getattr(value, "__module__", None) if callable(value) else None
             if isinstance(module, str):
