@@ -77,12 +77,25 @@ def rows(python: Path, service: str, verbose: bool) -> list[dict[str, str]]:
     return [json.loads(line) for line in lines]
 
 
+def rst(table: list[tuple[str, ...]]) -> str:
+    """Return the table as reStructuredText."""
+    lines = [".. list-table::", "   :header-rows: 1", ""]
+    for number, (service, query, line, right, ok) in enumerate(table):
+        lines += [f"   * - {service}", f"     - {query}"]
+        lines.append(f"     - ``{line}``" if number else f"     - {line}")
+        lines.append(
+            "     - the same" if ok == "yes" else f"     - ``{right}``" if number else f"     - {right}"
+        )
+    return "\n".join(lines)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("services", nargs="*", metavar="service", help=", ".join(SERVICES))
     parser.add_argument(
         "--directory", type=Path, default=Path("services"), help="where the environments are kept"
     )
+    parser.add_argument("--rst", action="store_true", help="a table for the documentation")
     parser.add_argument("--verbose", action="store_true", help="what the services write to stderr as well")
     options = parser.parse_args()
     wrong = 0
@@ -92,6 +105,9 @@ def main() -> int:
             ok = row["shown"] == row["right"]
             wrong += not ok
             table.append((service, row["query"], row["shown"], row["right"], "yes" if ok else "NO"))
+    if options.rst:
+        print(rst(table))
+        return int(wrong > 0)
     widths = [max(len(line[column]) for line in table) for column in range(5)]
     for line in table:
         print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
