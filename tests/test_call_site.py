@@ -32,6 +32,8 @@ from connmon.errors import ConfigError
 from connmon.plugin import call_site, holder
 from connmon.plugin.call_site import Kinds, Place
 from connmon.plugin.engine import attach
+from tests.requirements import needs_driver
+from tests.servers import Server
 from tests.waiting import wait_for
 
 SQLALCHEMY = os.path.dirname(sqlalchemy.__file__)
@@ -870,6 +872,60 @@ def test_task_in_the_database_waiting_and_done(tmp_path: Path) -> None:
         await engine.dispose()
 
     asyncio.run(main())
+
+
+SYNC = ["pymysql", "mysql+mysqldb", "mariadb+mysqlconnector", "psycopg2", "psycopg", "postgresql+pg8000"]
+ASYNC = ["mysql+asyncmy", "mysql+aiomysql", "asyncpg", "postgresql+psycopg_async"]
+
+
+def sleeping(driver: str, mariadb: Server, postgresql: Server) -> tuple[str, str]:
+    """Return a URL for the driver, and a statement that takes two seconds."""
+    needs_driver(driver)
+    if "my" in driver:
+        return mariadb.url(driver), "select sleep(2)"
+    return postgresql.url(driver), "select pg_sleep(2)"
+
+
+@pytest.mark.parametrize("driver", SYNC)
+def test_real_drivers(driver: str, mariadb: Server, postgresql: Server) -> None:
+    """Who executes a statement is in the database, whatever the driver is made of; the line is its own."""
+    url, statement = sleeping(driver, mariadb, postgresql)
+    engine = create_engine(url)
+
+    def query() -> None:
+        with engine.connect() as connection:
+            connection.execute(text(statement))
+
+    held = Held(query)
+    wait_for(lambda: held.look(query.__code__).where == "database")
+    found = held.look(query.__code__)
+    held.thread.join(60)
+    assert (found.site or "").rpartition(" ")[2] == "query"
+    engine.dispose()
+
+
+@pytest.mark.parametrize("driver", ASYNC)
+def test_real_drivers_of_asyncio(driver: str, mariadb: Server, postgresql: Server) -> None:
+    """The same of a task."""
+    url, statement = sleeping(driver, mariadb, postgresql)
+
+    async def query(engine: AsyncEngine) -> None:
+        async with engine.connect() as connection:
+            await connection.execute(text(statement))
+
+    async def main() -> holder.Look:
+        engine = create_async_engine(url)
+        task = asyncio.create_task(query(engine))
+        found = holder.NOWHERE
+        while not task.done() and found.where != "database":
+            await asyncio.sleep(0.05)
+            found = holder.look(weakref.ref(task), query.__code__)
+        await task
+        await engine.dispose()
+        return found
+
+    found = asyncio.run(main())
+    assert (found.where, (found.site or "").rpartition(" ")[2]) == ("database", "query")
 
 
 def test_task_that_runs() -> None:
