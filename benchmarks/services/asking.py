@@ -27,7 +27,7 @@ def _checkout(*_: Any) -> None:
     if _shown is None or _shown:
         return
     for kinds in _kinds:
-        place = call_site.find(sys._getframe(1), kinds, holder._parents())
+        place = call_site.find(sys._getframe(1), kinds, holder._parents)
         _shown.append("nothing" if place is None else holder.line(*place))
 
 

@@ -29,13 +29,17 @@ import re
 import sys
 import sysconfig
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import CodeType, FrameType
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import sqlalchemy
 
+from connmon.interrupts import interrupted
+
 Place: TypeAlias = "tuple[CodeType, int]"
+Further: TypeAlias = "Callable[[], list[FrameType | None]]"
+"""No generator: an exception that is raised into one when it is closed goes to nobody."""
 
 # --- What a frame is ------------------------------------------------------------------------
 
@@ -142,18 +146,20 @@ class Kinds:
         try:
             kind = self._kind(code)
             lines = hands_on(code) if kind <= LIBRARY else None
-        except Exception:
+        except Exception as error:
+            if interrupted(error):
+                raise
             kind, lines = PLUMBING_FRAME, None
         if len(self.known) >= MOST:
             self._clear()
         known, all_lines, references = self.known, self.lines, self._references
 
-        def gone(_: object, key: int = key) -> None:
+        def ended(_: object, key: int = key) -> None:
             known.pop(key, None)
             all_lines.pop(key, None)
             references.pop(key, None)
 
-        references[key] = weakref.ref(code, gone)
+        references[key] = weakref.ref(code, ended)
         if lines is not None:
             all_lines[key] = lines, kind
             kind = HANDS_ON
@@ -379,8 +385,8 @@ def _passes_through(code: CodeType, instructions: Sequence[dis.Instruction]) -> 
 # --- Which frame ----------------------------------------------------------------------------
 
 
-def find(frame: FrameType | None, kinds: Kinds, further: Iterable[FrameType | None] = ()) -> Place | None:
-    """Return the call site on the stack of this frame, going on with those of `further`."""
+def find(frame: FrameType | None, kinds: Kinds, further: Further = list) -> Place | None:
+    """Return the call site on the stack of this frame, going on with those that `further` returns."""
     known = kinds.known
     plumbing: Place | None = None
     made: Place | None = None
@@ -404,7 +410,7 @@ def find(frame: FrameType | None, kinds: Kinds, further: Iterable[FrameType | No
                     return code, frame.f_lineno or 0
                 if kind == LIBRARY:
                     library = code, frame.f_lineno or 0
-                    return _beyond(frame, kinds, others or iter(further)) or library
+                    return _beyond(frame, kinds, others, further) or library
                 if kind == SERVER:
                     if plumbing is not None:
                         return plumbing
@@ -415,20 +421,25 @@ def find(frame: FrameType | None, kinds: Kinds, further: Iterable[FrameType | No
                     made = made or (code, frame.f_lineno or 0)
             inner = kind
             frame = frame.f_back
-        others = others or iter(further)
+        if others is None:
+            others = iter(further())
         try:
             frame = next(others)
         except StopIteration:
             return plumbing or made
 
 
-def _beyond(frame: FrameType | None, kinds: Kinds, others: Iterator[FrameType | None]) -> Place | None:
+def _beyond(
+    frame: FrameType | None, kinds: Kinds, others: Iterator[FrameType | None] | None, further: Further
+) -> Place | None:
     """Return the application's line where it called the library whose frame this is."""
     known = kinds.known
     inner = LIBRARY
     for _ in range(BEYOND):
         frame = frame.f_back if frame is not None else None
         while frame is None:
+            if others is None:
+                others = iter(further())
             try:
                 frame = next(others)
             except StopIteration:

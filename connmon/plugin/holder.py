@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import CodeType, FrameType
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
+from connmon.interrupts import interrupted
 from connmon.model import HolderIn
 from connmon.plugin import call_site as frames
 from connmon.plugin import native
@@ -70,7 +71,7 @@ def asking(asynchronous: bool) -> Callable[[], Holder]:
 
 def call_site() -> Site | None:
     """Return the line of the application that this was called from."""
-    return frames.find(sys._getframe(2), _kinds(), _parents())
+    return frames.find(sys._getframe(2), _kinds(), _parents)
 
 
 def project(names: Iterable[str]) -> None:
@@ -94,18 +95,22 @@ def _own() -> frozenset[str]:
     try:
         main = vars(sys.modules["__main__"])
         return frames.own_packages(sys.argv, main, os.environ, list(sys.modules))
-    except Exception:
+    except Exception as error:
+        if interrupted(error):
+            raise
         return frozenset()
 
 
-def _parents() -> Iterator[FrameType | None]:
+def _parents() -> list[FrameType | None]:
+    suspended: list[FrameType | None] = []
     # SQLAlchemy's asyncio runs in a greenlet of its own, below the task's.
     greenlet = sys.modules.get("greenlet")
     if greenlet is not None:
         parent = greenlet.getcurrent().parent
         while parent is not None:
-            yield parent.gr_frame
+            suspended.append(parent.gr_frame)
             parent = parent.parent
+    return suspended
 
 
 # --- At the report --------------------------------------------------------------------------
