@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import importlib.util
 import os
 import sqlite3
 import subprocess
@@ -32,7 +33,7 @@ from connmon.errors import ConfigError
 from connmon.plugin import call_site, holder
 from connmon.plugin.call_site import Kinds, Place
 from connmon.plugin.engine import attach
-from tests.requirements import needs_driver
+from tests.requirements import needs, needs_driver
 from tests.servers import Server
 from tests.waiting import wait_for
 
@@ -1002,3 +1003,17 @@ def test_benchmark() -> None:
         [sys.executable, str(path), "3"], capture_output=True, text=True, timeout=60, check=False
     )
     assert "At most 5.0 us" in result.stdout, result.stderr
+
+
+def test_a_real_service() -> None:
+    """Of placement, as it comes from PyPI, the line of each query is its own function's."""
+    needs("placement")
+    path = Path(__file__).parents[1] / "benchmarks" / "services.py"
+    spec = importlib.util.spec_from_file_location("connmon_services", path)
+    assert spec is not None
+    assert spec.loader is not None
+    services = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(services)
+    rows = services.rows(Path(sys.executable), "placement", False)
+    assert len(rows) >= 4
+    assert [row for row in rows if row["shown"] != row["right"]] == []
