@@ -37,7 +37,6 @@ class Work:
     """A pool, and everything that an application does with one."""
 
     def __init__(self, poolclass: type[Pool]) -> None:
-        holder._known_kinds = None  # what code objects are is found out once
         self.database = Database()
         options: dict[str, Any] = {}
         if poolclass is QueuePool:
@@ -46,6 +45,7 @@ class Work:
         self.connect().close()  # found in use later, where the pool keeps it
         ledger = Ledger("i", threading.Lock, time.monotonic, holder)
         ledger.wake = lambda: None
+        holder._known_kinds = None  # as in a process that has seen no frame yet
         tracing = holder.Tracing("all", 0.001)
         self.account = instrument(self.engine.pool, ledger, describe(self.engine), lambda _: 7, tracing)
 

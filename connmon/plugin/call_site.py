@@ -6,8 +6,8 @@ Rules:
    driver's, a library of the plumbing (`PLUMBING`) or Python's own is not, by the real directories of
    these packages: a directory that is merely called sqlalchemy is the application's.
 2. Nor is a frame that only hands on a call: a decorator's wrapper in the line where it calls `f(*args,
-   **kwargs)`, a method that does nothing but call that of `super()` with its arguments, or a function
-   that does nothing but `return other(its, arguments)`. Such a function counts where what it calls is
+   **kwargs)`, a method where it calls the one that it overrides (`super().save(...)` in `save`), or a
+   function that does nothing but `return other(its, arguments)`. The last counts where what it calls is
    SQLAlchemy: then it is the query.
 3. The application is the packages of `connmon_project`; without that, what is outside of site-packages,
    and the package that the process was started with. Another package in site-packages is a library. It
@@ -38,8 +38,8 @@ import sqlalchemy
 from connmon.interrupts import interrupted
 
 Place: TypeAlias = "tuple[CodeType, int]"
-Further: TypeAlias = Callable[[], Sequence["FrameType | None"]]
-"""Not a generator: an exception that is raised into one while it is closed is lost."""
+Further: TypeAlias = "Callable[[], list[FrameType | None]]"
+"""No generator: an exception that is raised into one when it is closed goes to nobody."""
 
 # --- What a frame is ------------------------------------------------------------------------
 
@@ -100,10 +100,10 @@ _CALLS_DRIVER: Final = frozenset(
 _PASSING: Final = frozenset(
     {
         "RESUME", "NOP", "CACHE", "EXTENDED_ARG", "COPY_FREE_VARS", "MAKE_CELL", "PUSH_NULL", "PRECALL",
-        "KW_NAMES", "LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "BUILD_MAP", "DICT_MERGE",
-        "BUILD_LIST", "LIST_EXTEND", "LIST_TO_TUPLE", "CALL_INTRINSIC_1", "RETURN_VALUE",
-        "RETURN_GENERATOR", "GEN_START", "POP_TOP", "GET_AWAITABLE", "SEND", "YIELD_VALUE",
-        "YIELD_FROM", "JUMP_BACKWARD_NO_INTERRUPT", "END_SEND", "CLEANUP_THROW", "RERAISE", "NOT_TAKEN",
+        "KW_NAMES", "LOAD_ATTR", "LOAD_METHOD", "BUILD_MAP", "DICT_MERGE", "BUILD_LIST", "LIST_EXTEND",
+        "LIST_TO_TUPLE", "CALL_INTRINSIC_1", "RETURN_VALUE", "RETURN_GENERATOR", "GEN_START", "POP_TOP",
+        "GET_AWAITABLE", "SEND", "YIELD_VALUE", "YIELD_FROM", "JUMP_BACKWARD_NO_INTERRUPT",
+        "JUMP_BACKWARD", "END_SEND", "CLEANUP_THROW", "RERAISE", "NOT_TAKEN",
     }
 )  # fmt: skip
 _VARIABLE: Final = 0x04 | 0x08  # *args and **kwargs
@@ -154,12 +154,12 @@ class Kinds:
             self._clear()
         known, all_lines, references = self.known, self.lines, self._references
 
-        def gone(_: object, key: int = key) -> None:
+        def ended(_: object, key: int = key) -> None:
             known.pop(key, None)
             all_lines.pop(key, None)
             references.pop(key, None)
 
-        references[key] = weakref.ref(code, gone)
+        references[key] = weakref.ref(code, ended)
         if lines is not None:
             all_lines[key] = lines, kind
             kind = HANDS_ON
@@ -187,21 +187,19 @@ class Kinds:
             return OURS
         if _in_any(DRIVERS, path):
             return DRIVER
-        if self.project:
-            if _in_any(self.project, path) or _below(self.project, path):
-                return APPLICATION
-        elif self.own and _installed(path) and _in_any(self.own, path) and not _in_any(PLUMBING, path):
+        # Of two names the longer one decides: an application can have plumbing of its own, and the other way.
+        application = _longest(self.project or self.own, path, self.project)
+        plumbing, server = _longest(PLUMBING, path), _longest(SERVERS, path)
+        if application and application >= max(plumbing, server):
             return APPLICATION
-        if _in_any(PLUMBING, path):
-            return PLUMBING_FRAME
-        if _in_any(SERVERS, path):
-            return SERVER
+        if plumbing or server:
+            return PLUMBING_FRAME if plumbing >= server else SERVER
         if _installed(path):
             return LIBRARY
         if path.startswith(_PYTHON):
             return PYTHON
-        if code.co_name == "<module>" and os.path.dirname(path) in _SCRIPTS and not path.endswith(".py"):
-            return PLUMBING_FRAME  # made by pip: it calls the entry point
+        if code.co_name == "<module>" and _made_by_pip(path):
+            return PLUMBING_FRAME
         return LIBRARY if self.project else APPLICATION
 
 
@@ -246,14 +244,24 @@ def _in(name: str, path: str) -> bool:
     return any(isinstance(one, str) and path.startswith(os.path.join(one, "")) for one in list(paths))
 
 
-def _below(names: Iterable[str], path: str) -> bool:
-    """Return whether the file has one of these names below the directory that it is imported from."""
+def _longest(names: Iterable[str], path: str, by_path: Iterable[str] = ()) -> int:
+    """Return the length of the longest of the names of packages that the file is of; 0: of none."""
+    found = [len(name) for name in names if name.partition(".")[0] in path and _in(name, path)]
+    return max(found or (len(name) for name in by_path if _below(name, path)), default=0)
+
+
+def _below(name: str, path: str) -> bool:
+    """Return whether the file has this name below the directory that it is imported from."""
     roots = [root for root in sys.path if root and path.startswith(os.path.join(root, ""))]
     if not roots:
         return False
     relative = path[len(os.path.join(max(roots, key=len), "")) :]
-    dotted = os.path.splitext(relative)[0].replace(_SEP, ".") + "."
-    return any(dotted.startswith(f"{name}.") for name in names)
+    return (os.path.splitext(relative)[0].replace(_SEP, ".") + ".").startswith(f"{name}.")
+
+
+def _made_by_pip(path: str) -> bool:
+    """Return whether this file is a script that does nothing but call an entry point."""
+    return os.path.dirname(path) in _SCRIPTS and not path.endswith(".py")
 
 
 def _installed(path: str) -> bool:
@@ -274,13 +282,15 @@ class HandsOn(NamedTuple):
 def hands_on(code: CodeType) -> HandsOn | None:
     """Return where this function only hands on a call; None: nowhere."""
     wrapper = code.co_flags & _VARIABLE == _VARIABLE
-    if not wrapper and (len(code.co_code) > _LONGEST or not _parameters(code)):
+    overrides = "super" in code.co_names and code.co_name in code.co_names
+    if not (wrapper or overrides) and (len(code.co_code) > _LONGEST or not _parameters(code)):
         return None
     instructions = [each for each in dis.get_instructions(code) if each.opname != "CACHE"]
     if _passes_through(code, instructions):
         lines = frozenset(number for _, _, number in code.co_lines() if number is not None)
-        return HandsOn(lines, wrapper or "super" in code.co_names)
+        return HandsOn(lines, wrapper and bool(_calls_with_all(code, instructions)))
     lines = _calls_with_all(code, instructions) if wrapper else frozenset()
+    lines |= _calls_overridden(code, instructions) if overrides else frozenset()
     return HandsOn(lines, True) if lines else None
 
 
@@ -320,6 +330,19 @@ def _calls_with_all(code: CodeType, instructions: Sequence[dis.Instruction]) -> 
     return frozenset(number for number in found if number is not None)
 
 
+def _calls_overridden(code: CodeType, instructions: Sequence[dis.Instruction]) -> frozenset[int]:
+    """Return the lines in which a method calls the one of `super()` that it overrides."""
+    found = set()
+    start: int | None = None
+    for instruction in instructions:
+        if instruction.opname == "LOAD_GLOBAL" and instruction.argval == "super":
+            start = _line_of(code, instruction.offset)
+        elif start is not None and instruction.argval == code.co_name:
+            found |= {start, _line_of(code, instruction.offset)}
+            start = None
+    return frozenset(number for number in found if number is not None)
+
+
 def _line_of(code: CodeType, offset: int) -> int | None:
     return next((line for start, end, line in code.co_lines() if start <= offset < end), None)
 
@@ -331,7 +354,7 @@ def _passes_through(code: CodeType, instructions: Sequence[dis.Instruction]) -> 
     """
     parameters = _parameters(code)
     loaded: set[str] = set()
-    calls = 0
+    calls = returns = 0
     outside = False  # whether the function that is called is none of its arguments'
     before = ""
     for instruction in instructions:
@@ -343,29 +366,26 @@ def _passes_through(code: CodeType, instructions: Sequence[dis.Instruction]) -> 
                     return False
                 outside = True
         elif name in ("LOAD_GLOBAL", "LOAD_NAME"):
-            if instruction.argval != "super":
-                if loaded or calls:
-                    return False
-                outside = True
+            if loaded or calls:
+                return False
+            outside = True
         elif name == "LOAD_CONST":
             value = instruction.argval
             if not (value is None or (isinstance(value, tuple) and all(isinstance(v, str) for v in value))):
                 return False
         elif _calls(name):
-            calls += before != "super"
+            calls += 1
         elif name not in _PASSING or (name == "RETURN_VALUE" and before == "LOAD_CONST"):
             return False
-        if name == "LOAD_GLOBAL" and instruction.argval == "super":
-            before = "super"
-        elif name not in ("PUSH_NULL", "PRECALL"):
-            before = name
-    return calls == 1 and set(parameters) <= loaded and len(loaded) + outside >= 2
+        before = name
+        returns += name == "RETURN_VALUE"
+    return calls == returns == 1 and set(parameters) <= loaded and len(loaded) + outside >= 2
 
 
 # --- Which frame ----------------------------------------------------------------------------
 
 
-def find(frame: FrameType | None, kinds: Kinds, further: Further = tuple) -> Place | None:
+def find(frame: FrameType | None, kinds: Kinds, further: Further = list) -> Place | None:
     """Return the call site on the stack of this frame, going on with those that `further` returns."""
     known = kinds.known
     plumbing: Place | None = None
@@ -390,7 +410,7 @@ def find(frame: FrameType | None, kinds: Kinds, further: Further = tuple) -> Pla
                     return code, frame.f_lineno or 0
                 if kind == LIBRARY:
                     library = code, frame.f_lineno or 0
-                    return _beyond(frame, kinds, others or iter(further())) or library
+                    return _beyond(frame, kinds, others, further) or library
                 if kind == SERVER:
                     if plumbing is not None:
                         return plumbing
@@ -401,20 +421,25 @@ def find(frame: FrameType | None, kinds: Kinds, further: Further = tuple) -> Pla
                     made = made or (code, frame.f_lineno or 0)
             inner = kind
             frame = frame.f_back
-        others = others or iter(further())
+        if others is None:
+            others = iter(further())
         try:
             frame = next(others)
         except StopIteration:
             return plumbing or made
 
 
-def _beyond(frame: FrameType | None, kinds: Kinds, others: Iterator[FrameType | None]) -> Place | None:
+def _beyond(
+    frame: FrameType | None, kinds: Kinds, others: Iterator[FrameType | None] | None, further: Further
+) -> Place | None:
     """Return the application's line where it called the library whose frame this is."""
     known = kinds.known
     inner = LIBRARY
     for _ in range(BEYOND):
         frame = frame.f_back if frame is not None else None
         while frame is None:
+            if others is None:
+                others = iter(further())
             try:
                 frame = next(others)
             except StopIteration:
@@ -522,7 +547,7 @@ def own_packages(
     name = getattr(spec, "name", None)
     if isinstance(name, str):
         found.add(name.partition(".")[0])
-    else:
+    elif _made_by_pip(str(main.get("__file__"))):
         for value in list(main.values()):
             module = getattr(value, "__module__", None) if callable(value) else None
             if isinstance(module, str):

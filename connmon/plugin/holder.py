@@ -20,7 +20,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from types import CodeType, FrameType
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
@@ -101,16 +101,16 @@ def _own() -> frozenset[str]:
         return frozenset()
 
 
-def _parents() -> Sequence[FrameType | None]:
+def _parents() -> list[FrameType | None]:
+    suspended: list[FrameType | None] = []
     # SQLAlchemy's asyncio runs in a greenlet of its own, below the task's.
-    found: list[FrameType | None] = []
     greenlet = sys.modules.get("greenlet")
     if greenlet is not None:
         parent = greenlet.getcurrent().parent
         while parent is not None:
-            found.append(parent.gr_frame)
+            suspended.append(parent.gr_frame)
             parent = parent.parent
-    return found
+    return suspended
 
 
 # --- At the report --------------------------------------------------------------------------
@@ -169,7 +169,10 @@ def thread_of(ident: int) -> weakref.ref[threading.Thread] | None:
 
 def same_thread(ident: int, reference: weakref.ref[threading.Thread] | None) -> bool:
     """Return whether the thread with this number is still the one of `thread_of`; None: taken to be."""
-    return reference is None or _active.get(ident) is reference()
+    if reference is None:
+        return True
+    thread = reference()
+    return thread is not None and _active.get(ident) is thread
 
 
 def line(code: CodeType, number: int) -> str:
@@ -178,7 +181,11 @@ def line(code: CodeType, number: int) -> str:
     roots = [root for root in sys.path if root and path.startswith(os.path.join(root, ""))]
     if roots:
         path = path[len(os.path.join(max(roots, key=len), "")) :]
-    return _text(f"{path}:{number} {code.co_name}")
+    function = code.co_name
+    if function in ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"):  # it is its function's line
+        names = getattr(code, "co_qualname", function).split(".")
+        function = next((name for name in reversed(names) if not name.startswith("<")), function)
+    return _text(f"{path}:{number} {function}")
 
 
 def _stack_of(holder: Holder) -> Iterable[Site]:
