@@ -71,9 +71,9 @@ VerdictWord: TypeAlias = Literal[
 
 NodeRole: TypeAlias = Literal["leader", "follower", "candidate"]
 
-Grouping: TypeAlias = Literal["program", "host", "database", "process", "pool", "connection"]
+Grouping: TypeAlias = Literal["program", "host", "database", "process", "pool", "connection", "site"]
 GROUPINGS: tuple[Grouping, ...] = (
-    "program", "host", "database", "process", "pool", "connection",
+    "program", "host", "database", "process", "pool", "connection", "site",
 )  # fmt: skip
 
 

@@ -92,6 +92,7 @@ FIGURES: Final = (
     "connects_total", "closes_total", "checkouts_total", "checkins_total",
     "invalidations_total", "timeouts_total", "connect_errors_total",
     "checkouts_per_second", "last_report_seconds", *QUANTILES, "left_out",
+    "recent_timeouts", "verdict", "verdict_reason",
 )  # fmt: skip
 #: Those of them that tell the present, which is not known of what is lost.
 PRESENT: Final = (
@@ -120,6 +121,12 @@ KEYS: Final[Mapping[Grouping, tuple[str, ...]]] = {
     "connection": (
         *_PROCESS, *_POOL, "connection", "server_id", "state",
         "age_seconds", "held_seconds", "holder", "call_site", "stack",
+        "holder_in", "holder_site", "verdict",
+    ),
+    "site": (
+        "host", "program", "call_site", "processes", "held_now", "in_database_now", "waiting_now",
+        "holds_total", "hold_seconds_total", "longest_held_seconds", "usual_held_seconds", "estimated",
+        "verdict", "verdict_reason",
     ),
 }  # fmt: skip
 
@@ -208,6 +215,7 @@ class Snapshot:
                 "hosts": header.hosts,
                 "programs": header.programs,
                 **figure_cells(header.totals, _now(header)),
+                "verdicts": dict(header.verdicts),
             },
         }
 
@@ -299,6 +307,8 @@ class Snapshot:
             order = _order(row)
             figures = _figures_of_one(row.figures, clock, row.state != LOST)
             cells = {**_process(row, clock), "state": row.state, **figures}
+        elif isinstance(row, SiteRow):
+            order, cells = (row.host, row.program, row.call_site), _site(row)
         else:
             assert isinstance(row, ProgramRow | HostRow | DatabaseRow)
             head, order = _group(key, row)
@@ -335,6 +345,7 @@ _KINDS: Final[Mapping[Grouping, type[Row]]] = {
     "process": ProcessRow,
     "pool": PoolRow,
     "connection": ConnectionRow,
+    "site": SiteRow,
 }
 
 
@@ -390,6 +401,28 @@ def _connection(row: ConnectionRow, clock: float, lost: bool, reported: float | 
         "holder": row.holder,
         "call_site": row.call_site,
         "stack": list(row.stack),
+        "holder_in": row.holder_in,
+        "holder_site": row.holder_site,
+        "verdict": row.verdict,
+    }
+
+
+def _site(row: SiteRow) -> Cells:
+    return {
+        "host": row.host,
+        "program": row.program,
+        "call_site": row.call_site,
+        "processes": row.processes,
+        "held_now": row.held,
+        "in_database_now": row.in_database,
+        "waiting_now": row.waiting,
+        "holds_total": row.holds,
+        "hold_seconds_total": row.hold_ms / 1000,
+        "longest_held_seconds": _lasted(row.reported, row.held_since),
+        "usual_held_seconds": row.usual,
+        "estimated": row.estimated,
+        "verdict": row.verdict,
+        "verdict_reason": None,
     }
 
 
@@ -476,6 +509,11 @@ def figure_cells(figures: Figures, now: float, quantiles: bool = True) -> Cells:
         cells.update(_quantiles("held", figures.holds))
         cells.update(_quantiles("connect", figures.connects))
     cells["left_out"] = figures.left_out or None
+    cells["recent_timeouts"] = figures.recent_timeouts
+    cells["verdict"] = figures.verdicts[0].word if figures.verdicts else None
+    cells["verdict_reason"] = (
+        "; ".join(f"{each.word}: {each.reason}" for each in figures.verdicts) if figures.verdicts else None
+    )
     if not figures.known:
         cells.update(_UNKNOWN_PRESENT)
     return cells

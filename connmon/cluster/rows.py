@@ -69,6 +69,7 @@ _TABLES: Final[dict[Grouping, tuple[Grouping, ...]]] = {
     "process": ("process",),
     "pool": ("process", "pool"),
     "connection": ("process", "pool", "connection"),
+    "site": ("site",),
 }
 
 
