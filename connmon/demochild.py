@@ -128,14 +128,6 @@ class _Application:
 
     def run(self) -> None:
         """Work until told to stop, leave the counts, and wait for the end."""
-        for engine, pool in zip(self._engines, self._pools, strict=True):
-            if pool.leak is not None:
-                leaking = threading.Thread(
-                    target=pool.leak, name=pool.leak.__name__, daemon=True,
-                    args=(engine, 0, 0.0, lambda: self._count("checkouts_total")),
-                )  # fmt: skip
-                leaking.start()
-                leaking.join()
         threads = [
             threading.Thread(
                 target=self._work, args=(at, pool), name=f"{Path(pool.database).stem}-{number}", daemon=True
@@ -145,6 +137,15 @@ class _Application:
         ]
         for thread in threads:
             thread.start()
+        # After them, so that no thread of theirs gets the identity of the one that has ended.
+        for engine, pool in zip(self._engines, self._pools, strict=True):
+            if pool.leak is not None:
+                leaking = threading.Thread(
+                    target=pool.leak, name=pool.leak.__name__, daemon=True,
+                    args=(engine, 0, 0.0, lambda: self._count("checkouts_total")),
+                )  # fmt: skip
+                leaking.start()
+                leaking.join()
         for thread in threads:
             thread.join()
         target = counts_file(Path.cwd(), os.getpid())

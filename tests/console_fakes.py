@@ -290,6 +290,7 @@ class FakeNode:
         self.name = name
         self.rows = tuple(rows)
         self.quorum = True
+        self.totals: Figures | None = None
         self.after: tuple[int, Iterable[Row]] | None = None
         """After so many queries it has these rows."""
         self.queries: list[RowsQuery] = []
@@ -343,7 +344,7 @@ class FakeNode:
                 "ctl1", "keystone", "connected", figures(12 + wave, wave, processes=3, rate=float(wave))
             )
             rows = tuple(busy if row.key == busy.key else row for row in rows)
-        return answer(query, rows, node=self.name, quorum=self.quorum, clock=clock)
+        return answer(query, rows, node=self.name, quorum=self.quorum, clock=clock, totals=self.totals)
 
 
 def many(programs: int) -> tuple[model.Row, ...]:

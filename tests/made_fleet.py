@@ -1,11 +1,13 @@
 # ruff: noqa: E501  (a table of long lines is easier to read than one of short pieces)
 """A made fleet of 20 programs on 5 hosts in the middle of an incident: for the console's golden screens.
 
-All of it follows from the table `PROGRAMS`, so that it is the same in every run.
+All of it follows from the table `PROGRAMS`, so that it is the same in every run. As a program, it serves them until
+stdin ends, and prints its port: for docs/picture.py.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Final, NamedTuple
 
 from connmon.model import (
@@ -29,7 +31,7 @@ from connmon.model import (
     Verdict,
     VerdictWord,
 )
-from tests.console_fakes import CLOCK
+from tests.console_fakes import CLOCK, FakeNode
 
 HOSTS: Final = ("web-a1", "web-a2", "web-b1", "batch1", "db-proxy1")
 
@@ -281,3 +283,11 @@ VERDICTS: Final = tuple(
     for word in _GRAVE
     if any(made.verdicts and made.verdicts[0][0] == word for made in PROGRAMS)
 )
+
+
+if __name__ == "__main__":
+    served = FakeNode(rows=FLEET)
+    served.totals = TOTALS
+    print(served.port, flush=True)
+    sys.stdin.read()
+    served.stop()

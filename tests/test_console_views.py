@@ -564,6 +564,18 @@ def test_a_line_of_blocks_has_a_scale() -> None:
     assert " max 1" in screen(opened(), 80, 24).splitlines()[3]
 
 
+def test_the_screens_of_the_readme_are_as_they_are() -> None:
+    """Each screen in the README is a part of a golden one, line by line."""
+    readme = (GOLDEN.parents[2] / "README.rst").read_text()
+    shown = readme.partition("Which line blocks")[2].partition("Watch your own")[0]
+    blocks = [block for block in shown.split("::\n\n")[1:]]
+    for name, block in zip(("code", "code-opened", "programs"), blocks, strict=True):
+        screen_lines = [line[4:] for line in block.splitlines() if line.startswith("    ")]
+        assert len(screen_lines) >= 10
+        golden = (GOLDEN / f"fleet-{name}-80x24.txt").read_text()
+        assert "\n".join(screen_lines) in "\n".join(line.rstrip() for line in golden.splitlines())
+
+
 if __name__ == "__main__":
     GOLDEN.mkdir(parents=True, exist_ok=True)
     every = scenes()
