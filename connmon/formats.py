@@ -17,8 +17,8 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from wcwidth import wcswidth
 
+from connmon.keys import KEYS
 from connmon.model import Grouping
-from connmon.snapshot import KEYS
 
 
 def printable(text: str) -> str:
@@ -139,10 +139,16 @@ _TABLE: Final[Mapping[Grouping, tuple[_Column, ...]]] = {
         *(_Column("held_seconds", "HELD", 2), _Column("holder", "HOLDER", 3)),
         _Column("call_site", "CALL SITE", 1),
     ),
+    "site": (
+        *(*_WHO[:2], _Column("call_site", "CALL SITE", 0), _Column("held_now", "HELD", 1)),
+        *(_Column("in_database_now", "IN DATABASE", 2), _Column("waiting_now", "WAITING", 1)),
+        *(_Column("longest_held_seconds", "LONGEST HELD", 2), _Column("holds_total", "HOLDS", 3)),
+        *(_Column("usual_held_seconds", "USUAL", 3), _Column("verdict", "VERDICT", 1)),
+    ),
 }
 _LEFT: Final = (
     "host", "program", "state", "dialect", "database_host", "database",
-    "pool", "pool_class", "command", "holder", "call_site",
+    "pool", "pool_class", "command", "holder", "call_site", "verdict",
     "node", "address", "role", "version", "problems",
     "client_host", "user", "application", "ids",
 )  # fmt: skip

@@ -59,10 +59,11 @@ GONE: Final = "gone"
 RowState: TypeAlias = Literal["connected", "lost", "gone"]
 
 HolderIn: TypeAlias = Literal["database", "application", "elsewhere", "ended"]
-"""Where the holder of a connection was when it was last looked at. `database`: the driver is on its stack, and
-it works with this connection as far as can be seen; `application`: it is in work of its own, in the function
-that took the connection or below it; `elsewhere`: that function is not on its stack any more; `ended`: the
-thread, task or greenlet has ended. Where the function is not known, `application` stands for `elsewhere` too."""
+"""Where the holder of a connection was when it was last looked at. `database`: the driver is on its stack,
+and it works with this connection as far as can be seen; `application`: it is in work of its own, in the
+function that took the connection or below it; `elsewhere`: that function is not on its stack any more;
+`ended`: the thread, task or greenlet has ended. Where the function is not known, `application` stands for
+`elsewhere` too."""
 
 VerdictWord: TypeAlias = Literal[
     "LEAK", "BLOCKED", "SATURATED", "TIMEOUTS", "LOST", "SLOW CONNECT", "OVERCOMMIT"
@@ -549,6 +550,8 @@ class SiteRow(Struct, frozen=True, array_like=True, tag="site"):
     reported: Seconds | None
     verdict: VerdictWord | None = None
     """LEAK or BLOCKED, where that is of a connection that this line took."""
+    reason: str | None = None
+    """Of the verdict, one line."""
 
     @property
     def key(self) -> RowKey:

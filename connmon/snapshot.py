@@ -30,6 +30,8 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from operator import attrgetter
 from typing import Any, Final, TypeAlias
 
+from connmon.formats import short_age
+from connmon.keys import FIGURES, KEYS, POOL, PRESENT, PROCESS, QUANTILES, USAGE, VERDICT
 from connmon.model import (
     LOST,
     ConnectionRow,
@@ -47,6 +49,8 @@ from connmon.model import (
     Rows,
     SiteRow,
 )
+
+__all__ = ["FIGURES", "KEYS", "PRESENT", "QUANTILES", "Cells", "Derive", "Snapshot", "figure_cells"]
 
 Cells: TypeAlias = dict[str, Any]
 Derive: TypeAlias = Callable[[RowKey, Cells], None]
@@ -77,63 +81,11 @@ UNSEEN: Final = 15.0
 #: No age is shown as longer than this (seconds), whatever a peer says.
 LONGEST: Final = 1e12
 
-#: What half, 95 % and 99 % of the waits, the holds and the connects took at most, of those that ended
-#: in the last one to two minutes; None where there were none.
-QUANTILES: Final = (
-    "wait_p50_seconds", "wait_p95_seconds", "wait_p99_seconds",
-    "held_p50_seconds", "held_p95_seconds", "held_p99_seconds",
-    "connect_p50_seconds", "connect_p95_seconds", "connect_p99_seconds",
-)  # fmt: skip
-#: The keys of a row's figures, in the order of the contract.
-FIGURES: Final = (
-    "processes", "max_processes", "pools", "capacity",
-    "connections", "max_connections", "checked_out", "max_checked_out", "idle", "overflow", "detached",
-    "waiting", "max_waiting", "longest_wait_seconds", "longest_held_seconds",
-    "connects_total", "closes_total", "checkouts_total", "checkins_total",
-    "invalidations_total", "timeouts_total", "connect_errors_total",
-    "checkouts_per_second", "last_report_seconds", *QUANTILES, "left_out",
-    "recent_timeouts", "verdict", "verdict_reason",
-)  # fmt: skip
-#: Those of them that tell the present, which is not known of what is lost.
-PRESENT: Final = (
-    "pools", "capacity", "connections", "checked_out", "idle", "overflow", "detached", "waiting",
-    "longest_wait_seconds", "longest_held_seconds", "checkouts_per_second",
-    *QUANTILES, "left_out",
-)  # fmt: skip
-_OF_PROCESS: Final = tuple(key for key in FIGURES if key not in ("processes", "max_processes"))
-_OF_POOL: Final = tuple(key for key in _OF_PROCESS if key != "pools")
-
-_USAGE: Final = ("cpu_percent", "rss_bytes", "threads", "open_files")
-_PROCESS: Final = (
-    "host", "program", "pid", "instance", "ppid", "node", "user", "command", "started_seconds", "container",
-    *_USAGE,
-)  # fmt: skip
-_DATABASE: Final = ("dialect", "database_host", "database_port", "database")
-_POOL: Final = ("pool", "pool_class", "pool_size", "max_overflow", "timeout_seconds", *_DATABASE, "pooler")
-
-#: The keys of a row of each grouping, in order.
-KEYS: Final[Mapping[Grouping, tuple[str, ...]]] = {
-    "program": ("host", "program", "state", *FIGURES),
-    "host": ("host", "programs", "state", *FIGURES),
-    "database": (*_DATABASE, "programs", "state", *FIGURES),
-    "process": (*_PROCESS, "state", *_OF_PROCESS),
-    "pool": (*_PROCESS, *_POOL, "state", *_OF_POOL),
-    "connection": (
-        *_PROCESS, *_POOL, "connection", "server_id", "state",
-        "age_seconds", "held_seconds", "holder", "call_site", "stack",
-        "holder_in", "holder_site", "verdict",
-    ),
-    "site": (
-        "host", "program", "call_site", "processes", "held_now", "in_database_now", "waiting_now",
-        "holds_total", "hold_seconds_total", "longest_held_seconds", "usual_held_seconds", "estimated",
-        "verdict", "verdict_reason",
-    ),
-}  # fmt: skip
-
 _UNKNOWN_PRESENT: Final[Cells] = dict.fromkeys(PRESENT)
-_UNKNOWN_USAGE: Final[Cells] = dict.fromkeys(_USAGE)
-_UNKNOWN_PROCESS: Final[Cells] = dict.fromkeys(_PROCESS)
-_UNKNOWN_POOL: Final[Cells] = dict.fromkeys(_POOL)
+_WELL: Final[Cells] = dict.fromkeys(VERDICT)
+_UNKNOWN_USAGE: Final[Cells] = dict.fromkeys(USAGE)
+_UNKNOWN_PROCESS: Final[Cells] = dict.fromkeys(PROCESS)
+_UNKNOWN_POOL: Final[Cells] = dict.fromkeys(POOL)
 
 
 class Snapshot:
@@ -296,6 +248,7 @@ class Snapshot:
                     del figures["pools"]
                 order = (*order, row.number)
                 cells = {**identity, **_pool(row), "state": row.state, **figures}
+                cells.update(_verdict_cells(row.figures, clock))
             else:
                 order = (*order, row.pool, row.number)
                 where = _pool(pool) if isinstance(pool, PoolRow) else _UNKNOWN_POOL
@@ -307,12 +260,14 @@ class Snapshot:
             order = _order(row)
             figures = _figures_of_one(row.figures, clock, row.state != LOST)
             cells = {**_process(row, clock), "state": row.state, **figures}
+            cells.update(_verdict_cells(row.figures, clock))
         elif isinstance(row, SiteRow):
             order, cells = (row.host, row.program, row.call_site), _site(row)
         else:
             assert isinstance(row, ProgramRow | HostRow | DatabaseRow)
             head, order = _group(key, row)
             cells = {**head, "state": row.state, **figure_cells(row.figures, clock)}
+            cells.update(_verdict_cells(row.figures, clock))
         if self._derive is not None:
             self._derive(key, cells)
         return _Made(key, parts, order, cells, clock)
@@ -332,6 +287,8 @@ class Snapshot:
             return cells
         if row.figures.reported is not None:
             cells["last_report_seconds"] = _age(clock, row.figures.reported)
+            if row.figures.verdicts:
+                cells.update(_verdict_cells(row.figures, clock))
         if self._derive is not None:
             self._derive(made.key, cells)
         return cells
@@ -417,13 +374,28 @@ def _site(row: SiteRow) -> Cells:
         "in_database_now": row.in_database,
         "waiting_now": row.waiting,
         "holds_total": row.holds,
-        "hold_seconds_total": row.hold_ms / 1000,
-        "longest_held_seconds": _lasted(row.reported, row.held_since),
-        "usual_held_seconds": row.usual,
+        "hold_seconds_total": round(row.hold_ms / 1000.0, 3),
+        "longest_held_seconds": _lasted(row.reported, row.held_since) or 0.0,
+        "usual_held_seconds": None if row.usual is None else round(row.usual, 9),
         "estimated": row.estimated,
         "verdict": row.verdict,
-        "verdict_reason": None,
+        "verdict_reason": row.reason,
     }
+
+
+def _verdict_cells(figures: Figures, clock: float) -> Cells:
+    """Return the gravest word and all reasons; for how long nothing was heard is known here alone."""
+    found = figures.verdicts
+    if not found:
+        return _WELL
+    reasons = [
+        f"nothing heard for {short_age(_age(clock, figures.reported))}: {reason}"
+        if word == "LOST" and figures.reported is not None
+        else reason
+        for word, reason in [(verdict.word, verdict.reason) for verdict in found]
+    ]
+    others = [f"{verdict.word}: {reason}" for verdict, reason in zip(found[1:], reasons[1:], strict=True)]
+    return {"verdict": found[0].word, "verdict_reason": "; ".join([reasons[0], *others])}
 
 
 def _process(row: ProcessRow, clock: float) -> Cells:
@@ -510,10 +482,6 @@ def figure_cells(figures: Figures, now: float, quantiles: bool = True) -> Cells:
         cells.update(_quantiles("connect", figures.connects))
     cells["left_out"] = figures.left_out or None
     cells["recent_timeouts"] = figures.recent_timeouts
-    cells["verdict"] = figures.verdicts[0].word if figures.verdicts else None
-    cells["verdict_reason"] = (
-        "; ".join(f"{each.word}: {each.reason}" for each in figures.verdicts) if figures.verdicts else None
-    )
     if not figures.known:
         cells.update(_UNKNOWN_PRESENT)
     return cells

@@ -57,9 +57,7 @@ LEAK: Final = (
     ),
     Verdict("SATURATED", "5 wait up to 12s"),
 )
-SILENT: Final = (
-    Verdict("LOST", "nothing heard for 21s: the process is stopped, or its host or network is down"),
-)
+SILENT: Final = (Verdict("LOST", "the process is stopped, or its host or network is down"),)
 
 
 def figures(

@@ -122,7 +122,7 @@ PROGRAMS: Final[tuple[Made, ...]] = (
     ),
     Made(4, "pgbouncer-check", 1, 2, 1, 0.2, (), (("SLOW CONNECT", "making a connection takes 2.4s (p95)"),),
          connect=2.4),
-    Made(2, "cinder-volume", 2, 15, 0, 0.0, (), (("LOST", "nothing heard for 21s: the process is stopped, or its "
+    Made(2, "cinder-volume", 2, 15, 0, 0.0, (), (("LOST", "the process is stopped, or its "
                                                   "host or network is down"),), "lost", database="cinder"),
     Made(1, "nova-api", 8, 30, 44, 310.2, (Site("nova/db/main/api.py:1873 instance_get_by_uuid", (0.2, 0.1),
                                                   "database"),), database="nova"),
@@ -252,7 +252,7 @@ def _of_program(at: int, made: Made) -> list[Row]:
             HOSTS[made.host], made.program, site.place, made.processes, len(site.held),
             len(site.held) if site.where == "database" else 0, CLOCK - 0.8 - max(site.held), site.waiting,
             round(made.rate * 900) + 7, round(made.rate * 900 * site.usual * 400), site.usual, made.rate > 200,
-            CLOCK - 0.8, site.verdict,
+            CLOCK - 0.8, site.verdict, made.verdicts[0][1] if site.verdict else None,
         )
         for site in made.sites
     )  # fmt: skip

@@ -89,15 +89,17 @@ def test_another_process_is_not_looked_at(changes: dict[str, Any]) -> None:
     assert Watch().look("i1", []) is None
 
 
-def test_a_servers_maximum_that_a_reader_was_given_is_shown() -> None:
-    """It stands in the databases' rows; the verdict is the node's, which has maxima of its own."""
+def test_a_server_that_takes_less_than_its_pools_may_open_is_overcommitted() -> None:
+    """With the server's maximum given, its databases say OVERCOMMIT, if nothing graver; of others nothing."""
     source = Source(Want("database"), {("db1", 3306): 151})
     source.apply(answer(source.question()))
-    assert {row["server_max"] for _, row in source.rows()} == {151}
-    source = Source(Want("database"), {("DB1", None): 10, ("db2", 3306): 5})
+    rows = {row["database"]: row for _, row in source.rows()}
+    assert rows["keystone"]["verdict"] == "OVERCOMMIT"
+    assert "285 connections to db1:3306, which takes 151" in rows["keystone"]["verdict_reason"]
+    assert (rows["nova"]["verdict"], rows["nova"]["server_max"]) == ("LEAK", 151)
+    source = Source(Want("database"), {("db2", None): 10})
     source.apply(answer(source.question()))
-    assert {row["server_max"] for _, row in source.rows()} == {10}
-    assert [row["verdict"] for _, row in source.rows()] == [None, "LEAK"]
+    assert {row["verdict"] for _, row in source.rows()} == {"LEAK", None}
 
 
 def test_verdicts_are_the_nodes() -> None:

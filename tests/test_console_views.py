@@ -568,7 +568,7 @@ def test_the_screens_of_the_readme_are_as_they_are() -> None:
     """Each screen in the README is a part of a golden one, line by line."""
     readme = (GOLDEN.parents[2] / "README.rst").read_text()
     shown = readme.partition("Which line blocks")[2].partition("Watch your own")[0]
-    blocks = [block for block in shown.split("::\n\n")[1:]]
+    blocks = shown.split("::\n\n")[1:]
     for name, block in zip(("code", "code-opened", "programs"), blocks, strict=True):
         screen_lines = [line[4:] for line in block.splitlines() if line.startswith("    ")]
         assert len(screen_lines) >= 10

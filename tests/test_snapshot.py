@@ -34,8 +34,10 @@ from connmon.model import (
     RowKey,
     Rows,
     RowState,
+    SiteRow,
     Totals,
     Usage,
+    Verdict,
 )
 from connmon.snapshot import FIGURES, KEYS, PRESENT, Snapshot
 
@@ -108,7 +110,9 @@ SHOWN_1 = {
     "connect_p95_seconds": None,
     "connect_p99_seconds": None,
     "left_out": None,
+    "recent_timeouts": 0,
 }
+WELL = {"verdict": None, "verdict_reason": None}
 SHOWN_PROCESS = {
     "host": "ctl1",
     "program": "nova-api",
@@ -201,19 +205,19 @@ def keys(snapshot: Snapshot) -> list[RowKey]:
 def test_program_document() -> None:
     """The document by program is the contract's, keys in its order, ages by the replica's clock."""
     document = shown("program", ProgramRow("ctl1", "nova-api", "connected", FIGURES_1))
-    row = {"host": "ctl1", "program": "nova-api", "state": "connected", **SHOWN_1}
+    row = {"host": "ctl1", "program": "nova-api", "state": "connected", **SHOWN_1, **WELL}
     assert document == {
         "service": "default",
         "node": "node1",
         "leader": "node1",
         "quorum": True,
         "stale_seconds": 0.2,
-        "totals": {"hosts": 1, "programs": 2, **SHOWN_1},
+        "totals": {"hosts": 1, "programs": 2, **SHOWN_1, "verdicts": {}},
         "rows": [row],
     }
     assert list(document) == ["service", "node", "leader", "quorum", "stale_seconds", "totals", "rows"]
     assert list(document["rows"][0]) == list(row)
-    assert list(document["totals"]) == ["hosts", "programs", *SHOWN_1]
+    assert list(document["totals"]) == ["hosts", "programs", *SHOWN_1, "verdicts"]
 
 
 @pytest.mark.parametrize(
@@ -222,7 +226,7 @@ def test_program_document() -> None:
         (
             "host",
             [HostRow("ctl1", 2, "connected", FIGURES_1)],
-            {"host": "ctl1", "programs": 2, "state": "connected", **SHOWN_1},
+            {"host": "ctl1", "programs": 2, "state": "connected", **SHOWN_1, **WELL},
         ),
         (
             "database",
@@ -235,10 +239,15 @@ def test_program_document() -> None:
                 "programs": 2,
                 "state": "gone",
                 **SHOWN_1,
+                **WELL,
             },
         ),
-        ("process", [process()], {**SHOWN_PROCESS, "state": "connected", **OF_PROCESS}),
-        ("pool", [process(), pool()], {**SHOWN_PROCESS, **SHOWN_POOL, "state": "connected", **OF_POOL}),
+        ("process", [process()], {**SHOWN_PROCESS, "state": "connected", **OF_PROCESS, **WELL}),
+        (
+            "pool",
+            [process(), pool()],
+            {**SHOWN_PROCESS, **SHOWN_POOL, "state": "connected", **OF_POOL, **WELL},
+        ),
         (
             "connection",
             [process(), pool(), connection()],
@@ -253,6 +262,47 @@ def test_program_document() -> None:
                 "holder": "Thread-1",
                 "call_site": "api.py:412 boot",
                 "stack": ["api.py:412 boot", "wsgi.py:3 call"],
+                "holder_in": None,
+                "holder_site": None,
+                "verdict": None,
+            },
+        ),
+        (
+            "site",
+            [
+                SiteRow(
+                    "ctl1",
+                    "nova-api",
+                    "api.py:412 boot",
+                    2,
+                    3,
+                    1,
+                    68.5,
+                    4,
+                    17,
+                    23_456,
+                    0.0123456789,
+                    True,
+                    99.5,
+                    "LEAK",
+                    "a connection has been held for 31s: give it back",
+                )
+            ],
+            {
+                "host": "ctl1",
+                "program": "nova-api",
+                "call_site": "api.py:412 boot",
+                "processes": 2,
+                "held_now": 3,
+                "in_database_now": 1,
+                "waiting_now": 4,
+                "holds_total": 17,
+                "hold_seconds_total": 23.456,
+                "longest_held_seconds": 31.0,
+                "usual_held_seconds": 0.012345679,
+                "estimated": True,
+                "verdict": "LEAK",
+                "verdict_reason": "a connection has been held for 31s: give it back",
             },
         ),
     ],
@@ -262,6 +312,43 @@ def test_other_groupings(by: Grouping, rows: list[Row], expected: dict[str, Any]
     (row,) = shown(by, *rows)["rows"]
     assert row == expected
     assert list(row) == list(expected) == list(KEYS[by])
+
+
+def test_the_gravest_verdict_and_the_reasons_of_all() -> None:
+    """A row has its gravest word; the reasons of all follow, and those but the first say their word."""
+    figures = msgspec.structs.replace(
+        FIGURES_1,
+        verdicts=(Verdict("LEAK", "held for 31s"), Verdict("TIMEOUTS", "2 gave up")),
+        recent_timeouts=2,
+    )
+    kinds: tuple[tuple[Grouping, tuple[Row, ...]], ...] = (
+        ("program", (ProgramRow("ctl1", "nova-api", "connected", figures),)),
+        ("process", (process(figures=figures),)),
+        ("pool", (process(), msgspec.structs.replace(pool(), figures=figures))),
+    )
+    for by, rows in kinds:
+        (cells,) = shown(by, *rows)["rows"]
+        assert (cells["verdict"], cells["recent_timeouts"]) == ("LEAK", 2)
+        assert cells["verdict_reason"] == "held for 31s; TIMEOUTS: 2 gave up"
+
+
+def test_for_how_long_nothing_was_heard_goes_on() -> None:
+    """The node says that a process is lost; the reader says for how long."""
+    figures = msgspec.structs.replace(FIGURES_1, verdicts=(Verdict("LOST", "the process is stopped"),))
+    row = process(state="lost", figures=figures)
+    snapshot = Snapshot("process")
+    for clock, ago in ((100.0, "0.8s"), (112.0, "13s")):
+        snapshot.apply(answer(row, clock=clock, stale=0.0))
+        (cells,) = snapshot.document()["rows"]
+        assert cells["verdict"] == "LOST"
+        assert cells["verdict_reason"] == f"nothing heard for {ago}: the process is stopped"
+        assert cells["recent_timeouts"] is None
+
+
+def test_the_totals_say_how_many_programs_have_each_verdict() -> None:
+    """So that each view can show the fleet's counts."""
+    document = shown("host", verdicts=(("LEAK", 1), ("TIMEOUTS", 12)))
+    assert document["totals"]["verdicts"] == {"LEAK": 1, "TIMEOUTS": 12}
 
 
 def test_keys_cover_the_model() -> None:
@@ -724,13 +811,14 @@ def test_table_fits(by: Grouping, width: int) -> None:
         process(host="主机一", program="ノヴァ-api"),
         pool(),
         connection(),
+        SiteRow("主机一", "ノヴァ-api", "库.py:1 f", 1, 3, 1, 68.5, 4, 17, 23_456, 0.01, True, 99.5),
     ]
     head, _, empty, *lines = as_table(shown(by, *rows), by, width).splitlines()
     assert "node1" in head
     assert empty == ""
     assert len(lines) == 2
     assert all(wcswidth(line) <= width for line in lines)
-    if width >= 80 and by not in ("pool", "connection"):
+    if width >= 80 and by not in ("pool", "connection", "site"):
         assert "CONNECTIONS" in lines[0]
         assert "CHECKED OUT" in lines[0]
     if width == 80:

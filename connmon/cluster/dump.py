@@ -45,7 +45,7 @@ DEFAULT: Final = (
     TIMESTAMP, TOKEN, "host", "program", "state", "processes", "connections", "checked_out", "waiting",
     "max_processes", "max_connections", "max_checked_out", "checkouts_total", "checkouts_per_second",
 )  # fmt: skip
-_TIME_ONLY: Final = (TIMESTAMP, "last_report_seconds")
+_TIME_ONLY: Final = (TIMESTAMP, "last_report_seconds", "verdict_reason")
 
 
 def columns_of(service: Service) -> tuple[str, ...]:

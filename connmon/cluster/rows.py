@@ -69,7 +69,6 @@ _TABLES: Final[dict[Grouping, tuple[Grouping, ...]]] = {
     "process": ("process",),
     "pool": ("process", "pool"),
     "connection": ("process", "pool", "connection"),
-    "site": ("site",),
 }
 
 

@@ -4,7 +4,8 @@ Rules kept here:
 
 - Only what changed is asked for, where the node can tell (all groupings, and the programs of a database).
 - Verdicts are the node's. What a reader adds is what it alone can know: how many connections are made in a
-  second, from the answers of the last seconds, and the maxima of database servers that it was given.
+  second, from the answers of the last seconds, and whether pools may open more connections than the maxima of
+  database servers that it was given, where the node finds nothing wrong.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from connmon.console import merging
 from connmon.console.columns import Row
 from connmon.console.tables import WAIT_THERE, Table
-from connmon.dbaddress import plain, servers_of
 from connmon.model import RowKey, Rows, RowsQuery, UsersQuery, WaitsQuery
 from connmon.snapshot import Snapshot
+from connmon.verdicts import with_server_maxima
 
 Key: TypeAlias = tuple[Any, ...]
 Maxima: TypeAlias = Mapping[tuple[str, int | None], int]
@@ -53,7 +54,7 @@ class Source:
 
     def __init__(self, want: Want, maxima: Maxima | None = None) -> None:
         self._want = want
-        self._maxima = {(plain(host), port): most for (host, port), most in (maxima or {}).items()}
+        self._maxima = maxima or {}
         self._connects: dict[RowKey, deque[tuple[float, int]]] = {}
         narrow = (want.host, want.program, want.instance)
         assert want.by != "node"
@@ -101,6 +102,9 @@ class Source:
             return merging.waits(rows, list(self._snapshots[1].keyed_rows()))
         if want.by == "site":
             return _with_waiters(rows)
+        if want.by == "database" and self._maxima:
+            judged = with_server_maxima([row for _, row in rows], self._maxima)
+            return [(key, _overcommitted(row)) for (key, _), row in zip(rows, judged, strict=True)]
         if len(self._connects) > 2 * len(rows) + 100:  # rows that are no longer there
             there = {key for key, _ in rows}
             self._connects = {key: past for key, past in self._connects.items() if key in there}
@@ -111,12 +115,6 @@ class Source:
     def _add(self, key: RowKey, cells: dict[str, Any]) -> None:
         """Add what the node does not tell to a row's cells."""
         cells["connects_per_second"] = self._connect_rate(key, cells)
-        if self._maxima and key[0] == "database":
-            takes = [self._takes(str(server.host), server.port) for server in servers_of(cells)]
-            cells["server_max"] = min((most for most in takes if most is not None), default=None)
-
-    def _takes(self, host: str, port: int | None) -> int | None:
-        return self._maxima.get((host, port), self._maxima.get((host, None)))
 
     def _connect_rate(self, key: RowKey, cells: Mapping[str, Any]) -> float | None:
         """Return how many connections it makes in a second. None: not known, as before a second report."""
@@ -156,6 +154,18 @@ def _with_waiters(rows: list[tuple[Key, Row]]) -> list[tuple[Key, Row]]:
     for key, row in rows:
         waiting[key[1:3]] = waiting.get(key[1:3], 0) + (row.get("waiting_now") or 0)
     return [(key, {**row, WAIT_THERE: waiting[key[1:3]]}) for key, row in rows]
+
+
+def _overcommitted(row: dict[str, Any]) -> Row:
+    """Return a database's row with OVERCOMMIT where nothing graver is wrong with it."""
+    capacity, most = row.get("server_capacity"), row.get("server_max")
+    if row.get("verdict") or capacity is None or most is None or capacity <= most:
+        return row
+    reason = (
+        f"pools may open {capacity} connections to {row.get('server')}, which takes {most}: lower pool_size "
+        "and max_overflow, or raise the server's maximum"
+    )
+    return {**row, "verdict": "OVERCOMMIT", "verdict_reason": reason}
 
 
 def _text(value: str | int | None) -> str | None:
