@@ -76,9 +76,9 @@ CHECKOUT_STACK: Final = (
     "shop/api/views.py:57 post",
 )
 REPORT_STACK: Final = (
-    "reports/build/monthly.py:412 rows_of_customer",
-    "reports/build/monthly.py:97 build",
-    "reports/worker/tasks.py:31 monthly_report",
+    "reports/worker/loop.py:52 next_task",
+    "reports/worker/loop.py:31 run",
+    "reports/worker/main.py:19 main",
 )
 PROGRAMS: Final[tuple[Made, ...]] = (
     Made(
@@ -102,11 +102,12 @@ PROGRAMS: Final[tuple[Made, ...]] = (
     Made(
         3, "celery@reports worker", 2, 5, 1, 6.5,
         (
-            Site("reports/build/monthly.py:97 build", (1502.0, 311.0), "ended", None, "LEAK", 0, 1.4, REPORT_STACK),
+            Site("reports/build/monthly.py:97 build", (1502.0, 311.0), "elsewhere",
+                 "reports/worker/loop.py:52 next_task", "LEAK", 0, 1.4, REPORT_STACK),
             Site("reports/build/daily.py:61 build", (2.2,), "database", None, None, 0, 1.1),
         ),
-        (("LEAK", "a connection taken in reports/build/monthly.py:97 build has been held for 25m, and its thread "
-          "has ended: give it back there (with a context manager)"),),
+        (("LEAK", "a connection taken in reports/build/monthly.py:97 build has been held for 25m, and its holder "
+          "is elsewhere (reports/worker/loop.py:52 next_task): give it back there"),),
         database="reports",
     ),
     Made(

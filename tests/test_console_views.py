@@ -532,8 +532,8 @@ def test_one_key_for_the_line_that_blocks_and_two_for_its_stack() -> None:
     (top,) = [line for line in first.splitlines() if line.startswith(">")]
     assert "monthly.py:97 build" in top and "LEAK" in top
     second = screen(made("9", "enter"), 80, 24)
-    for fact in ("taken in: reports/build/monthly.py:97 build", "its thread or task has ended",
-                 "monthly.py:412 rows_of_customer"):  # fmt: skip
+    for fact in ("taken in: reports/build/monthly.py:97 build", "now elsewhere: the function",
+                 "   reports/worker/loop.py:31 run"):  # fmt: skip
         assert fact in second
     holders = screen(made("7", "enter"), 80, 24)
     assert "now in the application's own work, at" in holders and "gateway.py:88 charge" in holders

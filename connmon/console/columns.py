@@ -120,7 +120,9 @@ class Fitted:
         return align(self.heading[line], self.width)
 
 
-def _natural(col: Column, rows: Sequence[Row], short: bool, lines: int, mark: str) -> Fitted:
+def _natural(
+    col: Column, rows: Sequence[Row], short: bool, cut: bool, lines: int, mark: str
+) -> Fitted:  # fmt: skip
     heading = tuple(col.heading(short, lines, mark))
     cells = [col.write(row) for row in rows]
     first = max((text.width(cell.first) for cell in cells), default=0)
@@ -128,7 +130,7 @@ def _natural(col: Column, rows: Sequence[Row], short: bool, lines: int, mark: st
     titled = max(map(text.width, heading))
     width = max(first + second, titled)
     floor = width
-    if col.is_path and col.least:
+    if col.is_path and col.least and (cut or not col.identifies):
         needed = max((text.width(text.path_end(cell.first, col.least)) for cell in cells), default=0)
         floor = min(width, max(needed, titled))
     elif col.least and not col.identifies and (short or col.rank >= EXTRA):
@@ -145,10 +147,11 @@ def fit(
     `rows` are those to be shown: their widths count. `lines`: how many the heading has. `mark` stands in
     the heading of the column that is sorted by. The last column left may be too wide; the caller clips.
     """
-    for short, gap in ((False, 2), (True, 1)):
-        every = [_natural(col, rows, short, lines, mark if col.key == sort else "") for col in columns]
-        chosen = _chosen(every, room, gap, sort, short)
-        if chosen is None:  # what matters would have to go: short titles first
+    # Before what matters has to go, titles get short, and then paths.
+    for short, gap, cut in ((False, 2, False), (True, 1, False), (True, 1, True)):
+        every = [_natural(col, rows, short, cut, lines, mark if col.key == sort else "") for col in columns]
+        chosen = _chosen(every, room, gap, sort, cut)
+        if chosen is None:
             continue
         shrunk = _shrunk(chosen, room, gap)
         while True:
@@ -157,20 +160,22 @@ def fit(
             if wider is None or again is None:
                 return shrunk, gap
             every, shrunk = wider, _shrunk(again, room, gap)
-    raise AssertionError("the second pass always returns")
+    raise AssertionError("the last pass always returns")
 
 
-def _chosen(every: Sequence[Fitted], room: int, gap: int, sort: str, short: bool) -> list[Fitted] | None:
-    """Leave out the least important columns until the others fit; None: short titles are to be tried."""
+def _chosen(every: Sequence[Fitted], room: int, gap: int, sort: str, last: bool) -> list[Fitted] | None:
+    """Leave out the least important columns until the others fit; None: more can be shortened first."""
     chosen = list(every)
     if room < NARROW:
         chosen = [_squeezable(place) for place in chosen]
     while len(chosen) > 1 and _total([place.floor for place in chosen], gap) > room:
         able = [place for place in chosen if room < NARROW or not place.column.identifies]
+        if not able and not last:
+            return None
         if not able:
             return [_squeezable(place) for place in chosen]
         worst = max(able, key=lambda place: _rank(place.column, sort))
-        if not short and worst.column.rank <= CORE:
+        if not last and worst.column.rank <= CORE:
             return None
         chosen = [place for place in chosen if place is not worst]
     return chosen

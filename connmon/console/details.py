@@ -61,7 +61,12 @@ def _places(row: Row) -> list[tuple[str, str, Role]]:
     now = _IN.get(str(where), "") if where else ""
     if site:
         now += f"{', ' if now else ''}at {site}"
-    if row.get("holder"):
+    if where == "ended":
+        name = str(row.get("holder") or "")
+        found.append(
+            ("held by", "nobody any more: " + (now if name in ("", "(ended)") else f"{name}, {now}"), "")
+        )
+    elif row.get("holder"):
         found.append(("held by", f"{row['holder']}{f', now {now}' if now else ''}", ""))
     elif now:
         found.append(("its holder now", now, ""))

@@ -133,7 +133,8 @@ def waits(pools: Sequence[tuple[Key, Row]], connections: Sequence[tuple[Key, Row
         if pool not in seen:
             held[pool + ("nobody", None)] = []  # noqa: RUF005  (a star in an index is not in Python 3.10)
     rows = [_wait(key, of_pool[key[:3]], holders) for key, holders in held.items()]
-    return sorted(rows, key=lambda pair: -(pair[1]["held_seconds"] or 0.0))
+    # A place that is known by its line or its thread says more than a number of short holds.
+    return sorted(rows, key=lambda pair: (pair[0][4] == "short", -(pair[1]["held_seconds"] or 0.0)))
 
 
 def _pool(row: Row) -> Key:

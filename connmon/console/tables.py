@@ -123,12 +123,15 @@ def _gravity(row: Row) -> float:
     return gravity(row.get("verdict")) - 0.5 * gone
 
 
-def _line_gravity(row: Row) -> tuple[int, int, int, float]:
-    """Who blocks: what is wrong; who waits, where it holds something; how much it holds, and how long."""
+def _line_gravity(row: Row) -> tuple[int, int, bool, int, float]:
+    """Who blocks: what is wrong; how many wait in the program, where it holds something; whether somebody
+    waits in this very line, and so for a pool that it uses; how much it holds, and how long.
+    """
     held = row.get("held_now") or 0
     return (
         gravity(row.get("verdict")),
         (row.get(WAIT_THERE) or 0) if held else -1,
+        bool(row.get("waiting_now")),
         held,
         row.get("longest_held_seconds") or 0.0,
     )
