@@ -479,6 +479,22 @@ def test_no_two_rows_look_the_same(data: st.DataObject, by: tables.Table, width:
     assert len(looks) == len(rows)
 
 
+def test_rows_for_which_there_is_no_room_are_numbered() -> None:
+    """Where not even names have room, looking for it ends, and rows that look the same get a number."""
+    rows = [
+        {"host": "h" * 40, "program": "p" * 60, "pid": 7, "pool": f"mysql://u@db{number}{'x' * 40}/same"}
+        for number in range(3)
+    ]
+    pairs = [(("pool", f"i{at}", 0), row) for at, row in enumerate(rows)]
+    fitted, _ = columns.fit(tables.COLUMNS["pool"], rows, 79, 2, "verdict", "▼")
+    marks = columns.marks(fitted, pairs)
+    assert len({tuple(views._cells(fitted, row, marks.get(key, ""))) for key, row in pairs}) == 3
+    endless = [{**row, "pool": f"mysql://u@{number}{'x' * 5000}/same"} for number, row in enumerate(rows)]
+    began = time.perf_counter()
+    columns.fit(tables.COLUMNS["pool"], endless, 79, 2, "verdict", "▼")
+    assert time.perf_counter() - began < 5.0
+
+
 def test_a_path_loses_its_left_part() -> None:
     """File name and line stay to the last; then the function is cut; what was cut is marked."""
     line = "nova/db/main/api.py:1873 instance_get_by_uuid"

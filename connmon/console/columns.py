@@ -87,6 +87,8 @@ EXTRA: Final = 20
 NARROW: Final = 60
 #: So much wider a path gets at a time, until rows look different.
 _STEP: Final = 4
+#: So often at most: a frame must not take long, whatever the names are.
+_TRIES: Final = 20
 
 
 # --- Which columns fit ------------------------------------------------------------------------
@@ -154,12 +156,13 @@ def fit(
         if chosen is None:
             continue
         shrunk = _shrunk(chosen, room, gap)
-        while True:
+        for _ in range(_TRIES):
             wider = _told_apart(every, shrunk, rows)
             again = None if wider is None else _chosen(wider, room, gap, sort, True)
             if wider is None or again is None:
-                return shrunk, gap
+                break
             every, shrunk = wider, _shrunk(again, room, gap)
+        return shrunk, gap
     raise AssertionError("the last pass always returns")
 
 
@@ -232,11 +235,17 @@ def _told_apart(
         for place in cut:
             if place.column.write(row) != place.column.write(other):
                 wider = min(place.width + _STEP, _whole(every, place))
+                if wider <= _floor(every, place):
+                    continue  # it had that already, and there was no room for it
                 return [
                     replace(each, floor=max(each.floor, wider)) if each.column is place.column else each
                     for each in every
                 ]
     return None
+
+
+def _floor(every: Sequence[Fitted], place: Fitted) -> int:
+    return next(each.floor for each in every if each.column is place.column)
 
 
 def _whole(every: Sequence[Fitted], place: Fitted) -> int:
