@@ -469,7 +469,7 @@ def test_no_two_rows_look_the_same(data: st.DataObject, by: tables.Table, width:
         cells = views._cells(fitted, row, marks.get(key, ""))
         looks.add(tuple(cells[at] for at in naming))
         # No name is cut while a number is there, and of a path never the file and the line.
-        for at in naming:
+        for at in naming if len(naming) < len(fitted) else ():
             whole = fitted[at].column.write(row).first
             if fitted[at].column.is_path:
                 line = whole.rpartition("/")[2].split(" ")[0]
