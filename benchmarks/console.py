@@ -148,7 +148,6 @@ def frames(nodes: list[Node]) -> dict[str, float]:
     client.timeout = 120.0
     for want in (Want("program"), Want("process"), Want("connection")):
         source = Source(want)
-        source.remember({})
         for rows in client.ask(source.question()):
             source.apply(rows)
         shown = State("", pages=(state.pages.page("all", want),))

@@ -8,7 +8,7 @@ Rules kept here:
   afterwards: after q, Ctrl-C, SIGTERM, SIGHUP or an error. The children watch their standard
   input, which ends with this process, so even after SIGKILL none of them goes on.
 - Two of the applications have the troubles that connmon is for: a pool that is too small,
-  so that threads wait, and a connection that is held for long.
+  so that threads wait, and a connection that is never given back. `demoshop` has their code.
 """
 
 from __future__ import annotations

@@ -21,6 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from connmon import demoshop
+from connmon.demoshop import Work
+
 SERVICE: Final = "demo"
 #: What the name of the demo's directory begins with.
 PREFIX: Final = "connmon-demo-"
@@ -38,8 +41,10 @@ class Pool(NamedTuple):
     """Seconds that a thread keeps a connection, from and to."""
     rest: tuple[float, float]
     """Seconds that it then goes without."""
-    leak: bool = False
-    """One more connection is checked out and never given back."""
+    work: Work
+    """What it does with it."""
+    leak: Work | None = None
+    """Done once, in a thread that then ends: one more connection, which is never given back."""
 
 
 #: By program: how many processes, and their pools.
@@ -47,13 +52,25 @@ PROGRAMS: Final[dict[str, tuple[int, tuple[Pool, ...]]]] = {
     "shop-api": (
         3,
         (
-            Pool("shop.db", 5, 10, 30.0, 6, (0.002, 0.03), (0.0, 0.05)),
-            Pool("billing.db", 2, 0, 3.0, 5, (0.2, 0.9), (0.0, 0.2)),
+            Pool("shop.db", 5, 10, 30.0, 6, (0.002, 0.03), (0.0, 0.05), demoshop.list_items),
+            Pool("billing.db", 2, 0, 3.0, 5, (0.2, 0.9), (0.0, 0.2), demoshop.invoice),
         ),
     ),
     "report-worker": (
         2,
-        (Pool("reports.db", 3, 2, 30.0, 2, (0.1, 0.4), (0.1, 0.6), leak=True),),
+        (
+            Pool(
+                "reports.db",
+                3,
+                2,
+                30.0,
+                2,
+                (0.1, 0.4),
+                (0.1, 0.6),
+                demoshop.daily_report,
+                demoshop.monthly_report,
+            ),
+        ),
     ),
 }
 
@@ -95,7 +112,6 @@ class _Application:
         self._pools = PROGRAMS[program][1]
         self._counts: Counter[str] = Counter()
         self._guard = threading.Lock()
-        self._held: list[object] = []
         self._engines = [
             create_engine(
                 f"sqlite+pysqlite_connmon:///{pool.database}"
@@ -112,10 +128,6 @@ class _Application:
 
     def run(self) -> None:
         """Work until told to stop, leave the counts, and wait for the end."""
-        for engine, pool in zip(self._engines, self._pools, strict=True):
-            if pool.leak:
-                self._held.append(engine.connect())
-                self._count("checkouts_total")
         threads = [
             threading.Thread(
                 target=self._work, args=(at, pool), name=f"{Path(pool.database).stem}-{number}", daemon=True
@@ -125,6 +137,15 @@ class _Application:
         ]
         for thread in threads:
             thread.start()
+        # After them, so that no thread of theirs gets the identity of the one that has ended.
+        for engine, pool in zip(self._engines, self._pools, strict=True):
+            if pool.leak is not None:
+                leaking = threading.Thread(
+                    target=pool.leak, name=pool.leak.__name__, daemon=True,
+                    args=(engine, 0, 0.0, lambda: self._count("checkouts_total")),
+                )  # fmt: skip
+                leaking.start()
+                leaking.join()
         for thread in threads:
             thread.join()
         target = counts_file(Path.cwd(), os.getpid())
@@ -138,17 +159,15 @@ class _Application:
             self._counts[what] += 1
 
     def _work(self, at: int, pool: Pool) -> None:
-        from sqlalchemy import exc, text
+        from sqlalchemy import exc
 
         rng = random.Random(f"{os.getpid()} {at} {threading.get_ident()}")
         while not self._stopping.is_set():
             try:
-                with self._engines[at].connect() as connection:
-                    self._count("checkouts_total")
-                    connection.execute(
-                        text("SELECT count(*) FROM item WHERE id > :id"), {"id": rng.randrange(100)}
-                    )
-                    time.sleep(rng.uniform(*pool.hold))
+                pool.work(
+                    self._engines[at], rng.randrange(100), rng.uniform(*pool.hold),
+                    lambda: self._count("checkouts_total"),
+                )  # fmt: skip
             except exc.TimeoutError:  # the pool was too small for too long
                 self._count("timeouts_total")
             else:

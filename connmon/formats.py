@@ -29,7 +29,7 @@ def printable(text: str) -> str:
 
 
 def short_age(seconds: float | None) -> str:
-    """Return an age as 0.4s, 41s, 12m, 5h07m or 3d02h; None as "-"."""
+    """Return an age as 0.4s, 41s, 1m42s, 12m, 5h07m or 3d02h; None as "-"."""
     if seconds is None:
         return "-"
     if seconds < 9.95:
@@ -38,6 +38,8 @@ def short_age(seconds: float | None) -> str:
     if whole < 60:
         return f"{whole}s"
     minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if whole < 600:
+        return f"{minutes}m{whole % 60:02}s"
     if not hours:
         return f"{minutes}m"
     return f"{days}d{hours % 24:02}h" if days else f"{hours}h{minutes % 60:02}m"

@@ -31,7 +31,7 @@ VERSION: Final = 1
 #: So many frames after a complete one there is another.
 EVERY: Final = 60
 #: What a frame has the answers to; connection brings the rows of processes and pools as well.
-RECORDED: Final[tuple[Grouping, ...]] = ("program", "host", "database", "connection")
+RECORDED: Final[tuple[Grouping, ...]] = ("program", "host", "database", "connection", "site")
 
 Cluster = dict[str, Any]
 
@@ -144,8 +144,12 @@ class Recording:
 
 
 def answered(frame: Frame, by: Grouping) -> tuple[Rows, ...]:
-    """Return the frames of an answer to a grouping. Raises UsageError where there is none."""
-    answer = frame.answers.get(by if by in RECORDED else "connection")
+    """Return the frames of an answer to a grouping. Raises UsageError where there is none.
+
+    In a recording from before lines of code were recorded there is none of these.
+    """
+    kept = by in RECORDED and not (by == "site" and by not in frame.answers)
+    answer = frame.answers.get(by if kept else "connection")
     if not answer or answer[-1].more:
         raise UsageError(f"a picture of the recording has no whole answer for {by}")
     return answer

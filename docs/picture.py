@@ -1,7 +1,7 @@
 """Render a screen of the console as SVG: the picture of the README.
 
-    connmon demo    # in a terminal, then in another one, with the demo's config file:
-    python docs/picture.py docs/console.svg --config /tmp/connmon-demo-.../connmon.cfg --service demo
+    python -m tests.made_fleet    # a node with the made fleet of the tests; it prints its port, then:
+    python docs/picture.py docs/console.svg --host 127.0.0.1:PORT
 
 The real console runs in a pseudo-terminal of 100 x 24; pyte keeps what an eye would see of it, and
 that is drawn, character by character, with its colours.
@@ -99,4 +99,4 @@ def _run(run: str, look: tuple[str, str, bool], begin: int, line: int) -> list[s
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(svg(captured(sys.argv[2:], "7")), encoding="utf-8")
+    Path(sys.argv[1]).write_text(svg(captured(sys.argv[2:], "9")), encoding="utf-8")

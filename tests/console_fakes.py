@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final, get_args
 
 from connmon import model, wire
 from connmon.model import (
@@ -33,9 +33,12 @@ from connmon.model import (
     Rows,
     RowsQuery,
     Series,
+    SiteRow,
     Totals,
     Usage,
     UsersQuery,
+    Verdict,
+    VerdictWord,
     WaitsQuery,
 )
 
@@ -48,6 +51,13 @@ INFO: Final = PoolInfo(
 
 
 COMMAND: Final = "/usr/bin/nova-api --config x"
+LEAK: Final = (
+    Verdict(
+        "LEAK", "a connection has been held for 41s at 310.2 checkouts/s: see its call site and give it back"
+    ),
+    Verdict("SATURATED", "5 wait up to 12s"),
+)
+SILENT: Final = (Verdict("LOST", "the process is stopped, or its host or network is down"),)
 
 
 def figures(
@@ -64,6 +74,7 @@ def figures(
     pools: int = 1,
     ago: float = 0.8,
     most: int | None = None,
+    wrong: tuple[Verdict, ...] = (),
 ) -> Figures:
     """Figures of a row at CLOCK; `ago` in seconds before it, `wait` and `held` in seconds before that."""
     checkouts = out + round(rate * 300)
@@ -81,6 +92,7 @@ def figures(
         None if held is None else CLOCK - ago - held,
         rate,
         CLOCK - ago,
+        verdicts=wrong,
     )
 
 
@@ -89,7 +101,7 @@ FLEET: tuple[Row, ...] = (
         "ctl1",
         "nova-api",
         "connected",
-        figures(78, 31, 5, wait=12.4, held=41, processes=8, rate=310.2, capacity=240, pools=16),
+        figures(78, 31, 5, wait=12.4, held=41, processes=8, rate=310.2, capacity=240, pools=16, wrong=LEAK),
     ),
     ProgramRow(
         "ctl1",
@@ -102,7 +114,7 @@ FLEET: tuple[Row, ...] = (
         "ctl2",
         "cinder-volume",
         "lost",
-        figures(6, 2, held=266_400, processes=0, lost=2, capacity=30, pools=2, ago=21),
+        figures(6, 2, held=266_400, processes=0, lost=2, capacity=30, pools=2, ago=21, wrong=SILENT),
     ),
     ProgramRow(
         "ctl2", "glance-api", "gone", figures(0, 0, processes=0, capacity=0, pools=0, ago=751, most=22)
@@ -114,7 +126,7 @@ FLEET: tuple[Row, ...] = (
         CLOCK - 7500,
         Usage(12.5, 148_000_000, 9, 77),
         "connected",
-        figures(15, 15, 5, wait=12.4, held=41, rate=120.5, pools=2, capacity=20),
+        figures(15, 15, 5, wait=12.4, held=41, rate=120.5, pools=2, capacity=20, wrong=LEAK),
     ),
     ProcessRow(
         "i-4712",
@@ -132,9 +144,9 @@ FLEET: tuple[Row, ...] = (
         None,
         Usage(),
         "lost",
-        figures(9, 2, held=3, rate=80.0, pools=2, capacity=20, ago=19),
+        figures(9, 2, held=3, rate=80.0, pools=2, capacity=20, ago=19, wrong=SILENT),
     ),
-    PoolRow("i-4711", 0, INFO, "connected", figures(14, 14, 5, wait=12.4, held=41, rate=100.0)),
+    PoolRow("i-4711", 0, INFO, "connected", figures(14, 14, 5, wait=12.4, held=41, rate=100.0, wrong=LEAK)),
     PoolRow("i-4711", 1, INFO, "connected", figures(1, 1, held=2.4, rate=20.5, capacity=5)),
     *(
         ConnectionRow(
@@ -148,21 +160,23 @@ FLEET: tuple[Row, ...] = (
             f"Thread-{number}",
             None,
             (),
+            verdict=None if number else "LEAK",
         )
         for number in range(14)
     ),
-    PoolRow("i-4713", 0, INFO, "lost", figures(9, 2, held=3, rate=80.0, ago=19)),
+    PoolRow("i-4713", 0, INFO, "lost", figures(9, 2, held=3, rate=80.0, ago=19, wrong=SILENT)),
     ConnectionRow("i-4713", 0, 0, 884_300, "checked_out", CLOCK - 90, CLOCK - 3, "MainThread", None, ()),
     ConnectionRow("i-4711", 14, 1, None, "idle", CLOCK - 60, None, None, None, ()),
 )
 NOVA: Final[RowKey] = ("database", "mysql", "db1", 3306, "nova")
 FLEET += (
     HostRow("ctl1", 3, "connected", figures(130, 35, 5, wait=12.4, held=41, processes=15, rate=402.3,
-                                            capacity=345, pools=23)),
+                                            capacity=345, pools=23, wrong=LEAK)),
     HostRow("ctl2", 2, "lost",
-            figures(6, 2, held=266_400, processes=0, lost=2, capacity=30, pools=2, ago=21)),
+            figures(6, 2, held=266_400, processes=0, lost=2, capacity=30, pools=2, ago=21, wrong=SILENT)),
     DatabaseRow("mysql", "db1", 3306, "nova", 2, "connected",
-                figures(90, 31, 5, wait=12.4, held=41, processes=8, rate=310.2, capacity=240, pools=16)),
+                figures(90, 31, 5, wait=12.4, held=41, processes=8, rate=310.2, capacity=240, pools=16,
+                        wrong=LEAK)),
     DatabaseRow("mysql", "db1", 3306, "keystone", 1, "connected",
                 figures(12, 0, processes=3, rate=4.0, capacity=45, pools=3)),
 )  # fmt: skip
@@ -174,9 +188,22 @@ TOTALS: Final = figures(
 def wanted(rows: Iterable[Row], query: RowsQuery) -> tuple[Row, ...]:
     """Return the rows that belong into the answer to a query."""
     if isinstance(query, WaitsQuery):
-        return tuple(row for row in rows if getattr(row, "instance", "") == "i-4711")
+        troubled = {
+            (row.instance, row.number)
+            for row in rows
+            if isinstance(row, PoolRow) and row.state != "lost"
+            and (row.figures.gauges.waiting or (row.figures.held_since or CLOCK) < CLOCK - query.held)
+        }  # fmt: skip
+        return tuple(
+            row
+            for row in rows
+            if (isinstance(row, PoolRow) and (row.instance, row.number) in troubled)
+            or (isinstance(row, ConnectionRow) and (row.instance, row.pool) in troubled and row.held_since)
+            or (isinstance(row, ProcessRow) and row.instance in {instance for instance, _ in troubled})
+        )
     if isinstance(query, UsersQuery):
-        return tuple(row for row in rows if isinstance(row, ProgramRow) and row.program.startswith("n"))
+        first = (query.database or "?")[0]
+        return tuple(row for row in rows if isinstance(row, ProgramRow) and row.program.startswith(first))
     kinds: dict[str, tuple[type, ...]] = {
         "program": (ProgramRow,),
         "host": (HostRow,),
@@ -184,14 +211,20 @@ def wanted(rows: Iterable[Row], query: RowsQuery) -> tuple[Row, ...]:
         "process": (ProcessRow,),
         "pool": (ProcessRow, PoolRow),
         "connection": (ProcessRow, PoolRow, ConnectionRow),
+        "site": (SiteRow,),
     }
+
+    rows = tuple(rows)
+    processes = {row.instance: row.process for row in rows if isinstance(row, ProcessRow)}
 
     def fits(row: Row) -> bool:
         if not isinstance(row, kinds.get(query.by, ())):
             return False
         if query.instance is not None and getattr(row, "instance", None) != query.instance:
             return False
-        who = row.process if isinstance(row, ProcessRow) else row
+        who: Any = row.process if isinstance(row, ProcessRow) else row
+        if isinstance(row, PoolRow | ConnectionRow):  # theirs is that of their process
+            who = processes.get(row.instance, row)
         return query.host in (None, getattr(who, "host", query.host)) and query.program in (
             None,
             getattr(who, "program", query.program),
@@ -215,6 +248,7 @@ def answer(
     node: str = "node1",
     quorum: bool = True,
     clock: float = CLOCK,
+    totals: Figures | None = None,
 ) -> Rows:
     """Return a node's whole answer to a query."""
     rows = tuple(rows)
@@ -230,9 +264,19 @@ def answer(
         True,
         len({row.host for row in rows if isinstance(row, ProgramRow)}),
         sum(isinstance(row, ProgramRow) for row in rows),
-        TOTALS if rows else figures(processes=0, capacity=0, pools=0),
+        totals or (TOTALS if rows else figures(processes=0, capacity=0, pools=0)),
         wanted(rows, query),
+        verdicts=_verdicts(rows),
     )
+
+
+def _verdicts(rows: Iterable[Row]) -> tuple[tuple[VerdictWord, int], ...]:
+    """Return how many programs have each verdict, the gravest first."""
+    words = [
+        row.figures.verdicts[0].word for row in rows if isinstance(row, ProgramRow) and row.figures.verdicts
+    ]
+    gravest: tuple[VerdictWord, ...] = get_args(VerdictWord)
+    return tuple((word, words.count(word)) for word in gravest if word in words)
 
 
 class FakeNode:
@@ -244,6 +288,7 @@ class FakeNode:
         self.name = name
         self.rows = tuple(rows)
         self.quorum = True
+        self.totals: Figures | None = None
         self.after: tuple[int, Iterable[Row]] | None = None
         """After so many queries it has these rows."""
         self.queries: list[RowsQuery] = []
@@ -297,7 +342,7 @@ class FakeNode:
                 "ctl1", "keystone", "connected", figures(12 + wave, wave, processes=3, rate=float(wave))
             )
             rows = tuple(busy if row.key == busy.key else row for row in rows)
-        return answer(query, rows, node=self.name, quorum=self.quorum, clock=clock)
+        return answer(query, rows, node=self.name, quorum=self.quorum, clock=clock, totals=self.totals)
 
 
 def many(programs: int) -> tuple[model.Row, ...]:

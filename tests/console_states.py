@@ -8,6 +8,7 @@ from connmon.console import handlers, keys, state
 from connmon.console.source import Source, Want
 from connmon.console.state import Picture, Remembered, Samples, State
 from connmon.model import HistoryQuery, Row
+from tests import made_fleet
 from tests.console_fakes import FLEET, answer, history
 
 #: What the nodes say of themselves.
@@ -36,7 +37,6 @@ def pictured(shown: State, rows: tuple[Row, ...] = FLEET, now: float = 100.0, **
             tables[want] = [(("node", node["node"], node["address"]), node) for node in NODES]
             continue
         source = Source(want)
-        source.remember({})
         source.apply(answer(source.question(), rows, **said))
         tables[want] = source.rows()
     past = history(HistoryQuery(shown.remembers)) if rows else None
@@ -49,13 +49,19 @@ def pictured(shown: State, rows: tuple[Row, ...] = FLEET, now: float = 100.0, **
     return state.pictured(shown, picture)
 
 
-def opened(*names: str) -> State:
+def opened(*names: str, rows: tuple[Row, ...] = FLEET, **said: Any) -> State:
     """The state after these keys, with a picture after each of them."""
-    shown = pictured(State("connmon_service=default", now=100.0))
-    shown = pictured(shown)  # the history of the rows that are there now
+    shown = pictured(State("connmon_service=default", now=100.0), rows, **said)
+    shown = pictured(shown, rows, **said)  # the history of the rows that are there now
     for name in names:
-        shown = pictured(pictured(handlers.pressed(shown, name)))
+        shown = handlers.pressed(shown, name)
+        shown = pictured(pictured(shown, rows, **said), rows, **said)
     return shown
+
+
+def made(*names: str) -> State:
+    """The same of the made fleet."""
+    return opened(*names, rows=made_fleet.FLEET, totals=made_fleet.TOTALS)
 
 
 def typed(shown: State, *names: str) -> State:

@@ -9,12 +9,14 @@ from typing import Any
 
 import psutil
 import pytest
+from msgspec import structs
 
 from connmon import procinfo
-from connmon.console import merging
+from connmon.console import merging, tables
 from connmon.console.local import Watch
 from connmon.console.source import Source, Want
-from tests.console_fakes import answer
+from connmon.model import ProgramRow
+from tests.console_fakes import CLOCK, FLEET, answer, figures
 
 
 def pool(port: int | None, connections: int = 1, **changes: Any) -> dict[str, Any]:
@@ -87,32 +89,74 @@ def test_another_process_is_not_looked_at(changes: dict[str, Any]) -> None:
     assert Watch().look("i1", []) is None
 
 
-def test_timeouts_that_are_not_known_to_be_recent() -> None:
-    """Where the node could not tell of all rows with timeouts, a row is judged by those since first seen."""
-    source = Source(Want("program"))
-    source.apply(answer(source.question()))
-
-    def with_timeouts() -> set[str]:
-        return {row["program"] for _, row in source.rows() if "TIMEOUTS" in row["why"]}
-
-    ever = {row["program"] for _, row in source.rows() if row["timeouts_total"]}
-    assert ever
-    source.remember({})
-    assert not with_timeouts()
-    source.remember({}, False)
-    present = {row["program"] for _, row in source.rows() if row["state"] == "connected"}
-    assert with_timeouts() == ever & present
-    (row,) = [merging.together([{"recent_timeouts": 2}, {"timeouts_total": 3}])]
-    assert row["recent_timeouts"] is None
-
-
 def test_a_server_that_takes_less_than_its_pools_may_open_is_overcommitted() -> None:
-    """With the server's maximum given, its databases say OVERCOMMIT; of others nothing is known."""
+    """With the server's maximum given, its databases say OVERCOMMIT, if nothing graver; of others nothing."""
     source = Source(Want("database"), {("db1", 3306): 151})
     source.apply(answer(source.question()))
     rows = {row["database"]: row for _, row in source.rows()}
     assert rows["keystone"]["verdict"] == "OVERCOMMIT"
-    assert "285 connections to db1:3306, which takes 151" in rows["nova"]["why"]
+    assert "285 connections to db1:3306, which takes 151" in rows["keystone"]["verdict_reason"]
+    assert (rows["nova"]["verdict"], rows["nova"]["server_max"]) == ("LEAK", 151)
     source = Source(Want("database"), {("db2", None): 10})
     source.apply(answer(source.question()))
     assert {row["verdict"] for _, row in source.rows()} == {"LEAK", None}
+
+
+def test_verdicts_are_the_nodes() -> None:
+    """Rows have the word and the reason that came with them, and none where none came."""
+    source = Source(Want("program"))
+    source.apply(answer(source.question()))
+    rows = {row["program"]: row for _, row in source.rows()}
+    assert rows["nova-api"]["verdict"] == "LEAK"
+    bare = Source(Want("program"))
+    bare.apply(answer(bare.question(), [structs.replace(FLEET[0], figures=figures(15, 15, 9, held=4000.0))]))
+    assert [row["verdict"] for _, row in bare.rows()] == [None]
+    old = {"program": "nova-api", "state": "connected", "waiting": 3}
+    assert (tables.state_word(old), tables.reason(old)) == ("waiting", "")
+
+
+def test_a_merged_row_is_as_grave_as_its_gravest_part() -> None:
+    """It has that part's verdict and reason; its timeouts are the sum, unknown where a part's are."""
+    parts: list[dict[str, Any]] = [
+        {"verdict": "SATURATED", "verdict_reason": "9 wait", "recent_timeouts": 2, "waiting": 9},
+        {"verdict": "LEAK", "verdict_reason": "held for 5m", "recent_timeouts": 1, "waiting": 0},
+        {"verdict": None, "verdict_reason": None, "recent_timeouts": 0, "waiting": 0},
+    ]
+    row = merging.together(parts)
+    assert (row["verdict"], row["verdict_reason"], row["recent_timeouts"]) == ("LEAK", "held for 5m", 3)
+    assert merging.together([{"recent_timeouts": 2}, {"timeouts_total": 3}])["recent_timeouts"] is None
+    assert merging.together([{}, {}])["verdict"] is None
+
+
+def test_a_leak_is_blamed_on_the_line_that_leaks() -> None:
+    """Of a pool with a leak, only the place whose connection leaks is LEAK among the waits."""
+    source = Source(Want("wait"))
+    source.apply(answer(source.question()))
+    blamed = {row["blocker"]: row["verdict"] for _, row in source.rows()}
+    assert [place for place, verdict in blamed.items() if verdict == "LEAK"] == ["thread Thread-0"]
+
+
+def test_connects_a_second_are_known_from_the_second_report_on() -> None:
+    """They are null before, and after a silence; of several reports those of the last seconds count."""
+    source = Source(Want("program"))
+    key = FLEET[0].key
+
+    def after(seconds: float, connects: int, ago: float = 0.0) -> float | None:
+        row = FLEET[0]
+        assert isinstance(row, ProgramRow)
+        now = row.figures
+        changed = structs.replace(
+            now, totals=now.totals._replace(connects=connects), reported=CLOCK + seconds - ago
+        )
+        frame = answer(source.question(), [structs.replace(row, figures=changed)], clock=CLOCK + seconds)
+        source.apply(frame)
+        rate = dict(source.rows())[key]["connects_per_second"]
+        assert rate is None or isinstance(rate, float)
+        return rate
+
+    assert after(0.0, 91) is None
+    assert after(2.0, 97) == pytest.approx(3.0)
+    assert after(4.0, 97) == pytest.approx(1.5)
+    assert after(30.0, 97) == pytest.approx(0.0)
+    assert after(60.0, 97, ago=30.0) is None
+    assert after(61.0, 5) is None  # it began again

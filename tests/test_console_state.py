@@ -14,8 +14,8 @@ from connmon.console import handlers, keys, state, tables, text
 from connmon.console.pages import VIEWS
 from connmon.console.source import Want
 from connmon.console.state import Reel, Silence, State
-from tests.console_fakes import CLOCK, FLEET, NOVA, many
-from tests.console_states import opened, pictured, programs, typed, under_cursor
+from tests.console_fakes import CLOCK, FLEET, INFO, NOVA, many
+from tests.console_states import made, opened, pictured, programs, typed, under_cursor
 
 
 def test_every_action_has_a_handler_and_no_key_two_meanings() -> None:
@@ -196,12 +196,12 @@ def test_names_are_cut_in_the_middle() -> None:
     [
         ("1", "programs"), ("p", "programs"), ("2", "hosts"), ("h", "hosts"), ("3", "databases"),
         ("d", "databases"), ("4", "processes"), ("5", "pools"), ("6", "connections"), ("7", "waits"),
-        ("w", "waits"), ("8", "cluster"), ("c", "cluster"),
+        ("w", "waits"), ("8", "cluster"), ("c", "cluster"), ("9", "code"), ("l", "code"),
     ],
 )  # fmt: skip
 def test_a_key_for_each_view(key: str, view: Any) -> None:
     """From anywhere, the key shows the first page of its view, and asks for its rows."""
-    shown = opened("enter", "enter", key)
+    shown = made("enter", "enter", key)
     assert (shown.view, len(shown.pages)) == (view, 1)
     assert shown.wants == (VIEWS[view],)
     assert shown.page.pane.rows
@@ -226,11 +226,15 @@ def test_from_a_database_to_its_programs_and_on() -> None:
 
 
 def test_from_pools_connections_and_waits() -> None:
-    """Enter goes from a pool and from a connection to its process, from a wait to the program's processes."""
+    """Enter goes from a pool and a connection to its process, from a wait to what is held of that pool."""
     process = (Want("pool", instance="i-4711"), Want("connection", instance="i-4711"))
     assert opened("5", "enter").wants == process
     assert opened("6", "enter").wants == process
-    assert opened("7", "enter").wants == (Want("process", "ctl1", "nova-api"),)
+    holders = opened("7", "enter")
+    assert holders.wants == (Want("connection", "ctl1", "nova-api", pool=INFO.url, held=True),)
+    held = [row["held_seconds"] for _, row in holders.page.pane.rows or ()]
+    assert held == sorted(held, reverse=True) and held[0] == 41.0 and None not in held
+    assert pictured(handlers.pressed(holders, "enter")).wants == process
     assert opened("8", "enter").expanded
 
 
@@ -362,4 +366,3 @@ def test_a_refresh_of_quiet_rows_is_what_a_fresh_look_shows(sort: str) -> None:
         shown = pictured(shown, rows, clock=CLOCK + later)
         fresh = typed(pictured(State("x"), rows, clock=CLOCK + later), *sort)
         assert shown.page.pane.rows == fresh.page.pane.rows
-        assert shown.page.pane.wrong == fresh.page.pane.wrong

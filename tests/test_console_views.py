@@ -19,9 +19,33 @@ from connmon.console import columns, details, forms, handlers, keys, lines, mous
 from connmon.console.source import Source, Want
 from connmon.console.state import Local, Picture, Reel, Silence, State
 from tests.console_fakes import FLEET, answer, many
-from tests.console_states import opened, pictured, programs, typed, under_cursor
+from tests.console_states import made, opened, pictured, programs, typed, under_cursor
 
 GOLDEN = Path(__file__).parent / "golden" / "console"
+
+
+SIZES = ((80, 24), (200, 50))
+#: Of the made fleet, more sizes: a scene's name, and the keys that lead there.
+MADE_SIZES = ((80, 24), (100, 30), (120, 40), (200, 50))
+MADE: dict[str, tuple[str, ...]] = {
+    "programs": (),
+    "hosts": ("2",),
+    "databases": ("3",),
+    "processes": ("4",),
+    "pools": ("5",),
+    "connections": ("6",),
+    "waits": ("7",),
+    "waits-opened": ("7", "enter"),
+    "cluster": ("8",),
+    "code": ("9",),
+    "code-opened": ("9", "enter"),
+}
+
+
+def golden_screens() -> list[tuple[str, int, int]]:
+    return [
+        (name, *size) for name in scenes() for size in (MADE_SIZES if name.startswith("fleet-") else SIZES)
+    ]
 
 
 def scenes() -> dict[str, State]:
@@ -33,6 +57,7 @@ def scenes() -> dict[str, State]:
     )
     local = Local("i-4711", "on this host now: TCP to the database 17, 2 BEYOND its pools' 15   CPU 12%")
     return {
+        **{f"fleet-{name}": made(*pressed) for name, pressed in MADE.items()},
         "programs": opened("down"),
         "hosts": opened("2"),
         "databases": opened("3"),
@@ -65,8 +90,7 @@ def screen(shown: State, width: int, height: int) -> str:
     return lines.plain(views.view(shown, width, height)) + "\n"
 
 
-@pytest.mark.parametrize(("width", "height"), [(80, 24), (200, 50)])
-@pytest.mark.parametrize("scene", scenes())
+@pytest.mark.parametrize(("scene", "width", "height"), golden_screens())
 def test_golden_screens(scene: str, width: int, height: int) -> None:
     """Each screen is what was looked at and found right."""
     golden = (GOLDEN / f"{scene}-{width}x{height}.txt").read_text()
@@ -161,7 +185,7 @@ def test_numbers_stand_at_the_right_and_the_unknown_is_a_dash() -> None:
     """Digits of one column end at one place; a value that is not known is "-"."""
     shown = screen(opened("enter"), 80, 24).splitlines()
     rows = [line for line in shown if line[1:5] in ("4711", "4712", "4713")]
-    assert [line[:18].split() for line in rows] == [
+    assert [line[:16].split() for line in rows] == [
         [">4711", "LEAK"],
         ["4713", "LOST"],
         ["4712", "connected"],
@@ -388,11 +412,191 @@ def test_saved_text_has_every_row_and_every_column() -> None:
     assert programs(pictured(State(""), FLEET))
 
 
+# --- Who it is, comes first ----------------------------------------------------------------------------
+
+WIDTHS = st.sampled_from([80, 100, 120])
+PACKAGES = st.sampled_from(["shop", "shop/orders", "/usr/lib/python3/dist-packages/nova/db/main", "a/b", ""])
+LINES = st.builds(
+    lambda package, file, line, function: f"{package}{'/' * bool(package)}{file}:{line} {function}",
+    PACKAGES,
+    st.sampled_from(["api.py", "orders.py", "db_base_plugin_v2.py"]),
+    st.integers(1, 3000),
+    st.sampled_from(["checkout", "_get_networks", "instance_get_by_uuid_with_everything", "<module>"]),
+)
+URLS = st.builds(
+    lambda driver, host, name: f"{driver}://{name}@{host}.example.org/{name}",
+    st.sampled_from(["mysql+pymysql", "postgresql+psycopg"]),
+    st.sampled_from(["db1", "db2", "database-cluster-primary"]),
+    st.sampled_from(["nova", "nova_api", "nova_cell0", "shop"]),
+)
+PROGRAM_NAMES = st.sampled_from(
+    ["nova-api", "nova-api-metadata", "neutron-openvswitch-agent", "shop.main:app", "celery@mail worker"]
+)
+HOST_NAMES = st.builds(
+    lambda rack, number: f"compute-{rack}-{number:03}", st.sampled_from("ab"), st.integers(0, 9)
+)
+WHO = {"host": HOST_NAMES, "program": PROGRAM_NAMES, "state": st.just("connected")}
+COUNTED = {
+    "waiting": st.integers(0, 99), "connections": st.integers(0, 2000), "checked_out": st.integers(0, 2000),
+    "longest_wait_seconds": st.floats(0, 9999), "verdict": st.sampled_from([None, "LEAK", "SLOW CONNECT"]),
+}  # fmt: skip
+MADE_ROWS: dict[tables.Table, Any] = {
+    "program": {**WHO, **COUNTED},
+    "process": {**WHO, **COUNTED, "pid": st.integers(1, 99999)},
+    "pool": {**WHO, **COUNTED, "pid": st.integers(1, 99999), "pool": URLS},
+    "connection": {**WHO, "pid": st.integers(1, 99999), "connection": st.integers(0, 999), "call_site": LINES,
+                   "held_seconds": st.floats(0, 9999)},
+    "site": {**WHO, "call_site": LINES, "held_now": st.integers(0, 99), "waiting_now": st.integers(0, 99),
+             "holds_total": st.integers(0, 10**9), "longest_held_seconds": st.floats(0, 9999)},
+    "wait": {**WHO, **COUNTED, "pool": URLS, "blocker": st.one_of(LINES, st.just("6 short holds")),
+             "held_seconds": st.floats(0, 9999)},
+}  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), st.sampled_from(list(MADE_ROWS)), WIDTHS)
+def test_no_two_rows_look_the_same(data: st.DataObject, by: tables.Table, width: int) -> None:
+    """Whatever differs between two rows in what identifies them is seen, at 80, 100 and 120 columns."""
+    rows = data.draw(st.lists(st.fixed_dictionaries(MADE_ROWS[by]), min_size=2, max_size=20))
+    pairs = [((by, at), row) for at, row in enumerate(rows)]
+    fitted, gap = columns.fit(tables.COLUMNS[by], rows, width - 1, 2, tables.DEFAULT_SORT[by], "▼")
+    marks = columns.marks(fitted, pairs)
+    assert sum(place.width for place in fitted) + gap * (len(fitted) - 1) < width
+    naming = [at for at, place in enumerate(fitted) if place.column.identifies]
+    assert len(naming) == sum(column.identifies for column in tables.COLUMNS[by])
+    looks = set()
+    for key, row in pairs:
+        cells = views._cells(fitted, row, marks.get(key, ""))
+        looks.add(tuple(cells[at] for at in naming))
+        # No name is cut while a number is there, and of a path never the file and the line.
+        for at in naming if len(naming) < len(fitted) else ():
+            whole = fitted[at].column.write(row).first
+            if fitted[at].column.is_path:
+                line = whole.rpartition("/")[2].split(" ")[0]
+                assert by in ("pool", "wait") or line in cells[at]
+            elif not marks.get(key):
+                assert cells[at].strip() == whole
+    assert len(looks) == len(rows)
+
+
+def test_rows_for_which_there_is_no_room_are_numbered() -> None:
+    """Where not even names have room, looking for it ends, and rows that look the same get a number."""
+    rows = [
+        {"host": "h" * 40, "program": "p" * 60, "pid": 7, "pool": f"mysql://u@db{number}{'x' * 40}/same"}
+        for number in range(3)
+    ]
+    pairs = [(("pool", f"i{at}", 0), row) for at, row in enumerate(rows)]
+    fitted, _ = columns.fit(tables.COLUMNS["pool"], rows, 79, 2, "verdict", "▼")
+    marks = columns.marks(fitted, pairs)
+    assert len({tuple(views._cells(fitted, row, marks.get(key, ""))) for key, row in pairs}) == 3
+    endless = [{**row, "pool": f"mysql://u@{number}{'x' * 5000}/same"} for number, row in enumerate(rows)]
+    began = time.perf_counter()
+    columns.fit(tables.COLUMNS["pool"], endless, 79, 2, "verdict", "▼")
+    assert time.perf_counter() - began < 5.0
+
+
+def test_a_path_loses_its_left_part() -> None:
+    """File name and line stay to the last; then the function is cut; what was cut is marked."""
+    line = "nova/db/main/api.py:1873 instance_get_by_uuid"
+    assert text.shorten_path(line, 40) == "…/main/api.py:1873 instance_get_by_uuid"
+    assert text.shorten_path(line, 24) == "…/api.py:1873 instance_~"
+    assert text.shorten_path(line, 13) == "…/api.py:1873"
+    assert text.shorten_path("mysql+pymysql://nova@db1/nova", 20) == "…nova@db1/nova"
+    assert "~/api.py" in screen(replace(made("9"), blocks=False), 80, 24)
+
+
+@given(st.text(max_size=60), st.integers(0, 60))
+def test_paths_fit(path: str, width: int) -> None:
+    """Any text is cut to its room."""
+    path = text.clean(path)
+    assert text.width(text.shorten_path(path, width)) <= width
+
+
+def test_the_sorted_column_is_marked() -> None:
+    """Its heading has ▼ where the largest is on top, ▲ where it is at the bottom; v and ^ in ASCII."""
+    assert "verdict▼" in screen(made(), 80, 24)
+    assert "verdict▲" in screen(typed(made(), "I"), 80, 24)
+    assert "node▲" in screen(made("8"), 80, 24)
+    ascii_only = screen(replace(made("9"), blocks=False), 120, 30)
+    assert "verdictv" in ascii_only and ascii_only.isascii()
+
+
+def test_two_pools_of_one_url_are_told_apart() -> None:
+    """Two pools of a process with the same URL have their numbers behind it."""
+    shown = screen(opened("enter", "enter"), 80, 24)
+    assert "nova#0" in shown and "nova#1" in shown
+
+
+def test_a_leaked_connection_is_red_with_its_verdict() -> None:
+    """In the views of connections, waits and code the row has the word and its colour; others have not."""
+    for pressed in (("6", "down", "down"), ("7",), ("9", "down"), ("9", "enter", "down")):
+        shown = state.fitted(made(*pressed), views.layout(made(*pressed), 200, 50).panes)
+        # Rows have several spans, details one; the cursor's row has its own look.
+        drawn = [line for line in views.view(shown, 200, 50) if len(line) > 2]
+        leaks = [line for line in drawn if "monthly.py:97" in lines.plain([line])]
+        leaks = [line for line in leaks if line[0][1] != "strong"]  # the trail
+        assert leaks
+        for line in leaks:
+            assert "LEAK" in lines.plain([line]) and {role for _, role in line} == {"bad"}
+        others = [line for line in drawn if "daily.py:61" in lines.plain([line])]
+        assert all(role != "bad" for line in others for _, role in line)
+
+
+def test_one_key_for_the_line_that_blocks_and_two_for_its_stack() -> None:
+    """9 has the worst line on top, its verdict beside it; Enter then shows who holds it and the stack."""
+    first = screen(made("9"), 80, 24)
+    (top,) = [line for line in first.splitlines() if line.startswith(">")]
+    assert "monthly.py:97 build" in top and "LEAK" in top
+    second = screen(made("9", "enter"), 80, 24)
+    for fact in ("taken in: reports/build/monthly.py:97 build", "now elsewhere: the function",
+                 "   reports/worker/loop.py:31 run"):  # fmt: skip
+        assert fact in second
+    holders = screen(made("7", "enter"), 80, 24)
+    assert "now in the application's own work, at" in holders and "gateway.py:88 charge" in holders
+
+
+def test_unused_height_has_the_details_of_the_selected_row() -> None:
+    """Where the table leaves lines, they have what e shows; where it does not, the reason stays."""
+    tall, low = screen(opened(), 80, 50), screen(made(), 80, 24)
+    assert "checkouts total" in tall and "nova-api: LEAK" in tall
+    assert "checkouts total" not in low and "LEAK: a connection taken in" in low
+
+
+def test_the_counts_of_verdicts_are_the_fleets_on_every_view() -> None:
+    """The header has them from the node's totals, whatever the table shows; none where the node has none."""
+    for key in "123456789":
+        assert "LEAK 1   BLOCKED 1   SATURATED 1   LOST 1   SLOW CONNECT 1" in screen(made(key), 200, 50)
+    shown = opened()
+    old = replace(shown, head={**shown.head, "totals": {"waiting": 5}})
+    assert "LEAK 1" not in screen(old, 200, 50)
+
+
+def test_a_line_of_blocks_has_a_scale() -> None:
+    """What its highest block stands for is printed at its end, in five characters at most."""
+    assert forms.peak([None, 7.25, 3.0]) == "7.2"
+    assert [forms.short(value) for value in (0.0, 312.4, 1000.0, 88_213.0, 1_300_000.0, None)] == [
+        "0", "312", "1k", "88.2k", "1.3M", "-",
+    ]  # fmt: skip
+    assert " max 1" in screen(opened(), 80, 24).splitlines()[3]
+
+
+def test_the_screens_of_the_readme_are_as_they_are() -> None:
+    """Each screen in the README is a part of a golden one, line by line."""
+    readme = (GOLDEN.parents[2] / "README.rst").read_text()
+    shown = readme.partition("Which line blocks")[2].partition("Watch your own")[0]
+    blocks = shown.split("::\n\n")[1:]
+    for name, block in zip(("code", "code-opened", "programs"), blocks, strict=True):
+        screen_lines = [line[4:] for line in block.splitlines() if line.startswith("    ")]
+        assert len(screen_lines) >= 10
+        golden = (GOLDEN / f"fleet-{name}-80x24.txt").read_text()
+        assert "\n".join(screen_lines) in "\n".join(line.rstrip() for line in golden.splitlines())
+
+
 if __name__ == "__main__":
     GOLDEN.mkdir(parents=True, exist_ok=True)
-    for name, scene in scenes().items():
-        for columns_, lines_ in ((80, 24), (200, 50)):
-            (GOLDEN / f"{name}-{columns_}x{lines_}.txt").write_text(screen(scene, columns_, lines_))
+    every = scenes()
+    for name, columns_, lines_ in golden_screens():
+        (GOLDEN / f"{name}-{columns_}x{lines_}.txt").write_text(screen(every[name], columns_, lines_))
     began = time.perf_counter()
     large = pictured(State(""), many(5000))
     print(f"5,000 programs: picture {time.perf_counter() - began:.3f} s", end=", ")

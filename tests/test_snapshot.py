@@ -840,12 +840,21 @@ def test_wide_characters_are_aligned() -> None:
     ("seconds", "text"),
     [
         *[(None, "-"), (0.0, "0s"), (0.04, "0.0s"), (0.42, "0.4s"), (9.94, "9.9s"), (9.96, "10s")],
-        *[(41.0, "41s"), (59.6, "1m"), (754.0, "12m"), (3599.6, "1h00m"), (18420.0, "5h07m")],
+        *[
+            (41.0, "41s"),
+            (59.6, "1m00s"),
+            (102.0, "1m42s"),
+            (599.4, "9m59s"),
+            (599.6, "10m"),
+            (754.0, "12m"),
+            (3599.6, "1h00m"),
+            (18420.0, "5h07m"),
+        ],
         *[(266400.0, "3d02h"), (1e12, "11574074d01h")],
     ],
 )
 def test_short_age(seconds: float | None, text: str) -> None:
-    """Ages are short: one or two units."""
+    """Ages are short: one or two units; below ten minutes to the second."""
     assert short_age(seconds) == text
 
 

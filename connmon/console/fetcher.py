@@ -114,8 +114,6 @@ class Fetcher(threading.Thread):
         self._remembered: Remembered | None = None
         self._remembers: tuple[RowKey, ...] = ()
         self._remember_again = 0.0
-        self._timeouts: dict[RowKey, int] = {}
-        self._timeouts_known = True
         self._watch = Watch()
         self._wake = threading.Event()
         self._stopping = False
@@ -199,7 +197,6 @@ class Fetcher(threading.Thread):
             want: self._sources.get(want) or Source(want, self._maxima) for want in asked.values()
         }
         for source in self._sources.values():
-            source.remember(self._timeouts, self._timeouts_known)
             for rows in node.ask(source.question()):
                 source.apply(rows)
         tables: dict[Want, Sequence[tuple[Key, Row]]] = {}
@@ -225,7 +222,6 @@ class Fetcher(threading.Thread):
             return
         past = node.history(HistoryQuery(keys, SAMPLES))
         self._remembers, self._remember_again = keys, now + REMEMBER
-        self._timeouts, self._timeouts_known = dict(past.timeouts), not past.left_out
         series = {each.key: Samples(each.rates, each.connections) for each in past.series}
         self._remembered = Remembered(past.number, past.interval, series)
 

@@ -67,21 +67,47 @@ def of(part: int | None, whole: int | None) -> str:
     return UNKNOWN if part is None else f"{part}/{count(whole)}"
 
 
-def line(samples: Sequence[float | None], number: int, columns: int, each: int, blocks: str = BLOCKS) -> str:
-    """Return `columns` blocks, each the mean of `each` samples; the newest at the right.
+def means(samples: Sequence[float | None], number: int, columns: int, each: int) -> list[float | None]:
+    """Return the means of `columns` blocks of `each` samples, the newest last; None: not known.
 
     `number` is that of the last sample: which samples share a block depends on their numbers, not on
-    the moment, so that the line moves to the left and does not shimmer. What is not known is a space.
-    The highest block is the largest mean, the lowest one nothing at all.
+    the moment, so that a line of blocks moves to the left and does not shimmer.
     """
-    means: list[float | None] = []
+    found: list[float | None] = []
     last = number // each
     for block in range(last - columns + 1, last + 1):
         begin = block * each - (number - len(samples) + 1)
         known = [value for value in samples[max(0, begin) : max(0, begin + each)] if value is not None]
-        means.append(sum(known) / len(known) if known else None)
-    top = max((mean for mean in means if mean is not None), default=0.0)
+        found.append(sum(known) / len(known) if known else None)
+    return found
+
+
+def drawn(values: Sequence[float | None], blocks: str = BLOCKS) -> str:
+    """Return a block for each value: the highest for the largest, the lowest for 0, a space for None."""
+    top = max((value for value in values if value is not None), default=0.0)
     return "".join(
-        " " if mean is None else blocks[0] if not top else blocks[round(mean / top * (len(blocks) - 1))]
-        for mean in means
+        " " if value is None else blocks[0] if not top else blocks[round(value / top * (len(blocks) - 1))]
+        for value in values
     )
+
+
+def peak(values: Sequence[float | None]) -> str:
+    """Return what the highest block of a line stands for."""
+    return short(max((value for value in values if value is not None), default=None))
+
+
+def short(value: float | None) -> str:
+    """Return a number in five characters at most: 7.5, 312, 88.2k, 1.3M."""
+    if value is None:
+        return UNKNOWN
+    for unit in ("", "k", "M", "G"):
+        if value < 999.5 or unit == "G":
+            break
+        value /= 1000.0
+    whole = f"{value:.0f}" if value >= 99.95 or value == int(value) else f"{value:.1f}"
+    return whole + unit
+
+
+def line(samples: Sequence[float | None], number: int, columns: int, each: int, blocks: str = BLOCKS) -> str:
+    """Return samples as `columns` blocks, each the mean of `each` samples; the newest at the right."""
+    return drawn(means(samples, number, columns, each), blocks)

@@ -259,6 +259,7 @@ HANDLERS: Final[dict[keys.Action, Handler]] = {
     "connections": _view("connections"),
     "waits": _view("waits"),
     "cluster": _view("cluster"),
+    "code": _view("code"),
     "sort_next": lambda state: _sort(state, 1),
     "sort_previous": lambda state: _sort(state, -1),
     "invert": _invert,

@@ -6,19 +6,14 @@ picture is frozen or a recording; then a note.
 
 from __future__ import annotations
 
-from connmon import verdicts
 from connmon.console import forms, keys, tables, text
-from connmon.console.lines import Field, Line, Role, Span
+from connmon.console.columns import FALLING, RISING
+from connmon.console.lines import VERDICT_ROLES, Field, Line, Span
 from connmon.console.panes import Pane
 from connmon.console.state import State
 from connmon.formats import short_age as age
 from connmon.model import EVERYTHING
 
-#: Which role each verdict has; its word always stands beside it.
-VERDICT_ROLES: dict[str, Role] = {
-    "LEAK": "bad", "TIMEOUTS": "bad", "LOST": "bad",
-    "SATURATED": "warn", "SLOW CONNECT": "warn", "OVERCOMMIT": "warn",
-}  # fmt: skip
 #: Samples that the lines in the header show: five minutes of them.
 TREND_SAMPLES = 150
 
@@ -50,7 +45,7 @@ def totals(state: State) -> list[Field]:
     def number(name: str, key: str, rank: int) -> Field:
         return Field(name, forms.count(totals.get(key)), rank)
 
-    wrong = state.page.panes[0].wrong
+    wrong = totals.get("verdicts") or {}
     left_out = totals.get("left_out")
     return [
         number("hosts", "hosts", 8),
@@ -64,7 +59,7 @@ def totals(state: State) -> list[Field]:
         *([Field("left out", forms.count(left_out), 2, "warn")] if left_out else []),
         *(
             Field(word, str(wrong[word]), 2, VERDICT_ROLES[word])
-            for word in verdicts.WORDS
+            for word in tables.VERDICTS
             if wrong.get(word)
         ),
     ]
@@ -74,15 +69,17 @@ def trends(state: State, width: int) -> Line | None:
     """Return the line of the last minutes; None where nothing is known of them."""
     remembered = state.remembered
     samples = None if remembered is None else remembered.rows.get(EVERYTHING)
-    if remembered is None or samples is None or width < 60:
+    if remembered is None or samples is None or width < 80:
         return None
-    room = min(75, (width - 36) // 2)
+    # Names, "max" with up to five characters, and the minutes stand between the blocks.
+    room = min(75, (width - 54) // 2)
     blocks = forms.BLOCKS if state.blocks else forms.ASCII_BLOCKS
     each = max(1, TREND_SAMPLES // room)
     line: Line = []
     for name, values in (("checkouts/s", samples.rates), ("connections", samples.counts)):
-        drawn = forms.line(values, remembered.number, room, each, blocks)
-        line += [(f" {name} ", ""), (drawn, "good"), (" ", "")]
+        means = forms.means(values, remembered.number, room, each)
+        line += [(f" {name} ", ""), (forms.drawn(means, blocks), "good")]
+        line += [(f" max {text.left(forms.peak(means), 5)} ", "")]
     minutes = round(room * each * remembered.interval / 60)
     return [*line, (f"{minutes} min", "")]
 
@@ -146,15 +143,26 @@ def crumbs(state: State, width: int, visible: int) -> Line:
     return [*line, (" " * (room - text.width(trail + extra)) + about + " ", "")]
 
 
-def _about(state: State, pane: Pane) -> str:
+def order(pane: Pane) -> str:
+    """Return the order in words."""
     by = tables.column(pane.want.by, pane.sort)
     if pane.sort == "verdict":
-        order = ("gravest first", "gravest last")
+        names = ("gravest first", "gravest last")
     elif tables.falls(by):
-        order = ("largest first", "smallest first")
+        names = ("largest first", "smallest first")
     else:
-        order = ("A to Z", "Z to A")
-    about = f"by {by.name}, {order[pane.inverted]}"
+        names = ("A to Z", "Z to A")
+    return names[pane.inverted]
+
+
+def mark(pane: Pane) -> str:
+    """Return what stands in the heading of the column that is sorted by."""
+    falls = tables.falls(tables.column(pane.want.by, pane.sort))
+    return FALLING if falls is not pane.inverted else RISING
+
+
+def _about(state: State, pane: Pane) -> str:
+    about = f"by {tables.column(pane.want.by, pane.sort).name}, {order(pane)}"
     if pane.rows:
         about += f"   {pane.index + 1} of {len(pane.rows)}"
     return about
@@ -196,8 +204,8 @@ def footer(state: State, width: int) -> Line:
         hidden.add("back")
     if len(state.page.panes) == 1:
         hidden.add("other_pane")
-    if state.view == "waits":
-        hidden.add("waits")
+    if state.view in ("waits", "code"):
+        hidden.add("waits" if state.view == "waits" else "code")
     if not pane.groupable:
         hidden.add("group")
     if state.reel is None:

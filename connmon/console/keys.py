@@ -12,7 +12,7 @@ from typing import Final, Literal, TypeAlias
 
 Action: TypeAlias = Literal[
     "up", "down", "page_up", "page_down", "first", "last", "open", "back", "other_pane",
-    "programs", "hosts", "databases", "processes", "pools", "connections", "waits", "cluster",
+    "programs", "hosts", "databases", "processes", "pools", "connections", "waits", "cluster", "code",
     "sort_next", "sort_previous", "invert", "find", "find_next", "find_previous", "filter", "filter_out",
     "freeze", "freeze_order", "slower", "faster", "group", "expand", "save", "help", "quit",
     "step", "step_back", "jump", "jump_back", "speed_up", "speed_down",
@@ -53,8 +53,9 @@ BINDINGS: Final[tuple[Binding, ...]] = (
     Binding("processes", ("4",), "4", "view: processes"),
     Binding("pools", ("5",), "5", "view: pools"),
     Binding("connections", ("6",), "6", "view: connections"),
-    Binding("waits", ("7", "w"), "7 w", "view: waits: who blocks whom, and in which line of code", "waits"),
+    Binding("waits", ("7", "w"), "7 w", "view: waits: who blocks whom; Enter: what is held", "waits"),
     Binding("cluster", ("8", "c"), "8 c", "view: cluster: the nodes"),
+    Binding("code", ("9", "l"), "9 l", "view: code: which line holds connections, who blocks first", "code"),
     Binding("find", ("/",), "/", "find a row: type, Enter", "find"),
     Binding("find_next", ("n",), "n", "find the next"),
     Binding("find_previous", ("N",), "N", "find the one before"),
@@ -94,7 +95,7 @@ def footer(without: frozenset[Action] = frozenset()) -> list[tuple[str, str]]:
     for binding in BINDINGS:
         if not binding.short or binding.action in without:
             continue
-        shown = "1-8" if binding.short == "views" else binding.shown.split()[0]
+        shown = "1-9" if binding.short == "views" else binding.shown.split()[0]
         if entries and entries[-1][1] == binding.short:
             entries[-1] = (f"{entries[-1][0]} {shown}", binding.short)
         else:

@@ -7,13 +7,19 @@ header); "cursor", "strong" and "paused" are brightness. What a colour says, a w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from connmon.console import text
 
 Role: TypeAlias = Literal["", "good", "warn", "bad", "faded", "header", "cursor", "strong", "paused"]
 Span: TypeAlias = tuple[str, Role]
 Line: TypeAlias = list[Span]
+
+#: Which role each verdict has; its word always stands beside it.
+VERDICT_ROLES: Final[dict[str, Role]] = {
+    "LEAK": "bad", "BLOCKED": "bad", "TIMEOUTS": "bad", "LOST": "bad",
+    "SATURATED": "warn", "SLOW CONNECT": "warn", "OVERCOMMIT": "warn",
+}  # fmt: skip
 
 
 class Field(NamedTuple):

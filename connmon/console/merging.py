@@ -6,7 +6,8 @@ Rules kept here:
   oldest, a last report the newest. Of percentiles the worst is shown: no one's is hidden by another's.
 - What limits have left out is summed where it is not None, which is: nothing.
 - A sum of which a part is not known is not known; a part that is lost or gone has no present and adds none.
-- A merged row is judged like any other, by its own figures.
+- A merged row is as grave as its gravest part, and has that one's verdict and reason: nothing is judged by
+  figures that are sums.
 """
 
 from __future__ import annotations
@@ -17,22 +18,25 @@ from typing import Any, Final, TypeAlias
 from connmon.console import tables
 from connmon.console.columns import Row
 from connmon.snapshot import FIGURES
-from connmon.verdicts import HELD_LONG
 
 Key: TypeAlias = tuple[Any, ...]
+
+#: Seconds after which a connection is among the waits, though nobody waits for it.
+HELD_LONG: Final = 30.0
 
 _NEWEST: Final = ("last_report_seconds",)
 _WORST: Final = (
     "longest_wait_seconds", "longest_held_seconds",
     *(f"{what}_p{part}_seconds" for what in ("wait", "held", "connect") for part in (50, 95, 99)),
 )  # fmt: skip
-_SUMS: Final = tuple(key for key in FIGURES if key not in (*_NEWEST, *_WORST, "left_out"))
+_NOT_SUMMED: Final = (*_NEWEST, *_WORST, "left_out", "recent_timeouts", "verdict", "verdict_reason")
+_SUMS: Final = tuple(key for key in FIGURES if key not in _NOT_SUMMED)
 _DATABASE: Final = ("dialect", "database_host", "database_port", "database")
 _STATES: Final = ("connected", "lost", "gone")
 
 
 def together(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return one row of what several have in common, and of the sums; not judged yet."""
+    """Return one row of what several have in common, of the sums, and of the gravest verdict."""
     first = rows[0]
     alive = [row for row in rows if row.get("state") not in ("lost", "gone")]
     merged = {key: value for key, value in first.items() if all(row.get(key) == value for row in rows)}
@@ -49,17 +53,19 @@ def together(rows: Sequence[Row]) -> dict[str, Any]:
             merged[key] = min(ages) if key in _NEWEST else max(ages)
     if any("left_out" in row for row in rows):
         merged["left_out"] = sum(row.get("left_out") or 0 for row in rows) or None
-    recent = [row.get("recent_timeouts") for row in rows]
-    merged["recent_timeouts"] = None if None in recent else sum(filter(None, recent))
+    for key in ("recent_timeouts", "connects_per_second"):
+        values = [row.get(key) for row in (rows if key == "recent_timeouts" else alive)]
+        merged[key] = None if None in values or not values else sum(filter(None, values))
+    worst = max(rows, key=_gravity)
+    merged["verdict"], merged["verdict_reason"] = worst.get("verdict"), worst.get("verdict_reason")
     merged["state"] = next(
         (state for state in _STATES if any(row.get("state") == state for row in rows)), None
     )
     return merged
 
 
-def _judged(merged: dict[str, Any]) -> dict[str, Any]:
-    tables.judged(merged, merged.pop("recent_timeouts"))
-    return merged
+def _gravity(row: Row) -> tuple[int, int, float]:
+    return tables.gravity(row.get("verdict")), row.get("waiting") or 0, row.get("longest_held_seconds") or 0.0
 
 
 def programs(pairs: Iterable[tuple[Key, Row]]) -> list[tuple[Key, Row]]:
@@ -69,7 +75,7 @@ def programs(pairs: Iterable[tuple[Key, Row]]) -> list[tuple[Key, Row]]:
         found.setdefault(row.get("program"), []).append(row)
     merged: list[tuple[Key, Row]] = []
     for program, rows in found.items():
-        row = _judged(together(rows))
+        row = together(rows)
         row["hosts"] = len(rows)
         row["host"] = rows[0].get("host") if len(rows) == 1 else f"{len(rows)} hosts"
         merged.append((("programs", program), row))
@@ -83,7 +89,7 @@ def pools(pairs: Iterable[tuple[Key, Row]]) -> list[tuple[Key, Row]]:
         found.setdefault(("pools", row.get("host"), row.get("program"), row.get("pool")), []).append(row)
     merged: list[tuple[Key, Row]] = []
     for key, rows in found.items():
-        row = _judged(together(rows))
+        row = together(rows)
         row["processes"] = len(rows)
         merged.append((key, row))
     return merged
@@ -97,7 +103,7 @@ def users(pairs: Iterable[tuple[Key, Row]], database: Key) -> list[tuple[Key, Ro
             found.setdefault(("program", row.get("host"), row.get("program")), []).append(row)
     merged: list[tuple[Key, Row]] = []
     for key, rows in found.items():
-        row = _judged({name: value for name, value in together(rows).items() if name != "pool"})
+        row = {name: value for name, value in together(rows).items() if name != "pool"}
         row["pools"], row["processes"] = len(rows), len({pool.get("instance") for pool in rows})
         merged.append((key, row))
     return merged
@@ -127,7 +133,8 @@ def waits(pools: Sequence[tuple[Key, Row]], connections: Sequence[tuple[Key, Row
         if pool not in seen:
             held[pool + ("nobody", None)] = []  # noqa: RUF005  (a star in an index is not in Python 3.10)
     rows = [_wait(key, of_pool[key[:3]], holders) for key, holders in held.items()]
-    return sorted(rows, key=lambda pair: -(pair[1]["held_seconds"] or 0.0))
+    # A place that is known by its line or its thread says more than a number of short holds.
+    return sorted(rows, key=lambda pair: (pair[0][4] == "short", -(pair[1]["held_seconds"] or 0.0)))
 
 
 def _pool(row: Row) -> Key:
@@ -144,11 +151,9 @@ def _place(row: Row) -> tuple[str, Any]:
 
 def _wait(key: Key, pools: Sequence[Row], holders: Sequence[Row]) -> tuple[Key, Row]:
     longest: Mapping[str, Any] = max(holders, key=lambda row: row["held_seconds"], default={})
-    merged = together(pools)
+    row = together(pools)
     held = longest.get("held_seconds")
-    # Only the place that holds one long is to blame for a leak, not every user of that pool.
-    merged["longest_held_seconds"] = held if held is not None else merged.get("longest_held_seconds")
-    row = _judged(merged)
+    _blame(row, holders)
     what, place = key[3:]
     if what == "short":
         row["blocker"] = f"{len(holders)} short holds" if len(holders) > 1 else "a short hold"
@@ -158,9 +163,21 @@ def _wait(key: Key, pools: Sequence[Row], holders: Sequence[Row]) -> tuple[Key, 
         row["blocker"] = place if what == "line" else f"thread {place}" if place else "not known"
     row["call_site"] = longest.get("call_site")
     row["holder"] = longest.get("holder")
+    row["holder_in"], row["holder_site"] = longest.get("holder_in"), longest.get("holder_site")
     row["stack"] = longest.get("stack") or []
     row["server_id"] = longest.get("server_id")
     row["held_seconds"], row["holds"] = held, len(holders)
     row["processes"] = len({pool.get("instance") for pool in pools})
     row["pids"] = sorted({holder["pid"] for holder in holders if holder.get("pid") is not None})
     return ("wait", *key), row
+
+
+def _blame(row: dict[str, Any], holders: Sequence[Row]) -> None:
+    """Give a pool's LEAK or BLOCKED to the places whose connections are, and not to its every user."""
+    own = max(holders, key=lambda holder: tables.gravity(holder.get("verdict")), default={}).get("verdict")
+    of_pool = row.get("verdict")
+    if own == of_pool or of_pool not in ("LEAK", "BLOCKED"):
+        if own is not None and own != of_pool:
+            row["verdict"], row["verdict_reason"] = own, None
+        return
+    row["verdict"], row["verdict_reason"] = own, None

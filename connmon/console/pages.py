@@ -11,7 +11,7 @@ from connmon.console.panes import Page, Pane, page
 from connmon.console.source import Key, Want
 
 View: TypeAlias = Literal[
-    "programs", "hosts", "databases", "processes", "pools", "connections", "waits", "cluster"
+    "programs", "hosts", "databases", "processes", "pools", "connections", "waits", "cluster", "code"
 ]  # fmt: skip
 
 VIEWS: Final[dict[View, Want]] = {
@@ -23,6 +23,7 @@ VIEWS: Final[dict[View, Want]] = {
     "connections": Want("connection"),
     "waits": Want("wait"),
     "cluster": Want("node"),
+    "code": Want("site"),
 }
 
 
@@ -45,7 +46,9 @@ def _opened(want: Want, key: Key, row: Row) -> tuple[str, tuple[Want, ...]] | No
     if key[0] == "programs" and row["hosts"] > 1:
         program = str(row.get("program"))
         return f"{program} on all hosts", (Want("program", program=program, database=want.database),)
-    if by == "program" or by == "wait" or key[0] == "pools":
+    if by in ("wait", "site"):
+        return _holders(by, row)
+    if by == "program" or key[0] == "pools":
         host, program = str(row.get("host")), str(row.get("program"))
         return f"{program} on {host}", (Want("process", host=host, program=program),)
     if by == "host":
@@ -61,3 +64,18 @@ def _opened(want: Want, key: Key, row: Row) -> tuple[str, tuple[Want, ...]] | No
             Want("pool", instance=instance), Want("connection", instance=instance),
         )  # fmt: skip
     return None
+
+
+def _holders(by: str, row: Row) -> tuple[str, tuple[Want, ...]]:
+    """Return the connections that are held: of the pool that somebody waits for, or by the line of code."""
+    host, program = str(row.get("host")), str(row.get("program"))
+    if by == "site":
+        site = str(row.get("call_site"))
+        return f"{program} on {host}: {text.shorten_path(site, 40)}", (
+            Want("connection", host, program, call_site=site, held=True),
+        )  # fmt: skip
+    pool = row.get("pool")
+    who = "who holds" if pool is None else f"who holds {text.shorten_path(str(pool), 32)}"
+    return f"{program} on {host}: {who}", (
+        Want("connection", host, program, pool=None if pool is None else str(pool), held=True),
+    )  # fmt: skip

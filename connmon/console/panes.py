@@ -10,9 +10,8 @@ Rules kept here:
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from connmon.console import merging, tables
 from connmon.console.columns import Row
@@ -44,8 +43,6 @@ class Pane:
     grouped: bool = False
     order: tuple[Key, ...] | None = None
     """The order is frozen: this one."""
-    wrong: Mapping[str | None, int] = field(default_factory=dict)
-    """How many rows, filtered or not, have each verdict."""
 
     @property
     def groupable(self) -> bool:
@@ -74,7 +71,7 @@ class Pane:
             if old is new:
                 continue
             same = key == other and value(old) == value(new) and old.get("verdict") == new.get("verdict")
-            if not same or any(old.get(each) != new.get(each) for each in ("waiting", "connections")):
+            if not same or tables.troubled(old) != tables.troubled(new):
                 return None
             fresh[key] = new
         rows = tuple((pair[0], fresh[pair[0]]) if pair[0] in fresh else pair for pair in self.rows)
@@ -106,9 +103,6 @@ class Pane:
         if self.source is None:
             return self
         pairs: Sequence[tuple[Key, Row]] = self.source
-        wrong: Mapping[str | None, int] = {}
-        if self.want.by not in ("wait", "connection", "node"):  # of these it would be no number of anything
-            wrong = Counter([row.get("verdict") for _, row in pairs])
         if self.grouped:
             pairs = (merging.programs if self.want.by == "program" else merging.pools)(pairs)
         if self.filter:
@@ -118,9 +112,9 @@ class Pane:
             places = {key: place for place, key in enumerate(self.order)}
             rows = tuple(sorted(rows, key=lambda pair: places.get(pair[0], len(places))))
         if self.cursor is None:
-            return replace(self, rows=rows, wrong=wrong, index=0, top=0)
+            return replace(self, rows=rows, index=0, top=0)
         index = next((place for place, (key, _) in enumerate(rows) if key == self.cursor), self.index)
-        return replace(self, rows=rows, wrong=wrong).moved_to(index)
+        return replace(self, rows=rows).moved_to(index)
 
     def moved_to(self, index: int) -> Pane:
         """Return the pane with the cursor on a row of that index, or the nearest there is."""

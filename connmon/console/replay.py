@@ -12,7 +12,7 @@ Rules kept here:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 from connmon.console import app, merging, screen
 from connmon.console.columns import Row
 from connmon.console.fetcher import Demand, News, Note, Position
-from connmon.console.source import Key, Source, Want
+from connmon.console.source import Key, Source, Want, belongs
 from connmon.console.state import Picture, Reel, Remembered, Samples, State
 from connmon.model import EVERYTHING, Grouping, RowKey
 from connmon.recording import Recording, answered
@@ -114,10 +114,9 @@ class Player:
                 for row in frame.nodes
             ]
         for want, source in self._sources.items():
-            source.remember(dict(frame.timeouts or ()), frame.timeouts is not None)
             for rows in answered(frame, _grouping(want)):
                 source.apply(rows)
-            if want.by not in ("wait", "connection", "pool"):
+            if want.by not in ("wait", "connection", "pool", "site"):
                 for key, row in source.rows():
                     self._sampled(key, row)
         self._sampled(EVERYTHING, self._sources[_HEAD].head()["totals"])
@@ -136,7 +135,7 @@ class Player:
             return merging.users(rows, want.database)
         if want.by == "wait":
             return rows
-        return [pair for pair in rows if _belongs(want, pair[1])]
+        return [pair for pair in rows if belongs(want, pair[1])]
 
 
 #: Whose answer gives the head.
@@ -154,14 +153,6 @@ def _asked(want: Want) -> Want:
     if want.database is not None:
         return Want("pool")
     return Want(want.by)
-
-
-def _belongs(want: Want, row: Mapping[str, Any]) -> bool:
-    return (
-        want.host in (None, row.get("host"))
-        and want.program in (None, row.get("program"))
-        and want.instance in (None, row.get("instance"))
-    )
 
 
 def run(recording: Recording) -> int:

@@ -3,29 +3,52 @@
 Rules kept here:
 
 - Who is to blame stands on top: by default tables are in the order of their verdicts, then of those who
-  wait, then of connections. Waits are in the order of who waits, connections in that of who holds longest.
+  wait, then of connections. Waits are in the order of who waits, connections in that of who holds longest,
+  lines of code in that of how many wait in their programs for what they hold.
+- Nothing is judged here: the node has the verdicts.
 - Rows arrive in the order of their names, which decides between equals.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Literal, TypeAlias
+from dataclasses import replace
+from typing import Any, Final, Literal, TypeAlias, get_args
 
-from connmon import verdicts
 from connmon.console import forms, text
 from connmon.console.columns import EXTRA, Cell, Column, Row
 from connmon.console.forms import count, word
 from connmon.formats import short_age as age
 from connmon.formats import short_duration as duration
+from connmon.model import VerdictWord
 
-Table: TypeAlias = Literal["program", "host", "database", "process", "pool", "connection", "wait", "node"]
+Table: TypeAlias = Literal[
+    "program", "host", "database", "process", "pool", "connection", "site", "wait", "node"
+]
+
+#: The gravest first.
+VERDICTS: Final[tuple[str, ...]] = get_args(VerdictWord)
+
+#: What they mean, where no more is known than the word.
+MEANINGS: Final = {
+    "LEAK": "it does not come back, and nobody works with it: see the line that took it",
+    "BLOCKED": "held long in the database: look for a lock there",
+    "SATURATED": "somebody waits and all is checked out: see which lines hold it (9)",
+    "TIMEOUTS": "somebody gave up waiting in the last minutes",
+    "LOST": "silent for longer than the lease; its present is not known",
+    "SLOW CONNECT": "making a connection takes long (p95)",
+    "OVERCOMMIT": "the pools may open more connections than the server takes",
+}
 
 #: Columns of the lines that show the last minutes, and samples in each of their blocks.
 TREND: Final = 15
 TREND_EACH: Final = 10
+#: Columns of the number at its end.
+PEAK: Final = 5
 #: What the view adds to the rows on the screen, where it is known: samples, and the number of the last.
 TREND_KEY: Final = "_trend"
+#: What `source` adds to rows by site: how many wait for connections in the same program on the same host.
+WAIT_THERE: Final = "_wait_there"
 
 
 def state_word(row: Row) -> str:
@@ -34,21 +57,29 @@ def state_word(row: Row) -> str:
     if verdict:
         return str(verdict)
     state = row.get("state")
-    if state == "connected" and row.get("waiting"):
+    if (state == "connected" and row.get("waiting")) or (state is None and row.get("waiting_now")):
         return "waiting"
     return word(state).replace("_", " ")
 
 
-def judged(row: dict[str, Any], recent_timeouts: int | None) -> None:
-    """Add to a row's cells what is wrong with it, and why.
+def reason(row: Row) -> str:
+    """Return the verdict with its reason in one line; "" where nothing is wrong."""
+    verdict, why = row.get("verdict"), row.get("verdict_reason")
+    if not verdict:
+        return ""
+    if not why:
+        return f"{verdict}: {MEANINGS[verdict]}" if verdict in MEANINGS else str(verdict)
+    return str(why) if str(why).startswith(f"{verdict}:") else f"{verdict}: {why}"
 
-    `recent_timeouts` is of the program, or whatever the node remembers of it; None: not known.
-    """
-    if recent_timeouts is not None:
-        row["recent_timeouts"] = min(recent_timeouts, row.get("timeouts_total") or 0)
-    found = verdicts.of_row(row)
-    row["verdict"] = verdicts.gravest(found)
-    row["why"] = verdicts.explained(found)
+
+def name(row: Row) -> str:
+    """Return what a row is called in a sentence."""
+    return str(row.get("program") or row.get("host") or row.get("database") or row.get("node"))
+
+
+def gravity(verdict: Any) -> int:
+    """Return how grave a verdict is: 0 for none, larger is graver."""
+    return len(VERDICTS) - VERDICTS.index(verdict) if verdict in VERDICTS else 0
 
 
 # --- Kinds of columns -----------------------------------------------------------------------------
@@ -69,13 +100,41 @@ def _text(key: str, title: str, rank: int, least: int = 0, short: str = "") -> C
     return Column(key, title, short or title, rank, lambda row: Cell(word(row.get(key))), True, least)
 
 
+def _name(key: str, title: str, least: int, rank: int = 0) -> Column:
+    """What identifies a row; `rank` counts only where the screen is narrow."""
+    return replace(_text(key, title, rank, least), identifies=True)
+
+
+def _place(key: str, title: str, least: int, rank: int = 0) -> Column:
+    """The same, a path."""
+    return replace(_name(key, title, least, rank), is_path=True)
+
+
+def _pid(rank: int = 0) -> Column:
+    return replace(_number("pid", "pid", rank), identifies=True)
+
+
 def _state(rank: int) -> Column:
     return Column("state", "state", "state", rank, lambda row: Cell(state_word(row)), True)
 
 
 def _gravity(row: Row) -> float:
     gone = row.get("state") == "gone"
-    return verdicts.rank(row.get("verdict")) - 0.5 * gone
+    return gravity(row.get("verdict")) - 0.5 * gone
+
+
+def _line_gravity(row: Row) -> tuple[int, int, bool, int, float]:
+    """Who blocks: what is wrong; how many wait in the program, where it holds something; whether somebody
+    waits in this very line, and so for a pool that it uses; how much it holds, and how long.
+    """
+    held = row.get("held_now") or 0
+    return (
+        gravity(row.get("verdict")),
+        (row.get(WAIT_THERE) or 0) if held else -1,
+        bool(row.get("waiting_now")),
+        held,
+        row.get("longest_held_seconds") or 0.0,
+    )
 
 
 def _verdict(rank: int) -> Column:
@@ -104,9 +163,10 @@ def _trend(key: str, title: str, of: str, rank: int) -> Column:
     def write(row: Row) -> Cell:
         known = row.get(TREND_KEY)
         if known is None:
-            return Cell(" " * TREND)
+            return Cell(" " * TREND, " " * PEAK)
         samples, number, blocks = known
-        return Cell(forms.line(samples[key], number, TREND, TREND_EACH, blocks))
+        means = forms.means(samples[key], number, TREND, TREND_EACH)
+        return Cell(forms.drawn(means, blocks), forms.peak(means))
 
     return Column(key, title, title, rank, write, value=lambda row: row.get(of))
 
@@ -118,8 +178,26 @@ def _server(row: Row) -> str:
     return text.clean(str(host) if port is None else f"{host}:{port}")
 
 
-def _blocker(row: Row) -> Cell:
-    return Cell(word(row.get("blocker")))
+def _sampled(row: Row) -> Cell:
+    """Holds; "~" where only a sample of them is known by its line."""
+    return Cell(("~" if row.get("estimated") else "") + count(row.get("holds_total")))
+
+
+def _where_now(row: Row) -> Cell:
+    """Where the holder is: in the database, or in which line."""
+    where = row.get("holder_in")
+    if where == "database":
+        return Cell("in the database")
+    if where == "ended":
+        return Cell("has ended")
+    return Cell(word(row.get("holder_site") or where))
+
+
+def _holder_now(rank: int) -> Column:
+    return Column(
+        "holder_in", "holder is now", "holder now", rank, _where_now, True, 15,
+        lambda row: _where_now(row).first, is_path=True,
+    )  # fmt: skip
 
 
 _CONNECTIONS = _with_max("connections", "connections", "conns\n(max)", 2)
@@ -127,13 +205,17 @@ _CHECKED_OUT = _with_max("checked_out", "checked out", "checked\nout(max)", 3)
 _WAITING = _number("waiting", "waiting", 1)
 _LONGEST_WAIT = _number("longest_wait_seconds", "longest\nwait", 4, form=age)
 _LONGEST_HELD = _number("longest_held_seconds", "longest\nheld", 5, form=age)
-_RATE = _number("checkouts_per_second", "checkouts\n/s", 8, form=forms.rate)
+_RATE = _number("checkouts_per_second", "checkouts\n/s", 8, "check-\nouts/s", form=forms.rate)
+_TIMEOUTS = _number("recent_timeouts", "recent\ntimeouts", 6, "time-\nouts")
+_CONNECT_RATE = _number("connects_per_second", "connects\n/s", 9, "con-\nnects/s", form=forms.rate)
+#: What every table of pools has of what happens now.
+_LATELY: Final = (_TIMEOUTS, _RATE, _CONNECT_RATE)
 _TRENDS: Final = (
-    _trend("rates", "checkouts/s\nlast 5 minutes", "checkouts_per_second", 12),
-    _trend("counts", "connections\nlast 5 minutes", "connections", 15),
+    _trend("rates", "checkouts/s\n5 minutes, max", "checkouts_per_second", 12),
+    _trend("counts", "connections\n5 minutes, max", "connections", 15),
 )
 _P95: Final = (
-    _number("wait_p95_seconds", "wait\np95", 9, form=duration),
+    _number("wait_p95_seconds", "wait\np95", 10, form=duration),
     _number("held_p95_seconds", "held\np95", 10, form=duration),
     _number("connect_p95_seconds", "connect\np95", 14, form=duration),
 )
@@ -158,16 +240,16 @@ _REPORT = _number("last_report_seconds", "last\nreport", EXTRA + 7, form=age)
 #: What every table of sums has behind the column that names its rows.
 _SUMS: Final = (
     _with_max("processes", "processes", "procs\n(max)", 7),
-    _CONNECTIONS, _CHECKED_OUT, _WAITING, _LONGEST_WAIT, _LONGEST_HELD, _RATE,
+    _CONNECTIONS, _CHECKED_OUT, _WAITING, _LONGEST_WAIT, _LONGEST_HELD, *_LATELY,
     _bar(11), *_P95, *_TRENDS, *_MORE, _REPORT, _number("pools", "pools", EXTRA + 10),
 )  # fmt: skip
 
 COLUMNS: Final[dict[Table, tuple[Column, ...]]] = {
-    "program": (_text("host", "host", 6, 8), _text("program", "program", 0, 11), _verdict(2), *_SUMS),
-    "host": (_text("host", "host", 0, 11), _verdict(2), _number("programs", "programs", 6), *_SUMS),
+    "program": (_name("host", "host", 8, 6), _name("program", "program", 11), _verdict(2), *_SUMS),
+    "host": (_name("host", "host", 11), _verdict(2), _number("programs", "programs", 6), *_SUMS),
     "database": (
-        Column("server", "server", "server", 0, lambda row: Cell(_server(row)), True, 8, _server),
-        _text("database", "database", 0, 11),
+        replace(_name("server", "server", 8), write=lambda row: Cell(_server(row)), value=_server),
+        _place("database", "database", 11),
         _verdict(2),
         _number("server_max", "server\nmax", 6),
         _text("dialect", "dialect", 13),
@@ -175,11 +257,11 @@ COLUMNS: Final[dict[Table, tuple[Column, ...]]] = {
         *_SUMS,
     ),
     "process": (
-        _number("pid", "pid", 0),
-        _text("host", "host", 8, 8),
-        _text("program", "program", 6, 11),
+        _pid(),
+        _name("host", "host", 8, 8),
+        _name("program", "program", 11, 6),
         _verdict(2),
-        _CONNECTIONS, _CHECKED_OUT, _WAITING, _LONGEST_WAIT, _LONGEST_HELD, _RATE,
+        _CONNECTIONS, _CHECKED_OUT, _WAITING, _LONGEST_WAIT, _LONGEST_HELD, *_LATELY,
         _number("cpu_percent", "CPU", 9, form=forms.percent),
         _number("rss_bytes", "memory", 10, form=forms.size),
         _number("started_seconds", "running", 11, form=age),
@@ -194,14 +276,14 @@ COLUMNS: Final[dict[Table, tuple[Column, ...]]] = {
         *_MORE[5:],
     ),
     "pool": (
-        _text("pool", "pool", 0, 16),
+        _place("pool", "pool", 16),
+        _name("host", "host", 8, 8),
+        _name("program", "program", 11, 3),
+        _pid(5),
         _verdict(2),
-        _text("host", "host", 15, 8),
-        _text("program", "program", 3, 11),
-        _number("pid", "pid", 5),
         _CONNECTIONS, _CHECKED_OUT,
         _number("capacity", "capacity", 6),
-        _WAITING, _LONGEST_WAIT, _LONGEST_HELD, _RATE,
+        _WAITING, _LONGEST_WAIT, _LONGEST_HELD, *_LATELY,
         _bar(9), *_P95,
         _number("pool_size", "size", 16),
         _number("max_overflow", "max\noverflow", 16),
@@ -210,35 +292,51 @@ COLUMNS: Final[dict[Table, tuple[Column, ...]]] = {
         *_MORE[1:],
     ),
     "connection": (
-        _number("connection", "connection", 0, "conn"),
-        _number("server_id", "server session", 2, "server\nsession"),
+        replace(_number("connection", "connection", 0, "conn"), identifies=True),
+        _name("host", "host", 8, 8),
+        _name("program", "program", 11, 7),
+        _pid(7),
         _state(1),
         _number("held_seconds", "held", 2, form=age),
-        _number("age_seconds", "age", 5, form=age),
-        _text("holder", "held by", 3, 12),
-        _text("call_site", "call site", 4, 20),
-        _text("host", "host", 10, 8),
-        _text("program", "program", 9, 11),
-        _number("pid", "pid", 9),
-        _text("pool", "pool", EXTRA, 24),
+        _place("call_site", "taken in", 20, 3),
+        _holder_now(6),
+        _text("holder", "held by", 5, 8),
+        _number("server_id", "server session", 4, "server\nsession"),
+        _number("age_seconds", "age", 11, form=age),
+        _text("pool", "pool", 12, 24),
+    ),
+    "site": (
+        _name("program", "program", 11, 3),
+        _name("host", "host", 8, 6),
+        _place("call_site", "line of code", 20),
+        replace(_verdict(2), value=_line_gravity),
+        _number("held_now", "held\nnow", 1),
+        _number("in_database_now", "in the\ndatabase", 6, "in\nDB"),
+        _number("waiting_now", "wait\nhere", 2),
+        _number("longest_held_seconds", "longest\nheld", 3, "long-\nest", age),
+        _number("usual_held_seconds", "usual\nhold", 4, "usual", duration),
+        replace(_number("holds_total", "holds", 5), write=_sampled),
+        _number("hold_seconds_total", "held\naltogether", 9, form=age),
+        _number("processes", "processes", 8, "procs"),
     ),
     "wait": (
-        _text("program", "program", 1, 8),
-        _verdict(2),
-        _WAITING,
-        _number("longest_wait_seconds", "worst\nwait", 2, form=age),
-        Column("blocker", "blocked by: who holds", "blocked by", 0, _blocker, True, 28),
-        _number("holds", "holds", 3),
-        _number("held_seconds", "longest\nheld", 3, form=age),
-        _bar(5),
-        _text("host", "host", 6, 8),
-        _text("pool", "pool", 7, 24),
-        _number("processes", "processes", 9, "procs"),
-        _text("holder", "thread", 10, 12),
+        _name("program", "program", 8, 1),
+        _name("host", "host", 8, 6),
+        _place("blocker", "blocked by: who holds", 20),
+        _verdict(1),
+        _number("waiting", "waiting", 1, "wait"),
+        _number("longest_wait_seconds", "worst\nwait", 3, form=age),
+        _number("holds", "holds", 4),
+        _number("held_seconds", "longest\nheld", 2, "held", age),
+        _place("pool", "pool", 8, 7),
+        _bar(9),
+        _holder_now(8),
+        _number("processes", "processes", 11, "procs"),
+        _text("holder", "held by", 10, 12),
         *_P95[:2],
     ),
     "node": (
-        _text("node", "node", 0, 8),
+        _name("node", "node", 8),
         _text("role", "role", 1),
         _text("address", "address", 5, 15),
         _number("term", "term", 4),
@@ -254,14 +352,14 @@ COLUMNS: Final[dict[Table, tuple[Column, ...]]] = {
 }  # fmt: skip
 DEFAULT_SORT: Final[dict[Table, str]] = {
     "program": "verdict", "host": "verdict", "database": "verdict", "process": "verdict", "pool": "verdict",
-    "connection": "held_seconds", "wait": "waiting", "node": "node",
+    "connection": "held_seconds", "site": "verdict", "wait": "waiting", "node": "node",
 }  # fmt: skip
 
 #: What find and filter look at, besides the cells of text.
 SEARCHED: Final = (
     "host", "program", "pid", "verdict", "state", "pool", "database", "database_host", "dialect", "user",
-    "command", "container", "node", "server_id", "holder", "call_site", "blocker", "role", "address",
-    "problem",
+    "command", "container", "node", "server_id", "holder", "call_site", "holder_site", "holder_in",
+    "blocker", "role", "address", "problem",
 )  # fmt: skip
 
 
@@ -286,7 +384,7 @@ def arranged(
     value = by.sorted_by
     known: list[tuple[Any, tuple[Any, Row]]] = []
     unknown: list[tuple[Any, Row]] = []
-    for pair in sorted(rows, key=_troubled):
+    for pair in sorted(rows, key=lambda pair: troubled(pair[1])):
         what = value(pair[1])
         if what is None:
             unknown.append(pair)
@@ -296,9 +394,10 @@ def arranged(
     return (*(pair for _, pair in known), *unknown)
 
 
-def _troubled(pair: tuple[Any, Row]) -> tuple[int, int]:
-    row = pair[1]
-    return -(row.get("waiting") or 0), -(row.get("connections") or 0)
+def troubled(row: Row) -> tuple[int, int]:
+    """Return what decides between rows that are equal in the column that is sorted by."""
+    waiting = row.get("waiting") or row.get("waiting_now") or 0
+    return -waiting, -(row.get("connections") or row.get("held_now") or 0)
 
 
 def matches(row: Row, wanted: str) -> bool:

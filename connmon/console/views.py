@@ -16,9 +16,9 @@ from typing import Any, Final
 
 from connmon.console import columns, details, forms, header, helping, tables, text
 from connmon.console.columns import Column, Row
-from connmon.console.header import VERDICT_ROLES
-from connmon.console.lines import Line, Role, clipped, flow, padded, plain, wrapped
+from connmon.console.lines import VERDICT_ROLES, Line, Role, clipped, flow, padded, plain, wrapped
 from connmon.console.panes import Pane
+from connmon.console.source import Want
 from connmon.console.state import State
 
 #: More than the longest row; where everything is to fit.
@@ -33,7 +33,10 @@ def view(state: State, width: int, height: int) -> list[Line]:
         lines = helping.lines(state.help_top, state.reel is not None, width, height)
     else:
         lines = _page(state, width, height)
-    return [clipped(line, width) for line in lines[:height]]
+    shown = [clipped(line, width) for line in lines[:height]]
+    if state.blocks:
+        return shown
+    return [[(part.translate(text.ASCII), role) for part, role in line] for line in shown]
 
 
 def saved(state: State) -> str:
@@ -41,7 +44,7 @@ def saved(state: State) -> str:
     pane = state.page.pane
     rows = [row for _, row in pane.rows or ()]
     shown = [column for column in _columns(pane) if column.key not in ("rates", "counts")]
-    fitted, gap = columns.fit(shown, rows, ANY_WIDTH, 1, pane.sort)
+    fitted, gap = columns.fit(shown, rows, ANY_WIDTH, 1, pane.sort, header.mark(pane))
     between = " " * gap
     lines: list[Line] = [header.title(state, ANY_WIDTH), *flow(header.totals(state), ANY_WIDTH, 1)]
     lines += [[(banner, role)] for banner, role in header.banners(state)]
@@ -69,6 +72,8 @@ class Layout:
     """Rows of each pane; 0: the pane is not shown."""
     why: int
     """Lines about the row under the cursor."""
+    detailed: bool
+    """They have all that is known of it, not only what is wrong."""
     footer: int
 
     @property
@@ -86,12 +91,7 @@ def layout(state: State, width: int, height: int) -> Layout:
     local = int(height >= 16 and _local(state) is not None)
     heading = 2 if height >= 16 else 1
     rows = height - 1 - totals - trends - banners - crumbs - local - footer
-    why = 0
-    if state.expanded and rows > 6:
-        selected = state.page.pane.selected
-        why = 0 if selected is None else len(details.lines(selected[1], width, max(3, rows // 2))) + 1
-    elif height >= 12:
-        why = 1 if height < 20 or width >= 120 else 2
+    why, detailed = _about(state, width, height, rows, heading)
     rows -= why
     panes = state.page.panes
     if len(panes) == 1 or height < 14:
@@ -104,7 +104,23 @@ def layout(state: State, width: int, height: int) -> Layout:
         others = max(1, len(lower.rows or ()))
         share = min(need, max(rows // 3, rows - others, 1))
         shown = (share, max(1, rows - share))
-    return Layout(totals, trends, banners, crumbs, local, heading, shown, why, footer)
+    return Layout(totals, trends, banners, crumbs, local, heading, shown, why, detailed, footer)
+
+
+def _about(state: State, width: int, height: int, rows: int, heading: int) -> tuple[int, bool]:
+    """Return how many of `rows` lines are for the row under the cursor, and whether all is said of it."""
+    page = state.page
+    selected = page.pane.selected
+    least = 0 if height < 12 else 1 if height < 20 or width >= 120 else 2
+    wanted = state.expanded or page.pane.want.held
+    if selected is None or (wanted and rows <= 6):
+        return (0 if wanted else least), False
+    # What the tables leave is for details, which may take half of the height where they are asked for.
+    needed = sum(heading + max(1, len(pane.rows or ())) for pane in page.panes)
+    room = max(rows - needed, max(3, rows // 2) if wanted else 0)
+    if room < max(3, least + 1):
+        return least, False
+    return min(room, len(details.lines(selected[1], width, room - 1)) + 1), True
 
 
 def _page(state: State, width: int, height: int) -> list[Line]:
@@ -126,7 +142,7 @@ def _page(state: State, width: int, height: int) -> list[Line]:
             pane = state.page.panes[at].shown(rows)
             lines += _table(state, pane, width, plan.heading, at == state.page.focus)
     if plan.why:
-        lines += _why(state, width, plan.why)
+        lines += _why(state, width, plan.why, plan.detailed)
     if plan.footer:
         lines += [[]] * (height - 1 - len(lines))
         lines[height - 1 :] = [header.footer(state, width)]
@@ -138,19 +154,18 @@ def _local(state: State) -> str | None:
     return local.text if local is not None and state.page.pane.want.instance == local.instance else None
 
 
-def _why(state: State, width: int, most: int) -> list[Line]:
+def _why(state: State, width: int, most: int, detailed: bool) -> list[Line]:
     """Return what is to be said of the row under the cursor, in exactly so many lines."""
     selected = state.page.pane.selected
     lines: list[Line] = []
-    if selected is not None and state.expanded:
+    if selected is not None and detailed:
         lines = [[("-" * width, "")], *details.lines(selected[1], width, most - 1)]
     elif selected is not None:
         row = selected[1]
-        said = row.get("why") or "; ".join(row.get("problems") or ())
+        said = tables.reason(row) or "; ".join(row.get("problems") or ())
         if said:
-            name = row.get("program") or row.get("host") or row.get("database") or row.get("node")
             role = VERDICT_ROLES.get(str(row.get("verdict")), "strong")
-            lines = wrapped(f"{name}: {said}", width, role)
+            lines = wrapped(f"{tables.name(row)}: {said}", width, role)
             if len(lines) > most:
                 last = "".join(part for part, _ in lines[most - 1])
                 lines[most - 1] = [(text.left(last, max(0, width - 6)) + "(e)", role)]
@@ -167,7 +182,7 @@ _STATE_ROLES: Final[dict[Any, Role]] = {
 
 
 def _columns(pane: Pane) -> list[Column]:
-    """Return the columns that tell the rows of this pane apart."""
+    """Return the columns that tell the rows of this pane apart; what all have in common is in the trail."""
     want = pane.want
     same = set()
     if want.host is not None or want.instance is not None:
@@ -176,13 +191,17 @@ def _columns(pane: Pane) -> list[Column]:
         same.add("program")
     if want.instance is not None or pane.grouped:
         same.add("pid")
+    if want.by == "connection" and want.program is not None:
+        same.add("program")
+    if want.pool is not None:
+        same.add("pool")
     return [column for column in tables.COLUMNS[want.by] if column.key not in same or column.key == pane.sort]
 
 
 def placed(pane: Pane, width: int, heading: int) -> tuple[list[columns.Fitted], int]:
     """Return the columns of a pane that fit, and the gap between them."""
     rows = [row for _, row in (pane.rows or ())[pane.top : pane.top + pane.visible]]
-    return columns.fit(_columns(pane), rows, width - 1, heading, pane.sort)
+    return columns.fit(_columns(pane), rows, width - 1, heading, pane.sort, header.mark(pane))
 
 
 def _table(state: State, pane: Pane, width: int, heading: int, focused: bool) -> list[Line]:
@@ -195,13 +214,14 @@ def _table(state: State, pane: Pane, width: int, heading: int, focused: bool) ->
         for place in fitted:
             line += [(place.title(at) + between, "header")]
         lines.append(padded(line, width, "header"))
+    marks = columns.marks(fitted, shown)
     for number, (key, row) in enumerate(shown, pane.top):
         row = _remembering(state, key, row)
+        cells = _cells(fitted, row, marks.get(key, ""))
         if focused and number == pane.index:
-            cells = between.join(place.cell(row) for place in fitted)
-            lines.append([(text.left(">" + cells, width), "cursor")])
+            lines.append([(text.left(">" + between.join(cells), width), "cursor")])
         else:
-            lines.append(_row(row, fitted, between))
+            lines.append(_row(row, fitted, [cell + between for cell in cells]))
     if not shown:
         lines += _nothing(state, pane, width)[: pane.visible]
     # The pane keeps its place while rows come and go.
@@ -218,7 +238,16 @@ def _remembering(state: State, key: Any, row: Row) -> Row:
     return {**row, tables.TREND_KEY: (samples._asdict(), remembered.number, blocks)}
 
 
-def _row(row: Row, fitted: Sequence[columns.Fitted], between: str) -> Line:
+def _cells(fitted: Sequence[columns.Fitted], row: Row, mark: str) -> list[str]:
+    """Return the row's cells; the mark is in the first text that identifies it, else in the first cell."""
+    if not mark:
+        return [place.cell(row) for place in fitted]
+    naming = [place.column.identifies and place.column.is_text for place in fitted]
+    at = naming.index(True) if True in naming else 0
+    return [place.cell(row, mark if number == at else "") for number, place in enumerate(fitted)]
+
+
+def _row(row: Row, fitted: Sequence[columns.Fitted], cells: Sequence[str]) -> Line:
     word = tables.state_word(row)
     shown = {place.column.key for place in fitted}
     if "role" in shown and row.get("role"):
@@ -226,11 +255,11 @@ def _row(row: Row, fitted: Sequence[columns.Fitted], between: str) -> Line:
     # Where the word itself had no room, its colour would say more than the text.
     whole = _STATE_ROLES.get(word, "") if shown & {"state", "verdict", "role", word} else ""
     line: Line = [(" ", whole)]
-    for place in fitted:
+    for place, cell in zip(fitted, cells, strict=True):
         role = whole
         if not whole and place.column.key in ("state", "verdict") and word in ("connected", "checked out"):
             role = "good"
-        line.append((place.cell(row) + between, role))
+        line.append((cell, role))
     return line
 
 
@@ -243,7 +272,7 @@ def _nothing(state: State, pane: Pane, width: int) -> list[Line]:
     if pane.source and pane.filter:
         how = "has" if not pane.inverse else "is without"
         return wrapped(f"None of {len(pane.source)} rows {how} {pane.filter!r}: Esc ends the filter.", width)
-    if pane.want == ("program", None, None, None, None):
+    if pane.want == Want("program"):
         return [
             *wrapped(
                 "No application reports yet: add connmon to the URL of an engine and let it connect.", width
@@ -261,6 +290,7 @@ _NOTHING: Final[dict[tables.Table, str]] = {
     "process": "No process is running now.",
     "pool": "No pool. The process has made none yet, or it has ended.",
     "connection": "No open connection.",
+    "site": "No line of code has taken a connection that is known by its line.",
     "wait": "Nobody waits for a connection, and none has been held long.",
     "node": "The nodes of the cluster are not known in this picture.",
 }
