@@ -13,7 +13,7 @@ Rules kept here:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from connmon.client import read_once
@@ -22,7 +22,7 @@ from connmon.credentials import Credentials
 from connmon.errors import ConnmonError
 from connmon.formats import as_json_line, printed, short_age
 from connmon.model import Grouping
-from connmon.verdicts import explained, of_row, with_server_maxima
+from connmon.servermax import ADDED, judged_by
 
 DONE, UNREACHABLE = 0, 1
 
@@ -58,7 +58,8 @@ def run(
         else:
             code = DONE
             if by == "database" and maxima:
-                document["rows"] = overcommitted(document["rows"], maxima)
+                rows = judged_by(document["rows"], maxima)
+                document["rows"] = [{k: row[k] for k in row if k not in ADDED} for row in rows]
             write(_text(document, by, form, width(), number > 0))
             if not document["quorum"]:
                 still = short_age(document["stale_seconds"])
@@ -71,21 +72,3 @@ def _text(document: Mapping[str, Any], by: Grouping, form: str, width: int | Non
     if form == "json":
         return as_json_line(document)
     return ("\n" if again else "") + printed(document, by, form, width)
-
-
-def overcommitted(
-    rows: Iterable[dict[str, Any]], maxima: Mapping[tuple[str, int | None], int]
-) -> list[dict[str, Any]]:
-    """Return rows by database, with OVERCOMMIT by these maxima where the node has not said so. Pure."""
-    rows = list(rows)
-    judged = []
-    for row, known in zip(rows, with_server_maxima(rows, maxima), strict=True):
-        said = row.get("verdict"), row.get("verdict_reason") or ""
-        found = [verdict for verdict in of_row(known) if verdict.word == "OVERCOMMIT"]
-        if found and said[0] != "OVERCOMMIT" and "OVERCOMMIT: " not in said[1]:
-            if said[0] is None:
-                row = {**row, "verdict": found[0].word, "verdict_reason": found[0].reason}
-            else:
-                row = {**row, "verdict_reason": f"{said[1]}; {explained(found)}"}
-        judged.append(row)
-    return judged

@@ -32,10 +32,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from operator import itemgetter
-from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
+from typing import Final, Literal, NamedTuple, TypeAlias, get_args
 
-from connmon.dbaddress import DatabaseServer, plain, servers_of
 from connmon.formats import short_age as age
 from connmon.formats import short_duration as duration
 from connmon.model import HolderIn, Verdict, VerdictWord
@@ -73,8 +71,6 @@ class Thresholds(NamedTuple):
 
 
 DEFAULTS: Final = Thresholds()
-HELD_LONG: Final = DEFAULTS.held_long
-SLOW: Final = DEFAULTS.slow_connect
 
 
 class Hold(NamedTuple):
@@ -390,60 +386,3 @@ def _advice(
     if place in ("elsewhere", "ended"):
         return "nobody works with most of them: give them back sooner"
     return "shorten the transaction: hold for a shorter time"
-
-
-# --- What readers still use -----------------------------------------------------------------------
-
-
-def of_row(row: Mapping[str, Any]) -> tuple[Verdict, ...]:
-    """Return what the node says is wrong with a row; and OVERCOMMIT, where the reader knows the maximum."""
-    own = overcommit(
-        row.get("server_capacity"),
-        row.get("server_max"),
-        row.get("server") or DatabaseServer(row.get("database_host"), row.get("database_port")),
-    )
-    word = row.get("verdict")
-    if word is None:
-        return () if own is None else (own,)
-    found = (Verdict(word, row.get("verdict_reason") or ""),)
-    if own is None or "OVERCOMMIT" in (word, *(row.get("verdict_reason") or "").partition("OVERCOMMIT")):
-        return found
-    return (*found, own)
-
-
-def with_server_maxima(
-    rows: Iterable[Mapping[str, Any]], maxima: Mapping[tuple[str, int | None], int]
-) -> list[dict[str, Any]]:
-    """Return database rows with `server_max` and `server_capacity`, where the maximum is known.
-
-    `maxima`: connections that a server takes, by host and port; port None: that host, any port.
-    A capacity that is not known (a pool without a limit) makes the server's unknown; that of databases
-    whose processes are all lost is left out.
-    """
-    found = [dict(row) for row in rows]
-    takes = {(plain(host), port): most for (host, port), most in maxima.items()}
-    sums: dict[DatabaseServer, int | None] = {}
-    for row in found:
-        if row.get("state") == "lost":  # not known: what is known may be too much already
-            continue
-        for server in _servers(row):
-            before, more = sums.get(server, 0), row.get("capacity")
-            sums[server] = None if before is None or more is None else before + more
-    for row in found:
-        # Of several servers, each of which may get all of the pools' connections, the one that takes fewest.
-        judged: list[tuple[int, int | None, DatabaseServer]] = []
-        for server in _servers(row):
-            host = str(server.host)
-            most = takes.get((host, server.port), takes.get((host, None)))
-            if most is not None:
-                judged.append((most, sums.get(server), server))
-        if judged:
-            row["server_max"], row["server_capacity"], server = min(judged, key=itemgetter(0))
-            row["server"] = str(server)
-    return found
-
-
-def _servers(row: Mapping[str, Any]) -> tuple[DatabaseServer, ...]:
-    """Return the servers of a database row."""
-    host, port = row.get("database_host"), row.get("database_port")
-    return servers_of({"dialect": row.get("dialect"), "database_host": host, "database_port": port})

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wcwidth import wcswidth
 
-from connmon.batch import overcommitted
 from connmon.formats import as_json, as_table, shortened
 from connmon.model import DatabaseRow, Grouping, HostRow, ProgramRow
+from connmon.servermax import ADDED, judged_by
 from tests.test_snapshot import FIGURES_1, connection, pool, process, shown
 
 LEAK = {"verdict": "LEAK", "verdict_reason": "a connection has been held for 41s by a thread that has ended"}
@@ -183,19 +183,20 @@ def databases(**changes: Any) -> list[dict[str, Any]]:
 
 def test_overcommit_of_the_readers_own_maximum() -> None:
     """With --server-max a row says OVERCOMMIT where the node, which does not know the maximum, has not."""
-    (row,) = overcommitted(databases(), {("db", 3306): 100})
+    (row,) = judged_by(databases(), {("db", 3306): 100})
     assert row["verdict"] == "OVERCOMMIT"
     assert "240" in row["verdict_reason"] and "100" in row["verdict_reason"]
-    assert row.keys() == databases()[0].keys()
-    (row,) = overcommitted(databases(), {("db", 3306): 300})
+    assert row.keys() - set(ADDED) == databases()[0].keys()
+    (row,) = judged_by(databases(), {("db", 3306): 300})
     assert row["verdict"] is None
 
 
 def test_overcommit_adds_to_what_the_node_says() -> None:
     """What is graver stays in front, and what the node has said already is not said twice."""
-    (row,) = overcommitted(databases(**LEAK), {("db", None): 100})
+    (row,) = judged_by(databases(**LEAK), {("db", None): 100})
     assert row["verdict"] == "LEAK"
     assert row["verdict_reason"].startswith(LEAK["verdict_reason"])
     assert "; OVERCOMMIT: pools may open 240" in row["verdict_reason"]
     said = databases(verdict="OVERCOMMIT", verdict_reason="as the node has it")
-    assert overcommitted(said, {("db", None): 100}) == said
+    (row,) = judged_by(said, {("db", None): 100})
+    assert {**row, **said[0]} == row

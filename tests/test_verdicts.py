@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connmon import verdicts
-from connmon.keys import KEYS
-from connmon.model import HolderIn, Verdict
+from connmon.model import HolderIn
+from connmon.servermax import judged_by
 from connmon.verdicts import Hold, PoolFacts, Thresholds, judge, rank
 
 #: A pool at work, with nothing wrong.
@@ -293,17 +293,7 @@ def test_the_page_has_every_word_and_threshold_and_tests_that_exist() -> None:
     assert [name for name in Thresholds._fields if f"verdict_{name}:" not in page] == []
 
 
-# --- What readers still use -----------------------------------------------------------------------
-
-
-def test_readers_show_the_nodes_verdict() -> None:
-    """They judge nothing themselves; a row that has none is well."""
-    assert verdicts.of_row({"verdict": None, "verdict_reason": None}) == ()
-    assert verdicts.of_row({}) == ()
-    found = verdicts.of_row({"verdict": "LEAK", "verdict_reason": "held for 31s"})
-    assert found == (Verdict("LEAK", "held for 31s"),)
-    assert verdicts.explained(found) == "LEAK: held for 31s"
-    assert all("verdict" in keys for keys in KEYS.values())
+# --- By a reader's own maxima --------------------------------------------------------------------
 
 
 def test_a_readers_own_maxima_count_all_databases_of_a_server() -> None:
@@ -313,17 +303,17 @@ def test_a_readers_own_maxima_count_all_databases_of_a_server() -> None:
         for name in ("nova", "neutron")
     ]
     rows.append({"database_host": "db2", "database_port": 3306, "database": "nova", "capacity": 500})
-    judged = verdicts.with_server_maxima(rows, {("db1", None): 151})
-    assert [verdicts.gravest(verdicts.of_row(row)) for row in judged] == ["OVERCOMMIT", "OVERCOMMIT", None]
-    assert "160 connections to db1:3306, which takes 151" in verdicts.explained(verdicts.of_row(judged[0]))
+    judged = judged_by(rows, {("db1", None): 151})
+    assert [row.get("verdict") for row in judged] == ["OVERCOMMIT", "OVERCOMMIT", None]
+    assert "160 connections to db1:3306, which takes 151" in judged[0]["verdict_reason"]
     assert "server_max" not in rows[0]
     # A pool whose URL names several servers may open all it can at each of them.
     either = {"database_host": "DB1:3306,db3:3306", "database_port": None, "database": "x", "capacity": 20}
-    (_, _, _, last) = verdicts.with_server_maxima([*rows, either], {("Db1", None): 170, ("db3", 3306): 500})
-    assert "180 connections to db1:3306, which takes 170" in verdicts.explained(verdicts.of_row(last))
+    (_, _, _, last) = judged_by([*rows, either], {("Db1", None): 170, ("db3", 3306): 500})
+    assert "180 connections to db1:3306, which takes 170" in last["verdict_reason"]
     lost = {**rows[0], "state": "lost", "capacity": None}
-    judged = verdicts.with_server_maxima([*rows, lost], {("db1", None): 151})
+    judged = judged_by([*rows, lost], {("db1", None): 151})
     assert [row.get("server_capacity") for row in judged] == [160, 160, None, 160]
-    assert verdicts.with_server_maxima([lost], {("db1", None): 151})[0]["server_capacity"] is None
+    assert judged_by([lost], {("db1", None): 151})[0]["server_capacity"] is None
     rows[0]["capacity"] = None
-    assert verdicts.of_row(verdicts.with_server_maxima(rows, {("db1", 3306): 151})[1]) == ()
+    assert judged_by(rows, {("db1", 3306): 151})[1].get("verdict") is None

@@ -18,8 +18,8 @@ from connmon.console import merging
 from connmon.console.columns import Row
 from connmon.console.tables import WAIT_THERE, Table
 from connmon.model import RowKey, Rows, RowsQuery, UsersQuery, WaitsQuery
+from connmon.servermax import judged_by
 from connmon.snapshot import Snapshot
-from connmon.verdicts import with_server_maxima
 
 Key: TypeAlias = tuple[Any, ...]
 Maxima: TypeAlias = Mapping[tuple[str, int | None], int]
@@ -103,8 +103,8 @@ class Source:
         if want.by == "site":
             return _with_waiters(rows)
         if want.by == "database" and self._maxima:
-            judged = with_server_maxima([row for _, row in rows], self._maxima)
-            return [(key, _overcommitted(row)) for (key, _), row in zip(rows, judged, strict=True)]
+            judged = judged_by([row for _, row in rows], self._maxima)
+            return [(key, row) for (key, _), row in zip(rows, judged, strict=True)]
         if len(self._connects) > 2 * len(rows) + 100:  # rows that are no longer there
             there = {key for key, _ in rows}
             self._connects = {key: past for key, past in self._connects.items() if key in there}
@@ -154,18 +154,6 @@ def _with_waiters(rows: list[tuple[Key, Row]]) -> list[tuple[Key, Row]]:
     for key, row in rows:
         waiting[key[1:3]] = waiting.get(key[1:3], 0) + (row.get("waiting_now") or 0)
     return [(key, {**row, WAIT_THERE: waiting[key[1:3]]}) for key, row in rows]
-
-
-def _overcommitted(row: dict[str, Any]) -> Row:
-    """Return a database's row with OVERCOMMIT where nothing graver is wrong with it."""
-    capacity, most = row.get("server_capacity"), row.get("server_max")
-    if row.get("verdict") or capacity is None or most is None or capacity <= most:
-        return row
-    reason = (
-        f"pools may open {capacity} connections to {row.get('server')}, which takes {most}: lower pool_size "
-        "and max_overflow, or raise the server's maximum"
-    )
-    return {**row, "verdict": "OVERCOMMIT", "verdict_reason": reason}
 
 
 def _text(value: str | int | None) -> str | None:
