@@ -293,6 +293,7 @@ class SiteReport(Struct, frozen=True, array_like=True):
     """
 
     pool: Count
+    """0: of several pools."""
     call_site: Text
     """"(other)": all lines beyond those that are reported one by one."""
     held: Count = 0

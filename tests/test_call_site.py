@@ -546,8 +546,10 @@ def sites(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     event.remove(sqlalchemy.pool.Pool, "checkout", checkout)
 
 
+@pytest.mark.slow
 def test_oslo_db_decorators(sites: list[str], tmp_path: Path) -> None:
     """Below oslo.db's decorators it is the function's line, and not that of what decorates it."""
+    needs("oslo_db")
     from oslo_db import api as oslo_api
     from oslo_db.sqlalchemy import enginefacade
 
@@ -1006,6 +1008,7 @@ def test_benchmark() -> None:
     assert "At most 5.0 us" in result.stdout, result.stderr
 
 
+@pytest.mark.slow
 def test_a_real_service() -> None:
     """Of placement, as it comes from PyPI, the line of each query is its own function's."""
     needs("placement")

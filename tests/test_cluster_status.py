@@ -219,8 +219,8 @@ def test_the_table() -> None:
         "",
         "NODE   ADDRESS  ROLE         TERM  APPLIED  LAG  STALE  PROCESSES  CONSOLES  UPTIME  VERSION  "
         "PROBLEMS",
-        "node1  h:1      leader          7     1000    0   0.2s          4         1      1m  0.1.0    -",
-        "node2  h:2      follower        7      880  120   0.2s          4         1      1m  0.1.0    "
+        "node1  h:1      leader          7     1000    0   0.2s          4         1   1m30s  0.1.0    -",
+        "node2  h:2      follower        7      880  120   0.2s          4         1   1m30s  0.1.0    "
         "lagging: 120 entries behind",
         "node3  h:3      unreachable     -        -    -      -          -         -       -  -        "
         "unreachable: Connection refused",

@@ -151,6 +151,8 @@ def frames(tables: Tables, header: Rows, keys: list[RowKey], removed: list[RowKe
 
 #: Call sites that are looked at before others have their turn.
 PIECE: Final = 2_000
+#: The line that stands for all those of a process that it does not report one by one.
+OTHER: Final = "(other)"
 
 
 class _Line:
@@ -206,25 +208,34 @@ def _sites(tables: Tables, query: Query, about: About) -> Iterator[Rows]:
     yield msgspec.structs.replace(head, rows=tuple(found))
 
 
+def _line(lines: dict[tuple[str, str, str], _Line], process: ProcessRecord, call_site: str) -> _Line:
+    """Return the line of a process's program, which this process has reported."""
+    key = process.process.host, process.process.program, call_site
+    line = lines.get(key)
+    if line is None:
+        line = lines[key] = _Line()
+    line.processes.add(process.instance)
+    line.reported = max(line.reported, process.reported)
+    return line
+
+
 def _add_lines(tables: Tables, process: ProcessRecord, lines: dict[tuple[str, str, str], _Line]) -> int:
-    """Add what a process reports of its lines; return how many records were looked at."""
-    host, program, at = process.process.host, process.process.program, process.reported
-    seen = 0
+    """Add what a process reports of its lines; return how many records were looked at.
+
+    What a line holds now is taken from the connections, which are reported whenever they change. A line
+    that is not reported by itself has a row where one of its connections is leaked or blocked; else it is
+    part of `OTHER`.
+    """
+    at, seen = process.reported, 0
+    own: set[str] = set()
     for sites in process.sites.values():
         for call_site, site in sites.items():
             seen += 1
-            line = lines.get((host, program, call_site))
-            if line is None:
-                line = lines[host, program, call_site] = _Line()
-            line.processes.add(process.instance)
-            line.held += site.held
+            own.add(call_site)
+            line = _line(lines, process, call_site)
             line.waiting += site.waiting
             line.holds += site.holds
             line.hold_ms += site.hold_ms
-            if at > line.reported:
-                line.reported = at
-            if site.held_since is not None and (line.lasted is None or at - site.held_since > line.lasted):
-                line.lasted = at - site.held_since
             if site.usual is not None and (line.usual is None or site.usual > line.usual):
                 line.usual = site.usual
             if site.share < 1.0:
@@ -235,11 +246,12 @@ def _add_lines(tables: Tables, process: ProcessRecord, lines: dict[tuple[str, st
         if c.held_since is None or c.call_site is None:
             continue
         seen += 1
-        line = lines.get((host, program, c.call_site))
-        if line is None:
-            continue
-        line.in_database += c.holder_in == "database"
         word = tables.judge.stuck(process, c.pool).get(c.number)
+        line = _line(lines, process, c.call_site if word is not None or c.call_site in own else OTHER)
+        line.held += 1
+        line.in_database += c.holder_in == "database"
+        if line.lasted is None or at - c.held_since > line.lasted:
+            line.lasted = at - c.held_since
         if word is not None:
             number, longest = line.stuck.get(word, (0, 0.0))
             line.stuck[word] = (number + 1, max(longest, at - c.held_since))

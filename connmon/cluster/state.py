@@ -503,7 +503,7 @@ class State(Tables):
 
     def _take_site(self, process: ProcessRecord, site: SiteReport, place: bool) -> bool:
         """Take one; return whether it is new. `place`: whether there is a place for one more."""
-        if site.pool not in process.pools:
+        if site.pool and site.pool not in process.pools:  # 0: of several pools
             return False
         sites = process.sites.get(site.pool, {})
         new = site.call_site not in sites

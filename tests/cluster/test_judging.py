@@ -251,15 +251,22 @@ def test_call_sites_are_summed_over_processes(group: Group) -> None:
     """Counts are sums, what is usual is the largest, the longest hold is as of its own process's report."""
     first = full(
         "a", 1, pool(out=2, held=5.0),
-        connections=(leak(held=5.0, holder_in="database", call_site="x.py:1 f"),),
+        connections=(
+            leak(held=5.0, holder_in="database", call_site="x.py:1 f"),
+            leak(2, held=4.0, call_site="x.py:1 f"),
+            leak(3, held=1.0, call_site="too many lines.py:7 g"),
+        ),
         sites=(site("x.py:1 f", held=2, longest=5.0, waiting=1, holds=10, hold_ms=50, usual=0.1),),
     )  # fmt: skip
     group.say(first)
     group.wait(4)
     more = (site("x.py:1 f", held=1, longest=2.0, holds=5, hold_ms=5, usual=0.2, share=0.5), site("y.py:2 g"))
-    group.say(full("b", 1, pool(out=1, held=2.0), process=process(pid=2), sites=more))
+    holding = (leak(held=2.0, call_site="x.py:1 f"),)
+    report = full("b", 1, pool(out=1, held=2.0), process=process(pid=2), sites=more, connections=holding)
+    group.say(report)
     found = lines(group)
-    assert list(found) == ["x.py:1 f", "y.py:2 g"]
+    assert list(found) == ["x.py:1 f", "(other)", "y.py:2 g"]
+    assert found["(other)"].held == 1  # of a line that the process does not report by itself
     row = found["x.py:1 f"]
     assert (row.processes, row.held, row.in_database, row.waiting) == (2, 3, 1, 1)
     assert (row.holds, row.hold_ms, row.usual, row.estimated) == (15, 55, 0.2, True)
@@ -273,7 +280,7 @@ def test_call_sites_are_summed_over_processes(group: Group) -> None:
         snapshot.apply(frame)
     document = snapshot.document()
     assert [(cells["call_site"], cells["longest_held_seconds"]) for cells in document["rows"]] == [
-        ("x.py:1 f", 5.0), ("y.py:2 g", 0.0),
+        ("(other)", 1.0), ("x.py:1 f", 5.0), ("y.py:2 g", 0.0),
     ]  # fmt: skip
     (again,) = group.answer(snapshot.query())
     assert (again.complete, again.rows) == (False, ())
@@ -397,7 +404,7 @@ def crowd(processes: int, sites: int) -> Group:
         group.say(
             full(
                 f"p{number}", 1, pool(out=1, held=0.1), pool(2, "nova", out=1, held=0.1),
-                connections=(leak(held=0.1), leak(2, 2, 0.1)),
+                connections=tuple(leak(at, at, 0.1, call_site=f"module{at}.py:{at} f") for at in (1, 2)),
                 sites=tuple(site(f"module{at}.py:{at} f", 1 + at % 2, holds=1) for at in range(sites)),
                 process=process(f"host{number % 50}", f"program{number % 7}", number),
             )
