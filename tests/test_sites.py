@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from types import CodeType
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from sqlalchemy.pool import QueuePool
 
 from connmon import histogram
-from connmon.model import Report, SiteReport
+from connmon.model import SITES_REPORTED, Report, SiteReport
 from connmon.plugin import holder, looking, sites
 from connmon.plugin.engine import describe
 from connmon.plugin.ledger import Ledger
@@ -278,6 +279,25 @@ def test_lines_of_a_pool_that_is_gone() -> None:
     assert report.closed_pools
     (site,) = report.sites
     assert (site.holds, site.pool in report.closed_pools) == (1, False)
+
+
+def test_lines_beyond_those_that_are_reported() -> None:
+    """All lines beyond 64 of a process are one, which is of no one pool; nothing is missing in the sums."""
+    program = Program(size=200)
+    names: dict[str, Any] = {}
+    source = "\n".join(
+        f"def line_{number}(engine):\n    return engine.raw_connection()" for number in range(80)
+    )
+    exec(compile(source, "/app/shop.py", "exec"), names)
+    kept = [names[f"line_{number}"](program.engine) for number in range(80)]
+    report = program.take()
+    assert len(report.sites) == SITES_REPORTED + 1
+    assert sum(site.held for site in report.sites) == 80
+    (other,) = [site for site in report.sites if site.call_site == OTHER]
+    assert (other.pool, other.held) == (0, 16)
+    for connection in kept:
+        connection.close()
+    assert sum(site.holds for site in program.take(6.0).sites) == 80
 
 
 def test_off() -> None:
