@@ -340,7 +340,7 @@ def _same(a: Address, b: Address) -> bool:
 
 
 def _name(text: str) -> str:
-    if len(text) > _LONGEST_NAME or not text.isprintable():
+    if len(text) > _LONGEST_NAME or not text.isprintable() or not text.strip():
         raise _error(f"{shown(text)} is not a name; expected at most {_LONGEST_NAME} printable characters")
     return text
 

@@ -289,7 +289,7 @@ class SiteReport(Struct, frozen=True, array_like=True):
     """One line of the application that takes connections from one pool; what it counts is absolute.
 
     Where checkouts are many, only a sample of them is known by its line. What is counted here is then of the
-    sample, and `share` says which part of the checkouts of late that was.
+    sample, and `share` says which part of all checkouts that is.
     """
 
     pool: Count
@@ -309,7 +309,7 @@ class SiteReport(Struct, frozen=True, array_like=True):
     usual: Seconds | None = None
     """What 95 % of its holds took at most, of the latest ones. None: none has ended yet."""
     share: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
-    """The part of the pool's checkouts of late whose line is known."""
+    """The part of all the pool's checkouts whose line is known; 1: each."""
 
 
 class Report(Struct, frozen=True, array_like=True, tag="report"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import gc
 import importlib.util
@@ -956,25 +957,50 @@ def test_task_that_runs() -> None:
 
 def test_thread_number_that_is_used_again() -> None:
     """A thread is known by more than its number, which the next thread can get."""
-    idents = []
-    references = []
+    marks: list[holder.Mark] = []
 
     def work() -> None:
-        idents.append(threading.get_ident())
-        references.append(holder.thread_of(threading.get_ident()))
-        assert holder.same_thread(idents[-1], references[-1])
+        marks.append(holder.mark())
+        assert holder.mark() is marks[-1]
+        assert not marks[-1].ended
 
     for _ in range(2):
-        thread = threading.Thread(target=work)
+        thread = threading.Thread(target=work, name="worker")
         thread.start()
         thread.join(30)
-    assert len(references) == 2
-    assert not holder.same_thread(idents[0], references[0])
-    assert holder.same_thread(-1, None)  # never seen: taken to be
-    assert holder.thread_of(-1) is None
-    here = threading.get_ident()
-    assert not holder.same_thread(here, references[0])
-    assert holder.same_thread(here, holder.thread_of(here))
+    assert [mark.ended for mark in marks] == [True, True]
+    assert holder.name(marks[0]) == "worker (ended)"
+    assert holder.look(marks[0]) == Look("ended", None, ())
+    here = holder.mark()
+    assert not here.ended
+    assert holder.look(here).stack
+
+
+def test_contextmanager_of_the_application(sites: list[str], tmp_path: Path) -> None:
+    """The line of a generator of @contextmanager is that of its `with` statement, by frames and by places."""
+    engine = sqlalchemy.create_engine(f"sqlite:///{tmp_path}/x.db")
+
+    @contextlib.contextmanager
+    def database() -> Iterator[Any]:
+        with engine.begin() as connection:
+            looked.append(holder.look(threading.get_ident(), None).site)
+            yield connection
+
+    looked: list[str | None] = []
+    with database():
+        pass
+    engine.dispose()
+    assert [site.rpartition(" ")[2] for site in sites] == ["test_contextmanager_of_the_application"]
+    assert (looked[0] or "").endswith(" test_contextmanager_of_the_application")
+
+
+def test_a_long_path_loses_its_left_part() -> None:
+    """A line has its file's name and its number, whatever directories the file is in."""
+    code = compile("0", "/" + "d" * 1_000 + "/shop/orders.py", "exec")
+    line = holder.line(code, 88)
+    assert len(line) == holder.LONGEST
+    assert line.startswith("...")
+    assert line.endswith("/shop/orders.py:88 <module>")
 
 
 # --- The option -----------------------------------------------------------------------------

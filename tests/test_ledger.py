@@ -63,8 +63,8 @@ class Holders:
         where: HolderIn = "database" if mine else "application" if code is None else "elsewhere"
         return Look(where, f"app.py:{holder} work", (f"app.py:{holder} work", "app.py:1 main"))
 
-    def same_thread(self, holder: int, thread: object) -> bool:
-        return thread != "another"
+    def in_driver(self) -> frozenset[int]:
+        return frozenset()
 
 
 PROCESS = Process("ctl1", "nova-api", 1, 0, None, None, None)

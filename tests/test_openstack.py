@@ -418,7 +418,7 @@ def ended(placement: Placement) -> None:
 
     def gone() -> bool:
         rows = {row["program"]: row for row in placement.node.rows("program")}
-        assert set(rows) == {PROGRAM, "placement-manage"}
+        assert set(rows) == {PROGRAM, "placement-manage db sync"}
         for row in rows.values():
             assert (row["state"], row["processes"], row["connections"]) == ("gone", 0, 0)
             assert row["checkouts_total"] == row["checkins_total"] > 0

@@ -26,6 +26,7 @@ Times are seconds of one monotonic clock, handed in.
 
 from __future__ import annotations
 
+import contextlib
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, MutableMapping
@@ -90,7 +91,7 @@ class Live:
         )
 
 
-def _nowhere(_: object = None) -> None:
+def _nowhere() -> None:
     """Where a checkout came from is not asked."""
 
 
@@ -128,11 +129,12 @@ def within(gauges: Gauges, peaks: Peaks, whole: Peaks, others: Gauges) -> Gauges
     )
 
 
-def _count(seconds: list[float], counts: Counter[int]) -> None:
-    """Take these out and count them; others may append meanwhile, which is for the next time."""
+def _count(seconds: list[float], counts: Counter[int]) -> float:
+    """Take these out and count them; return their sum. What others append meanwhile is for the next time."""
     taken = seconds[:]
     del seconds[: len(taken)]
     counts.update(map(_bucket, taken))
+    return sum(taken)
 
 
 class Entry:
@@ -140,8 +142,8 @@ class Entry:
 
     __slots__ = (
         "checkins", "checkouts", "closed", "detached", "driver", "held", "holder", "holds", "invalidations",
-        "key", "note_at", "noted_at", "number", "opened", "owned", "pool", "read", "seen", "seen_at",
-        "server", "server_id", "since", "site", "thread", "told", "told_at", "took", "weak",
+        "key", "left", "note_at", "noted_at", "noted_since", "number", "opened", "owned", "pool", "read",
+        "seen", "seen_at", "server", "server_id", "since", "site", "told", "told_at", "took", "weak",
     )  # fmt: skip
 
     def __init__(
@@ -157,7 +159,7 @@ class Entry:
         self.took = took
         """Seconds that it took to make. None: not known."""
         self.holds: list[float] = []
-        """How long it was held, each time, since that was last counted; and in all, in seconds."""
+        """How long it was held, each time, since that was last counted; and in all before, in seconds."""
         self.held = 0.0
         self.server_id: int | None = None
         self.server: DatabaseServer | None = None
@@ -173,9 +175,11 @@ class Entry:
         self.note_at = pool.note_from
         """The line of this checkout, counted from 1, is to be noted; of none before it."""
         self.noted_at = 0
-        """The line of this checkout was noted last: it was `site`, and the holder was `thread`."""
+        """The line of this checkout was noted last: it was `site`; and when that was."""
         self.site: SiteAccount | None = None
-        self.thread: Any = None
+        self.noted_since = 0.0
+        self.left = False
+        """Whether the holder was seen elsewhere in this hold: it does not come back to where it was."""
         self.seen: Look | None = None
         """Where its holder was when last looked at; and when that was."""
         self.seen_at = 0.0
@@ -209,22 +213,24 @@ class Entry:
         if since:
             held = pool.ledger.clock() - since
             self.holds.append(held)
-            self.held += held
             if self.noted_at == self.checkouts and self.site is not None:
                 self.site.counts.holds.append(held)
         self.checkins = self.checkouts
         self.since = 0.0  # last: from now on it may be folded
 
-    def state(self) -> tuple[int, float, int, float]:
+    def state(self) -> tuple[int, float, int]:
         """Return what `end` changes, for `reopen`."""
-        return self.checkins, self.since, len(self.holds), self.held
+        return self.checkins, self.since, len(self.holds)
 
-    def reopen(self, state: tuple[int, float, int, float]) -> None:
+    def reopen(self, state: tuple[int, float, int]) -> None:
         """Take back an `end` that was interrupted: the connection was not closed after all."""
         if self.number in self.pool.entries:  # else it is folded
             self.closed = False
-            self.checkins, self.since, holds, self.held = state
-            del self.holds[holds:]
+            self.checkins, self.since, holds = state
+            again, self.holds[holds:] = self.holds[holds:], []
+            if again and self.noted_at == self.checkouts and self.site is not None:
+                with contextlib.suppress(ValueError):  # counted already
+                    self.site.counts.holds.remove(again[0])
 
     def ended(self, _: object = None) -> None:
         """The same, where nobody is there to take an exception: it would be written to stderr."""
@@ -284,8 +290,6 @@ class PoolAccount:
         """Tells who calls it: the holder, at a checkout."""
         self.called_from: Callable[[], Site | None] = _nowhere
         """Tells the line of the application that it is called from."""
-        self.thread_of: Callable[[Any], Any] = _nowhere
-        """Tells by what the thread of a holder is known later."""
         self.sampling: Sampling | None = None
         """Which checkouts are noted by their line; None: none."""
         self.sites = Sites(ledger.sites_room)
@@ -394,7 +398,7 @@ class PoolAccount:
                 return
             if sampling.due(now) and (found := self.called_from()) is not None:
                 site = self.sites.of(*found)
-                entry.site, entry.thread = site, self.thread_of(entry.holder)
+                entry.site, entry.noted_since = site, now
                 entry.noted_at = checkout
                 self.sites.noted += 1
                 if len(site.counts.holds) > UNCOUNTED_HOLDS:
@@ -478,7 +482,7 @@ class PoolAccount:
 
     def count_holds(self, entry: Entry) -> None:
         """Count how long this connection was held. One thread at a time."""
-        _count(entry.holds, self.counts[1])
+        entry.held += _count(entry.holds, self.counts[1])
 
     def inherit(self, times: Times) -> None:
         """Add how long things took in a pool that is gone."""
@@ -491,7 +495,7 @@ class PoolAccount:
         longest: float | None = None
         holding, making = self.ended_held, self.ended_took
         for entry in list(self.entries.values()):
-            holding += entry.held
+            holding += entry.held + sum(entry.holds)
             making += entry.took or 0.0
             connects += entry.owned
             invalidations += entry.invalidations

@@ -9,6 +9,7 @@ Rules:
    **kwargs)`, a method where it calls the one that it overrides (`super().save(...)` in `save`), or a
    function that does nothing but `return other(its, arguments)`. The last counts where what it calls is
    SQLAlchemy: then it is the query.
+   A generator of @contextmanager hands on too: the `with` statement that enters it counts.
 3. The application is the packages of `connmon_project`; without that, what is outside of site-packages,
    and the package that the process was started with. Another package in site-packages is a library. It
    counts where nothing of the application called it, that is between it and the server (`SERVERS`), the
@@ -23,6 +24,7 @@ No locks, and nothing here raises for what an application's modules look like.
 
 from __future__ import annotations
 
+import contextlib
 import dis
 import os
 import re
@@ -106,6 +108,9 @@ _PASSING: Final = frozenset(
         "JUMP_BACKWARD", "END_SEND", "CLEANUP_THROW", "RERAISE", "NOT_TAKEN",
     }
 )  # fmt: skip
+_GENERATOR: Final = 0x20 | 0x200  # synchronous and asynchronous ones
+_ENTERING: Final = frozenset({"__enter__", "__exit__", "__aenter__", "__aexit__"})
+_CONTEXTLIB: Final = contextlib.__file__
 _VARIABLE: Final = 0x04 | 0x08  # *args and **kwargs
 _LONGEST: Final = 200
 _SEP: Final = os.sep
@@ -407,7 +412,10 @@ def find(frame: FrameType | None, kinds: Kinds, further: Further = list) -> Plac
                 if kind == HANDS_ON:
                     kind = kinds.handing_on(code, frame.f_lineno or 0, inner)
                 if kind == APPLICATION:
-                    return code, frame.f_lineno or 0
+                    caller = frame.f_back
+                    if not code.co_flags & _GENERATOR or caller is None or not _enters(caller.f_code):
+                        return code, frame.f_lineno or 0
+                    kind = PLUMBING_FRAME
                 if kind == LIBRARY:
                     library = code, frame.f_lineno or 0
                     return _beyond(frame, kinds, others, further) or library
@@ -427,6 +435,11 @@ def find(frame: FrameType | None, kinds: Kinds, further: Further = list) -> Plac
             frame = next(others)
         except StopIteration:
             return plumbing or made
+
+
+def _enters(code: CodeType) -> bool:
+    """Return whether this runs a generator of @contextmanager, whose `with` statement is the call site."""
+    return code.co_name in _ENTERING and code.co_filename == _CONTEXTLIB
 
 
 def _beyond(
@@ -454,7 +467,10 @@ def _beyond(
             if kind == HANDS_ON:
                 kind = kinds.handing_on(code, frame.f_lineno or 0, inner)
             if kind == APPLICATION:
-                return code, frame.f_lineno or 0
+                caller = frame.f_back
+                if not code.co_flags & _GENERATOR or caller is None or not _enters(caller.f_code):
+                    return code, frame.f_lineno or 0
+                kind = PLUMBING_FRAME
             if kind == SERVER:
                 return None
         inner = kind
@@ -466,7 +482,8 @@ def find_in(stack: Iterable[Place], kinds: Kinds) -> Place | None:
     library = plumbing = made = None
     inner = _NOBODY
     left = BEYOND
-    for code, number in stack:
+    places = list(stack)
+    for at, (code, number) in enumerate(places):
         kind = kinds.of(code)
         if kind == HANDS_ON:
             kind = kinds.handing_on(code, number, inner)
@@ -475,7 +492,10 @@ def find_in(stack: Iterable[Place], kinds: Kinds) -> Place | None:
         if left < 0:
             return library
         if kind == APPLICATION:
-            return code, number
+            called = at + 1 < len(places) and _enters(places[at + 1][0])
+            if not code.co_flags & _GENERATOR or not called:
+                return code, number
+            kind = PLUMBING_FRAME
         if kind == LIBRARY:
             library = library or (code, number)
         elif kind == SERVER:
@@ -520,6 +540,20 @@ def in_database(stack: Sequence[Place], kinds: Kinds, taker: CodeType | None = N
         if code is taker:
             break
     return bool(working)
+
+
+def calls_driver(stack: Iterable[Place], kinds: Kinds) -> bool:
+    """Return whether SQLAlchemy calls a driver on this stack, with a connection that is held already."""
+    calls = False
+    for code, _ in stack:
+        kind = kinds.of(code)
+        if kind == ACQUIRES:
+            return False
+        if not calls and kind not in (PYTHON, MADE, AWAITS, DRIVER):
+            if kind != BOUNDARY:
+                return False
+            calls = True
+    return calls
 
 
 # --- The application's packages -------------------------------------------------------------

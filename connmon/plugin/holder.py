@@ -2,12 +2,13 @@
 
 Rules:
 
-1. A checkout keeps a holder, nothing more: a thread's number (40 ns), or a weak reference to the
-   task or greenlet. Names and lines are found when a report is made, by the reporter's thread.
+1. A checkout keeps a holder, nothing more: the thread's mark (40 ns), or a weak reference to the task or
+   greenlet. Names and lines are found when a report is made, by the reporter's thread. A thread's number
+   would not do: the next thread gets that of one that has ended.
 2. Of a connection that is held long, what the holder does *now* is looked at from outside:
    `sys._current_frames()`, the chain of awaits of a task, the frame of a greenlet that waits.
-3. Only where every call site was asked for (`connmon_trace=all`) does a checkout walk its own
-   stack, and it keeps a code object and a number.
+3. A checkout whose line is noted (`sites.Sampling` decides) walks its own stack, and keeps a code object
+   and a number.
 4. The line that counts is the application's; which one that is, the module `call_site` says.
 5. No locks: under eventlet and gevent threading's belong to greenlets, and the reporter is a
    native thread. Nothing here raises.
@@ -15,7 +16,10 @@ Rules:
 
 from __future__ import annotations
 
+import _thread
+import functools
 import importlib
+import operator
 import os
 import sys
 import threading
@@ -35,10 +39,42 @@ DEPTH: Final = 32
 LONGEST: Final = 256
 
 Holder: TypeAlias = Any
-"""A thread's number, or a weak reference to a task or a greenlet."""
+"""A thread's mark or its number, or a weak reference to a task or a greenlet."""
 
 _active: dict[int, threading.Thread] = getattr(threading, "_active", {})
 _known_kinds: frames.Kinds | None = None
+
+
+class Mark:
+    """By what a thread is known. Its object is not kept alive, its name is."""
+
+    __slots__ = ("_thread", "ident", "name")
+
+    def __init__(self) -> None:
+        self.ident = native.get_ident()
+        thread = _active.get(self.ident)
+        self._thread = None if thread is None else weakref.ref(thread)
+        name = getattr(thread, "_name", None)
+        self.name = name if isinstance(name, str) else None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the thread has ended. One that Python did not start is taken not to have."""
+        if self._thread is None:
+            return False
+        thread = self._thread()
+        return thread is None or _active.get(self.ident) is not thread
+
+
+class _Marks(_thread._local):
+    """The mark of each thread, made when it is asked for the first time there."""
+
+    def __init__(self) -> None:
+        self.mark = Mark()
+
+
+#: Returns the mark of the thread that calls it; no function of Python's own is called for that.
+mark: Final[Callable[[], Mark]] = functools.partial(operator.attrgetter("mark"), _Marks())
 
 
 class Tracing(NamedTuple):
@@ -60,13 +96,13 @@ def asking(asynchronous: bool) -> Callable[[], Holder]:
             try:
                 return weakref.ref(current_task())
             except (RuntimeError, TypeError):  # no loop here, or no task
-                return native.get_ident()
+                return mark()
 
         return task
     if native.patched():
         current: Callable[[], Any] = importlib.import_module("greenlet").getcurrent
         return lambda: weakref.ref(current())
-    return native.get_ident
+    return mark
 
 
 def call_site() -> Site | None:
@@ -119,12 +155,14 @@ def _parents() -> list[FrameType | None]:
 def name(holder: Holder) -> str:
     """Return the name of a thread, task or greenlet.
 
-    "thread <ident>" where a thread has no name or has ended; the wire takes 256 characters.
+    "thread <ident>" where a thread has no name; the wire takes 256 characters.
     """
-    if isinstance(holder, int):
-        thread = _active.get(holder)
-        told = getattr(thread, "_name", None)
-        return _text(told) if isinstance(told, str) else f"thread {holder}"
+    if isinstance(holder, Mark) and holder.ended:
+        return _text(f"{holder.name or f'thread {holder.ident}'} (ended)")
+    if isinstance(holder, (int, Mark)):
+        ident = holder if isinstance(holder, int) else holder.ident
+        name = getattr(_active.get(ident), "_name", None)
+        return _text(name) if isinstance(name, str) else f"thread {ident}"
     who = holder()
     if who is None:
         return "(ended)"
@@ -161,18 +199,14 @@ def look(holder: Holder, code: CodeType | None = None, mine: bool = True) -> Loo
         return NOWHERE
 
 
-def thread_of(ident: int) -> weakref.ref[threading.Thread] | None:
-    """Return a reference to the thread with this number, to know it by later: numbers are used again."""
-    thread = _active.get(ident)
-    return None if thread is None else weakref.ref(thread)
-
-
-def same_thread(ident: int, reference: weakref.ref[threading.Thread] | None) -> bool:
-    """Return whether the thread with this number is still the one of `thread_of`; None: taken to be."""
-    if reference is None:
-        return True
-    thread = reference()
-    return thread is not None and _active.get(ident) is thread
+def in_driver() -> frozenset[int]:
+    """Return the numbers of the threads that work with a driver now, by way of SQLAlchemy."""
+    try:
+        kinds = _kinds()
+        threads = list(sys._current_frames().items())
+        return frozenset(ident for ident, frame in threads if frames.calls_driver(_upwards(frame), kinds))
+    except Exception:
+        return frozenset()
 
 
 def line(code: CodeType, number: int) -> str:
@@ -185,10 +219,16 @@ def line(code: CodeType, number: int) -> str:
     if function in ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"):  # it is its function's line
         names = getattr(code, "co_qualname", function).split(".")
         function = next((name for name in reversed(names) if not name.startswith("<")), function)
-    return _text(f"{path}:{number} {function}")
+    where = f":{number} {function[: LONGEST // 2]}"
+    room = LONGEST - len(where)
+    if len(path) > room:  # its end tells more
+        path = "..." + path[3 - room :]
+    return _text(path + where)
 
 
 def _stack_of(holder: Holder) -> Iterable[Site]:
+    if isinstance(holder, Mark):
+        return () if holder.ended else _upwards(sys._current_frames().get(holder.ident))
     if isinstance(holder, int):
         return _upwards(sys._current_frames().get(holder))
     who = holder()
@@ -204,8 +244,10 @@ def _stack_of(holder: Holder) -> Iterable[Site]:
 
 def _without_stack(holder: Holder) -> HolderIn | None:
     """Return where a holder is that has no frame: ended, or not in Python, or where nobody can look."""
-    if isinstance(holder, int):
-        thread = _active.get(holder)
+    if isinstance(holder, (int, Mark)):
+        if isinstance(holder, Mark) and holder.ended:
+            return "ended"
+        thread = _active.get(holder if isinstance(holder, int) else holder.ident)
         if thread is None or isinstance(thread, threading._DummyThread) or not thread.is_alive():
             return "ended"
         return None

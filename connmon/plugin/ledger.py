@@ -42,7 +42,7 @@ from connmon.model import (
 from connmon.plugin.account import UNCOUNTED, Entry, Live, PoolAccount, highest, within
 from connmon.plugin.looking import NOT_LOOKED, Holders, Looking
 from connmon.plugin.sitereports import SiteReports
-from connmon.plugin.sites import Room, Sampling, SiteAccount
+from connmon.plugin.sites import Look, Room, Sampling, SiteAccount
 from connmon.plugin.surplus import OTHERS, Counted, Surplus, age
 
 #: How many databases keep the totals of their pools that are gone, and of those that are not reported one
@@ -242,7 +242,7 @@ class Ledger:
         for account in self._accounts():
             for entry in list(account.entries.values()):
                 entry.end()
-            account.waits = {}
+            account.waits, account.wait_sites = {}, {}
 
     def take(self, now: float, *, alive: bool = False) -> Report | None:
         """Return the next report: a full one, or what changed since the acknowledged one.
@@ -420,7 +420,7 @@ class Ledger:
                 if size > self._holders_room:  # told by the next report
                     if not full and before is not None and before[0] == plain:
                         continue
-                    name, site, look = None, None, NOT_LOOKED
+                    name, site, look = None, None, Look(look.where, None, ())
                     facts = (plain, None, look)
                 else:
                     self._holders_room -= size

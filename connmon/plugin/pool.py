@@ -59,7 +59,7 @@ def instrument(
     _wrap_creator(pool, account)
     account.look_after = None if tracing.trace == "off" else tracing.held
     account.asked = holder.asking(bool(getattr(pool, "_is_asyncio", False)))
-    account.called_from, account.thread_of = holder.call_site, holder.thread_of
+    account.called_from = holder.call_site
     if tracing.trace == "all":
         account.sampling = Sampling(math.inf)
     elif tracing.trace == "auto":
@@ -136,7 +136,6 @@ def _listen(pool: Pool, account: PoolAccount, location: Location) -> tuple[Check
             elif since := entry.since:  # read once: another thread may end the same hold
                 held = monotonic() - since
                 entry.holds.append(held)
-                entry.held += held
                 entry.checkins = count = entry.checkouts
                 entry.since = 0.0
                 if entry.noted_at == count and entry.site is not None:

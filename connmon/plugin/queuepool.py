@@ -115,7 +115,6 @@ def _watched_class(cls: type[Any], with_look: bool) -> type[Pool]:
                     account = entry.pool
                     held = monotonic() - since
                     entry.holds.append(held)
-                    entry.held += held
                     entry.checkins = count = entry.checkouts
                     entry.since = 0.0
                     if entry.noted_at == count:

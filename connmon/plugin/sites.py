@@ -181,7 +181,7 @@ class Room:
 class Sites:
     """The lines that take connections from one pool."""
 
-    __slots__ = ("_checkouts", "_noted", "_room", "_share", "accounts", "noted")
+    __slots__ = ("_room", "accounts", "noted")
 
     def __init__(self, room: Room) -> None:
         self._room = room
@@ -189,8 +189,6 @@ class Sites:
         """By id of the code object, which is kept: comparing code objects takes long."""
         self.noted = 0
         """Checkouts whose line was noted."""
-        self._noted = self._checkouts = 0
-        self._share = 1.0
 
     def of(self, code: CodeType, number: int) -> SiteAccount:
         """Return the account of this line."""
@@ -213,16 +211,13 @@ class Sites:
         return [account for account in list(self.accounts.values()) if account.counts is account]
 
     def share(self, checkouts: int) -> float:
-        """Return which part of the latest checkouts was noted, above 0; to one digit, so that it rests.
+        """Return which part of all checkouts was noted, above 0, to one digit; 1.0 only where all were.
 
-        `checkouts`: how many there were in all. Called once a report.
+        `checkouts`: how many there were.
         """
-        more, noted = checkouts - self._checkouts, self.noted - self._noted
-        if more > 0:
-            self._checkouts, self._noted = checkouts, self.noted
-            part = noted / more
-            self._share = 1.0 if part >= 0.99 else max(0.0001, float(f"{part:.1g}"))
-        return self._share
+        if self.noted >= checkouts:
+            return 1.0
+        return min(0.99, max(0.0001, float(f"{self.noted / checkouts:.1g}")))
 
     def hand_over(self, heirs: Sites) -> None:
         """Give everything to the pool that has the totals of this one from now on. One thread at a time."""
