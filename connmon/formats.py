@@ -139,9 +139,9 @@ _TABLE: Final[Mapping[str, tuple[_Column, ...]]] = {
         *_NUMBERS,
     ),
     "connection": (
-        *(*_WHO, _Column("pool", "POOL", 5), _Column("connection", "CONNECTION", 1)),
-        *(_Column("server_id", "SERVER ID", 1), _STATE._replace(rank=0), _VERDICT),
-        *(_Column("age_seconds", "AGE", 4), _Column("held_seconds", "HELD", 2)),
+        *(*_WHO, _Column("pool", "POOL", 5), _Column("connection", "CONNECTION", 3)),
+        *(_Column("server_id", "SERVER ID", 2), _STATE, _VERDICT._replace(rank=0)),
+        *(_Column("age_seconds", "AGE", 4), _Column("held_seconds", "HELD", 0)),
         *(_Column("holder", "HOLDER", 3), _Column("holder_in", "HOLDER IN", 5), _SITE),
     ),
     "site": (

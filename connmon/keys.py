@@ -58,7 +58,8 @@ KEYS: Final[Mapping[Grouping, tuple[str, ...]]] = {
     ),
     "site": (
         "host", "program", "call_site", "processes", "held_now", "in_database_now", "waiting_now",
-        "holds_total", "hold_seconds_total", "longest_held_seconds", "usual_held_seconds", "estimated",
+        "holds_total", "hold_seconds_total", "database_seconds_total", "share", "longest_held_seconds",
+        "usual_held_seconds", "estimated",
         *VERDICT,
     ),
 }  # fmt: skip

@@ -365,17 +365,20 @@ def _connection(row: ConnectionRow, clock: float, lost: bool, reported: float | 
 
 
 def _site(row: SiteRow) -> Cells:
+    known = row.processes > 0  # else they are all lost
     return {
         "host": row.host,
         "program": row.program,
         "call_site": row.call_site,
         "processes": row.processes,
-        "held_now": row.held,
-        "in_database_now": row.in_database,
-        "waiting_now": row.waiting,
+        "held_now": row.held if known else None,
+        "in_database_now": row.in_database if known else None,
+        "waiting_now": row.waiting if known else None,
         "holds_total": row.holds,
         "hold_seconds_total": round(row.hold_ms / 1000.0, 3),
-        "longest_held_seconds": _lasted(row.reported, row.held_since) or 0.0,
+        "database_seconds_total": None,  # not known, as the next
+        "share": None,
+        "longest_held_seconds": (_lasted(row.reported, row.held_since) or 0.0) if known else None,
         "usual_held_seconds": None if row.usual is None else round(row.usual, 9),
         "estimated": row.estimated,
         "verdict": row.verdict,

@@ -298,6 +298,8 @@ def test_program_document() -> None:
                 "waiting_now": 4,
                 "holds_total": 17,
                 "hold_seconds_total": 23.456,
+                "database_seconds_total": None,
+                "share": None,
                 "longest_held_seconds": 31.0,
                 "usual_held_seconds": 0.012345679,
                 "estimated": True,

@@ -193,7 +193,7 @@ def _sites(tables: Tables, query: Query, about: About) -> Iterator[Rows]:
     lines: dict[tuple[str, str, str], _Line] = {}
     seen = 0
     for process in list(tables.processes.values()):
-        if process.lost or not process.sites or not _selected(query, process):
+        if not process.sites or not _selected(query, process):
             continue
         if seen >= PIECE:
             seen = 0
@@ -214,7 +214,8 @@ def _line(lines: dict[tuple[str, str, str], _Line], process: ProcessRecord, call
     line = lines.get(key)
     if line is None:
         line = lines[key] = _Line()
-    line.processes.add(process.instance)
+    if not process.lost:
+        line.processes.add(process.instance)
     line.reported = max(line.reported, process.reported)
     return line
 
@@ -233,14 +234,14 @@ def _add_lines(tables: Tables, process: ProcessRecord, lines: dict[tuple[str, st
             seen += 1
             own.add(call_site)
             line = _line(lines, process, call_site)
-            line.waiting += site.waiting
+            line.waiting += 0 if process.lost else site.waiting
             line.holds += site.holds
             line.hold_ms += site.hold_ms
             if site.usual is not None and (line.usual is None or site.usual > line.usual):
                 line.usual = site.usual
             if site.share < 1.0:
                 line.estimated = True
-    if process.held_since is None:
+    if process.lost or process.held_since is None:
         return seen
     for c in process.connections.values():
         if c.held_since is None or c.call_site is None:
