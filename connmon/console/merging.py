@@ -21,8 +21,12 @@ from connmon.snapshot import FIGURES
 
 Key: TypeAlias = tuple[Any, ...]
 
-#: Seconds after which a connection is among the waits, though nobody waits for it.
+#: Seconds after which a connection is among the waits, though nobody waits for it and no verdict is its.
 HELD_LONG: Final = 30.0
+#: The least that a node's `verdict_held_long` can be: none that is LEAK or BLOCKED is held for less.
+HELD_LEAST: Final = 1.0
+#: The verdicts of what is held, which are a connection's own too.
+STUCK: Final = ("LEAK", "BLOCKED")
 
 _NEWEST: Final = ("last_report_seconds",)
 _WORST: Final = (
@@ -118,12 +122,13 @@ def waits(pools: Sequence[tuple[Key, Row]], connections: Sequence[tuple[Key, Row
     """
     of_pool: dict[Key, list[Row]] = {}
     for _, row in pools:
-        if not (row.get("waiting") or (row.get("longest_held_seconds") or 0.0) >= HELD_LONG):
-            continue
-        of_pool.setdefault(_pool(row), []).append(row)
+        if row.get("waiting") or _is_long(row, "longest_held_seconds"):
+            of_pool.setdefault(_pool(row), []).append(row)
+    # The same pool of other processes may be well: what these hold blocks nobody.
+    troubled = {(key, row.get("instance")) for key, rows in of_pool.items() for row in rows}
     held: dict[Key, list[Row]] = {}
     for _, row in connections:
-        if row.get("held_seconds") is None or _pool(row) not in of_pool:
+        if row.get("held_seconds") is None or (_pool(row), row.get("instance")) not in troubled:
             continue
         # Short holds matter only where somebody waits for their end.
         if _place(row)[0] != "short" or any(pool.get("waiting") for pool in of_pool[_pool(row)]):
@@ -141,10 +146,15 @@ def _pool(row: Row) -> Key:
     return row.get("host"), row.get("program"), row.get("pool")
 
 
+def _is_long(row: Row, key: str) -> bool:
+    """Whether a connection is held too long: by the node's verdict, which has its own limit, or by ours."""
+    return row.get("verdict") in STUCK or (row.get(key) or 0.0) >= HELD_LONG
+
+
 def _place(row: Row) -> tuple[str, Any]:
     if row.get("call_site"):
         return "line", row["call_site"]
-    if (row.get("held_seconds") or 0.0) >= HELD_LONG:
+    if _is_long(row, "held_seconds"):
         return "thread", row.get("holder")
     return "short", None
 
