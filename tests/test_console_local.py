@@ -192,6 +192,34 @@ def test_short_holds_are_asked_for_only_where_something_is_wrong() -> None:
     assert source.question() == WaitsQuery(1.0)
 
 
+def test_a_place_has_its_own_words_reason() -> None:
+    """Of a pool with a LEAK and a BLOCKED each place says why it is what it is, in the node's words."""
+    who = {"host": "ctl1", "program": "api", "pool": "mysql://db1/nova"}
+    said = (
+        "held for 41s: give it back; BLOCKED: held for 12s in the database: look for a lock: connmon whois 7"
+        "; SATURATED: 3 wait: the cause: 1 leaked connection is never given back; give back what is taken"
+    )
+    other = {**who, "instance": "i1", "verdict": "BLOCKED", "verdict_reason": "held for 9s", "waiting": 0}
+    pool = {**who, "instance": "i2", "verdict": "LEAK", "verdict_reason": said, "waiting": 3}
+    held = {**who, "instance": "i2", "held_seconds": 12.0}
+    holders = [
+        {**held, "call_site": "a.py:1 leaks", "verdict": "LEAK"},
+        {**held, "call_site": "b.py:2 waits", "verdict": "BLOCKED"},
+        {**held, "call_site": "c.py:3 works", "verdict": None},
+    ]
+    rows = merging.waits(
+        [(("1",), other), (("2",), pool)], [((str(at),), row) for at, row in enumerate(holders)]
+    )
+    shown = {row["call_site"]: (row["verdict"], row["verdict_reason"]) for _, row in rows}
+    assert shown == {
+        "a.py:1 leaks": ("LEAK", said),
+        "b.py:2 waits": (
+            "BLOCKED", "held for 12s in the database: look for a lock: connmon whois 7"
+        ),
+        "c.py:3 works": (None, None),
+    }  # fmt: skip
+
+
 def test_other_processes_of_a_program_block_nobody() -> None:
     """What they hold of a pool of the same URL is not among the waits, where their own pool is well."""
     who = {"host": "ctl1", "program": "api", "pool": "mysql://db1/nova"}

@@ -12,6 +12,7 @@ Rules kept here:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
@@ -163,7 +164,7 @@ def _wait(key: Key, pools: Sequence[Row], holders: Sequence[Row]) -> tuple[Key, 
     longest: Mapping[str, Any] = max(holders, key=lambda row: row["held_seconds"], default={})
     row = together(pools)
     held = longest.get("held_seconds")
-    _blame(row, holders)
+    _blame(row, pools, holders)
     what, place = key[3:]
     if what == "short":
         row["blocker"] = f"{len(holders)} short holds" if len(holders) > 1 else "a short hold"
@@ -182,12 +183,22 @@ def _wait(key: Key, pools: Sequence[Row], holders: Sequence[Row]) -> tuple[Key, 
     return ("wait", *key), row
 
 
-def _blame(row: dict[str, Any], holders: Sequence[Row]) -> None:
+def _blame(row: dict[str, Any], pools: Sequence[Row], holders: Sequence[Row]) -> None:
     """Give a pool's LEAK or BLOCKED to the places whose connections are, and not to its every user."""
-    own = max(holders, key=lambda holder: tables.gravity(holder.get("verdict")), default={}).get("verdict")
-    of_pool = row.get("verdict")
-    if own == of_pool or of_pool not in ("LEAK", "BLOCKED"):
-        if own is not None and own != of_pool:
-            row["verdict"], row["verdict_reason"] = own, None
+    worst: Row = max(holders, key=lambda holder: tables.gravity(holder.get("verdict")), default={})
+    own, of_pool = worst.get("verdict"), row.get("verdict")
+    if own == of_pool or (own is None and of_pool not in STUCK):
         return
-    row["verdict"], row["verdict_reason"] = own, None
+    own_pool_first = sorted(pools, key=lambda pool: pool.get("instance") != worst.get("instance"))
+    reasons = [_reason(pool, own) for pool in own_pool_first]
+    row["verdict"], row["verdict_reason"] = own, next(filter(None, reasons), None)
+
+
+_NEXT: Final = re.compile(f"; ({'|'.join(tables.VERDICTS)}): ")
+
+
+def _reason(row: Row, word: str | None) -> str | None:
+    """Return what a row's reason, "why; WORD: why", says of one word; the first part is the verdict's."""
+    first, *others = _NEXT.split(row.get("verdict_reason") or "")
+    reasons = {**dict(zip(others[::2], others[1::2], strict=True)), row.get("verdict"): first}
+    return None if word is None else reasons.get(word)
