@@ -208,7 +208,9 @@ def test_what_the_account_may_not_see_is_one_line() -> None:
         ("pg_blocking_pids", "permission denied for function pg_blocking_pids"), ("pg_locks", [(6,)])
     )  # fmt: skip
     found = locks.postgresql(query)
-    assert found.problem is not None and (found.unknown, found.partial) == ((6,), True)
+    assert found.problem is not None and (found.unknown, found.partial) == ((6,), False)
+    query, _ = answers(("pg_locks", "timeout"))
+    assert blocked_by(locks.postgresql(query), 6) is None
 
 
 def test_nothing_is_said_where_nobody_waits() -> None:
@@ -249,10 +251,13 @@ def test_postgresql_with_more_waiting_sessions_than_are_asked_about(monkeypatch:
     query, asked = answers(("NOT granted", [(each,) for each in range(1, 8)]), ("unnest", QUEUE[:6]))
     found = locks.postgresql(query)
     assert "ARRAY[1, 2, 3]" in asked[-1]
-    assert found.partial and found.problem is not None
-    assert "all but 3 of the waiting sessions" in found.problem
-    assert found.unknown == (4, 5, 6, 7)
-    assert (blocked_by(found, 7), blocked_by(found, 3)) == (None, [1, 2, 0])
+    assert found.problem is not None and "all but 3 of the waiting sessions are left out" in found.problem
+    assert (found.unknown, found.partial) == ((4, 5, 6, 7), False)
+    assert (blocked_by(found, 7), blocked_by(found, 3), blocked_by(found, 99)) == (None, [1, 2, 0], [])
+    monkeypatch.setattr(locks, "MOST", 7)  # who waits is cut too
+    found = locks.postgresql(query)
+    assert found.partial and found.problem is not None and "waiting sessions beyond 7" in found.problem
+    assert blocked_by(found, 99) is None
 
 
 def test_one_session_is_followed_upwards() -> None:
@@ -549,7 +554,8 @@ def test_a_long_queue_for_one_row(
         alone = database.locks(view, holding)
         assert (blocked_by(alone, holding), alone.problem) == ([], None)
         everything = database.locks(view)
-        assert everything.partial and everything.problem is not None
+        assert everything.problem is not None
+        assert everything.partial == (server.backend != "postgresql")  # which has a list of all who wait
         assert "beyond 30 are left out" in everything.problem
         assert not any(blocked_by(everything, number) == [] for number in queue)
     document = asked(capsys, "whois", str(queue[-1]), "--database", sessions.url, "-H", node.address)
@@ -559,6 +565,37 @@ def test_a_long_queue_for_one_row(
     assert "left out" in document["blocking_problem"]
     assert {row["server_id"] for row in document["blocked"]} == set(queue)
     assert all(row["blocked_by"] is None or row["blocked_by"] for row in document["blocked"])
+
+
+def test_more_wait_in_a_postgresql_than_are_asked_about(
+    postgresql: Server, node: RunningNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is beyond the limit is followed by whois, and is not said to wait for nobody by reconcile."""
+    monkeypatch.setattr(locks, "MOST_WAITING", 4)
+    sessions = Sessions(postgresql, node)
+    try:
+        holder, holding = sessions.open(reported=False)
+        holder.execute(text(UPDATE))
+        waiters = dict(sessions.open(reported=False)[::-1] for _ in range(10))
+        for waiter in waiters.values():
+            sessions.start(waiter, UPDATE)
+        with DatabaseSessions(parse_url(sessions.url)) as database:
+            view = database.look()
+
+            def seen() -> Locks:
+                return database.locks(view)
+
+            wait_for(lambda: {*seen().unknown, *(w.waiting for w in seen().waits)} == {*waiters})
+            everything = seen()
+            assert len(everything.unknown) == 6 and not everything.partial
+            assert everything.problem is not None and "all but 4 of the waiting" in everything.problem
+            assert blocked_by(everything, holding) == []
+            for number in waiters:
+                found = database.locks(view, number)
+                assert blocked_by(found, number)
+                assert roots(found) <= {holding}
+    finally:
+        sessions.close()
 
 
 def test_a_table_and_a_stranger_at_the_root(

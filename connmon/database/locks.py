@@ -106,7 +106,7 @@ def postgresql(query: Query, session: int | None = None) -> Locks:
 
 
 def _postgresql(query: Query, asked: Sequence[int] = (), seen: Collection[int] = ()) -> Locks:
-    waiting: list[int] = []
+    waiting: list[int] | None = None
     try:
         among = f" AND pid IN ({_listed(asked)})" if asked else ""
         waiting = [
@@ -131,11 +131,13 @@ def _postgresql(query: Query, asked: Sequence[int] = (), seen: Collection[int] =
             )
         rows = query(f"{pairs} LIMIT {MOST}")
     except Unseen as error:
-        return Locks((), tuple(waiting), f"which session blocks which is not seen: {error}", True)
+        # Who waits is known all the same, if that was answered.
+        problem = f"which session blocks which is not seen: {error}"
+        return Locks((), tuple(waiting or ()), problem, waiting is None or len(waiting) >= MOST)
     waits = _waits(rows)
     left_out = []
     if len(waiting) > MOST_WAITING:
-        left_out.append(f"whom all but {MOST_WAITING} of the waiting sessions wait for")
+        left_out.append(f"blockers of all but {MOST_WAITING} of the waiting sessions")
     if len(rows) >= MOST:
         left_out.append(_beyond("waits for locks"))
     if not left_out and len(waiting) < MOST:
@@ -143,17 +145,18 @@ def _postgresql(query: Query, asked: Sequence[int] = (), seen: Collection[int] =
     if len(waiting) >= MOST:
         left_out.append(_beyond("waiting sessions"))
     known = {wait.waiting for wait in waits}
-    return Locks(waits, tuple(each for each in waiting if each not in known), _said(left_out), True)
+    unknown = tuple(each for each in waiting if each not in known)
+    partial = len(waiting) >= MOST
+    return Locks(waits, unknown, _said(left_out, partial), partial)
 
 
 def _beyond(what: str) -> str:
     return f"{what} beyond {MOST}"
 
 
-def _said(left_out: Iterable[str]) -> str:
-    return (
-        f"{' and '.join(left_out)} are left out: whom others wait for is not known, and a root may wait too"
-    )
+def _said(left_out: Iterable[str], partial: bool) -> str:
+    others = "whom others wait for is not known" + ", and a root may wait too" * partial
+    return f"{' and '.join(left_out)} are left out: {others}"
 
 
 # --- MySQL and MariaDB --------------------------------------------------------------------
@@ -267,7 +270,7 @@ def _mysql(query: Query, new: bool, asked: Sequence[int] = (), seen: Collection[
     unknown = [number for number in waiting if number not in known]
     if left_out:
         partial = True
-        problems.append(_said(left_out))
+        problems.append(_said(left_out, partial))
         unknown += [
             number for number in row_waiters if number not in known and (not asked or number in asked)
         ]
