@@ -15,7 +15,16 @@ from connmon import procinfo
 from connmon.console import merging, tables
 from connmon.console.local import Watch
 from connmon.console.source import Source, Want
-from connmon.model import ProgramRow
+from connmon.model import (
+    ConnectionRow,
+    PoolRow,
+    ProcessRow,
+    ProgramRow,
+    Row,
+    Verdict,
+    VerdictWord,
+    WaitsQuery,
+)
 from tests.console_fakes import CLOCK, FLEET, answer, figures
 
 
@@ -134,6 +143,96 @@ def test_a_leak_is_blamed_on_the_line_that_leaks() -> None:
     source.apply(answer(source.question()))
     blamed = {row["blocker"]: row["verdict"] for _, row in source.rows()}
     assert [place for place, verdict in blamed.items() if verdict == "LEAK"] == ["thread Thread-0"]
+
+
+def judged_soon(held: float, word: VerdictWord | None) -> list[Row]:
+    """What a node says that judges from 5 s on: one connection is held, nobody waits."""
+    why = () if word is None else (Verdict(word, f"held for {held:g}s"),)
+    names = {ProgramRow: FLEET[0], ProcessRow: row_of(ProcessRow), PoolRow: row_of(PoolRow)}
+    rows = [structs.replace(row, figures=figures(1, 1, held=held, wrong=why)) for row in names.values()]
+    connection = structs.replace(
+        row_of(ConnectionRow), held_since=CLOCK - 0.8 - held, call_site=None, verdict=word
+    )
+    return [*rows, connection]
+
+
+def row_of(kind: type[Any]) -> Any:
+    return next(row for row in FLEET if isinstance(row, kind))
+
+
+@pytest.mark.parametrize(
+    ("held", "word", "blocker"),
+    [
+        (10.0, "LEAK", "thread Thread-0"),
+        (10.0, "BLOCKED", "thread Thread-0"),
+        (10.0, None, None),
+        (31.0, None, "thread Thread-0"),
+    ],
+)
+def test_what_the_node_judges_sooner_is_among_the_waits(
+    held: float, word: VerdictWord | None, blocker: str | None
+) -> None:
+    """With a low verdict_held_long a LEAK or BLOCKED of 10 s is shown at once, and with its reason."""
+    source = Source(Want("wait"))
+    for _ in range(3):  # the first question, and those that come after an answer
+        source.apply(answer(source.question(), judged_soon(held, word)))
+        rows = [row for _, row in source.rows()]
+        assert [row["blocker"] for row in rows] == ([blocker] if blocker else [])
+        assert [(row["verdict"], row["held_seconds"]) for row in rows] == ([(word, held)] if blocker else [])
+        assert not word or rows[0]["verdict_reason"] == f"held for {held:g}s"
+
+
+def test_short_holds_are_asked_for_only_where_something_is_wrong() -> None:
+    """Where nothing is LEAK or BLOCKED the node is not asked for what it then would send for nothing."""
+    source = Source(Want("wait"))
+    assert source.question() == WaitsQuery(1.0)
+    source.apply(answer(source.question(), judged_soon(10.0, None)))
+    assert source.question() == WaitsQuery(30.0)
+    source.apply(answer(source.question(), judged_soon(10.0, "BLOCKED")))
+    assert source.question() == WaitsQuery(1.0)
+
+
+def test_a_place_has_its_own_words_reason() -> None:
+    """Of a pool with a LEAK and a BLOCKED each place says why it is what it is, in the node's words."""
+    who = {"host": "ctl1", "program": "api", "pool": "mysql://db1/nova"}
+    said = (
+        "held for 41s: give it back; BLOCKED: held for 12s in the database: look for a lock: connmon whois 7"
+        "; SATURATED: 3 wait: the cause: 1 leaked connection is never given back; give back what is taken"
+    )
+    other = {**who, "instance": "i1", "verdict": "BLOCKED", "verdict_reason": "held for 9s", "waiting": 0}
+    pool = {**who, "instance": "i2", "verdict": "LEAK", "verdict_reason": said, "waiting": 3}
+    held = {**who, "instance": "i2", "held_seconds": 12.0}
+    holders = [
+        {**held, "call_site": "a.py:1 leaks", "verdict": "LEAK"},
+        {**held, "call_site": "b.py:2 waits", "verdict": "BLOCKED"},
+        {**held, "call_site": "c.py:3 works", "verdict": None},
+    ]
+    rows = merging.waits(
+        [(("1",), other), (("2",), pool)], [((str(at),), row) for at, row in enumerate(holders)]
+    )
+    shown = {row["call_site"]: (row["verdict"], row["verdict_reason"]) for _, row in rows}
+    assert shown == {
+        "a.py:1 leaks": ("LEAK", said),
+        "b.py:2 waits": (
+            "BLOCKED", "held for 12s in the database: look for a lock: connmon whois 7"
+        ),
+        "c.py:3 works": (None, None),
+    }  # fmt: skip
+
+
+def test_other_processes_of_a_program_block_nobody() -> None:
+    """What they hold of a pool of the same URL is not among the waits, where their own pool is well."""
+    who = {"host": "ctl1", "program": "api", "pool": "mysql://db1/nova"}
+    pools: list[dict[str, Any]] = [
+        {**who, "instance": "i1", "verdict": "LEAK", "longest_held_seconds": 10.0},
+        {**who, "instance": "i2", "verdict": None, "longest_held_seconds": 2.0},
+    ]
+    holders: list[dict[str, Any]] = [
+        {**who, "instance": "i1", "held_seconds": 10.0, "call_site": "a.py:1 leaks", "verdict": "LEAK"},
+        {**who, "instance": "i2", "held_seconds": 2.0, "call_site": "b.py:2 works", "verdict": None},
+    ]
+    rows = merging.waits([(("1",), row) for row in pools], [(("2",), row) for row in holders])
+    assert [(row["call_site"], row["processes"]) for _, row in rows] == [("a.py:1 leaks", 1)]
 
 
 def test_connects_a_second_are_known_from_the_second_report_on() -> None:

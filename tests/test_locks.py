@@ -204,14 +204,96 @@ def test_what_the_account_may_not_see_is_one_line() -> None:
     assert found.problem is not None and found.problem.isprintable()
     assert "PROCESS and SELECT on performance_schema (SELECT command denied)" in found.problem
     assert "performance_schema=ON" in found.problem
-    query, _ = answers(("pg_blocking_pids", "permission denied for function pg_blocking_pids"))
-    assert locks.postgresql(query).problem is not None
+    query, _ = answers(
+        ("pg_blocking_pids", "permission denied for function pg_blocking_pids"), ("pg_locks", [(6,)])
+    )  # fmt: skip
+    found = locks.postgresql(query)
+    assert found.problem is not None and (found.unknown, found.partial) == ((6,), False)
+    query, _ = answers(("pg_locks", "timeout"))
+    assert blocked_by(locks.postgresql(query), 6) is None
 
 
 def test_nothing_is_said_where_nobody_waits() -> None:
     """A server without performance_schema on which nobody waits for a table's lock is no problem."""
     query, _ = answers(("metadata_locks", "Table doesn't exist"))
     assert locks.mysql(query, "10.4.1-MariaDB") == Locks()
+
+
+QUEUE = [(waiting, blocking) for waiting in range(1, 8) for blocking in range(waiting)]
+"""Seven sessions wait for one row, each for all before it."""
+
+
+@pytest.mark.parametrize("version", ["8.4.2", "10.11.6-MariaDB"])
+def test_who_is_beyond_the_limit_is_not_said_to_wait_for_nobody(
+    version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the limit of rows cuts the waits, that is said, and whose blockers are not seen is null."""
+    monkeypatch.setattr(locks, "MOST", 10)
+    query, _ = answers(("lock_waits w", QUEUE[:10]), ("LOCK WAIT", [(each,) for each in range(1, 8)]))
+    found = locks.mysql(query, version)
+    assert found.partial and found.problem is not None
+    assert "waits for rows beyond 10 are left out" in found.problem
+    assert found.unknown == (5, 6, 7)
+    assert blocked_by(found, 7) is None
+    assert blocked_by(found, 99) is None
+    assert blocked_by(found, 2) == [1, 0]
+    tables = [metadata(each, "EXCLUSIVE", "GRANTED") for each in range(10)]
+    for answer in (("metadata_locks", tables), ("information_schema.processlist", [(n,) for n in range(10)])):
+        query, _ = answers(answer)
+        found = locks.mysql(query, version)
+        assert found.partial and found.problem is not None and "beyond 10 are left out" in found.problem
+        assert blocked_by(found, 99) is None
+
+
+def test_postgresql_with_more_waiting_sessions_than_are_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whom the others wait for is not known, and said so; of who does not wait at all it is known."""
+    monkeypatch.setattr(locks, "MOST_WAITING", 3)
+    query, asked = answers(("NOT granted", [(each,) for each in range(1, 8)]), ("unnest", QUEUE[:6]))
+    found = locks.postgresql(query)
+    assert "ARRAY[1, 2, 3]" in asked[-1]
+    assert found.problem is not None and "all but 3 of the waiting sessions are left out" in found.problem
+    assert (found.unknown, found.partial) == ((4, 5, 6, 7), False)
+    assert (blocked_by(found, 7), blocked_by(found, 3), blocked_by(found, 99)) == (None, [1, 2, 0], [])
+    monkeypatch.setattr(locks, "MOST", 7)  # who waits is cut too
+    found = locks.postgresql(query)
+    assert found.partial and found.problem is not None and "waiting sessions beyond 7" in found.problem
+    assert blocked_by(found, 99) is None
+
+
+def test_one_session_is_followed_upwards() -> None:
+    """It is asked about, then who blocks it, then who blocks these: never about the others that wait."""
+    above = {9: [5, 4], 5: [3], 4: [3, 0], 3: [2]}
+    told: list[list[int]] = []
+
+    def ask(asked: Sequence[int], seen: Any) -> Locks:
+        told.append(list(asked))
+        return waits(*((each, other) for each in asked for other in above.get(each, ())))
+
+    found = locks._followed(9, ask)
+    assert told == [[9], [4, 5], [3], [2]]
+    assert blocked_by(found, 9) == [4, 5, 3, 0, 2] and roots(found) == {0, 2}
+    assert (found.problem, found.partial) == (None, False)
+
+
+def test_a_session_is_followed_so_far() -> None:
+    """A chain without end is left after some steps, which is said; where it is left is no root."""
+    found = locks._followed(1, lambda asked, seen: waits(*((each, each + 1) for each in asked)))
+    chain = blocked_by(found, 1)
+    assert chain is not None and len(chain) == locks.STEPS
+    assert found.partial and found.problem is not None and f"more than {locks.STEPS} others" in found.problem
+    assert roots(found) == frozenset()
+
+
+def test_what_is_not_seen_of_a_blocker_makes_no_root() -> None:
+    """Where only the first step is answered, who blocks it is told, and that the rest is not known."""
+
+    def ask(asked: Sequence[int], seen: Any) -> Locks:
+        return waits((9, 5)) if list(asked) == [9] else Locks(problem="timeout", partial=True)
+
+    found = locks._followed(9, ask)
+    assert (blocked_by(found, 9), roots(found), found.problem) == ([5], frozenset(), "timeout")
+    unseen = locks._followed(9, lambda asked, seen: Locks(problem="timeout", partial=True))
+    assert blocked_by(unseen, 9) is None
 
 
 # --- How it is printed --------------------------------------------------------------------
@@ -236,6 +318,7 @@ def test_the_blocker_is_printed() -> None:
     unseen = result(blocked_by=None, blockers=None, blocking_problem="no right")
     assert "  blocked   not known: no right\n" in whois_text(unseen)
     assert "blocked" not in whois_text(result(blocked_by=None, blockers=None))
+    assert "  (not all is known: timeout)\n" in whois_text(result(blocking_problem="timeout"))
 
 
 def test_a_session_that_only_the_server_knows() -> None:
@@ -437,6 +520,82 @@ def test_a_row_and_who_holds_it(
     kinds = {row["kind"]: row for row in csv.DictReader(io.StringIO(capsys.readouterr().out))}
     assert kinds["blocked"]["blocked_by"] == str(holding)
     assert kinds["blocker"]["blocks"] == str(waiting)
+
+
+def test_a_long_queue_for_one_row(
+    server: Server,
+    node: RunningNode,
+    sessions: Sessions,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With more waits than are read, whois still finds whom each session waits for, and reconcile says so."""
+    monkeypatch.setattr(locks, "MOST", 30)
+    holder, holding = sessions.open(reported=False)
+    holder.execute(text(UPDATE))
+    waiters = dict(sessions.open(reported=False)[::-1] for _ in range(12))
+    for waiter in waiters.values():
+        sessions.start(waiter, UPDATE)
+    queue = sorted(waiters)
+    with DatabaseSessions(parse_url(sessions.url)) as database:
+        view = database.look()
+
+        def chain(number: int) -> list[int] | None:
+            return blocked_by(database.locks(view, number), number)
+
+        def all_wait() -> bool:
+            return all((chain(number) or [0])[-1] == holding for number in queue)
+
+        wait_for(all_wait, what="all to wait for the row")
+        for number in queue:
+            found = database.locks(view, number)
+            assert roots(found) == {holding}
+            assert (found.problem, found.partial) == (None, False)
+        alone = database.locks(view, holding)
+        assert (blocked_by(alone, holding), alone.problem) == ([], None)
+        everything = database.locks(view)
+        assert everything.problem is not None
+        assert everything.partial == (server.backend != "postgresql")  # which has a list of all who wait
+        assert "beyond 30 are left out" in everything.problem
+        assert not any(blocked_by(everything, number) == [] for number in queue)
+    document = asked(capsys, "whois", str(queue[-1]), "--database", sessions.url, "-H", node.address)
+    assert document["blocked_by"][-1] == holding
+    assert [each["server_id"] for each in document["blockers"] if each["root"]] == [holding]
+    document = asked(capsys, "reconcile", sessions.url, "-H", node.address)
+    assert "left out" in document["blocking_problem"]
+    assert {row["server_id"] for row in document["blocked"]} == set(queue)
+    assert all(row["blocked_by"] is None or row["blocked_by"] for row in document["blocked"])
+
+
+def test_more_wait_in_a_postgresql_than_are_asked_about(
+    postgresql: Server, node: RunningNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is beyond the limit is followed by whois, and is not said to wait for nobody by reconcile."""
+    monkeypatch.setattr(locks, "MOST_WAITING", 4)
+    sessions = Sessions(postgresql, node)
+    try:
+        holder, holding = sessions.open(reported=False)
+        holder.execute(text(UPDATE))
+        waiters = dict(sessions.open(reported=False)[::-1] for _ in range(10))
+        for waiter in waiters.values():
+            sessions.start(waiter, UPDATE)
+        with DatabaseSessions(parse_url(sessions.url)) as database:
+            view = database.look()
+
+            def seen() -> Locks:
+                return database.locks(view)
+
+            wait_for(lambda: {*seen().unknown, *(w.waiting for w in seen().waits)} == {*waiters})
+            everything = seen()
+            assert len(everything.unknown) == 6 and not everything.partial
+            assert everything.problem is not None and "all but 4 of the waiting" in everything.problem
+            assert blocked_by(everything, holding) == []
+            for number in waiters:
+                found = database.locks(view, number)
+                assert blocked_by(found, number)
+                assert roots(found) <= {holding}
+    finally:
+        sessions.close()
 
 
 def test_a_table_and_a_stranger_at_the_root(

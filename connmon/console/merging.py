@@ -12,6 +12,7 @@ Rules kept here:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
@@ -21,8 +22,12 @@ from connmon.snapshot import FIGURES
 
 Key: TypeAlias = tuple[Any, ...]
 
-#: Seconds after which a connection is among the waits, though nobody waits for it.
+#: Seconds after which a connection is among the waits, though nobody waits for it and no verdict is its.
 HELD_LONG: Final = 30.0
+#: The least that a node's `verdict_held_long` can be: none that is LEAK or BLOCKED is held for less.
+HELD_LEAST: Final = 1.0
+#: The verdicts of what is held, which are a connection's own too.
+STUCK: Final = ("LEAK", "BLOCKED")
 
 _NEWEST: Final = ("last_report_seconds",)
 _WORST: Final = (
@@ -118,12 +123,13 @@ def waits(pools: Sequence[tuple[Key, Row]], connections: Sequence[tuple[Key, Row
     """
     of_pool: dict[Key, list[Row]] = {}
     for _, row in pools:
-        if not (row.get("waiting") or (row.get("longest_held_seconds") or 0.0) >= HELD_LONG):
-            continue
-        of_pool.setdefault(_pool(row), []).append(row)
+        if row.get("waiting") or _is_long(row, "longest_held_seconds"):
+            of_pool.setdefault(_pool(row), []).append(row)
+    # The same pool of other processes may be well: what these hold blocks nobody.
+    troubled = {(key, row.get("instance")) for key, rows in of_pool.items() for row in rows}
     held: dict[Key, list[Row]] = {}
     for _, row in connections:
-        if row.get("held_seconds") is None or _pool(row) not in of_pool:
+        if row.get("held_seconds") is None or (_pool(row), row.get("instance")) not in troubled:
             continue
         # Short holds matter only where somebody waits for their end.
         if _place(row)[0] != "short" or any(pool.get("waiting") for pool in of_pool[_pool(row)]):
@@ -141,10 +147,15 @@ def _pool(row: Row) -> Key:
     return row.get("host"), row.get("program"), row.get("pool")
 
 
+def _is_long(row: Row, key: str) -> bool:
+    """Whether a connection is held too long: by the node's verdict, which has its own limit, or by ours."""
+    return row.get("verdict") in STUCK or (row.get(key) or 0.0) >= HELD_LONG
+
+
 def _place(row: Row) -> tuple[str, Any]:
     if row.get("call_site"):
         return "line", row["call_site"]
-    if (row.get("held_seconds") or 0.0) >= HELD_LONG:
+    if _is_long(row, "held_seconds"):
         return "thread", row.get("holder")
     return "short", None
 
@@ -153,7 +164,7 @@ def _wait(key: Key, pools: Sequence[Row], holders: Sequence[Row]) -> tuple[Key, 
     longest: Mapping[str, Any] = max(holders, key=lambda row: row["held_seconds"], default={})
     row = together(pools)
     held = longest.get("held_seconds")
-    _blame(row, holders)
+    _blame(row, pools, holders)
     what, place = key[3:]
     if what == "short":
         row["blocker"] = f"{len(holders)} short holds" if len(holders) > 1 else "a short hold"
@@ -172,12 +183,22 @@ def _wait(key: Key, pools: Sequence[Row], holders: Sequence[Row]) -> tuple[Key, 
     return ("wait", *key), row
 
 
-def _blame(row: dict[str, Any], holders: Sequence[Row]) -> None:
+def _blame(row: dict[str, Any], pools: Sequence[Row], holders: Sequence[Row]) -> None:
     """Give a pool's LEAK or BLOCKED to the places whose connections are, and not to its every user."""
-    own = max(holders, key=lambda holder: tables.gravity(holder.get("verdict")), default={}).get("verdict")
-    of_pool = row.get("verdict")
-    if own == of_pool or of_pool not in ("LEAK", "BLOCKED"):
-        if own is not None and own != of_pool:
-            row["verdict"], row["verdict_reason"] = own, None
+    worst: Row = max(holders, key=lambda holder: tables.gravity(holder.get("verdict")), default={})
+    own, of_pool = worst.get("verdict"), row.get("verdict")
+    if own == of_pool or (own is None and of_pool not in STUCK):
         return
-    row["verdict"], row["verdict_reason"] = own, None
+    own_pool_first = sorted(pools, key=lambda pool: pool.get("instance") != worst.get("instance"))
+    reasons = [_reason(pool, own) for pool in own_pool_first]
+    row["verdict"], row["verdict_reason"] = own, next(filter(None, reasons), None)
+
+
+_NEXT: Final = re.compile(f"; ({'|'.join(tables.VERDICTS)}): ")
+
+
+def _reason(row: Row, word: str | None) -> str | None:
+    """Return what a row's reason, "why; WORD: why", says of one word; the first part is the verdict's."""
+    first, *others = _NEXT.split(row.get("verdict_reason") or "")
+    reasons = {**dict(zip(others[::2], others[1::2], strict=True)), row.get("verdict"): first}
+    return None if word is None else reasons.get(word)

@@ -70,13 +70,23 @@ class Source:
         """Return what to ask next."""
         query = self._snapshots[0].query()
         if self._want.by == "wait":
-            return WaitsQuery(merging.HELD_LONG)
+            return WaitsQuery(self._held())
         if self._want.database is not None:
             _, dialect, host, port, database = self._want.database
             return UsersQuery(
                 str(dialect), _text(host), _count(port), _text(database), query.epoch, query.since
             )
         return query
+
+    def _held(self) -> float:
+        """Return from how long on holds are asked for: where something may be LEAK or BLOCKED, the least.
+
+        From how long on the node judges is its own; `merging.waits` then chooses by its verdicts.
+        """
+        header = self._snapshots[0].header
+        if header is None or any(word in merging.STUCK for word, _ in header.verdicts):
+            return merging.HELD_LEAST
+        return merging.HELD_LONG
 
     def apply(self, rows: Rows) -> None:
         """Take one frame of an answer."""

@@ -47,13 +47,15 @@ def compare(
     return reconcile(first, second, naming)
 
 
-def _look(service: Service, credentials: Credentials, database: DatabaseSessions) -> Look:
+def _look(
+    service: Service, credentials: Credentials, database: DatabaseSessions, session: int | None = None
+) -> Look:
     snapshot = read_once(service.nodes, service.name, "connection", credentials=credentials)
     view = database.look()
     document = snapshot.document()
     header = {key: document[key] for key in ("service", "node", "leader", "quorum", "stale_seconds")}
     header["left_out"] = document["totals"]["left_out"]
-    return Look(header, snapshot.pool_rows(), document["rows"], view, database.locks(view))
+    return Look(header, snapshot.pool_rows(), document["rows"], view, database.locks(view, session))
 
 
 def whois_at(
@@ -67,6 +69,6 @@ def whois_at(
     parsed = parse_url(url)
     naming = Naming(host(), (), frozenset(map(plain, addresses())))
     with DatabaseSessions(parsed, ask_password) as database:
-        look = _look(service, credentials, database)
+        look = _look(service, credentials, database, session)
     document = {**look.header, "totals": look.header, "rows": look.connections}
     return whois(document, session, (look.view.server,), look.pools, At(look, naming))

@@ -2,6 +2,8 @@
 
 - Each query is read only, bounded by a limit of rows and by a time on the server, and changes no
   setting of the session.
+- One session is asked about by itself, then whom it waits for, and so on: whoever else waits, no limit of
+  rows cuts that. Where a limit cuts the waits of all, who is not among them is not said to wait for nobody.
 - What the account may not see, or the server does not record, is one line (`Locks.problem`), and
   a session that waits without a known blocker is in `Locks.unknown`.
 - The sources: PostgreSQL 16, 9.27 (pg_blocking_pids) and 54.12 (pg_locks, which everybody may read);
@@ -12,7 +14,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from connmon.errors import ConnmonError
@@ -23,6 +25,8 @@ SECONDS: Final = 5
 MOST: Final = 10_000
 #: Waiting PostgreSQL sessions that are asked about at most: each is a look into the lock manager.
 MOST_WAITING: Final = 500
+#: So many sessions upwards one that is asked about is followed.
+STEPS: Final = 16
 
 Query: TypeAlias = Callable[[str], Sequence[Any]]
 """Returns the rows of a query; raises Unseen."""
@@ -52,58 +56,146 @@ class Locks(NamedTuple):
     """Whether a session without a wait here may wait all the same."""
 
 
+# --- One session --------------------------------------------------------------------------
+
+
+def _followed(session: int, ask: Callable[[Sequence[int], Collection[int]], Locks]) -> Locks:
+    """Return the waits of one session and, step by step, of those that block it.
+
+    `ask` returns the waits of some sessions, given also those that are known already: of each that waits
+    one wait at least, and one for each blocker that was not known.
+    """
+    waits: dict[Wait, None] = {}
+    unknown: dict[int, None] = {}
+    problems: dict[str, None] = {}
+    seen, asked, partial = {session}, [session], False
+    for _ in range(STEPS):
+        found = ask(asked, seen)
+        waits.update(dict.fromkeys(found.waits))
+        unknown.update(dict.fromkeys(found.unknown))
+        if found.problem is not None:
+            problems[found.problem] = None
+        if found.partial:  # whoever seems to wait for nobody may do so all the same: no root
+            partial = True
+            told = {wait.waiting for wait in found.waits}
+            unknown.update(dict.fromkeys(each for each in asked if each not in told))
+        # 0 is a transaction without a session, which waits for nobody.
+        asked = sorted({wait.blocking for wait in found.waits} - seen - {0})
+        seen.update(asked)
+        if not asked:
+            break
+    else:
+        partial = True
+        unknown.update(dict.fromkeys(asked))
+        problems[f"those that it waits for by more than {STEPS} others are left out"] = None
+    return Locks(tuple(waits), tuple(unknown), "; ".join(problems) or None, partial)
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(str(int(number)) for number in numbers)
+
+
 # --- PostgreSQL ---------------------------------------------------------------------------
 
-_POSTGRESQL: Final = (
-    "SELECT pid, unnest(pg_blocking_pids(pid)) FROM"
-    f" (SELECT DISTINCT pid FROM pg_locks WHERE NOT granted ORDER BY pid LIMIT {MOST_WAITING}) waiting"
-    f" LIMIT {MOST}"
-)
+
+def postgresql(query: Query, session: int | None = None) -> Locks:
+    """Return the waits of a PostgreSQL, or those that concern one session; `query` keeps the time limit."""
+    if session is None:
+        return _postgresql(query)
+    return _followed(session, lambda asked, seen: _postgresql(query, asked, seen))
 
 
-def postgresql(query: Query) -> Locks:
-    """Return the waits of a PostgreSQL; `query` is to keep the time limit."""
+def _postgresql(query: Query, asked: Sequence[int] = (), seen: Collection[int] = ()) -> Locks:
+    waiting: list[int] | None = None
     try:
-        return Locks(_waits(query(_POSTGRESQL)))
+        among = f" AND pid IN ({_listed(asked)})" if asked else ""
+        waiting = [
+            int(pid)
+            for (pid,) in query(
+                f"SELECT DISTINCT pid FROM pg_locks WHERE NOT granted{among} ORDER BY pid LIMIT {MOST}"
+            )
+        ]
+        if not waiting:
+            return Locks()
+        pairs = (
+            "SELECT w.pid AS waiting, b.pid AS blocking"
+            f" FROM unnest(ARRAY[{_listed(waiting[:MOST_WAITING])}]) AS w(pid),"
+            " unnest(pg_blocking_pids(w.pid)) AS b(pid)"
+        )
+        if asked:
+            # Not all pairs, which are many where many wait for one: what `_followed` needs of them.
+            pairs = (
+                f"WITH pairs AS ({pairs}) SELECT min(waiting), blocking FROM pairs"
+                f" WHERE blocking NOT IN ({_listed(seen)}) GROUP BY blocking"
+                " UNION SELECT waiting, min(blocking) FROM pairs WHERE blocking <> waiting GROUP BY waiting"
+            )
+        rows = query(f"{pairs} LIMIT {MOST}")
     except Unseen as error:
-        return Locks(problem=f"which session blocks which is not seen: {error}", partial=True)
+        # Who waits is known all the same, if that was answered.
+        problem = f"which session blocks which is not seen: {error}"
+        return Locks((), tuple(waiting or ()), problem, waiting is None or len(waiting) >= MOST)
+    waits = _waits(rows)
+    left_out = []
+    if len(waiting) > MOST_WAITING:
+        left_out.append(f"blockers of all but {MOST_WAITING} of the waiting sessions")
+    if len(rows) >= MOST:
+        left_out.append(_beyond("waits for locks"))
+    if not left_out and len(waiting) < MOST:
+        return Locks(waits)
+    if len(waiting) >= MOST:
+        left_out.append(_beyond("waiting sessions"))
+    known = {wait.waiting for wait in waits}
+    unknown = tuple(each for each in waiting if each not in known)
+    partial = len(waiting) >= MOST
+    return Locks(waits, unknown, _said(left_out, partial), partial)
+
+
+def _beyond(what: str) -> str:
+    return f"{what} beyond {MOST}"
+
+
+def _said(left_out: Iterable[str], partial: bool) -> str:
+    others = "whom others wait for is not known" + ", and a root may wait too" * partial
+    return f"{' and '.join(left_out)} are left out: {others}"
 
 
 # --- MySQL and MariaDB --------------------------------------------------------------------
 
-_TRANSACTIONS: Final = (
-    " JOIN information_schema.innodb_trx r ON r.trx_id = w.{requesting}"
+_JOINED: Final = (
+    "{table} w JOIN information_schema.innodb_trx r ON r.trx_id = w.{requesting}"
     " JOIN information_schema.innodb_trx b ON b.trx_id = w.{blocking}"
-    f" LIMIT {MOST}"
 )
-_ROWS: Final = "DISTINCT r.trx_mysql_thread_id, b.trx_mysql_thread_id FROM {table} w" + _TRANSACTIONS
 #: MariaDB, and MySQL before 8.0.
-_ROWS_OF_INNODB: Final = _ROWS.format(
+_ROWS_OF_INNODB: Final = _JOINED.format(
     table="information_schema.innodb_lock_waits", requesting="requesting_trx_id", blocking="blocking_trx_id"
 )
 #: As sys.innodb_lock_waits of MySQL 8 joins them.
-_ROWS_OF_SCHEMA: Final = _ROWS.format(
+_ROWS_OF_SCHEMA: Final = _JOINED.format(
     table="performance_schema.data_lock_waits",
     requesting="requesting_engine_transaction_id",
     blocking="blocking_engine_transaction_id",
 )
+_REQUESTING: Final = "r.trx_mysql_thread_id"
+_BLOCKING: Final = "b.trx_mysql_thread_id"
+#: Who waits for a row, whomever for.
+_ROW_WAITERS: Final = "trx_mysql_thread_id FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
 _METADATA: Final = (
     "DISTINCT t.processlist_id, l.lock_type, l.lock_status, l.object_type, l.object_schema, l.object_name"
     " FROM performance_schema.metadata_locks p JOIN performance_schema.metadata_locks l"
     " ON l.object_type = p.object_type AND l.object_schema <=> p.object_schema"
     " AND l.object_name <=> p.object_name"
     " JOIN performance_schema.threads t ON t.thread_id = l.owner_thread_id"
-    f" WHERE p.lock_status = 'PENDING' AND t.processlist_id IS NOT NULL LIMIT {MOST}"
+    " JOIN performance_schema.threads q ON q.thread_id = p.owner_thread_id"
+    " WHERE p.lock_status = 'PENDING' AND t.processlist_id IS NOT NULL"
 )
 #: Sessions that wait for anything but a row: locks of tables, schemas, users' own names and the like.
 _STATES: Final = (
-    "id FROM information_schema.processlist"
-    f" WHERE state LIKE 'Waiting for % lock' OR state = 'User lock' ORDER BY id LIMIT {MOST}"
+    "id FROM information_schema.processlist WHERE (state LIKE 'Waiting for % lock' OR state = 'User lock')"
 )
 
 
-def mysql(query: Query, version: str) -> Locks:
-    """Return the waits of a MySQL or MariaDB of this version."""
+def mysql(query: Query, version: str, session: int | None = None) -> Locks:
+    """Return the waits of a MySQL or MariaDB of this version, or those that concern one session."""
     mariadb = "mariadb" in version.lower()
     major = version.partition(".")[0]
     new = not mariadb and major.isdigit() and int(major) >= 8
@@ -112,36 +204,84 @@ def mysql(query: Query, version: str) -> Locks:
         if mariadb
         else f"SELECT /*+ MAX_EXECUTION_TIME({SECONDS * 1000}) */ "
     )
-    problems = []
+
+    def limited(statement: str) -> list[Any]:
+        return list(query(f"{head}{statement} LIMIT {MOST}"))
+
+    if session is None:
+        return _mysql(limited, new)
+    return _followed(session, lambda asked, seen: _mysql(limited, new, asked, seen))
+
+
+def _row_locks(query: Query, new: bool, asked: Sequence[int], seen: Collection[int]) -> list[Sequence[Any]]:
+    joined = _ROWS_OF_SCHEMA if new else _ROWS_OF_INNODB
+    if not asked:
+        return [query(f"DISTINCT {_REQUESTING}, {_BLOCKING} FROM {joined}")]
+    # Not all pairs, of which there are many where many wait for one row: what `_followed` needs of them.
+    among = f"{joined} WHERE {_REQUESTING} IN ({_listed(asked)})"
+    return [
+        query(
+            f"MIN({_REQUESTING}), {_BLOCKING} FROM {among} AND {_BLOCKING} NOT IN ({_listed(seen)})"
+            f" GROUP BY {_BLOCKING}"
+        ),
+        query(
+            f"{_REQUESTING}, MIN({_BLOCKING}) FROM {among} AND {_BLOCKING} <> {_REQUESTING}"
+            f" GROUP BY {_REQUESTING}"
+        ),
+    ]
+
+
+def _mysql(query: Query, new: bool, asked: Sequence[int] = (), seen: Collection[int] = ()) -> Locks:
+    """Return the waits of these sessions, or of all. `query` adds the beginning and the limits."""
+    problems: list[str] = []
+    left_out: list[str] = []
     partial = False
     waits: tuple[Wait, ...] = ()
+    row_waiters: list[int] = []
     try:
-        waits = _waits(query(head + (_ROWS_OF_SCHEMA if new else _ROWS_OF_INNODB)))
+        answers = _row_locks(query, new, asked, seen)
+        waits = _waits(row for answer in answers for row in answer)
+        if any(len(answer) >= MOST for answer in answers):
+            left_out.append(_beyond("waits for rows"))
+            row_waiters = [int(number) for (number,) in query(_ROW_WAITERS)]
     except Unseen as error:
         partial = True
         needs = "PROCESS" + " and SELECT on performance_schema" * new
         problems.append(f"which session has a row locked is not seen: that needs {needs} ({error})")
+    waiting: list[int] = []
     try:
-        waiting = [int(number) for (number,) in query(head + _STATES)]
+        among = f" AND id IN ({_listed(asked)})" if asked else ""
+        waiting = [int(number) for (number,) in query(f"{_STATES}{among} ORDER BY id")]
+        if len(waiting) >= MOST:
+            left_out.append(_beyond("sessions that wait for a table's lock"))
     except Unseen as error:
-        waiting, partial = [], True
+        partial = True
         problems.append(f"which session waits for a table's lock is not seen ({error})")
     said, rows = "", list[Any]()
     try:
-        rows = list(query(head + _METADATA))
+        rows = list(query(_METADATA + (f" AND q.processlist_id IN ({_listed(asked)})" if asked else "")))
+        if len(rows) >= MOST:
+            left_out.append(_beyond("locks of tables"))
     except Unseen as error:
         said = f" ({error})"
-    waits = tuple(dict.fromkeys([*waits, *metadata_waits(rows)]))
+    of_tables = [wait for wait in metadata_waits(rows) if not asked or wait.waiting in asked]
+    waits = tuple(dict.fromkeys([*waits, *of_tables]))
     known = {wait.waiting for wait in waits}
-    unknown = tuple(number for number in waiting if number not in known)
-    if unknown and rows:
+    unknown = [number for number in waiting if number not in known]
+    if left_out:
+        partial = True
+        problems.append(_said(left_out, partial))
+        unknown += [
+            number for number in row_waiters if number not in known and (not asked or number in asked)
+        ]
+    elif unknown and rows:
         problems.append("which of several sessions has a table's lock is not told by their types of lock")
     elif unknown:
         problems.append(
             "which session has a table's lock is not seen: that needs performance_schema=ON, its instrument "
             f"wait/lock/metadata/sql/mdl, and SELECT on it{said}"
         )
-    return Locks(waits, unknown, "; ".join(problems) or None, partial)
+    return Locks(waits, tuple(dict.fromkeys(unknown)), "; ".join(problems) or None, partial)
 
 
 def _waits(rows: Iterable[Any]) -> tuple[Wait, ...]:

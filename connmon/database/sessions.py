@@ -189,9 +189,10 @@ class DatabaseSessions:
         how = _look_mysql if self._family == "mysql" else _look_postgresql
         return self._within(lambda: how(connection, self._url.get_backend_name(), self.server), self._url)
 
-    def locks(self, view: ServerView) -> Locks:
+    def locks(self, view: ServerView, session: int | None = None) -> Locks:
         """Return who waits for whose lock now, as far as the account may see it; `view` is a look before.
 
+        `session`: only what concerns this one, and so whatever the limits of rows leave out of all.
         Never raises for what the server says or does not: see `Locks.problem`.
         """
         connection, url = self._connection, self._url
@@ -206,12 +207,12 @@ class DatabaseSessions:
 
         def look() -> Locks:
             if self._family == "mysql":
-                return locks.mysql(query, view.version)
+                return locks.mysql(query, view.version, session)
             # The time limit ends with the transaction: behind a pooler the session is not ours alone.
             query("BEGIN READ ONLY")
             try:
                 query(f"SET LOCAL statement_timeout = {locks.SECONDS * 1000}")
-                return locks.postgresql(query)
+                return locks.postgresql(query, session)
             finally:
                 query("ROLLBACK")
 

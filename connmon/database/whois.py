@@ -210,6 +210,8 @@ def _blocked(result: Mapping[str, Any], session: int) -> list[str]:
         f"by session {each['server_id']}{' (the root)' * each['root']}: {in_words(each)}"
         for each in result["blockers"]
     ] or ["by nobody"]
+    if result["blocking_problem"] is not None:
+        lines.append(f"(not all is known: {printable(result['blocking_problem'])})")
     named = [f"  {'blocked':<{_LEFT}}{lines[0]}"]
     return named + [f"  {'':<{_LEFT}}{line}" for line in lines[1:]]
 
