@@ -180,6 +180,7 @@ class Judge:
                     None if pool.info.pooler else c.server_id,
                     None if site is None else site.holds,
                     None if site is None else site.usual,
+                    c.state == "detached",
                 )
             )
         longest = None if pool.held_since is None else max(0.0, at - pool.held_since)

@@ -209,6 +209,13 @@ def test_overcommit_of_a_server(group: Group) -> None:
     assert words(group, SHOP) == ["SATURATED"]
 
 
+def test_a_detached_connection_is_not_blocked(group: Group) -> None:
+    """One that waits in the database for notifications, as its holder means it to."""
+    listens = leak(held=900.0, holder_in="database", state="detached")
+    group.say(full("a", 1, pool(held=900.0), connections=(listens,)))
+    assert words(group, PROGRAM) == []
+
+
 def test_thresholds_are_kept_when_the_state_is_replaced() -> None:
     """Also where a connection is judged."""
     group = Group()
