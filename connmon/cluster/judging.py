@@ -42,6 +42,9 @@ from connmon.verdicts import (
 #: Held connections of one process that are judged, those held longest.
 JUDGED_AT_MOST: Final = 5_000
 
+#: By how many seconds a pool's longest hold has to be longer than those that are known, to be none of them.
+ROUNDED: Final = 1.0
+
 Maxima: TypeAlias = Mapping[tuple[str, "int | None"], int]
 """How many connections database servers take, by host and port; port None: that host, any port."""
 
@@ -185,7 +188,9 @@ class Judge:
             )
         longest = None if pool.held_since is None else max(0.0, at - pool.held_since)
         if longest is not None and process.missing(pool):
-            held.append(Hold(-1, longest))  # perhaps none of those that are known one by one
+            known = max((hold.seconds for hold in held), default=None)
+            if known is None or longest > known + ROUNDED:  # then it is one that a limit leaves out
+                held.append(Hold(-1, longest))
         lately = pool.lately(at)
         return PoolFacts(
             None if gauges.unbounded else gauges.capacity,

@@ -157,6 +157,18 @@ def test_recent_timeouts_end(group: Group) -> None:
     assert figures(group, PROGRAM).totals.timeouts == 104
 
 
+def test_what_a_limit_leaves_out_is_no_leak_where_the_longest_hold_is_known(group: Group) -> None:
+    """Only a hold that is longer than all that are known one by one is judged without them."""
+    works = leak(held=41.0, holder_in="application")  # which its line does for 5 s, and others not at all
+    quick = pool(out=3, held=41.5)
+    site = SiteReport(1, "jobs.py:12 run", 1, 41.0, holds=20, usual=5.0)
+    group.say(full("a", 1, quick, connections=(works,), sites=(site,), left_out=2))
+    assert group.state.processes["a"].missing(group.state.processes["a"].pools[1]) == 2
+    assert words(group, PROGRAM) == []
+    group.say(change("a", 2, pool(out=3, held=50.0), left_out=2))
+    assert words(group, PROGRAM) == ["LEAK"]
+
+
 def test_a_sum_of_several_pools_has_timeouts_only(group: Group) -> None:
     """Whether it is full, and what is usual there, nobody can say of pools that have no report each."""
     several = pool(out=15, waiting=2, wait=1.0, held=41.0, timeouts=2, left_out=3)
