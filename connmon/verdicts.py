@@ -1,8 +1,9 @@
 """What is wrong with a pool: one word and its reason, from the facts of that pool alone. Pure.
 
 The nodes judge each pool by itself; percentiles over unlike pools say nothing of either. A row that sums
-pools is as grave as its gravest pool, and quotes that one. What is not known makes no verdict. The words, the
-gravest first, and when a pool has them (`docs/verdicts.rst` has them as a table, each with its tests):
+pools has each word that one of them has, and quotes the gravest pool that has it. What is not known makes no
+verdict. The words, the gravest first, and when a pool has them (`docs/verdicts.rst` has them as a table, each
+with its tests):
 
 LEAK
     A connection does not come back: it has been held for `held_long`, and nobody works with it. Its holder
@@ -165,19 +166,16 @@ def judge(facts: PoolFacts, thresholds: Thresholds = DEFAULTS) -> tuple[Verdict,
     return tuple(found)
 
 
-def gravity(verdicts: Sequence[Verdict], facts: PoolFacts) -> tuple[int, float]:
-    """Return a key: the graver of two pools has the larger one."""
-    if not verdicts:
-        return (0, 0.0)
-    word = verdicts[0].word
+def gravity(verdict: Verdict, facts: PoolFacts) -> tuple[int, float]:
+    """Return a key of a pool's verdict: the graver of two pools has the larger one."""
     much = {
         "LEAK": facts.longest_held,
         "BLOCKED": facts.longest_held,
         "SATURATED": facts.waiting,
         "TIMEOUTS": facts.recent_timeouts,
         "SLOW CONNECT": facts.connect_p95,
-    }.get(word)
-    return (rank(word), float(much or 0.0))
+    }.get(verdict.word)
+    return (rank(verdict.word), float(much or 0.0))
 
 
 def line_reason(word: Stuck, connections: int, longest: float, usual: float | None) -> str:
@@ -216,14 +214,9 @@ def pool_name(url: str) -> str:
     return f"pool {_short(url)}"
 
 
-def quoted(verdicts: Iterable[Verdict], where: str) -> tuple[Verdict, ...]:
-    """Return the verdicts of one pool as those of a row that sums several; `where` says which pool it is."""
-    first, *others = verdicts
-    return (Verdict(first.word, f"{where}: {first.reason}"), *others)
-
-
-def gravest(verdicts: Iterable[Verdict]) -> Word | None:
-    return next((verdict.word for verdict in verdicts), None)
+def quoted(verdict: Verdict, where: str) -> Verdict:
+    """Return a pool's verdict as that of a row that sums several; `where` says which pool it is."""
+    return Verdict(verdict.word, f"{where}: {verdict.reason}")
 
 
 def rank(word: str | None) -> int:

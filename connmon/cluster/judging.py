@@ -4,8 +4,9 @@ The rules are in `connmon.verdicts`; here are the facts for them, and how pools'
 
 - Nothing is judged before somebody asks. What was found of a process is kept until its next report.
 - Most pools are well, and a few comparisons show it; only of others are connections and times looked at.
-- A row that sums pools has the verdicts of its gravest pool, and says which that is. Pools of lost processes,
-  make none, and sums over pools that are not reported one by one only TIMEOUTS.
+- A row that sums pools has each word that one of them has, of the gravest pool that has it, and says which
+  that is. Pools of lost processes make none, and sums over pools that are not reported one by one only
+  TIMEOUTS.
 - Verdicts are as of the last report of a process, so that replicas with the same state have the same ones.
 """
 
@@ -70,7 +71,7 @@ class Groups(Protocol):
 class JudgedPool(NamedTuple):
     """One pool with which something is wrong."""
 
-    gravity: tuple[int, float]
+    facts: PoolFacts
     verdicts: tuple[Verdict, ...]
     stuck: Mapping[int, Stuck]
     """Its leaked and blocked connections."""
@@ -86,6 +87,9 @@ class JudgedProcess(NamedTuple):
     timeouts: Mapping[int, int]
     """Recent ones, of the pools that have any."""
 
+
+Grave: TypeAlias = tuple[ProcessRecord, int, JudgedPool]
+"""A pool with which something is wrong: of which process, and its number."""
 
 _NOTHING: Final[Mapping[int, JudgedPool]] = {}
 _NO_TIMEOUTS: Final[Mapping[int, int]] = {}
@@ -146,9 +150,10 @@ class Judge:
             ):
                 continue
             if not pool.shown:  # of a sum of several pools only counts say anything
-                verdicts = judge(PoolFacts(recent_timeouts=recent), self.thresholds)
+                facts = PoolFacts(recent_timeouts=recent)
+                verdicts = judge(facts, self.thresholds)
                 if verdicts:
-                    pools[number] = JudgedPool((rank("TIMEOUTS"), recent), verdicts, _NO_STUCK)
+                    pools[number] = JudgedPool(facts, verdicts, _NO_STUCK)
                 continue
             if connections is None:
                 connections = _held_by_pool(process)
@@ -161,8 +166,7 @@ class Judge:
         self, process: ProcessRecord, pool: PoolRecord, connections: list[ConnectionRecord], recent: int
     ) -> JudgedPool:
         facts = self._facts(process, pool, connections, recent)
-        verdicts = judge(facts, self.thresholds)
-        return JudgedPool(gravity(verdicts, facts), verdicts, stuck(facts, self.thresholds))
+        return JudgedPool(facts, judge(facts, self.thresholds), stuck(facts, self.thresholds))
 
     def _facts(
         self, process: ProcessRecord, pool: PoolRecord, connections: list[ConnectionRecord], recent: int
@@ -226,14 +230,8 @@ class Judge:
         if pool is not None:
             own = found.pools.get(pool.number)
             return () if own is None else own.verdicts, found.timeouts.get(pool.number, 0)
-        timeouts = sum(found.timeouts.values())
-        gravest = _gravest((process, number, one) for number, one in found.pools.items())
-        if gravest is None:
-            return (), timeouts
-        _, number, one = gravest
-        if process.gauges.pools < 2:
-            return one.verdicts, timeouts
-        return quoted(one.verdicts, _pool_name(process, number)), timeouts
+        graves = [(process, number, one) for number, one in found.pools.items()]
+        return self._summed(graves, process.gauges.pools > 1, "process"), sum(found.timeouts.values())
 
     def of_group(self, group: Group) -> tuple[tuple[Verdict, ...], int]:
         """Return the verdicts and the recent timeouts of a group; not what `of_servers` returns."""
@@ -265,14 +263,27 @@ class Judge:
             for number, one in found.pools.items():
                 if database is None or process.pools[number].database == database:
                     graves.append((process, number, one))
-        gravest = _gravest(graves)
-        timeouts = min(timeouts, LARGEST)
-        if gravest is None:
-            return (), timeouts
-        process, number, one = gravest
-        if not several:
-            return one.verdicts, timeouts
-        return quoted(one.verdicts, _pool_name(process, number, by, len(graves) - 1)), timeouts
+        return self._summed(graves, several, by), min(timeouts, LARGEST)
+
+    def _summed(self, graves: list[Grave], several: bool, by: str) -> tuple[Verdict, ...]:
+        """Return each word that one of these pools has, the gravest first, of the gravest that has it."""
+        worst: dict[VerdictWord, tuple[tuple[int, float, str, int], Grave]] = {}
+        for grave in graves:
+            process, number, one = grave
+            for verdict in one.verdicts:
+                # Of equal ones always the same, in whatever order they come.
+                key = (*gravity(verdict, one.facts), process.instance, number)
+                if verdict.word not in worst or key > worst[verdict.word][0]:
+                    worst[verdict.word] = key, grave
+        found: list[Verdict] = []
+        for word in sorted(worst, key=rank, reverse=True):
+            process, number, one = worst[word][1]
+            (verdict,) = [verdict for verdict in one.verdicts if verdict.word == word]
+            if several:
+                more = 0 if found or by == "process" else len(graves) - 1
+                verdict = quoted(verdict, _pool_name(process, number, by, more))
+            found.append(verdict)
+        return tuple(found)
 
     def fleet(self) -> tuple[tuple[VerdictWord, int], ...]:
         """Return how many programs have each verdict as their gravest, the gravest first."""
@@ -347,13 +358,6 @@ def _held_by_pool(process: ProcessRecord) -> dict[int, list[ConnectionRecord]]:
     for _, _, connection in held:
         found.setdefault(connection.pool, []).append(connection)
     return found
-
-
-def _gravest(
-    pools: Iterable[tuple[ProcessRecord, int, JudgedPool]],
-) -> tuple[ProcessRecord, int, JudgedPool] | None:
-    """Return the gravest; of equal ones always the same, in whatever order they come."""
-    return max(pools, key=lambda entry: (*entry[2].gravity, entry[0].instance, entry[1]), default=None)
 
 
 def _pool_name(process: ProcessRecord, number: int, by: str = "process", more: int = 0) -> str:

@@ -169,6 +169,28 @@ def test_what_a_limit_leaves_out_is_no_leak_where_the_longest_hold_is_known(grou
     assert words(group, PROGRAM) == ["LEAK"]
 
 
+def test_one_pools_leak_does_not_hide_what_is_wrong_with_others(group: Group) -> None:
+    """A row that sums pools has each word once, of the gravest pool that has it, which is named."""
+    group.say(
+        full("a", 1, pool(out=1, held=41.0), pool(2, "nova", timeouts=3), connections=(leak(),)),
+        full("b", 1, pool(out=15, waiting=2, wait=1.0, held=0.1, timeouts=1), process=process(pid=2)),
+        full("c", 1, pool(out=15, waiting=4, wait=1.0, held=0.1), process=process(pid=3)),
+    )
+    for key in (PROGRAM, ("host", "ctl1")):
+        leaked, full_pool, timeouts = figures(group, key).verdicts
+        of = "" if key == PROGRAM else " of nova-api"
+        assert leaked.word == "LEAK"
+        assert leaked.reason.startswith(f"pool mysql://db1/shop{of}, pid 1 (and 3 more): a connection")
+        assert full_pool.word == "SATURATED"
+        assert full_pool.reason.startswith(f"pool mysql://db1/shop{of}, pid 3: 4 wait up to 1.0s")
+        assert timeouts.word == "TIMEOUTS"
+        assert timeouts.reason.startswith(f"pool mysql://db1/nova{of}, pid 1: 3 checkouts")
+    assert words(group, SHOP) == ["LEAK", "SATURATED", "TIMEOUTS"]
+    assert words(group, ("process", "a")) == ["LEAK", "TIMEOUTS"]
+    (_, timeouts) = figures(group, ("process", "a")).verdicts
+    assert timeouts.reason.startswith("pool mysql://db1/nova: 3 checkouts")
+
+
 def test_a_sum_of_several_pools_has_timeouts_only(group: Group) -> None:
     """Whether it is full, and what is usual there, nobody can say of pools that have no report each."""
     several = pool(out=15, waiting=2, wait=1.0, held=41.0, timeouts=2, left_out=3)
@@ -389,6 +411,8 @@ def test_a_row_is_as_grave_as_its_gravest_pool(each: list[list[Any]]) -> None:
     group = fleet(each)
     pools = [gravest(group, key) for key in group.rows("pool") if key[0] == "pool"]
     assert gravest(group, PROGRAM) == gravest(group, ("host", "ctl1")) == max(pools)
+    own_words = {word for key in group.rows("pool") for word in words(group, key)}
+    assert words(group, PROGRAM) == sorted(own_words, key=rank, reverse=True)
     for key in group.rows("process"):
         own = [gravest(group, k) for k in group.rows("pool") if k[:2] == ("pool", key[1])]
         assert gravest(group, key) == max(own)
