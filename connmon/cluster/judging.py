@@ -8,6 +8,7 @@ The rules are in `connmon.verdicts`; here are the facts for them, and how pools'
   that is. Pools of lost processes make none, and sums over pools that are not reported one by one only
   TIMEOUTS.
 - Verdicts are as of the last report of a process, so that replicas with the same state have the same ones.
+  What a full pool's server takes besides depends on others, too: that is looked up whenever a row is made.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ class JudgedPool(NamedTuple):
 
     facts: PoolFacts
     verdicts: tuple[Verdict, ...]
+    """The headroom of its server is not in their reasons: it is not the pool's alone."""
     stuck: Mapping[int, Stuck]
     """Its leaked and blocked connections."""
 
@@ -105,6 +107,8 @@ class Judge:
         self.maxima: Maxima = {}
         self._known: dict[str, JudgedProcess] = {}
         self._fleet: tuple[int, tuple[tuple[VerdictWord, int], ...]] = (-1, ())
+        self._headrooms: dict[RowKey, int | None] = {}
+        self._headrooms_at = -1
 
     def configure(self, thresholds: Thresholds, maxima: Maxima) -> None:
         """Judge by these from now on."""
@@ -112,6 +116,7 @@ class Judge:
         self.maxima = {(plain(host), port): most for (host, port), most in maxima.items()}
         self._known.clear()
         self._fleet = (-1, ())
+        self._headrooms_at = -1
 
     def judge_as(self, other: Judge) -> None:
         """Judge as the one of the state that this one replaces."""
@@ -210,7 +215,6 @@ class Judge:
             recent,
             histogram.quantile(lately.connects, 95),
             sum(lately.connects.values()),
-            self._headroom(pool.database) if gauges.waiting else None,
         )
 
     def stuck(self, process: ProcessRecord, pool: int) -> Mapping[int, Stuck]:
@@ -229,7 +233,8 @@ class Judge:
         found = self.of_process(process)
         if pool is not None:
             own = found.pools.get(pool.number)
-            return () if own is None else own.verdicts, found.timeouts.get(pool.number, 0)
+            verdicts = () if own is None else self._verdicts(process, pool.number, own)
+            return verdicts, found.timeouts.get(pool.number, 0)
         graves = [(process, number, one) for number, one in found.pools.items()]
         return self._summed(graves, process.gauges.pools > 1, "process"), sum(found.timeouts.values())
 
@@ -278,12 +283,26 @@ class Judge:
         found: list[Verdict] = []
         for word in sorted(worst, key=rank, reverse=True):
             process, number, one = worst[word][1]
-            (verdict,) = [verdict for verdict in one.verdicts if verdict.word == word]
+            verdicts = self._verdicts(process, number, one) if word == "SATURATED" else one.verdicts
+            (verdict,) = [verdict for verdict in verdicts if verdict.word == word]
             if several:
                 more = 0 if found or by == "process" else len(graves) - 1
                 verdict = quoted(verdict, _pool_name(process, number, by, more))
             found.append(verdict)
         return tuple(found)
+
+    def _verdicts(self, process: ProcessRecord, number: int, one: JudgedPool) -> tuple[Verdict, ...]:
+        """Return the verdicts of a pool, with what its server takes besides where it is full."""
+        if self.lasts(one.verdicts):
+            return one.verdicts
+        headroom = self._headroom(process.pools[number].database)
+        if headroom is None:
+            return one.verdicts
+        return judge(one.facts._replace(headroom=headroom), self.thresholds)
+
+    def lasts(self, verdicts: Iterable[Verdict]) -> bool:
+        """Return whether these stay what they are for as long as their processes say nothing new."""
+        return not self.maxima or all(verdict.word != "SATURATED" for verdict in verdicts)
 
     def fleet(self) -> tuple[tuple[VerdictWord, int], ...]:
         """Return how many programs have each verdict as their gravest, the gravest first."""
@@ -314,11 +333,16 @@ class Judge:
 
     def _headroom(self, database: RowKey) -> int | None:
         """Return how many more connections the server takes than it may get already."""
-        found = self._taken(database) if self.maxima else None
-        if found is None:
-            return None
-        most, capacity, connections, _ = found
-        return most - (connections if capacity is None else capacity)
+        if self._headrooms_at != self._tables.moved:
+            self._headrooms, self._headrooms_at = {}, self._tables.moved
+        if database not in self._headrooms:
+            found = self._taken(database)
+            if found is None:
+                self._headrooms[database] = None
+            else:
+                most, capacity, connections, _ = found
+                self._headrooms[database] = most - (connections if capacity is None else capacity)
+        return self._headrooms[database]
 
     def _taken(self, database: RowKey) -> tuple[int, int | None, int, DatabaseServer] | None:
         """Return what a database's server takes, what all pools in it may open and have open, and the server.

@@ -250,6 +250,22 @@ def test_a_detached_connection_is_not_blocked(group: Group) -> None:
     assert words(group, PROGRAM) == []
 
 
+def test_what_a_server_takes_besides_is_as_of_now_on_every_replica(group: Group) -> None:
+    """Whoever was asked earlier, and says so of a pool that told nothing since, has no other reasons."""
+    group.state.judge.configure(Thresholds(), {("db1", None): 40})
+    group.say(full("a", 1, pool(out=15, waiting=2, wait=1.0, held=0.1), pool(2, "nova")))
+    keys: list[RowKey] = [PROGRAM, ("host", "ctl1"), SHOP, ("process", "a"), ("pool", "a", 1)]
+    for key in keys:
+        assert "the database server takes 10 more" in figures(group, key).verdicts[0].reason
+    group.say(full("b", 1, pool(2, "nova"), process=process("ctl2", "other", 2)))
+    loaded = Group()
+    loaded.state = State.load(group.state.dump())
+    loaded.state.judge.judge_as(group.state.judge)
+    for key in keys:
+        assert "the database server takes no more connections" in figures(group, key).verdicts[0].reason
+        assert figures(group, key) == figures(loaded, key)
+
+
 def test_thresholds_are_kept_when_the_state_is_replaced() -> None:
     """Also where a connection is judged."""
     group = Group()
