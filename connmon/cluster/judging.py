@@ -65,6 +65,7 @@ class Groups(Protocol):
     """What the judge needs of the state."""
 
     groups: dict[RowKey, Group]
+    processes: dict[str, ProcessRecord]
     moved: int
     """The version at which a group last changed."""
 
@@ -131,7 +132,10 @@ class Judge:
     def of_process(self, process: ProcessRecord) -> JudgedProcess:
         known = self._known.get(process.instance)
         if known is None or known.version != process.version:
-            known = self._known[process.instance] = self._judged(process)
+            known = self._judged(process)
+            # Who is still making an answer may ask for one that has gone meanwhile: nobody would forget it.
+            if self._tables.processes.get(process.instance) is process:
+                self._known[process.instance] = known
         return known
 
     def _judged(self, process: ProcessRecord) -> JudgedProcess:

@@ -157,18 +157,6 @@ def test_recent_timeouts_end(group: Group) -> None:
     assert figures(group, PROGRAM).totals.timeouts == 104
 
 
-def test_what_a_limit_leaves_out_is_no_leak_where_the_longest_hold_is_known(group: Group) -> None:
-    """Only a hold that is longer than all that are known one by one is judged without them."""
-    works = leak(held=41.0, holder_in="application")  # which its line does for 5 s, and others not at all
-    quick = pool(out=3, held=41.5)
-    site = SiteReport(1, "jobs.py:12 run", 1, 41.0, holds=20, usual=5.0)
-    group.say(full("a", 1, quick, connections=(works,), sites=(site,), left_out=2))
-    assert group.state.processes["a"].missing(group.state.processes["a"].pools[1]) == 2
-    assert words(group, PROGRAM) == []
-    group.say(change("a", 2, pool(out=3, held=50.0), left_out=2))
-    assert words(group, PROGRAM) == ["LEAK"]
-
-
 def test_one_pools_leak_does_not_hide_what_is_wrong_with_others(group: Group) -> None:
     """A row that sums pools has each word once, of the gravest pool that has it, which is named."""
     group.say(
@@ -189,6 +177,18 @@ def test_one_pools_leak_does_not_hide_what_is_wrong_with_others(group: Group) ->
     assert words(group, ("process", "a")) == ["LEAK", "TIMEOUTS"]
     (_, timeouts) = figures(group, ("process", "a")).verdicts
     assert timeouts.reason.startswith("pool mysql://db1/nova: 3 checkouts")
+
+
+def test_what_a_limit_leaves_out_is_no_leak_where_the_longest_hold_is_known(group: Group) -> None:
+    """Only a hold that is longer than all that are known one by one is judged without them."""
+    works = leak(held=41.0, holder_in="application")  # which its line does for 5 s, and others not at all
+    quick = pool(out=3, held=41.5)
+    site = SiteReport(1, "jobs.py:12 run", 1, 41.0, holds=20, usual=5.0)
+    group.say(full("a", 1, quick, connections=(works,), sites=(site,), left_out=2))
+    assert group.state.processes["a"].missing(group.state.processes["a"].pools[1]) == 2
+    assert words(group, PROGRAM) == []
+    group.say(change("a", 2, pool(out=3, held=50.0), left_out=2))
+    assert words(group, PROGRAM) == ["LEAK"]
 
 
 def test_a_sum_of_several_pools_has_timeouts_only(group: Group) -> None:
@@ -243,13 +243,6 @@ def test_overcommit_of_a_server(group: Group) -> None:
     assert words(group, SHOP) == ["SATURATED"]
 
 
-def test_a_detached_connection_is_not_blocked(group: Group) -> None:
-    """One that waits in the database for notifications, as its holder means it to."""
-    listens = leak(held=900.0, holder_in="database", state="detached")
-    group.say(full("a", 1, pool(held=900.0), connections=(listens,)))
-    assert words(group, PROGRAM) == []
-
-
 def test_what_a_server_takes_besides_is_as_of_now_on_every_replica(group: Group) -> None:
     """Whoever was asked earlier, and says so of a pool that told nothing since, has no other reasons."""
     group.state.judge.configure(Thresholds(), {("db1", None): 40})
@@ -264,6 +257,23 @@ def test_what_a_server_takes_besides_is_as_of_now_on_every_replica(group: Group)
     for key in keys:
         assert "the database server takes no more connections" in figures(group, key).verdicts[0].reason
         assert figures(group, key) == figures(loaded, key)
+
+
+def test_nothing_is_kept_of_who_has_gone(group: Group) -> None:
+    """An answer that takes several frames may ask for a process that has been dropped between two."""
+    group.say(full("a", 1, pool(out=1, held=41.0), connections=(leak(),)))
+    process, judge = group.state.processes["a"], group.state.judge
+    assert judge.of_process(process) is judge.of_process(process)
+    group.wait(200)
+    assert "a" not in group.state.processes
+    assert judge.of_process(process) is not judge.of_process(process)
+
+
+def test_a_detached_connection_is_not_blocked(group: Group) -> None:
+    """One that waits in the database for notifications, as its holder means it to."""
+    listens = leak(held=900.0, holder_in="database", state="detached")
+    group.say(full("a", 1, pool(held=900.0), connections=(listens,)))
+    assert words(group, PROGRAM) == []
 
 
 def test_thresholds_are_kept_when_the_state_is_replaced() -> None:
