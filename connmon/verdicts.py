@@ -1,18 +1,22 @@
 """What is wrong with a pool: one word and its reason, from the facts of that pool alone. Pure.
 
 The nodes judge each pool by itself; percentiles over unlike pools say nothing of either. A row that sums
-pools is as grave as its gravest pool, and quotes that one. What is not known makes no verdict. The words, the
-gravest first, and when a pool has them (`docs/verdicts.rst` has them as a table, each with its tests):
+pools has each word that one of them has, and quotes the gravest pool that has it. What is not known makes no
+verdict. The words, the gravest first, and when a pool has them (`docs/verdicts.rst` has them as a table, each
+with its tests):
 
 LEAK
     A connection does not come back: it has been held for `held_long`, and nobody works with it. Its holder
-    has ended or is elsewhere, and the hold is `UNUSUAL` times the usual one of its line (where that is not
-    known, of its pool; where neither is, the place of the holder suffices). Where the holder is in work of
-    its own, or is not known, only a hold of `SURE` times the usual one is a leak; without enough history
-    there is no verdict.
+    has ended: that suffices, unless such holds are usual for its line. Where the holder is elsewhere, in work
+    of its own, or is not known, that alone says nothing (who takes a session in a helper is elsewhere when he
+    works with it): then only a hold of `SURE` times the usual one of its line is a leak, or of its pool where
+    the line is not known. Where the holder is elsewhere, two things more are a leak, since a line that leaks
+    each time has no usual one: where not enough holds of the line have ended, `SURE` times the usual one of
+    the pool; and where none has ever ended, `NEVER` times `held_long`. Else, without history, no verdict.
 BLOCKED
-    A connection has been held for `held_long`, by a holder that waits for the database, and that is unusual
-    or has no history: a lock, mostly. It is never a leak.
+    A connection has been held for `held_long`, by a holder that waits for the database, and that is `UNUSUAL`
+    times the usual or has no history: a lock, mostly. It is never a leak. Who has detached a connection from
+    its pool means to keep it: such a one is not blocked.
 SATURATED
     Somebody waits, and all of the pool's capacity is checked out. The reason has what fills the pool.
 TIMEOUTS
@@ -47,6 +51,11 @@ WORDS: Final[tuple[Word, ...]] = get_args(VerdictWord)
 #: A hold of so many times the usual one is unusual, and of so many is so for sure.
 UNUSUAL: Final = 3.0
 SURE: Final = 10.0
+#: A hold of so many times `held_long`, at a line that has never given anything back, is a leak.
+NEVER: Final = 10.0
+#: Seconds from which on a process looks where its holders are (the plugin's `connmon_held`). Before them it
+#: is not known, which says nothing.
+LOOKED_FOR: Final = 30.0
 #: So many holds or connects must have ended before their times say what is usual.
 SAMPLES: Final = 3
 #: Characters of a line of code, or of a pool's URL, in a reason.
@@ -86,6 +95,8 @@ class Hold(NamedTuple):
     """How many holds of its line have ended. None: the line is not known, or nothing was reported of it."""
     line_usual: float | None = None
     """What 95 % of these took at most."""
+    detached: bool = False
+    """Whether it was taken out of its pool for good, where it takes nobody's place."""
 
 
 class PoolFacts(NamedTuple):
@@ -135,7 +146,12 @@ def judge(facts: PoolFacts, thresholds: Thresholds = DEFAULTS) -> tuple[Verdict,
     if blocked:
         found.append(Verdict("BLOCKED", _blocked(blocked, facts)))
     if facts.waiting and (facts.capacity is None or facts.checked_out >= facts.capacity):
-        found.append(Verdict("SATURATED", _saturation(facts, len(leaked), len(blocked), thresholds)))
+        # What is detached takes nobody's place.
+        held = [hold for hold in facts.held if not hold.detached]
+        longest = None if facts.held and not held else facts.longest_held
+        filling = facts._replace(held=held, longest_held=longest)
+        leaks = sum(not hold.detached for hold in leaked)
+        found.append(Verdict("SATURATED", _saturation(filling, leaks, len(blocked), thresholds)))
     if facts.recent_timeouts >= max(1, thresholds.timeouts):
         found.append(Verdict("TIMEOUTS", _timeouts(facts.recent_timeouts)))
     slow = facts.connect_p95
@@ -150,19 +166,16 @@ def judge(facts: PoolFacts, thresholds: Thresholds = DEFAULTS) -> tuple[Verdict,
     return tuple(found)
 
 
-def gravity(verdicts: Sequence[Verdict], facts: PoolFacts) -> tuple[int, float]:
-    """Return a key: the graver of two pools has the larger one."""
-    if not verdicts:
-        return (0, 0.0)
-    word = verdicts[0].word
+def gravity(verdict: Verdict, facts: PoolFacts) -> tuple[int, float]:
+    """Return a key of a pool's verdict: the graver of two pools has the larger one."""
     much = {
         "LEAK": facts.longest_held,
         "BLOCKED": facts.longest_held,
         "SATURATED": facts.waiting,
         "TIMEOUTS": facts.recent_timeouts,
         "SLOW CONNECT": facts.connect_p95,
-    }.get(word)
-    return (rank(word), float(much or 0.0))
+    }.get(verdict.word)
+    return (rank(verdict.word), float(much or 0.0))
 
 
 def line_reason(word: Stuck, connections: int, longest: float, usual: float | None) -> str:
@@ -201,14 +214,9 @@ def pool_name(url: str) -> str:
     return f"pool {_short(url)}"
 
 
-def quoted(verdicts: Iterable[Verdict], where: str) -> tuple[Verdict, ...]:
-    """Return the verdicts of one pool as those of a row that sums several; `where` says which pool it is."""
-    first, *others = verdicts
-    return (Verdict(first.word, f"{where}: {first.reason}"), *others)
-
-
-def gravest(verdicts: Iterable[Verdict]) -> Word | None:
-    return next((verdict.word for verdict in verdicts), None)
+def quoted(verdict: Verdict, where: str) -> Verdict:
+    """Return a pool's verdict as that of a row that sums several; `where` says which pool it is."""
+    return Verdict(verdict.word, f"{where}: {verdict.reason}")
 
 
 def rank(word: str | None) -> int:
@@ -225,21 +233,35 @@ def explained(verdicts: Iterable[Verdict]) -> str:
 
 
 def _stuck(hold: Hold, facts: PoolFacts, thresholds: Thresholds) -> Stuck | None:
-    if hold.seconds < thresholds.held_long:
+    where, seconds = hold.holder_in, hold.seconds
+    if seconds < thresholds.held_long:
         return None
-    if hold.holder_in in ("ended", "elsewhere", "database"):
-        usual = facts.held_p95 if hold.line_usual is None else hold.line_usual
-        if usual is not None and hold.seconds < UNUSUAL * usual:
+    usual = _usual_of_line(hold)
+    if where == "ended":
+        return "LEAK" if usual is None or seconds > usual else None
+    if where == "database":
+        if hold.detached:
             return None
-        return "BLOCKED" if hold.holder_in == "database" else "LEAK"
-    known = _history(hold, facts)
-    return "LEAK" if known is not None and hold.seconds >= SURE * known else None
+        usual = _usual_of_pool(facts) if usual is None else usual
+        return "BLOCKED" if usual is None or seconds >= UNUSUAL * usual else None
+    if where is None and seconds < LOOKED_FOR:
+        return None
+    # Who keeps a detached connection, keeps it on purpose: other lines' holds say nothing of it.
+    elsewhere = where == "elsewhere" and not hold.detached
+    if elsewhere and hold.line_ended == 0 and seconds >= NEVER * thresholds.held_long:
+        return "LEAK"
+    if usual is None and (elsewhere or hold.line_ended is None):
+        usual = _usual_of_pool(facts)
+    return "LEAK" if usual is not None and seconds >= SURE * usual else None
 
 
-def _history(hold: Hold, facts: PoolFacts) -> float | None:
-    """Return how long holds like this one take, where enough of them have ended to say so."""
-    if hold.line_ended is not None:
-        return hold.line_usual if hold.line_ended >= SAMPLES else None
+def _usual_of_line(hold: Hold) -> float | None:
+    """Return how long holds of its line take, where enough of them have ended to say so."""
+    return hold.line_usual if (hold.line_ended or 0) >= SAMPLES else None
+
+
+def _usual_of_pool(facts: PoolFacts) -> float | None:
+    """Return how long holds of the pool take: those that ended lately, else all, where these are enough."""
     if facts.held_p95 is not None and facts.held_samples >= SAMPLES:
         return facts.held_p95
     return facts.held_mean if facts.held_ended >= SAMPLES else None
@@ -268,11 +290,12 @@ def _longest(holds: Sequence[Hold], facts: PoolFacts) -> str:
         where = f"{where or 'its holder is'} (now at {_short(first.holder_site)})"
     if where:
         text += f", {where}" if first.holder_in != "database" else f" {where}"
-    if first.line_usual is not None:
-        text += f", where {duration(first.line_usual)} is usual for that line (p95)"
-    elif facts.held_p95 is not None:
+    of_line = _usual_of_line(first)
+    if of_line is not None:
+        text += f", where {duration(of_line)} is usual for that line (p95)"
+    elif facts.held_p95 is not None and facts.held_samples >= SAMPLES:
         text += f", where {duration(facts.held_p95)} is usual in that pool (p95)"
-    elif facts.held_mean is not None and facts.held_ended:
+    elif facts.held_mean is not None and facts.held_ended >= SAMPLES:
         text += f", where {duration(facts.held_mean)} is the mean in that pool"
     return text
 

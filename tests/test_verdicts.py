@@ -54,16 +54,39 @@ def test_a_pool_at_work_has_no_verdict() -> None:
 # --- LEAK and BLOCKED -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("where", ["ended", "elsewhere"])
-def test_a_leak_is_what_nobody_works_with(where: HolderIn) -> None:
-    """Its holder has ended or is elsewhere: long and unusual for its line or its pool, or no history."""
-    assert words(holding(hold(41.0, where, 100, 0.01))) == ["LEAK"]
-    assert words(holding(hold(29.0, where, 100, 0.01))) == []
-    assert words(holding(hold(41.0, where, 100, 20.0))) == []
-    assert words(holding(hold(61.0, where, 100, 20.0))) == ["LEAK"]
-    assert words(holding(hold(41.0, where, 0, None))) == ["LEAK"]
-    assert words(holding(hold(41.0, where), held_p95=20.0)) == []
-    assert words(holding(hold(41.0, where), facts=YOUNG)) == ["LEAK"]
+def test_a_leak_is_what_nobody_works_with() -> None:
+    """Its holder has ended: held long suffices, unless its line is known for longer holds."""
+    assert words(holding(hold(41.0, "ended", 100, 0.01))) == ["LEAK"]
+    assert words(holding(hold(29.0, "ended", 100, 0.01))) == []
+    assert words(holding(hold(41.0, "ended", 100, 50.0))) == []
+    assert words(holding(hold(41.0, "ended", 100, 20.0))) == ["LEAK"]
+    assert words(holding(hold(41.0, "ended"), held_p95=50.0)) == ["LEAK"]
+    assert words(holding(hold(41.0, "ended"), facts=YOUNG)) == ["LEAK"]
+    # One hold that has ended is no usual one: here the other one, a leak too, until it was given back.
+    assert words(holding(hold(41.0, "ended", 1, 900.0))) == ["LEAK"]
+
+
+def test_a_holder_elsewhere_leaks_only_against_history() -> None:
+    """Who takes a session in a helper function is not in it when he works: his 45 s are no leak.
+
+    A line that leaks each time has no history of its own: then the pool's says so, and time.
+    """
+    assert words(holding(hold(45.0, "elsewhere", 100, 5.0))) == []
+    assert words(holding(hold(51.0, "elsewhere", 100, 5.0))) == ["LEAK"]
+    assert words(holding(hold(45.0, "elsewhere", 1, 40.0), facts=YOUNG)) == []
+    assert words(holding(hold(45.0, "elsewhere"), facts=YOUNG)) == []
+    assert words(holding(hold(45.0, "elsewhere"), held_p95=5.0)) == []
+    # refund() has never given anything back, in a pool whose holds take 11 ms; or too seldom.
+    for ended in (0, verdicts.SAMPLES - 1):
+        refund = hold(31.0, "elsewhere", ended, None)
+        assert words(holding(refund, held_p95=0.011)) == ["LEAK"]
+        assert words(holding(refund, held_p95=None, held_samples=0, held_mean=0.011)) == ["LEAK"]
+        assert words(holding(refund, held_p95=0.011, held_samples=1, held_ended=1)) == []
+    # And where the pool says nothing: 10 times as long as what is long.
+    assert words(holding(hold(299.0, "elsewhere", 0, None), facts=YOUNG)) == []
+    assert words(holding(hold(300.0, "elsewhere", 0, None), facts=YOUNG)) == ["LEAK"]
+    assert words(holding(hold(300.0, "elsewhere", 1, 0.01), facts=YOUNG)) == []
+    assert words(holding(hold(4000.0, "elsewhere"), facts=YOUNG)) == []
 
 
 def test_own_work_is_a_leak_only_against_history() -> None:
@@ -90,6 +113,14 @@ def test_an_unknown_holder_leaks_only_against_history() -> None:
     assert words(holding(unknown, facts=YOUNG)) == []
 
 
+def test_who_has_not_been_looked_for_does_not_leak() -> None:
+    """Processes look for holders from 30 s on; before that a smaller verdict_held_long makes no leak."""
+    assert words(holding(hold(29.0, None, 100, 0.01)), held_long=5.0) == []
+    assert words(holding(hold(29.0, "ended", 100, 0.01)), held_long=5.0) == ["LEAK"]
+    assert words(holding(hold(29.0, "application", 100, 0.01)), held_long=5.0) == ["LEAK"]
+    assert words(holding(hold(30.0, None, 100, 0.01)), held_long=5.0) == ["LEAK"]
+
+
 @pytest.mark.parametrize("where", [None, "application"])
 def test_a_pool_whose_long_holds_are_all_that_it_does(where: HolderIn | None) -> None:
     """Two pools of one program, one quick, one whose holds take 40 s: at no moment is one of them a leak."""
@@ -110,6 +141,10 @@ def test_who_waits_for_the_database_is_blocked() -> None:
     assert words(holding(hold(41.0, "database"), facts=YOUNG)) == ["BLOCKED"]
     assert words(holding(hold(29.0, "database", 100, 0.01))) == []
     assert words(holding(hold(41.0, "database", 100, 20.0))) == []
+    # Too few have ended to say what is usual for the line: then the pool does.
+    assert words(holding(hold(41.0, "database", 1, 20.0))) == ["BLOCKED"]
+    assert words(holding(hold(41.0, "database", 1, 0.01), held_p95=20.0)) == []
+    assert words(holding(hold(41.0, "database"), held_p95=20.0, held_samples=1, held_ended=1)) == ["BLOCKED"]
     (verdict,) = judge(holding(hold(41.0, "database", 100, 0.01)))
     assert verdict.reason == (
         "a connection taken at jobs.py:12 run has been held for 41s in the database, where 10ms is usual for "
@@ -161,6 +196,20 @@ def test_what_fills_a_pool_and_where_it_is() -> None:
         "jobs.py:12 run (5, in own work at pdf.py:3 draw) and 1 more line, held 0.7s (p95), the longest now "
         "for 22s: the database takes the time: shorten the transaction or its statements, or look for a lock"
     )
+
+
+def test_a_detached_connection_fills_no_pool() -> None:
+    """It is the caller's own: not blocked however long it waits, and no cause that others wait."""
+    own = Hold(99, 4000.0, "listen.py:7 wait", "database", None, 8, 0, None, detached=True)
+    assert words(holding(own)) == []
+    assert words(holding(own._replace(holder_in="elsewhere"))) == []
+    assert words(holding(own._replace(holder_in="ended"))) == ["LEAK"]
+    for place in ("database", "ended"):
+        held = (*many(15, 0.7, "api.py:88 list", "application"), own._replace(holder_in=place))
+        reason = judge(full(WELL._replace(held=held, longest_held=4000.0)))[-1].reason
+        assert "taken at api.py:88 list (15, in own work), held" in reason
+        assert "the longest now for 0.7s: holds are short" in reason
+    assert "longest" not in judge(full(WELL._replace(held=[own], longest_held=4000.0)))[0].reason
 
 
 @pytest.mark.parametrize(
@@ -238,8 +287,9 @@ COUNTS = st.integers(0, 20)
 LINES = st.sampled_from([None, "a.py:1 f", "b.py:2 g", "c.py:3 h"])
 WHERE = st.sampled_from([None, *get_args(HolderIn)])
 HOLDS = st.builds(
-    Hold, st.integers(0, 9), SECONDS, LINES, WHERE, LINES, st.none(), st.one_of(st.none(), COUNTS), MAYBE
-)
+    Hold, st.integers(0, 9), SECONDS, LINES, WHERE, LINES, st.none(), st.one_of(st.none(), COUNTS), MAYBE,
+    st.booleans(),
+)  # fmt: skip
 FACTS = st.builds(
     PoolFacts, st.one_of(st.none(), COUNTS), COUNTS, COUNTS, SECONDS, MAYBE,
     st.lists(HOLDS, max_size=6, unique_by=lambda hold: hold.number), MAYBE, COUNTS, MAYBE, COUNTS, COUNTS,

@@ -4,9 +4,11 @@ The rules are in `connmon.verdicts`; here are the facts for them, and how pools'
 
 - Nothing is judged before somebody asks. What was found of a process is kept until its next report.
 - Most pools are well, and a few comparisons show it; only of others are connections and times looked at.
-- A row that sums pools has the verdicts of its gravest pool, and says which that is. Pools of lost processes,
-  make none, and sums over pools that are not reported one by one only TIMEOUTS.
+- A row that sums pools has each word that one of them has, of the gravest pool that has it, and says which
+  that is. Pools of lost processes make none, and sums over pools that are not reported one by one only
+  TIMEOUTS.
 - Verdicts are as of the last report of a process, so that replicas with the same state have the same ones.
+  What a full pool's server takes besides depends on others, too: that is looked up whenever a row is made.
 """
 
 from __future__ import annotations
@@ -42,6 +44,9 @@ from connmon.verdicts import (
 #: Held connections of one process that are judged, those held longest.
 JUDGED_AT_MOST: Final = 5_000
 
+#: By how many seconds a pool's longest hold has to be longer than those that are known, to be none of them.
+ROUNDED: Final = 1.0
+
 Maxima: TypeAlias = Mapping[tuple[str, "int | None"], int]
 """How many connections database servers take, by host and port; port None: that host, any port."""
 
@@ -60,6 +65,7 @@ class Groups(Protocol):
     """What the judge needs of the state."""
 
     groups: dict[RowKey, Group]
+    processes: dict[str, ProcessRecord]
     moved: int
     """The version at which a group last changed."""
 
@@ -67,8 +73,9 @@ class Groups(Protocol):
 class JudgedPool(NamedTuple):
     """One pool with which something is wrong."""
 
-    gravity: tuple[int, float]
+    facts: PoolFacts
     verdicts: tuple[Verdict, ...]
+    """The headroom of its server is not in their reasons: it is not the pool's alone."""
     stuck: Mapping[int, Stuck]
     """Its leaked and blocked connections."""
 
@@ -84,6 +91,9 @@ class JudgedProcess(NamedTuple):
     """Recent ones, of the pools that have any."""
 
 
+Grave: TypeAlias = tuple[ProcessRecord, int, JudgedPool]
+"""A pool with which something is wrong: of which process, and its number."""
+
 _NOTHING: Final[Mapping[int, JudgedPool]] = {}
 _NO_TIMEOUTS: Final[Mapping[int, int]] = {}
 _NO_STUCK: Final[Mapping[int, Stuck]] = {}
@@ -98,6 +108,8 @@ class Judge:
         self.maxima: Maxima = {}
         self._known: dict[str, JudgedProcess] = {}
         self._fleet: tuple[int, tuple[tuple[VerdictWord, int], ...]] = (-1, ())
+        self._headrooms: dict[RowKey, int | None] = {}
+        self._headrooms_at = -1
 
     def configure(self, thresholds: Thresholds, maxima: Maxima) -> None:
         """Judge by these from now on."""
@@ -105,6 +117,7 @@ class Judge:
         self.maxima = {(plain(host), port): most for (host, port), most in maxima.items()}
         self._known.clear()
         self._fleet = (-1, ())
+        self._headrooms_at = -1
 
     def judge_as(self, other: Judge) -> None:
         """Judge as the one of the state that this one replaces."""
@@ -119,7 +132,10 @@ class Judge:
     def of_process(self, process: ProcessRecord) -> JudgedProcess:
         known = self._known.get(process.instance)
         if known is None or known.version != process.version:
-            known = self._known[process.instance] = self._judged(process)
+            known = self._judged(process)
+            # Who is still making an answer may ask for one that has gone meanwhile: nobody would forget it.
+            if self._tables.processes.get(process.instance) is process:
+                self._known[process.instance] = known
         return known
 
     def _judged(self, process: ProcessRecord) -> JudgedProcess:
@@ -143,9 +159,10 @@ class Judge:
             ):
                 continue
             if not pool.shown:  # of a sum of several pools only counts say anything
-                verdicts = judge(PoolFacts(recent_timeouts=recent), self.thresholds)
+                facts = PoolFacts(recent_timeouts=recent)
+                verdicts = judge(facts, self.thresholds)
                 if verdicts:
-                    pools[number] = JudgedPool((rank("TIMEOUTS"), recent), verdicts, _NO_STUCK)
+                    pools[number] = JudgedPool(facts, verdicts, _NO_STUCK)
                 continue
             if connections is None:
                 connections = _held_by_pool(process)
@@ -158,8 +175,7 @@ class Judge:
         self, process: ProcessRecord, pool: PoolRecord, connections: list[ConnectionRecord], recent: int
     ) -> JudgedPool:
         facts = self._facts(process, pool, connections, recent)
-        verdicts = judge(facts, self.thresholds)
-        return JudgedPool(gravity(verdicts, facts), verdicts, stuck(facts, self.thresholds))
+        return JudgedPool(facts, judge(facts, self.thresholds), stuck(facts, self.thresholds))
 
     def _facts(
         self, process: ProcessRecord, pool: PoolRecord, connections: list[ConnectionRecord], recent: int
@@ -180,11 +196,14 @@ class Judge:
                     None if pool.info.pooler else c.server_id,
                     None if site is None else site.holds,
                     None if site is None else site.usual,
+                    c.state == "detached",
                 )
             )
         longest = None if pool.held_since is None else max(0.0, at - pool.held_since)
         if longest is not None and process.missing(pool):
-            held.append(Hold(-1, longest))  # perhaps none of those that are known one by one
+            known = max((hold.seconds for hold in held), default=None)
+            if known is None or longest > known + ROUNDED:  # then it is one that a limit leaves out
+                held.append(Hold(-1, longest))
         lately = pool.lately(at)
         return PoolFacts(
             None if gauges.unbounded else gauges.capacity,
@@ -200,7 +219,6 @@ class Judge:
             recent,
             histogram.quantile(lately.connects, 95),
             sum(lately.connects.values()),
-            self._headroom(pool.database) if gauges.waiting else None,
         )
 
     def stuck(self, process: ProcessRecord, pool: int) -> Mapping[int, Stuck]:
@@ -219,15 +237,10 @@ class Judge:
         found = self.of_process(process)
         if pool is not None:
             own = found.pools.get(pool.number)
-            return () if own is None else own.verdicts, found.timeouts.get(pool.number, 0)
-        timeouts = sum(found.timeouts.values())
-        gravest = _gravest((process, number, one) for number, one in found.pools.items())
-        if gravest is None:
-            return (), timeouts
-        _, number, one = gravest
-        if process.gauges.pools < 2:
-            return one.verdicts, timeouts
-        return quoted(one.verdicts, _pool_name(process, number)), timeouts
+            verdicts = () if own is None else self._verdicts(process, pool.number, own)
+            return verdicts, found.timeouts.get(pool.number, 0)
+        graves = [(process, number, one) for number, one in found.pools.items()]
+        return self._summed(graves, process.gauges.pools > 1, "process"), sum(found.timeouts.values())
 
     def of_group(self, group: Group) -> tuple[tuple[Verdict, ...], int]:
         """Return the verdicts and the recent timeouts of a group; not what `of_servers` returns."""
@@ -259,14 +272,41 @@ class Judge:
             for number, one in found.pools.items():
                 if database is None or process.pools[number].database == database:
                     graves.append((process, number, one))
-        gravest = _gravest(graves)
-        timeouts = min(timeouts, LARGEST)
-        if gravest is None:
-            return (), timeouts
-        process, number, one = gravest
-        if not several:
-            return one.verdicts, timeouts
-        return quoted(one.verdicts, _pool_name(process, number, by, len(graves) - 1)), timeouts
+        return self._summed(graves, several, by), min(timeouts, LARGEST)
+
+    def _summed(self, graves: list[Grave], several: bool, by: str) -> tuple[Verdict, ...]:
+        """Return each word that one of these pools has, the gravest first, of the gravest that has it."""
+        worst: dict[VerdictWord, tuple[tuple[int, float, str, int], Grave]] = {}
+        for grave in graves:
+            process, number, one = grave
+            for verdict in one.verdicts:
+                # Of equal ones always the same, in whatever order they come.
+                key = (*gravity(verdict, one.facts), process.instance, number)
+                if verdict.word not in worst or key > worst[verdict.word][0]:
+                    worst[verdict.word] = key, grave
+        found: list[Verdict] = []
+        for word in sorted(worst, key=rank, reverse=True):
+            process, number, one = worst[word][1]
+            verdicts = self._verdicts(process, number, one) if word == "SATURATED" else one.verdicts
+            (verdict,) = [verdict for verdict in verdicts if verdict.word == word]
+            if several:
+                more = 0 if found or by == "process" else len(graves) - 1
+                verdict = quoted(verdict, _pool_name(process, number, by, more))
+            found.append(verdict)
+        return tuple(found)
+
+    def _verdicts(self, process: ProcessRecord, number: int, one: JudgedPool) -> tuple[Verdict, ...]:
+        """Return the verdicts of a pool, with what its server takes besides where it is full."""
+        if self.lasts(one.verdicts):
+            return one.verdicts
+        headroom = self._headroom(process.pools[number].database)
+        if headroom is None:
+            return one.verdicts
+        return judge(one.facts._replace(headroom=headroom), self.thresholds)
+
+    def lasts(self, verdicts: Iterable[Verdict]) -> bool:
+        """Return whether these stay what they are for as long as their processes say nothing new."""
+        return not self.maxima or all(verdict.word != "SATURATED" for verdict in verdicts)
 
     def fleet(self) -> tuple[tuple[VerdictWord, int], ...]:
         """Return how many programs have each verdict as their gravest, the gravest first."""
@@ -297,11 +337,16 @@ class Judge:
 
     def _headroom(self, database: RowKey) -> int | None:
         """Return how many more connections the server takes than it may get already."""
-        found = self._taken(database) if self.maxima else None
-        if found is None:
-            return None
-        most, capacity, connections, _ = found
-        return most - (connections if capacity is None else capacity)
+        if self._headrooms_at != self._tables.moved:
+            self._headrooms, self._headrooms_at = {}, self._tables.moved
+        if database not in self._headrooms:
+            found = self._taken(database)
+            if found is None:
+                self._headrooms[database] = None
+            else:
+                most, capacity, connections, _ = found
+                self._headrooms[database] = most - (connections if capacity is None else capacity)
+        return self._headrooms[database]
 
     def _taken(self, database: RowKey) -> tuple[int, int | None, int, DatabaseServer] | None:
         """Return what a database's server takes, what all pools in it may open and have open, and the server.
@@ -341,13 +386,6 @@ def _held_by_pool(process: ProcessRecord) -> dict[int, list[ConnectionRecord]]:
     for _, _, connection in held:
         found.setdefault(connection.pool, []).append(connection)
     return found
-
-
-def _gravest(
-    pools: Iterable[tuple[ProcessRecord, int, JudgedPool]],
-) -> tuple[ProcessRecord, int, JudgedPool] | None:
-    """Return the gravest; of equal ones always the same, in whatever order they come."""
-    return max(pools, key=lambda entry: (*entry[2].gravity, entry[0].instance, entry[1]), default=None)
 
 
 def _pool_name(process: ProcessRecord, number: int, by: str = "process", more: int = 0) -> str:

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
 import msgspec
@@ -405,6 +405,9 @@ class GroupJudge(Protocol):
 
     def of_group(self, group: Group) -> tuple[tuple[Verdict, ...], int]:
         """Return its verdicts and its recent timeouts."""
+
+    def lasts(self, verdicts: Iterable[Verdict]) -> bool:
+        """Return whether these stay what they are for as long as the group does."""
 
     def of_servers(self, group: Group) -> tuple[Verdict, ...]:
         """Return what is wrong with the servers of a database."""

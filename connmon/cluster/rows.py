@@ -456,7 +456,7 @@ def _figures_of(group: Group) -> Figures:
             alive.append((at, process))
             left_out += process.left_out
     verdicts, timeouts = ((), 0) if group.judge is None else group.judge.of_group(group)
-    group.cached_at = group.version
+    group.cached_at = group.version if group.judge is None or group.judge.lasts(verdicts) else -1
     group.cached = Figures(
         group.processes,
         group.lost,

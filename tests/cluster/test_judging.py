@@ -157,6 +157,40 @@ def test_recent_timeouts_end(group: Group) -> None:
     assert figures(group, PROGRAM).totals.timeouts == 104
 
 
+def test_one_pools_leak_does_not_hide_what_is_wrong_with_others(group: Group) -> None:
+    """A row that sums pools has each word once, of the gravest pool that has it, which is named."""
+    group.say(
+        full("a", 1, pool(out=1, held=41.0), pool(2, "nova", timeouts=3), connections=(leak(),)),
+        full("b", 1, pool(out=15, waiting=2, wait=1.0, held=0.1, timeouts=1), process=process(pid=2)),
+        full("c", 1, pool(out=15, waiting=4, wait=1.0, held=0.1), process=process(pid=3)),
+    )
+    for key in (PROGRAM, ("host", "ctl1")):
+        leaked, full_pool, timeouts = figures(group, key).verdicts
+        of = "" if key == PROGRAM else " of nova-api"
+        assert leaked.word == "LEAK"
+        assert leaked.reason.startswith(f"pool mysql://db1/shop{of}, pid 1 (and 3 more): a connection")
+        assert full_pool.word == "SATURATED"
+        assert full_pool.reason.startswith(f"pool mysql://db1/shop{of}, pid 3: 4 wait up to 1.0s")
+        assert timeouts.word == "TIMEOUTS"
+        assert timeouts.reason.startswith(f"pool mysql://db1/nova{of}, pid 1: 3 checkouts")
+    assert words(group, SHOP) == ["LEAK", "SATURATED", "TIMEOUTS"]
+    assert words(group, ("process", "a")) == ["LEAK", "TIMEOUTS"]
+    (_, timeouts) = figures(group, ("process", "a")).verdicts
+    assert timeouts.reason.startswith("pool mysql://db1/nova: 3 checkouts")
+
+
+def test_what_a_limit_leaves_out_is_no_leak_where_the_longest_hold_is_known(group: Group) -> None:
+    """Only a hold that is longer than all that are known one by one is judged without them."""
+    works = leak(held=41.0, holder_in="application")  # which its line does for 5 s, and others not at all
+    quick = pool(out=3, held=41.5)
+    site = SiteReport(1, "jobs.py:12 run", 1, 41.0, holds=20, usual=5.0)
+    group.say(full("a", 1, quick, connections=(works,), sites=(site,), left_out=2))
+    assert group.state.processes["a"].missing(group.state.processes["a"].pools[1]) == 2
+    assert words(group, PROGRAM) == []
+    group.say(change("a", 2, pool(out=3, held=50.0), left_out=2))
+    assert words(group, PROGRAM) == ["LEAK"]
+
+
 def test_a_sum_of_several_pools_has_timeouts_only(group: Group) -> None:
     """Whether it is full, and what is usual there, nobody can say of pools that have no report each."""
     several = pool(out=15, waiting=2, wait=1.0, held=41.0, timeouts=2, left_out=3)
@@ -207,6 +241,39 @@ def test_overcommit_of_a_server(group: Group) -> None:
     group.state.judge.configure(Thresholds(), {("db1", 3306): 30})
     group.say(change("a", 3))
     assert words(group, SHOP) == ["SATURATED"]
+
+
+def test_what_a_server_takes_besides_is_as_of_now_on_every_replica(group: Group) -> None:
+    """Whoever was asked earlier, and says so of a pool that told nothing since, has no other reasons."""
+    group.state.judge.configure(Thresholds(), {("db1", None): 40})
+    group.say(full("a", 1, pool(out=15, waiting=2, wait=1.0, held=0.1), pool(2, "nova")))
+    keys: list[RowKey] = [PROGRAM, ("host", "ctl1"), SHOP, ("process", "a"), ("pool", "a", 1)]
+    for key in keys:
+        assert "the database server takes 10 more" in figures(group, key).verdicts[0].reason
+    group.say(full("b", 1, pool(2, "nova"), process=process("ctl2", "other", 2)))
+    loaded = Group()
+    loaded.state = State.load(group.state.dump())
+    loaded.state.judge.judge_as(group.state.judge)
+    for key in keys:
+        assert "the database server takes no more connections" in figures(group, key).verdicts[0].reason
+        assert figures(group, key) == figures(loaded, key)
+
+
+def test_nothing_is_kept_of_who_has_gone(group: Group) -> None:
+    """An answer that takes several frames may ask for a process that has been dropped between two."""
+    group.say(full("a", 1, pool(out=1, held=41.0), connections=(leak(),)))
+    process, judge = group.state.processes["a"], group.state.judge
+    assert judge.of_process(process) is judge.of_process(process)
+    group.wait(200)
+    assert "a" not in group.state.processes
+    assert judge.of_process(process) is not judge.of_process(process)
+
+
+def test_a_detached_connection_is_not_blocked(group: Group) -> None:
+    """One that waits in the database for notifications, as its holder means it to."""
+    listens = leak(held=900.0, holder_in="database", state="detached")
+    group.say(full("a", 1, pool(held=900.0), connections=(listens,)))
+    assert words(group, PROGRAM) == []
 
 
 def test_thresholds_are_kept_when_the_state_is_replaced() -> None:
@@ -377,6 +444,8 @@ def test_a_row_is_as_grave_as_its_gravest_pool(each: list[list[Any]]) -> None:
     group = fleet(each)
     pools = [gravest(group, key) for key in group.rows("pool") if key[0] == "pool"]
     assert gravest(group, PROGRAM) == gravest(group, ("host", "ctl1")) == max(pools)
+    own_words = {word for key in group.rows("pool") for word in words(group, key)}
+    assert words(group, PROGRAM) == sorted(own_words, key=rank, reverse=True)
     for key in group.rows("process"):
         own = [gravest(group, k) for k in group.rows("pool") if k[:2] == ("pool", key[1])]
         assert gravest(group, key) == max(own)
