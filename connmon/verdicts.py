@@ -7,10 +7,10 @@ with its tests):
 
 LEAK
     A connection does not come back: it has been held for `held_long`, and nobody works with it. Its holder
-    has ended: that suffices, unless such holds are usual for its line. Where the holder is elsewhere, in work
-    of its own, or is not known, that alone says nothing (who takes a session in a helper is elsewhere when he
-    works with it): then only a hold of `SURE` times the usual one of its line is a leak, or of its pool where
-    the line is not known. Where the holder is elsewhere, two things more are a leak, since a line that leaks
+    has ended: that suffices, unless such holds are usual for its line. Where the holder is elsewhere, or
+    is not known, that alone says nothing (who takes a session in a helper is elsewhere when he works with it):
+    then only a hold of `SURE` times the usual one of its line is a leak, or of its pool where the line is not
+    known. A holder in work of its own, in the function that took the connection, is none. Where the holder is elsewhere, two things more are a leak, since a line that leaks
     each time has no usual one: where not enough holds of the line have ended, `SURE` times the usual one of
     the pool; and where none has ever ended, `NEVER` times `held_long`. Else, without history, no verdict.
 BLOCKED
@@ -246,6 +246,8 @@ def _stuck(hold: Hold, facts: PoolFacts, thresholds: Thresholds) -> Stuck | None
         return "BLOCKED" if usual is None or seconds >= UNUSUAL * usual else None
     if where is None and seconds < LOOKED_FOR:
         return None
+    if where == "application" and hold.line_ended is not None:  # it works, and will come back from that
+        return None
     # Who keeps a detached connection, keeps it on purpose: other lines' holds say nothing of it.
     elsewhere = where == "elsewhere" and not hold.detached
     if elsewhere and hold.line_ended == 0 and seconds >= NEVER * thresholds.held_long:
@@ -340,9 +342,10 @@ def _saturation(facts: PoolFacts, leaked: int, blocked: int, thresholds: Thresho
         reason += f" up to {duration(facts.longest_wait)}"
     most = "unlimited" if facts.capacity is None else facts.capacity
     reason += f", {facts.checked_out} of {most} checked out"
-    lines = _lines(facts.held)
-    if lines:
+    if lines := _lines(facts.held):
         reason += f", taken at {lines}"
+    elif lines := _lines([hold._replace(call_site=hold.holder_site) for hold in facts.held]):
+        reason += f", their holders now at {lines}"
     if facts.held_p95 is not None:
         reason += f", held {duration(facts.held_p95)} (p95)"
     longest = max([hold.seconds for hold in facts.held], default=facts.longest_held)
