@@ -7,12 +7,14 @@ with its tests):
 
 LEAK
     A connection does not come back: it has been held for `held_long`, and nobody works with it. Its holder
-    has ended: that suffices, unless such holds are usual for its line. Where the holder is elsewhere, or
-    is not known, that alone says nothing (who takes a session in a helper is elsewhere when he works with it):
-    then only a hold of `SURE` times the usual one of its line is a leak, or of its pool where the line is not
-    known. A holder in work of its own, in the function that took the connection, is none. Where the holder is elsewhere, two things more are a leak, since a line that leaks
-    each time has no usual one: where not enough holds of the line have ended, `SURE` times the usual one of
-    the pool; and where none has ever ended, `NEVER` times `held_long`. Else, without history, no verdict.
+    has ended: that suffices, unless such holds are usual for its line. Where the holder is elsewhere, or is
+    not known, that alone says nothing (who takes a session in a helper is elsewhere when he works with it):
+    then only a hold of `SURE` times the usual one of its line is a leak, or of its pool where the line is
+    not known. A holder in work of its own, in the function that took the connection, is none.
+
+    Where the holder is elsewhere, two things more are a leak, since a line that leaks each time has no usual
+    one: where not enough holds of the line have ended, `SURE` times the usual one of the pool; and where none
+    has ever ended, `NEVER` times `held_long`. Else, without history, no verdict.
 BLOCKED
     A connection has been held for `held_long`, by a holder that waits for the database, and that is `UNUSUAL`
     times the usual or has no history: a lock, mostly. It is never a leak. Who has detached a connection from
