@@ -51,8 +51,8 @@ def environment(directory: Path, service: str) -> Path:
     ready = directory / service / "installed"
     if not ready.exists():
         subprocess.run([*pip, *SERVICES[service]], check=True)
-        subprocess.run([*pip, "--editable", str(HERE.parent)], check=True)
         ready.touch()
+    subprocess.run([*pip, "--editable", str(HERE.parent)], check=True)  # which may be another checkout by now
     return python
 
 
