@@ -565,6 +565,17 @@ def test_a_leaked_connection_is_red_with_its_verdict() -> None:
         assert all(role != "bad" for line in others for _, role in line)
 
 
+def test_what_is_wrong_has_its_colour_under_the_cursor_too() -> None:
+    """The gravest row is where the cursor begins: there it is reversed, and red as elsewhere."""
+    roles = {
+        role
+        for line in views.view(made("9"), 80, 24)
+        for part, role in line
+        if part.startswith(">") and "LEAK" in part
+    }
+    assert roles == {"cursor_bad"}
+
+
 def test_one_key_for_the_line_that_blocks_and_two_for_its_stack() -> None:
     """9 has the worst line on top, its verdict beside it; Enter then shows who holds it and the stack."""
     first = screen(made("9"), 80, 24)

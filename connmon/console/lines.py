@@ -1,7 +1,8 @@
 """Styled lines: what the parts of the screen are made of. Pure.
 
 A line is a list of (text, role) spans. At most five roles have a colour (good, warn, bad, faded,
-header); "cursor", "strong" and "paused" are brightness. What a colour says, a word beside it says too.
+header); "cursor", "strong" and "paused" are brightness; "cursor_warn" and "cursor_bad" are "warn" and "bad"
+under the cursor. What a colour says, a word beside it says too.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 
 from connmon.console import text
 
-Role: TypeAlias = Literal["", "good", "warn", "bad", "faded", "header", "cursor", "strong", "paused"]
+Role: TypeAlias = Literal[
+    "", "good", "warn", "bad", "faded", "header", "cursor", "cursor_warn", "cursor_bad", "strong", "paused"
+]
 Span: TypeAlias = tuple[str, Role]
 Line: TypeAlias = list[Span]
 

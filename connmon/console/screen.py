@@ -39,11 +39,13 @@ _BRIGHTNESS: Final[Mapping[Role, int]] = {
     "faded": curses.A_DIM,
     "header": curses.A_REVERSE,
     "cursor": curses.A_REVERSE,
+    "cursor_warn": curses.A_REVERSE | curses.A_BOLD,
+    "cursor_bad": curses.A_REVERSE | curses.A_BOLD,
     "strong": curses.A_BOLD,
     "paused": curses.A_REVERSE | curses.A_BOLD,
 }
 #: Roles that borrow the colour of another one.
-_LIKE: Final[Mapping[Role, Role]] = {"paused": "warn"}
+_LIKE: Final[Mapping[Role, Role]] = {"paused": "warn", "cursor_warn": "warn", "cursor_bad": "bad"}
 _NAMES: Final[Mapping[int | str, str]] = {
     curses.KEY_UP: "up", curses.KEY_DOWN: "down", curses.KEY_LEFT: "left", curses.KEY_RIGHT: "right",
     curses.KEY_PPAGE: "pgup", curses.KEY_NPAGE: "pgdn",

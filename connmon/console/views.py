@@ -219,7 +219,8 @@ def _table(state: State, pane: Pane, width: int, heading: int, focused: bool) ->
         row = _remembering(state, key, row)
         cells = _cells(fitted, row, marks.get(key, ""))
         if focused and number == pane.index:
-            lines.append([(text.left(">" + between.join(cells), width), "cursor")])
+            role = _UNDER_CURSOR.get(_whole_role(row, fitted), "cursor")
+            lines.append([(text.left(">" + between.join(cells), width), role)])
         else:
             lines.append(_row(row, fitted, [cell + between for cell in cells]))
     if not shown:
@@ -247,13 +248,23 @@ def _cells(fitted: Sequence[columns.Fitted], row: Row, mark: str) -> list[str]:
     return [place.cell(row, mark if number == at else "") for number, place in enumerate(fitted)]
 
 
-def _row(row: Row, fitted: Sequence[columns.Fitted], cells: Sequence[str]) -> Line:
+#: What is wrong has its colour under the cursor too: the gravest row is where the cursor begins.
+_UNDER_CURSOR: Final[dict[Role, Role]] = {"warn": "cursor_warn", "bad": "cursor_bad"}
+
+
+def _whole_role(row: Row, fitted: Sequence[columns.Fitted]) -> Role:
+    """Return the role of a whole row, by the word for its state."""
     word = tables.state_word(row)
     shown = {place.column.key for place in fitted}
     if "role" in shown and row.get("role"):
         word = "waiting" if row.get("problem") and row["role"] != "unreachable" else str(row["role"])
     # Where the word itself had no room, its colour would say more than the text.
-    whole = _STATE_ROLES.get(word, "") if shown & {"state", "verdict", "role", word} else ""
+    return _STATE_ROLES.get(word, "") if shown & {"state", "verdict", "role", word} else ""
+
+
+def _row(row: Row, fitted: Sequence[columns.Fitted], cells: Sequence[str]) -> Line:
+    word = tables.state_word(row)
+    whole = _whole_role(row, fitted)
     line: Line = [(" ", whole)]
     for place, cell in zip(fitted, cells, strict=True):
         role = whole
