@@ -352,11 +352,10 @@ class Reporter:
             try:
                 if prepared:
                     # Only now, and standing still for a while: the main thread may take its place at once.
+                    # Not woken by the alarm: that which asked for this may have come after it was seen.
                     self._preparing = False
                     _release(self._prepared)
-                    pause = self._new_poll()
-                    pause.register(alarm.read_end, READ)
-                    pause.poll(STILL * 1000.0)
+                    self._new_poll().poll(STILL * 1000.0)
                 events = poller.poll(max(0.0, due - monotonic()) * 1000.0 + 1.0)
             finally:
                 self._working.acquire()
