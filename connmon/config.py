@@ -446,7 +446,7 @@ class UrlOptions:
     """Seconds after which a held connection counts as held long; above 0."""
     secret_file: str | None = None
     project: tuple[str, ...] = ()
-    """The packages that are the application; empty: what can be told from where code is installed."""
+    """The packages that are the application; empty: known from where code is installed."""
     driver: str | None = None
     """Of `<dialect>+connmon://`; None: the dialect's default."""
 

@@ -137,10 +137,13 @@ def stuck(facts: PoolFacts, thresholds: Thresholds = DEFAULTS) -> dict[int, Stuc
     return found
 
 
-def judge(facts: PoolFacts, thresholds: Thresholds = DEFAULTS) -> tuple[Verdict, ...]:
-    """Return what is wrong with the pool, the gravest first."""
+def judge(
+    facts: PoolFacts, thresholds: Thresholds = DEFAULTS, words: Mapping[int, Stuck] | None = None
+) -> tuple[Verdict, ...]:
+    """Return what is wrong with the pool, the gravest first; `words`: what `stuck` has returned, if known."""
     found: list[Verdict] = []
-    words = stuck(facts, thresholds)
+    if words is None:
+        words = stuck(facts, thresholds)
     leaked = [hold for hold in facts.held if words.get(hold.number) == "LEAK"]
     blocked = [hold for hold in facts.held if words.get(hold.number) == "BLOCKED"]
     if leaked:

@@ -175,7 +175,8 @@ class Judge:
         self, process: ProcessRecord, pool: PoolRecord, connections: list[ConnectionRecord], recent: int
     ) -> JudgedPool:
         facts = self._facts(process, pool, connections, recent)
-        return JudgedPool(facts, judge(facts, self.thresholds), stuck(facts, self.thresholds))
+        words = stuck(facts, self.thresholds)
+        return JudgedPool(facts, judge(facts, self.thresholds, words), words)
 
     def _facts(
         self, process: ProcessRecord, pool: PoolRecord, connections: list[ConnectionRecord], recent: int
@@ -302,7 +303,7 @@ class Judge:
         headroom = self._headroom(process.pools[number].database)
         if headroom is None:
             return one.verdicts
-        return judge(one.facts._replace(headroom=headroom), self.thresholds)
+        return judge(one.facts._replace(headroom=headroom), self.thresholds, one.stuck)
 
     def lasts(self, verdicts: Iterable[Verdict]) -> bool:
         """Return whether these stay what they are for as long as their processes say nothing new."""

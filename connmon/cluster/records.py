@@ -176,14 +176,11 @@ class ConnectionRecord(Struct, array_like=True, frozen=True, gc=False):
 class SiteRecord(Struct, array_like=True, frozen=True, gc=False):
     """One line of the application that takes connections from one pool, as last reported."""
 
-    held: int
-    held_since: float | None
     waiting: int
     holds: int
     hold_ms: int
     usual: float | None
     share: float
-    version: int
 
 
 class Recent(NamedTuple):
@@ -547,15 +544,12 @@ def sites_weight(process: ProcessRecord) -> int:
     return sum([site_weight(call_site) for sites in process.sites.values() for call_site in sites])
 
 
-def site_record(site: SiteReport, clock: float, version: int) -> SiteRecord:
+def site_record(site: SiteReport) -> SiteRecord:
     """Return what is kept of a report."""
     return SiteRecord(
-        min(site.held, LARGEST_COUNT),
-        None if site.longest is None else clock - site.longest,
         min(site.waiting, LARGEST_COUNT),
         min(site.holds, LARGEST_COUNT),
         min(site.hold_ms, LARGEST_COUNT),
         site.usual,
         site.share,
-        version,
     )

@@ -513,7 +513,7 @@ class State(Tables):
                 return False
             self.weight += weight
             process.sites[site.pool] = sites
-        sites[site.call_site] = site_record(site, self.clock, self.version)
+        sites[site.call_site] = site_record(site)
         return new
 
     def _forget_sites(self, process: ProcessRecord, pool: int) -> None:

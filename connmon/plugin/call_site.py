@@ -412,8 +412,7 @@ def find(frame: FrameType | None, kinds: Kinds, further: Further = list) -> Plac
                 if kind == HANDS_ON:
                     kind = kinds.handing_on(code, frame.f_lineno or 0, inner)
                 if kind == APPLICATION:
-                    caller = frame.f_back
-                    if not code.co_flags & _GENERATOR or caller is None or not _enters(caller.f_code):
+                    if not _entered(code, frame.f_back):
                         return code, frame.f_lineno or 0
                     kind = PLUMBING_FRAME
                 if kind == LIBRARY:
@@ -435,6 +434,11 @@ def find(frame: FrameType | None, kinds: Kinds, further: Further = list) -> Plac
             frame = next(others)
         except StopIteration:
             return plumbing or made
+
+
+def _entered(code: CodeType, caller: FrameType | None) -> bool:
+    """Return whether this is a generator of @contextmanager that a `with` statement, the call site, runs."""
+    return bool(code.co_flags & _GENERATOR) and caller is not None and _enters(caller.f_code)
 
 
 def _enters(code: CodeType) -> bool:
@@ -467,8 +471,7 @@ def _beyond(
             if kind == HANDS_ON:
                 kind = kinds.handing_on(code, frame.f_lineno or 0, inner)
             if kind == APPLICATION:
-                caller = frame.f_back
-                if not code.co_flags & _GENERATOR or caller is None or not _enters(caller.f_code):
+                if not _entered(code, frame.f_back):
                     return code, frame.f_lineno or 0
                 kind = PLUMBING_FRAME
             if kind == SERVER:
