@@ -22,6 +22,7 @@ from typing import Any
 from connmon.client import read_once
 from connmon.config import direct
 from connmon.model import GROUPINGS, Grouping
+from tests.stopping import stop
 from tests.waiting import wait_for
 
 _ENVIRONMENT = {
@@ -113,7 +114,8 @@ class RunningNode:
 
     def pause(self) -> None:
         """SIGSTOP: it answers nothing, and the system goes on taking connections for it."""
-        self._signal(signal.SIGSTOP)
+        assert self._process is not None
+        stop(self._process.pid)
 
     def resume(self) -> None:
         self._signal(signal.SIGCONT)

@@ -6,8 +6,6 @@ import contextlib
 import csv
 import io
 import json
-import os
-import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -30,6 +28,7 @@ from connmon.database.whois import whois_csv, whois_text
 from connmon.formats import as_json
 from tests.nodes import RunningNode, running_node
 from tests.servers import MariaDB, Server
+from tests.stopping import stopped
 from tests.test_reconcile import conn, session
 from tests.test_sessions import DRIVERS, PASSWORD, RIGHTS, account, url_of
 from tests.waiting import wait_for
@@ -674,11 +673,8 @@ def test_a_server_that_stops_answering(mariadb: Server, monkeypatch: pytest.Monk
     with DatabaseSessions(parse_url(mariadb.url("pymysql"))) as database:
         view = database.look()
         monkeypatch.setattr(database_sessions, "LIMIT", 0.5)
-        os.kill(mariadb.pid, signal.SIGSTOP)
-        try:
+        with stopped(mariadb.pid):
             found = database.locks(view)
-        finally:
-            os.kill(mariadb.pid, signal.SIGCONT)
         assert found.partial and found.problem is not None
         assert "no answer within 0.5 s" in found.problem
         wait_for(lambda: not any(thread.name == "ask-database" for thread in threading.enumerate()))

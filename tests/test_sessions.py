@@ -8,7 +8,6 @@ import io
 import json
 import os
 import pty
-import signal
 import socket
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from connmon.errors import UnreachableError, UsageError
 from tests.nodes import RunningNode, running_node
 from tests.requirements import needs_driver
 from tests.servers import PostgreSQL, Server
+from tests.stopping import stopped
 from tests.test_cli import command, environment
 from tests.waiting import wait_for
 
@@ -385,13 +385,10 @@ def test_server_that_stops_answering(
     with DatabaseSessions(parse_url(mariadb.url(driver))) as database:
         assert database.look().max_connections == 500
         monkeypatch.setattr(sessions, "LIMIT", 0.5)
-        os.kill(mariadb.pid, signal.SIGSTOP)
-        try:
+        with stopped(mariadb.pid):
             with pytest.raises(UnreachableError, match=r"no answer within 0\.5 s"):
                 database.look()
             database.close()
-        finally:
-            os.kill(mariadb.pid, signal.SIGCONT)
         wait_for(lambda: not any(thread.name == "ask-database" for thread in threading.enumerate()))
         database._waits = False
     assert capfd.readouterr() == ("", "")
