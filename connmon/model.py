@@ -58,11 +58,12 @@ LOST: Final = "lost"
 GONE: Final = "gone"
 RowState: TypeAlias = Literal["connected", "lost", "gone"]
 
-HolderIn: TypeAlias = Literal["database", "application", "elsewhere", "ended"]
+HolderIn: TypeAlias = Literal["database", "application", "waiting", "elsewhere", "ended"]
 """Where the holder of a connection was when it was last looked at.
 
 `database`: the driver is on its stack, and it works with this connection as far as can be seen;
 `application`: it is in work of its own, in the function that took the connection or below it;
+`waiting`: as that, and it waits until another connection of a pool comes back;
 `elsewhere`: that function is not on its stack any more; `ended`: the thread, task or greenlet has ended.
 Where the function is not known, `application` stands for `elsewhere` too.
 """

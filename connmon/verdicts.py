@@ -251,7 +251,7 @@ def _stuck(hold: Hold, facts: PoolFacts, thresholds: Thresholds) -> Stuck | None
         return "BLOCKED" if usual is None or seconds >= UNUSUAL * usual else None
     if where is None and seconds < LOOKED_FOR:
         return None
-    if where == "application" and hold.line_ended is not None:  # it works, and will come back from that
+    if where in ("application", "waiting") and hold.line_ended is not None:  # it will come back from that
         return None
     # Who keeps a detached connection, keeps it on purpose: other lines' holds say nothing of it.
     elsewhere = where == "elsewhere" and not hold.detached
@@ -280,8 +280,17 @@ _WHERE: Final[Mapping[HolderIn | None, str]] = {
     "ended": "its thread or task has ended",
     "elsewhere": "its holder is elsewhere",
     "application": "its holder is in work of its own",
+    "waiting": "its holder waits for another connection",
     "database": "in the database",
     None: "",
+}
+
+
+#: The same of several, in a list of lines.
+_PLACES: Final[Mapping[HolderIn, str]] = {
+    "database": "in the database",
+    "application": "in own work",
+    "waiting": "waiting for another connection",
 }
 
 
@@ -375,7 +384,7 @@ def _places(holds: Sequence[Hold]) -> str:
     places = Counter([hold.holder_in for hold in holds if hold.holder_in is not None])
     found = []
     for place, count in sorted(places.items(), key=lambda entry: (-entry[1], entry[0])):
-        text = {"database": "in the database", "application": "in own work"}.get(place, place)
+        text = _PLACES.get(place, place)
         if place == "application":
             sites = Counter([h.holder_site for h in holds if h.holder_in == place and h.holder_site])
             if sites:
@@ -397,6 +406,11 @@ def _advice(
     known = [seconds for seconds in (longest, facts.held_p95) if seconds is not None]
     places = Counter([hold.holder_in for hold in facts.held if hold.holder_in is not None])
     place = max(places.items(), key=lambda entry: (entry[1], entry[0]))[0] if places else None
+    if place == "waiting":  # a larger pool only makes the same happen later
+        return (
+            "the cause: who holds a connection waits for another one: use one at a time, or give the first "
+            "back before the second is taken"
+        )
     if known and max(known) < thresholds.short_hold:
         own_work = place == "application" and max(known) >= NOTICED
         first = "give connections back before the application's own work, or " if own_work else ""

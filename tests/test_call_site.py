@@ -19,6 +19,7 @@ from pathlib import Path
 from types import CodeType, ModuleType, SimpleNamespace
 from typing import Any
 
+import pluggy
 import pytest
 import sqlalchemy
 from hypothesis import given, settings
@@ -752,7 +753,7 @@ def test_application_elsewhere_and_a_type(tmp_path: Path) -> None:
 
 
 def test_waits_for_another_connection(tmp_path: Path) -> None:
-    """Who holds a connection and waits for one of the pool is not in the database with it."""
+    """Who holds a connection and waits for one of the pool is not in the database with it, but waiting."""
     engine = create_engine(
         f"sqlite:///{tmp_path}/x.db", poolclass=QueuePool, pool_size=1, max_overflow=0, pool_timeout=60
     )
@@ -761,13 +762,13 @@ def test_waits_for_another_connection(tmp_path: Path) -> None:
         with engine.connect() as first, engine.connect():
             first.close()
 
-    def innermost() -> bool:
-        return any(" get" in each or " wait" in each for each in held.look().stack[:2])
+    def elsewhere() -> None: ...
 
     held = Held(both)
-    wait_for(innermost)
+    wait_for(lambda: held.look(both.__code__).where == "waiting")
     found = held.look(both.__code__)
-    assert (found.where, (found.site or "").rpartition(" ")[2]) == ("application", "both")
+    assert (found.where, (found.site or "").rpartition(" ")[2]) == ("waiting", "both")
+    assert held.look(elsewhere.__code__).where == "elsewhere"
     engine.pool._pool.put(engine.pool._create_connection())  # type: ignore[attr-defined]
     held.thread.join(60)
     engine.dispose()
@@ -819,6 +820,28 @@ def test_in_database(stack: list[tuple[str, str, str]], there: bool) -> None:
     assert call_site.in_database(places(*stack), Kinds()) is there
 
 
+HUB = os.path.dirname(pluggy.__file__)  # of a library that runs the application, as gevent does
+QUEUE = (f"{SQLALCHEMY}/util/queue.py", "get", "wait")
+
+
+@pytest.mark.parametrize(
+    ("stack", "there"),
+    [
+        ([(STDLIB, "wait", "x"), QUEUE, (POOL, "_checkout", "x"), APP], True),
+        ([(f"{HUB}/hub.py", "switch", "x"), (STDLIB, "wait", "x"), QUEUE, APP], True),
+        ([(STDLIB, "wait_for", "x"), (f"{SQLALCHEMY}/util/concurrency.py", "await_only", "x"), QUEUE], True),
+        ([(STDLIB, "get", "x"), (f"{SQLALCHEMY}/util/compat.py", "wait_for", "x"), QUEUE], True),
+        ([(STDLIB, "connect", "x"), DRIVER, (POOL, "_checkout", "x"), APP], False),  # a new connection
+        ([DO_EXECUTE, BASE, APP, QUEUE], False),  # of a creator, say
+        ([APP, BASE, QUEUE], False),
+        ([], False),
+    ],
+)
+def test_waits(stack: list[tuple[str, str, str]], there: bool) -> None:
+    """The innermost that is not Python's own or below it is where SQLAlchemy's pool waits."""
+    assert call_site.waits(places(*stack), Kinds()) is there
+
+
 def test_unknown_driver_is_not_the_line() -> None:
     """What SQLAlchemy called to execute a statement is a driver, also one that nobody knows."""
     stack = places(("/srv/mydriver/x.py", "read", "x"), DO_EXECUTE, BASE, APP)
@@ -866,7 +889,7 @@ def test_task_in_the_database_waiting_and_done(tmp_path: Path) -> None:
         one = asyncio.create_task(query(engine))
         await seen(one, "in_the_greenlet", "database")
         two = asyncio.create_task(query(engine))
-        await seen(two, "in_the_greenlet", "application")  # it waits for the pool
+        await seen(two, "in_the_greenlet", "waiting")  # for the pool
         lock.close()
         await seen(one, "query", "application")
         assert holder.look(weakref.ref(one), main.__code__).where == "elsewhere"

@@ -23,6 +23,7 @@ from connmon.plugin.ledger import Ledger
 from connmon.plugin.pool import instrument
 from connmon.plugin.sites import LATEST, OTHER, RATE, Room, Sampling, SiteAccount, Sites
 from tests.fake_dbapi import Database
+from tests.waiting import wait_for
 
 
 def code(name: str) -> CodeType:
@@ -248,6 +249,28 @@ def test_who_waits() -> None:
     assert connection.holder_in == "elsewhere"  # the function that took it has ended
     assert connection.stack
     assert by_function(program.take())["second_line"].waiting == 0
+
+
+def test_who_holds_one_and_waits_for_another() -> None:
+    """It is said of what such a holder has; not where the function that took it has returned."""
+    program = Program(size=2)
+
+    def nested() -> None:
+        first = program.engine.raw_connection()
+        program.engine.raw_connection().close()
+        first.close()
+
+    left_behind = program.first_line()
+    waiter = threading.Thread(target=nested)
+    waiter.start()
+    wait_for(lambda: program.account.waits, what="it to wait")
+    wait_for(lambda: "waiting" in [each.holder_in for each in program.take().connections], what="the place")
+    program.ledger.restart()
+    report = program.take()
+    left_behind.close()  # type: ignore[attr-defined]
+    waiter.join(10)
+    taken = {str(each.call_site).rpartition(" ")[2]: each.holder_in for each in report.connections}
+    assert taken == {"first_line": "elsewhere", "nested": "waiting"}
 
 
 def test_those_who_hold_what_others_wait_for() -> None:

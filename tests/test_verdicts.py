@@ -214,6 +214,18 @@ def test_where_holders_are_of_a_pool_whose_lines_are_not_known() -> None:
     assert ", their holders now at pdf.py:3 draw (3, in own work at pdf.py:3 draw)," in verdict.reason
 
 
+def test_a_pool_that_waits_for_itself() -> None:
+    """Those who hold a connection and wait for another one are no leak, and are said to be the cause."""
+    holds = many(15, 45.0, "orders.py:88 checkout", "waiting", "stock.py:7 reserve")
+    assert words(full(WELL._replace(held=holds))) == ["SATURATED"]
+    (verdict,) = judge(full(WELL._replace(held=holds, held_p95=0.7)))
+    assert verdict.reason == (
+        "4 wait up to 2.5s, 15 of 15 checked out, taken at orders.py:88 checkout (15, waiting for another "
+        "connection), held 0.7s (p95), the longest now for 45s: the cause: who holds a connection waits for "
+        "another one: use one at a time, or give the first back before the second is taken"
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "advice"),
     [
@@ -223,6 +235,8 @@ def test_where_holders_are_of_a_pool_whose_lines_are_not_known() -> None:
         ({"held": many(15, 22.0, "a.py:1 f", "database")}, "the database takes the time"),
         ({"held": many(15, 22.0, "a.py:1 f", "application")}, "own work takes the time"),
         ({"held": many(15, 22.0, "a.py:1 f", "elsewhere")}, "give them back sooner"),
+        ({"held": many(15, 22.0, "a.py:1 f", "waiting")}, "who holds a connection waits for another one"),
+        ({"held": many(15, 0.2, "a.py:1 f", "waiting")}, "who holds a connection waits for another one"),
         ({"held_p95": 2.0, "held": ()}, "hold for a shorter time"),
         ({"held": many(15, 41.0, "a.py:1 f", "ended")}, "15 leaked connections are never given back"),
         ({"held": many(15, 41.0, "a.py:1 f", "database")}, "15 blocked connections wait in the database"),

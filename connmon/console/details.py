@@ -22,6 +22,7 @@ _NAMES: Final = {
 _IN: Final = {
     "database": "in the database",
     "application": "in the application's own work",
+    "waiting": "waiting for another connection of a pool",
     "elsewhere": "elsewhere: the function that took it has returned",
     "ended": "its thread or task has ended",
 }

@@ -58,12 +58,14 @@ BOUNDARY: Final = 7
 """A function of SQLAlchemy that calls the driver."""
 ACQUIRES: Final = 8
 """SQLAlchemy's pool, at a checkout."""
-AWAITS: Final = 9
+WAITS: Final = 9
+"""SQLAlchemy's pool, where it waits until a connection comes back."""
+AWAITS: Final = 10
 """SQLAlchemy's way from a greenlet to asyncio."""
-DRIVER: Final = 10
-PYTHON: Final = 11
+DRIVER: Final = 11
+PYTHON: Final = 12
 """Python's own library."""
-OURS: Final = 12
+OURS: Final = 13
 
 DRIVERS: Final = (
     "pymysql", "MySQLdb", "mysql.connector", "mariadb", "aiomysql", "asyncmy", "psycopg2", "psycopg",
@@ -90,7 +92,7 @@ SERVERS: Final = (
 
 _NOBODY: Final = -1
 """The kind of what the innermost frame calls."""
-_QUERY: Final = frozenset({_NOBODY, MADE, SQLALCHEMY, BOUNDARY, ACQUIRES, AWAITS, DRIVER})
+_QUERY: Final = frozenset({_NOBODY, MADE, SQLALCHEMY, BOUNDARY, ACQUIRES, WAITS, AWAITS, DRIVER})
 
 _CALLS_DRIVER: Final = frozenset(
     {
@@ -212,6 +214,8 @@ def _of_sqlalchemy(code: CodeType, path: str) -> int:
     path = path.replace("\\", "/")
     if path == "pool/base.py" and code.co_name == "_checkout":
         return ACQUIRES
+    if path == "util/queue.py" and code.co_name == "get":
+        return WAITS
     if path.startswith("util/") and code.co_name in (
         "await_only",
         "await_fallback",
@@ -520,7 +524,7 @@ def above_driver(stack: Sequence[Place], kinds: Kinds) -> Sequence[Place]:
         kind = kinds.of(code)
         if kind == BOUNDARY:
             return stack[place:]
-        if kind in (SQLALCHEMY, ACQUIRES):
+        if kind in (SQLALCHEMY, ACQUIRES, WAITS):
             break
     return stack
 
@@ -533,7 +537,7 @@ def in_database(stack: Sequence[Place], kinds: Kinds, taker: CodeType | None = N
     working = None
     for code, _ in stack:
         kind = kinds.of(code)
-        if kind == ACQUIRES:  # it is about a connection that it does not have yet
+        if kind in (ACQUIRES, WAITS):  # it is about a connection that it does not have yet
             return False
         if working is None and kind not in (PYTHON, MADE, AWAITS):
             if kind in (DRIVER, BOUNDARY):
@@ -543,6 +547,17 @@ def in_database(stack: Sequence[Place], kinds: Kinds, taker: CodeType | None = N
         if code is taker:
             break
     return bool(working)
+
+
+def waits(stack: Iterable[Place], kinds: Kinds) -> bool:
+    """Return whether a pool of SQLAlchemy is what waits on this stack, for a connection to come back."""
+    for code, _ in stack:
+        kind = kinds.of(code)
+        if kind == WAITS:
+            return True
+        if kind in (APPLICATION, LIBRARY, HANDS_ON, BOUNDARY, ACQUIRES):
+            return False
+    return False
 
 
 def calls_driver(stack: Iterable[Place], kinds: Kinds) -> bool:

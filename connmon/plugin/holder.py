@@ -193,6 +193,8 @@ def look(holder: Holder, code: CodeType | None = None, mine: bool = True) -> Loo
             where = "database"
         elif code is not None and all(code is not frame_code for frame_code, _ in stack):
             where = "elsewhere"
+        elif frames.waits(stack, kinds):
+            where = "waiting"
         lines = tuple(line(*place) for place in stack[:DEPTH])
         return Look(where, None if site is None else line(*site), lines)
     except Exception:  # it went on while it was looked at

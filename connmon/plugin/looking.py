@@ -126,7 +126,8 @@ class Looking:
                 mine = since >= self._latest.get(_identity(entry.holder), 0.0)
                 look = holders.look(entry.holder, None if site is None else site.code, mine)
                 retaken = since < self._taken.get((_identity(entry.holder), entry.site), 0.0)
-                if look.where == "elsewhere" or (look.where == "application" and (retaken or entry.left)):
+                there = look.where in ("application", "waiting")
+                if look.where == "elsewhere" or (there and (retaken or entry.left)):
                     entry.left = True
                     look = look._replace(where="elsewhere")
             if not held_long and entry.number not in self._with_stack:
