@@ -385,7 +385,7 @@ def _places(holds: Sequence[Hold]) -> str:
     found = []
     for place, count in sorted(places.items(), key=lambda entry: (-entry[1], entry[0])):
         text = _PLACES.get(place, place)
-        if place == "application":
+        if place in ("application", "waiting"):
             sites = Counter([h.holder_site for h in holds if h.holder_in == place and h.holder_site])
             if sites:
                 text += f" at {_short(max(sites.items(), key=lambda entry: (entry[1], entry[0]))[0])}"

@@ -221,8 +221,9 @@ def test_a_pool_that_waits_for_itself() -> None:
     (verdict,) = judge(full(WELL._replace(held=holds, held_p95=0.7)))
     assert verdict.reason == (
         "4 wait up to 2.5s, 15 of 15 checked out, taken at orders.py:88 checkout (15, waiting for another "
-        "connection), held 0.7s (p95), the longest now for 45s: the cause: who holds a connection waits for "
-        "another one: use one at a time, or give the first back before the second is taken"
+        "connection at stock.py:7 reserve), held 0.7s (p95), the longest now for 45s: the cause: who holds a "
+        "connection waits for another one: use one at a time, or give the first back before the second is "
+        "taken"
     )
 
 
