@@ -192,7 +192,8 @@ class Server(ABC):
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=self.directory,
-            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
+            # A MariaDB that starts deletes all temporary tables in TMPDIR, also those of another server.
+            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TMPDIR": self.directory},
             start_new_session=True,  # Ctrl-C is for pytest, which then stops it in good order
         )
 
