@@ -132,9 +132,9 @@ def test_the_whole_incident_is_in_the_first_screen() -> None:
 
 def test_what_a_colour_says_a_word_says_too() -> None:
     """A row that is coloured as a whole has the word of it in its text."""
-    wanted = {"bad": ("LEAK", "LOST"), "warn": ("SATURATED",), "faded": ("gone",), "good": ("connected",)}
+    wanted = {"bad": ("LEAK", "LOST"), "warn": ("SATURATED",), "faded": ("gone",), "good": ("checked out",)}
     seen = set()
-    for scene in (opened("down"), opened("2", "down"), opened("4", "down"), opened("5", "down")):
+    for scene in (opened("down"), opened("2", "down"), opened("4", "down"), opened("5", "down"), opened("6")):
         for line in views.view(state.fitted(scene, (30,)), 100, 40):
             row = "".join(part for part, _ in line)
             for role in {role for _, role in line} & set(wanted):
@@ -208,13 +208,40 @@ def test_numbers_stand_at_the_right_and_the_unknown_is_a_dash() -> None:
     """Digits of one column end at one place; a value that is not known is "-"."""
     shown = screen(opened("enter"), 80, 24).splitlines()
     rows = [line for line in shown if line[1:5] in ("4711", "4712", "4713")]
-    assert [line[:16].split() for line in rows] == [
-        [">4711", "LEAK"],
-        ["4713", "LOST"],
-        ["4712", "connected"],
-    ]
+    assert [line[:13].split() for line in rows] == [[">4711", "LEAK"], ["4713", "LOST"], ["4712"]]
     assert len({line.index("(") for line in rows}) == 1
     assert "- (11)" in rows[1]
+
+
+@pytest.mark.parametrize("by", [by for by in tables.COLUMNS if by not in ("connection", "node")])
+def test_the_verdict_column_has_verdicts_alone(by: tables.Table) -> None:
+    """A row without one has an empty cell in every view, whatever its state; who has no present says so."""
+    write = tables.column(by, "verdict").write
+    for row in (
+        {"state": "connected"}, {"state": "connected", "waiting": 3}, {"waiting_now": 3}, {},
+        {"state": "checked_out"},
+    ):  # fmt: skip
+        assert write(row) == ("", "")
+    assert write({"state": "connected", "verdict": "LEAK"}) == ("LEAK", "")
+    assert [write({"state": word}).first for word in ("gone", "lost")] == ["gone", "lost"]
+
+
+def test_who_waits_is_coloured_where_that_is_seen() -> None:
+    """A row in which somebody waits is yellow as long as the number has room."""
+    row = {
+        "program": "a",
+        "host": "h",
+        "call_site": "a.py:1 f",
+        "state": "connected",
+        "waiting": 3,
+        "waiting_now": 3,
+    }
+    for by in ("program", "site", "wait"):
+        table: Any = by
+        fitted, _ = columns.fit(tables.COLUMNS[table], [row], 79, 2, "verdict")
+        assert views._whole_role(row, fitted) == "warn"
+        none = [place for place in fitted if not place.column.key.startswith("waiting")]
+        assert views._whole_role(row, none) == ""
 
 
 def test_no_control_character_reaches_the_terminal() -> None:

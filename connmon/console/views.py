@@ -258,8 +258,9 @@ def _whole_role(row: Row, fitted: Sequence[columns.Fitted]) -> Role:
     shown = {place.column.key for place in fitted}
     if "role" in shown and row.get("role"):
         word = "waiting" if row.get("problem") and row["role"] != "unreachable" else str(row["role"])
-    # Where the word itself had no room, its colour would say more than the text.
-    return _STATE_ROLES.get(word, "") if shown & {"state", "verdict", "role", word} else ""
+    # Where the word itself, or how many wait, had no room, its colour would say more than the text.
+    says = {"waiting", "waiting_now"} if word == "waiting" else {"verdict"}
+    return _STATE_ROLES.get(word, "") if shown & {"state", "role", *says} else ""
 
 
 def _row(row: Row, fitted: Sequence[columns.Fitted], cells: Sequence[str]) -> Line:
@@ -268,7 +269,7 @@ def _row(row: Row, fitted: Sequence[columns.Fitted], cells: Sequence[str]) -> Li
     line: Line = [(" ", whole)]
     for place, cell in zip(fitted, cells, strict=True):
         role = whole
-        if not whole and place.column.key in ("state", "verdict") and word in ("connected", "checked out"):
+        if not whole and place.column.key == "state" and word == "checked out":
             role = "good"
         line.append((cell, role))
     return line
