@@ -75,6 +75,29 @@ CHECKOUT_STACK: Final = (
     "shop/orders/checkout.py:131 place_order",
     "shop/api/views.py:57 post",
 )
+#: As it is while a statement waits: the driver and SQLAlchemy first.
+LOCKED_STACK: Final = (
+    "psycopg/waiting.py:228 wait_epoll",
+    "psycopg/connection.py:453 wait",
+    "psycopg/cursor.py:97 execute",
+    *(f"sqlalchemy/engine/{frame}" for frame in (
+        "default.py:952 do_execute", "base.py:1967 _exec_single_context", "base.py:1846 _execute_context",
+        "base.py:1641 _execute_clauseelement",
+    )),
+    "sqlalchemy/sql/elements.py:526 _execute_on_connection",
+    "sqlalchemy/engine/base.py:1419 execute",
+    *(f"sqlalchemy/orm/{frame}" for frame in (
+        "context.py:306 orm_execute_statement", "session.py:2246 _execute_internal", "session.py:2365 execute",
+        "query.py:2863 _iter", "query.py:2819 first",
+    )),
+    "billing/invoices/locks.py:204 number_for_update",
+    "billing/invoices/api.py:77 create",
+    "billing/wsgi.py:31 application",
+    *(f"gunicorn/{frame}" for frame in (
+        "workers/sync.py:177 handle_request", "workers/sync.py:131 handle", "workers/sync.py:70 run",
+        "workers/base.py:147 init_process", "arbiter.py:205 run", "app/base.py:236 run", "app/wsgiapp.py:67 run",
+    )),
+)  # fmt: skip
 REPORT_STACK: Final = (
     "reports/worker/loop.py:52 next_task",
     "reports/worker/loop.py:31 run",
@@ -115,7 +138,7 @@ PROGRAMS: Final[tuple[Made, ...]] = (
         (
             Site("billing/invoices/locks.py:203 number_for_update", (102.0, 87.0, 64.0, 31.0), "database", None,
                  "BLOCKED", 2, 0.04,
-                 ("billing/invoices/locks.py:203 number_for_update", "billing/invoices/api.py:77 create")),
+                 LOCKED_STACK),
         ),
         (("BLOCKED", "4 connections of billing/invoices/locks.py:203 number_for_update are in the database for up to "
           "1m42s: look for a lock (connmon whois, pg_blocking_pids)"),),
