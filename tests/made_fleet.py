@@ -108,7 +108,7 @@ PROGRAMS: Final[tuple[Made, ...]] = (
         0, "shop.main:app", 4, 10, 0, 212.0,
         (
             Site("shop/orders/checkout.py:118 place_order", tuple(4.1 - 0.1 * n for n in range(36)), "application",
-                 "shop/payment/gateway.py:214 _wait_for_answer", None, 14, 0.9, CHECKOUT_STACK),
+                 "shop/payment/gateway.py:214 _wait_for_answer", "SATURATED", 14, 0.9, CHECKOUT_STACK),
             Site("shop/catalog/search.py:44 suggest", (0.3, 0.2, 0.1, 0.1), "database", None, None, 9, 0.06),
         ),
         (("SATURATED", "23 wait up to 6.2s, 40 of 40 checked out, 36 of them by shop/orders/checkout.py:118 "
@@ -167,6 +167,13 @@ PROGRAMS: Final[tuple[Made, ...]] = (
     Made(4, "inventory-sync-service", 2, 5, 4, 9.1, (Site("<string>:1 <module>", (3.0,), "database"),)),
     Made(4, "django-admin clearsessions", 1, 5, 1, 0.4),
 )  # fmt: skip
+
+
+FILLS: Final = (
+    "pool postgresql://shop@db2.example.org/shop, pid 2100 (and 3 more): 9 connections taken here are most of the "
+    "10 of a full pool for which 6 wait up to 6.2s: the application's own work takes the time: take it out of the "
+    "transaction"
+)
 
 
 def _url(made: Made) -> str:
@@ -276,7 +283,8 @@ def _of_program(at: int, made: Made) -> list[Row]:
             HOSTS[made.host], made.program, site.place, made.processes, len(site.held),
             len(site.held) if site.where == "database" else 0, CLOCK - 0.8 - max(site.held), site.waiting,
             round(made.rate * 900) + 7, round(made.rate * 900 * site.usual * 400), site.usual, made.rate > 200,
-            CLOCK - 0.8, site.verdict, made.verdicts[0][1] if site.verdict else None,
+            CLOCK - 0.8, site.verdict,
+            FILLS if site.verdict == "SATURATED" else made.verdicts[0][1] if site.verdict else None,
         )
         for site in made.sites
     )  # fmt: skip
