@@ -165,16 +165,25 @@ def as_table(document: Mapping[str, Any], by: Grouping, width: int | None = None
 
     `width` in terminal cells: columns are left out until the rows fit. Where they still do not, call sites
     lose the left of their paths, and then a row is cut. None: no limit.
+
+    The gravest rows come first, then those for which most wait, then the others; the same by name as in JSON.
     """
-    chosen = _TABLE[by]
-    if any(row.get("left_out") for row in document["rows"]):
+    chosen, rows = _TABLE[by], sorted(document["rows"], key=_urgency)
+    if any(row.get("left_out") for row in rows):
         chosen = (*chosen, _LEFT_OUT)
-    columns = [(column, _lines_of(column, document["rows"])) for column in chosen]
+    columns = [(column, _lines_of(column, rows)) for column in chosen]
     if width is not None:
-        _fit(columns, document["rows"], width)
+        _fit(columns, rows, width)
     lines = [_cut("  ".join(cells), width) for cells in zip(*(lines for _, lines in columns), strict=True)]
-    reasons = _reasons(document["rows"], chosen)
+    reasons = _reasons(rows, chosen)
     return "".join(f"{line.rstrip()}\n" for line in (*_head(document), "", *lines, *reasons))
+
+
+def _urgency(row: Mapping[str, Any]) -> tuple[int, int]:
+    """Return what puts a row before others that are less grave."""
+    from connmon.verdicts import rank  # which writes ages as they are written here
+
+    return (-rank(row.get("verdict")), -(row.get("waiting") or row.get("waiting_now") or 0))
 
 
 #: Terminal cells that a call site keeps, whatever else there is.

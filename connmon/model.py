@@ -553,7 +553,8 @@ class SiteRow(Struct, frozen=True, array_like=True, tag="site"):
     """Whether only a sample of the checkouts is known by its line."""
     reported: Seconds | None
     verdict: VerdictWord | None = None
-    """LEAK or BLOCKED, where that is of a connection that this line took."""
+    """LEAK or BLOCKED, where that is of a connection that this line took; SATURATED, where it holds most of
+    what is checked out of a pool that is."""
     reason: str | None = None
     """Of the verdict, one line."""
 

@@ -150,7 +150,7 @@ def judge(
         found.append(Verdict("LEAK", _leak(leaked, facts)))
     if blocked:
         found.append(Verdict("BLOCKED", _blocked(blocked, facts)))
-    if facts.waiting and (facts.capacity is None or facts.checked_out >= facts.capacity):
+    if _is_saturated(facts):
         # What is detached takes nobody's place.
         held = [hold for hold in facts.held if not hold.detached]
         longest = None if facts.held and not held else facts.longest_held
@@ -196,6 +196,36 @@ def line_reason(word: Stuck, connections: int, longest: float, usual: float | No
     return f"{text}: {'give back what is taken' if word == 'LEAK' else 'look for a lock'}"
 
 
+def filler(
+    facts: PoolFacts, thresholds: Thresholds = DEFAULTS, words: Mapping[int, Stuck] | None = None
+) -> tuple[str, Verdict] | None:
+    """Return the line that holds most of what is checked out of a saturated pool, and its verdict.
+
+    None: no line does, or their lines are not known. `words`: what `stuck` has returned, if known.
+    """
+    held = [hold for hold in facts.held if not hold.detached]
+    counts = Counter([hold.call_site for hold in held if hold.call_site])
+    line, number = max(counts.items(), key=lambda entry: entry[1], default=("", 0))
+    if not _is_saturated(facts) or 2 * number <= facts.checked_out:
+        return None
+    if words is None:
+        words = stuck(facts, thresholds)
+    found = [words.get(hold.number) for hold in held]
+    if number < facts.checked_out:
+        text = f"{number} connections taken here are most of the {facts.checked_out} of a full pool"
+    else:
+        text = f"{number} connections taken here fill" if number > 1 else "a connection taken here fills"
+        text += " a pool"
+    text += f" for which {facts.waiting} wait{'s' * (facts.waiting == 1)}"
+    if facts.longest_wait:
+        text += f" up to {duration(facts.longest_wait)}"
+    longest = max(hold.seconds for hold in held)
+    advice = _advice(
+        facts._replace(held=held), found.count("LEAK"), found.count("BLOCKED"), longest, thresholds
+    )  # fmt: skip
+    return line, Verdict("SATURATED", f"{text}: {advice}")
+
+
 def lost(processes: int = 1) -> Verdict:
     """Return the verdict of a row all of whose processes are lost; the reader says for how long."""
     if processes == 1:
@@ -232,6 +262,10 @@ def rank(word: str | None) -> int:
 def explained(verdicts: Iterable[Verdict]) -> str:
     """Return all of them in one line; "" where nothing is wrong."""
     return "; ".join(f"{verdict.word}: {verdict.reason}" for verdict in verdicts)
+
+
+def _is_saturated(facts: PoolFacts) -> bool:
+    return bool(facts.waiting) and (facts.capacity is None or facts.checked_out >= facts.capacity)
 
 
 # --- The rules ----------------------------------------------------------------------------------

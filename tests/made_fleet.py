@@ -75,6 +75,29 @@ CHECKOUT_STACK: Final = (
     "shop/orders/checkout.py:131 place_order",
     "shop/api/views.py:57 post",
 )
+#: As it is while a statement waits: the driver and SQLAlchemy first.
+LOCKED_STACK: Final = (
+    "psycopg/waiting.py:228 wait_epoll",
+    "psycopg/connection.py:453 wait",
+    "psycopg/cursor.py:97 execute",
+    *(f"sqlalchemy/engine/{frame}" for frame in (
+        "default.py:952 do_execute", "base.py:1967 _exec_single_context", "base.py:1846 _execute_context",
+        "base.py:1641 _execute_clauseelement",
+    )),
+    "sqlalchemy/sql/elements.py:526 _execute_on_connection",
+    "sqlalchemy/engine/base.py:1419 execute",
+    *(f"sqlalchemy/orm/{frame}" for frame in (
+        "context.py:306 orm_execute_statement", "session.py:2246 _execute_internal", "session.py:2365 execute",
+        "query.py:2863 _iter", "query.py:2819 first",
+    )),
+    "billing/invoices/locks.py:204 number_for_update",
+    "billing/invoices/api.py:77 create",
+    "billing/wsgi.py:31 application",
+    *(f"gunicorn/{frame}" for frame in (
+        "workers/sync.py:177 handle_request", "workers/sync.py:131 handle", "workers/sync.py:70 run",
+        "workers/base.py:147 init_process", "arbiter.py:205 run", "app/base.py:236 run", "app/wsgiapp.py:67 run",
+    )),
+)  # fmt: skip
 REPORT_STACK: Final = (
     "reports/worker/loop.py:52 next_task",
     "reports/worker/loop.py:31 run",
@@ -85,7 +108,7 @@ PROGRAMS: Final[tuple[Made, ...]] = (
         0, "shop.main:app", 4, 10, 0, 212.0,
         (
             Site("shop/orders/checkout.py:118 place_order", tuple(4.1 - 0.1 * n for n in range(36)), "application",
-                 "shop/payment/gateway.py:214 _wait_for_answer", None, 14, 0.9, CHECKOUT_STACK),
+                 "shop/payment/gateway.py:214 _wait_for_answer", "SATURATED", 14, 0.9, CHECKOUT_STACK),
             Site("shop/catalog/search.py:44 suggest", (0.3, 0.2, 0.1, 0.1), "database", None, None, 9, 0.06),
         ),
         (("SATURATED", "23 wait up to 6.2s, 40 of 40 checked out, 36 of them by shop/orders/checkout.py:118 "
@@ -115,7 +138,7 @@ PROGRAMS: Final[tuple[Made, ...]] = (
         (
             Site("billing/invoices/locks.py:203 number_for_update", (102.0, 87.0, 64.0, 31.0), "database", None,
                  "BLOCKED", 2, 0.04,
-                 ("billing/invoices/locks.py:203 number_for_update", "billing/invoices/api.py:77 create")),
+                 LOCKED_STACK),
         ),
         (("BLOCKED", "4 connections of billing/invoices/locks.py:203 number_for_update are in the database for up to "
           "1m42s: look for a lock (connmon whois, pg_blocking_pids)"),),
@@ -144,6 +167,13 @@ PROGRAMS: Final[tuple[Made, ...]] = (
     Made(4, "inventory-sync-service", 2, 5, 4, 9.1, (Site("<string>:1 <module>", (3.0,), "database"),)),
     Made(4, "django-admin clearsessions", 1, 5, 1, 0.4),
 )  # fmt: skip
+
+
+FILLS: Final = (
+    "pool postgresql://shop@db2.example.org/shop, pid 2100 (and 3 more): 9 connections taken here are most of the "
+    "10 of a full pool for which 6 wait up to 6.2s: the application's own work takes the time: take it out of the "
+    "transaction"
+)
 
 
 def _url(made: Made) -> str:
@@ -253,7 +283,8 @@ def _of_program(at: int, made: Made) -> list[Row]:
             HOSTS[made.host], made.program, site.place, made.processes, len(site.held),
             len(site.held) if site.where == "database" else 0, CLOCK - 0.8 - max(site.held), site.waiting,
             round(made.rate * 900) + 7, round(made.rate * 900 * site.usual * 400), site.usual, made.rate > 200,
-            CLOCK - 0.8, site.verdict, made.verdicts[0][1] if site.verdict else None,
+            CLOCK - 0.8, site.verdict,
+            FILLS if site.verdict == "SATURATED" else made.verdicts[0][1] if site.verdict else None,
         )
         for site in made.sites
     )  # fmt: skip

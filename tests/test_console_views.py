@@ -39,6 +39,7 @@ MADE: dict[str, tuple[str, ...]] = {
     "cluster": ("8",),
     "code": ("9",),
     "code-opened": ("9", "enter"),
+    "locked-opened": ("9", "down", "enter"),
 }
 
 
@@ -84,9 +85,15 @@ def scenes() -> dict[str, State]:
     }
 
 
+def fit(shown: State, width: int, height: int) -> State:
+    """The state as the loop makes it before it draws."""
+    plan = views.layout(shown, width, height)
+    return state.fitted(shown, plan.panes, plan.spread)
+
+
 def screen(shown: State, width: int, height: int) -> str:
     """The screen as the loop makes it, as text."""
-    shown = state.fitted(shown, views.layout(shown, width, height).panes)
+    shown = fit(shown, width, height)
     return lines.plain(views.view(shown, width, height)) + "\n"
 
 
@@ -132,9 +139,9 @@ def test_the_whole_incident_is_in_the_first_screen() -> None:
 
 def test_what_a_colour_says_a_word_says_too() -> None:
     """A row that is coloured as a whole has the word of it in its text."""
-    wanted = {"bad": ("LEAK", "LOST"), "warn": ("SATURATED",), "faded": ("gone",), "good": ("connected",)}
+    wanted = {"bad": ("LEAK", "LOST"), "warn": ("SATURATED",), "faded": ("gone",), "good": ("checked out",)}
     seen = set()
-    for scene in (opened("down"), opened("2", "down"), opened("4", "down"), opened("5", "down")):
+    for scene in (opened("down"), opened("2", "down"), opened("4", "down"), opened("5", "down"), opened("6")):
         for line in views.view(state.fitted(scene, (30,)), 100, 40):
             row = "".join(part for part, _ in line)
             for role in {role for _, role in line} & set(wanted):
@@ -208,13 +215,145 @@ def test_numbers_stand_at_the_right_and_the_unknown_is_a_dash() -> None:
     """Digits of one column end at one place; a value that is not known is "-"."""
     shown = screen(opened("enter"), 80, 24).splitlines()
     rows = [line for line in shown if line[1:5] in ("4711", "4712", "4713")]
-    assert [line[:16].split() for line in rows] == [
-        [">4711", "LEAK"],
-        ["4713", "LOST"],
-        ["4712", "connected"],
-    ]
+    assert [line[:13].split() for line in rows] == [[">4711", "LEAK"], ["4713", "LOST"], ["4712"]]
     assert len({line.index("(") for line in rows}) == 1
     assert "- (11)" in rows[1]
+
+
+@pytest.mark.parametrize("by", [by for by in tables.COLUMNS if by not in ("connection", "node")])
+def test_the_verdict_column_has_verdicts_alone(by: tables.Table) -> None:
+    """A row without one has an empty cell in every view, whatever its state; who has no present says so."""
+    write = tables.column(by, "verdict").write
+    for row in (
+        {"state": "connected"}, {"state": "connected", "waiting": 3}, {"waiting_now": 3}, {},
+        {"state": "checked_out"},
+    ):  # fmt: skip
+        assert write(row) == ("", "")
+    assert write({"state": "connected", "verdict": "LEAK"}) == ("LEAK", "")
+    assert [write({"state": word}).first for word in ("gone", "lost")] == ["gone", "lost"]
+
+
+def test_who_waits_is_coloured_where_that_is_seen() -> None:
+    """A row in which somebody waits is yellow as long as the number has room."""
+    row = {
+        "program": "a",
+        "host": "h",
+        "call_site": "a.py:1 f",
+        "state": "connected",
+        "waiting": 3,
+        "waiting_now": 3,
+    }
+    for by in ("program", "site", "wait"):
+        table: Any = by
+        fitted, _ = columns.fit(tables.COLUMNS[table], [row], 79, 2, "verdict")
+        assert views._whole_role(row, fitted) == "warn"
+        none = [place for place in fitted if not place.column.key.startswith("waiting")]
+        assert views._whole_role(row, none) == ""
+
+
+FRAMES = [f"lib/{n}.py:{n} f{n}" for n in range(30)]
+
+
+def test_the_own_frame_is_marked_and_in_sight() -> None:
+    """In a long stack the frame of the line that took the connection has a mark, and its callers follow."""
+    row = {"call_site": "app/a.py:10 get", "stack": [*FRAMES, "app/a.py:12 get", "app/b.py:5 main"]}
+    for most in range(3, 34):
+        shown = lines.plain(details.lines(row, 80, most)).splitlines()
+        assert " > app/a.py:12 get" in shown and len(shown) == most
+    assert " stack, without its 26 innermost frames:" in lines.plain(details.lines(row, 80, 8))
+    assert lines.plain(details.lines(row, 80, 99)).splitlines()[1] == " stack, the innermost first:"
+    assert len(details.lines(row, 80, 2)) == 2
+    # The exact line goes before another one of the same function; then comes where the holder is.
+    again = {**row, "stack": ["app/a.py:12 get", "app/a.py:10 get"]}
+    assert " > app/a.py:10 get" in lines.plain(details.lines(again, 80, 9))
+    elsewhere = {**row, "holder_site": "lib/3.py:3 f3", "stack": FRAMES}
+    assert " > lib/3.py:3 f3" in lines.plain(details.lines(elsewhere, 80, 40))
+    assert " > " not in lines.plain(details.lines({"call_site": "x", "stack": FRAMES}, 80, 40))
+    spans = [line for line in details.lines(row, 80, 9) if line[0][1] == "strong"]
+    assert spans == [[(" > app/a.py:12 get", "strong")]]
+
+
+def test_the_lines_below_a_table_scroll() -> None:
+    """Tab goes into them, at the own frame; Up, Down, pages and ends scroll; Esc goes back to the rows."""
+    shown = fit(made("9", "down", "enter"), 80, 24)
+    row = under_cursor(shown)
+    assert "26 more lines: Tab" in screen(shown, 80, 24)
+    shown = fit(handlers.pressed(shown, "tab"), 80, 24)
+    assert " > billing/invoices/locks.py:204" in screen(shown, 80, 24)
+    assert f"{shown.scrolled} lines above, " in screen(shown, 80, 24)
+
+    def read(*names: str) -> list[str]:
+        nonlocal shown
+        for name in names:
+            shown = fit(handlers.pressed(shown, name), 80, 24)
+        assert under_cursor(shown) == row
+        told = screen(shown, 80, 24).splitlines()
+        return told[next(at for at, line in enumerate(told) if line.startswith("---")) :]
+
+    whole = [
+        line.rstrip()
+        for line in lines.plain(details.whole(dict(shown.page.pane.rows or ())[row], 80).lines).splitlines()
+    ]
+    top = read("home")
+    assert top[0].startswith("-") and " 0 lines above, 26 below: " in top[0]
+    room = len(top) - 2
+    assert top[1:-1] == whole[:room]
+    assert read("up")[1:-1] == whole[:room]
+    assert read("down", "j")[1:-1] == whole[2 : 2 + room]
+    assert read("k", "pgdn")[1:-1] == whole[room : 2 * room]
+    assert " 26 lines above, 0 below: " in read("end")[0]
+    assert read("down", "pgdn", " ")[1:-1] == whole[-room:]
+    assert read("pgup")[1:-1] == whole[-2 * room + 1 : -room + 1]
+    assert read("g")[1:-1] == whole[:room]
+    seen = set(top[1:-1])
+    for _ in range(len(whole)):
+        seen |= set(read("down")[1:-1])
+    assert seen == set(whole)
+    shown = mouse.turned(shown, False)
+    assert shown.scrolled == 23
+    assert fit(shown, 80, 60).scrolled == 0, "all lines have room"
+    assert "26 more lines: Tab" in read("esc")[0]
+    assert len(shown.pages) == 2, "Esc has left the lines alone"
+    # Another row under the cursor has its own lines, from their beginning.
+    shown = handlers.pressed(fit(handlers.pressed(shown, "tab"), 80, 24), "7")
+    assert shown.scrolled is None
+
+
+def test_ways_into_the_lines_and_out() -> None:
+    """A click goes there too, and Enter where nothing is below a row; Tab again leads to the first table."""
+    shown = fit(made("9", "down", "enter"), 80, 24)
+    there = mouse.clicked(shown, 5, 20, 80, 24)
+    assert there.scrolled is not None
+    assert handlers.pressed(there, "tab").scrolled is None
+    assert handlers.pressed(handlers.pressed(there, "tab"), "down").page.pane.index == 1
+    assert mouse.clicked(there, 5, 8, 80, 24).scrolled is None
+    two = fit(made("4", "enter", "e"), 80, 24)
+    there = handlers.pressed(two, "enter")
+    assert there.scrolled is not None
+    there = handlers.pressed(there, "enter")
+    assert (there.scrolled, there.expanded) == (None, False)
+    ways = [two]
+    for _ in range(3):
+        ways.append(fit(handlers.pressed(ways[-1], "tab"), 80, 24))
+    assert [(each.page.focus, each.scrolled is not None) for each in ways] == [
+        (0, False), (1, False), (1, True), (0, False),
+    ]  # fmt: skip
+    # Where all lines are seen, or none, there is nothing to scroll.
+    for width, height in ((200, 90), (80, 10)):
+        assert handlers.pressed(fit(made("9", "down", "enter"), width, height), "tab").scrolled is None
+
+
+def test_a_picture_does_not_take_one_out_of_the_lines() -> None:
+    """The row that is read keeps the cursor, wherever it moves; where it ends, the next one is shown."""
+    shown = fit(made("7"), 80, 24)
+    row = under_cursor(shown)
+    shown = handlers.pressed(shown, "tab")
+    assert shown.scrolled is not None
+    for change in (handlers.sort_by(shown, "held_seconds"), handlers.pressed(shown, "I")):
+        assert (under_cursor(change), change.scrolled) == (row, shown.scrolled)
+    assert handlers.sort_by(shown, "held_seconds").page.pane.index > 0
+    gone = shown.page.pane.filled([pair for pair in shown.page.pane.source or () if pair[0] != row])
+    assert state.with_pane(shown, gone).scrolled is None
 
 
 def test_no_control_character_reaches_the_terminal() -> None:

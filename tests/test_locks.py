@@ -21,7 +21,7 @@ from sqlalchemy.pool import NullPool
 from connmon import cli
 from connmon.database import compare, locks
 from connmon.database import sessions as database_sessions
-from connmon.database.blocking import blocked_by, blocks, described, in_words, roots, whose
+from connmon.database.blocking import blocked_by, blocks, described, in_words, roots, waiting_for, whose
 from connmon.database.locks import Locks, Unseen, Wait, metadata_waits
 from connmon.database.sessions import DatabaseSessions, parse_url
 from connmon.database.whois import whois_csv, whois_text
@@ -58,6 +58,27 @@ def test_a_circle_ends() -> None:
     assert blocked_by(locked, 1) == [2]
     assert blocked_by(locked, 3) == [1, 2]
     assert roots(locked) == frozenset()
+
+
+def test_whom_a_session_blocks() -> None:
+    """All that wait for it are listed, also through others, the nearest first; of what is not seen none."""
+    locked = waits((3, 2), (2, 1), (5, 1), (4, 3), (9, 8))
+    assert waiting_for(locked, 1) == [2, 5, 3, 4]
+    assert waiting_for(locked, 4) == []
+    assert waiting_for(waits((1, 2), (2, 1)), 1) == [2]
+    assert waiting_for(Locks(unknown=(5,), problem="no right"), 1) is None
+    assert waiting_for(Locks(problem="no right", partial=True), 1) is None
+    assert waiting_for(Locks((Wait(2, 1),), unknown=(5,)), 1) == [2]
+
+
+@given(st.lists(st.tuples(st.integers(1, 8), st.integers(1, 8)).filter(lambda pair: pair[0] != pair[1])))
+def test_who_blocks_and_who_is_blocked_are_the_same_pairs(pairs: list[tuple[int, int]]) -> None:
+    """Whatever the server says: one session is in another's list just where that one blocks it."""
+    locked = waits(*pairs)
+    for number in range(1, 9):
+        below = waiting_for(locked, number)
+        assert below is not None
+        assert sorted(below) == blocks(locked).get(number, [])
 
 
 def test_what_is_not_seen_is_not_known() -> None:
@@ -283,6 +304,26 @@ def test_a_session_is_followed_so_far() -> None:
     assert roots(found) == frozenset()
 
 
+def test_one_session_is_followed_downwards() -> None:
+    """Who waits for it is asked, then who waits for these, so far; what is not seen is said."""
+    below = {1: [2, 3], 2: [4], 3: [4], 4: [5, 1]}
+    told: list[list[int]] = []
+
+    def ask(asked: Sequence[int], seen: Any) -> Locks:
+        told.append(list(asked))
+        pairs = [(other, each) for each in asked for other in below.get(each, ()) if other not in seen]
+        return Locks(tuple(Wait(*pair) for pair in pairs), unknown=(2, 7))
+
+    found = locks._followed_down(1, ask)
+    assert told == [[1], [2, 3], [4], [5]]
+    assert (waiting_for(found, 1), found.unknown) == ([2, 3, 4, 5], (7,))
+    endless = locks._followed_down(1, lambda asked, seen: waits(*((each + 1, each) for each in asked)))
+    assert endless.partial and endless.problem is not None
+    assert f"more than {locks.STEPS} others" in endless.problem
+    unseen = locks._followed_down(1, lambda asked, seen: Locks(problem="timeout", partial=True))
+    assert (waiting_for(unseen, 1), unseen.problem) == (None, "timeout")
+
+
 def test_what_is_not_seen_of_a_blocker_makes_no_root() -> None:
     """Where only the first step is answered, who blocks it is told, and that the rest is not known."""
 
@@ -305,6 +346,7 @@ def result(**changes: Any) -> dict[str, Any]:
         "server_id": 5, "database": "db1:3306",
         "rows": [{**conn(5), "database_user": "nova", "pool_verdict": None, "pool_verdict_reason": None}],
         "session": None, "blocked_by": [7], "blockers": [{**blocker, "root": True}], "blocking_problem": None,
+        "blocks": [], "blocked": [], "blocks_problem": None,
     }  # fmt: skip
     return {**given, **changes}
 
@@ -316,8 +358,32 @@ def test_the_blocker_is_printed() -> None:
     assert "  blocked   by nobody\n" in whois_text(result(blocked_by=[], blockers=[]))
     unseen = result(blocked_by=None, blockers=None, blocking_problem="no right")
     assert "  blocked   not known: no right\n" in whois_text(unseen)
-    assert "blocked" not in whois_text(result(blocked_by=None, blockers=None))
+    not_asked = whois_text(result(blocked_by=None, blockers=None, blocks=None, blocked=None))
+    assert "blocked" not in not_asked and "blocks" not in not_asked
     assert "  (not all is known: timeout)\n" in whois_text(result(blocking_problem="timeout"))
+
+
+def test_whom_it_blocks_is_printed() -> None:
+    """A line for each says whose session waits for it; of many some, and how many more there are."""
+    blocked = [described(n, [session(n, state="Query", state_seconds=9.0)], {n: [conn(n)]}) for n in range(9)]
+    shown = whois_text(result(blocks=[1], blocked=blocked[1:2]))
+    assert "  blocks    session 1: nova-api on ctl1, pid 42, Query for 9.0s" in shown
+    assert " more\n" not in shown
+    lines = whois_text(result(blocks=[*range(1, 9)], blocked=blocked[1:])).splitlines()
+    assert sum("session" in line and "Query for" in line for line in lines) == 5
+    assert "            and 3 more" in lines
+    assert "  blocks    nobody\n" in whois_text(result())
+    unseen = result(blocks=None, blocked=None, blocks_problem="no right")
+    assert "  blocks    not known: no right\n" in whois_text(unseen)
+    assert "  (not all is known: timeout)\n" in whois_text(result(blocks_problem="timeout"))
+
+
+def test_locks_are_printed_before_the_stack() -> None:
+    """Who blocks whom is found above the stack, which is long."""
+    row = {**result()["rows"][0], "stack": [f"api.py:{n} f" for n in range(40)]}
+    words = [line[2:12].strip() for line in whois_text(result(rows=[row])).splitlines()]
+    assert words.index("state") < words.index("blocked") < words.index("blocks") < words.index("code")
+    assert words.index("code") < words.index("stack")
 
 
 def test_a_session_that_only_the_server_knows() -> None:
@@ -352,6 +418,9 @@ def test_csv_of_whois() -> None:
     assert (first["kind"], first["server_id"], first["blocked_by"]) == ("session", "5", "7")
     assert (second["kind"], second["server_id"], second["root"]) == ("blocker", "7", "True")
     assert (second["program"], second["state"]) == ("nova-api", "Sleep")
+    waiter = described(9, [session(9)], {})
+    first, _, third = csv.DictReader(io.StringIO(whois_csv(result(blocks=[9], blocked=[waiter]))))
+    assert (first["blocks"], third["kind"], third["server_id"]) == ("9", "blocked", "9")
 
 
 def test_hostile_names_of_blockers() -> None:
@@ -483,7 +552,8 @@ def asked(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]
 def test_a_row_and_who_holds_it(
     server: Server, node: RunningNode, sessions: Sessions, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A session that is idle in its transaction blocks one that waits for its row; both are resolved."""
+    """A session that is idle in its transaction blocks one that waits for its row; both are resolved, each
+    from the other."""
     holder, holding = sessions.open()
     waiter, waiting = sessions.open()
     holder.execute(text(UPDATE))
@@ -501,7 +571,16 @@ def test_a_row_and_who_holds_it(
     assert (blocker["server_id"], blocker["program"], blocker["root"]) == (holding, "the-app", True)
     assert blocker["state"] in ("Sleep", "idle in transaction")
     assert blocker["pid"] == document["rows"][0]["pid"]
-    assert asked(capsys, "whois", str(holding), "--database", sessions.url, *at)["blocked_by"] == []
+    assert (document["blocks"], document["blocked"], document["blocks_problem"]) == ([], [], None)
+    document = asked(capsys, "whois", str(holding), "--database", sessions.url, *at)
+    assert (document["blocked_by"], document["blocks"]) == ([], [waiting])
+    (blocked,) = document["blocked"]
+    assert (blocked["server_id"], blocked["program"]) == (waiting, "the-app")
+    assert blocked["pid"] == document["rows"][0]["pid"]
+    assert cli.main(["whois", str(holding), "--database", sessions.url, *at]) == 0
+    assert f"  blocks    session {waiting}: the-app on " in capsys.readouterr().out
+    document = asked(capsys, "whois", str(holding), *at)
+    assert (document["blocks"], document["blocked"], document["blocks_problem"]) == (None, None, None)
 
     assert cli.main(["whois", str(waiting), "--database", sessions.url, *at]) == 0
     printed = capsys.readouterr().out
@@ -550,6 +629,8 @@ def test_a_long_queue_for_one_row(
             found = database.locks(view, number)
             assert roots(found) == {holding}
             assert (found.problem, found.partial) == (None, False)
+        below = database.locks(view, holding, down=True)
+        assert (waiting_for(below, holding), below.problem) == (queue, None)
         alone = database.locks(view, holding)
         assert (blocked_by(alone, holding), alone.problem) == ([], None)
         everything = database.locks(view)
@@ -560,6 +641,12 @@ def test_a_long_queue_for_one_row(
     document = asked(capsys, "whois", str(queue[-1]), "--database", sessions.url, "-H", node.address)
     assert document["blocked_by"][-1] == holding
     assert [each["server_id"] for each in document["blockers"] if each["root"]] == [holding]
+    document = asked(capsys, "whois", str(holding), "--database", sessions.url, "-H", node.address)
+    assert sorted(document["blocks"]) == queue
+    assert (
+        cli.main(["whois", str(holding), "--database", sessions.url, "-H", node.address]) == 1
+    )  # a stranger
+    assert "            and 7 more\n" in capsys.readouterr().out
     document = asked(capsys, "reconcile", sessions.url, "-H", node.address)
     assert "left out" in document["blocking_problem"]
     assert {row["server_id"] for row in document["blocked"]} == set(queue)
@@ -589,6 +676,9 @@ def test_more_wait_in_a_postgresql_than_are_asked_about(
             assert len(everything.unknown) == 6 and not everything.partial
             assert everything.problem is not None and "all but 4 of the waiting" in everything.problem
             assert blocked_by(everything, holding) == []
+            below = database.locks(view, holding, down=True)
+            assert below.problem is not None and len(below.unknown) == 6
+            assert set(waiting_for(below, holding) or ()) == {*waiters} - {*below.unknown}
             for number in waiters:
                 found = database.locks(view, number)
                 assert blocked_by(found, number)
@@ -616,6 +706,9 @@ def test_a_table_and_a_stranger_at_the_root(
     sessions.start(reader, "SELECT * FROM locked")
     sessions.reported(altering, reading)
     wait_for(lambda: chain(reading) == [altering, root], what="the reader to wait")
+    for number, below in ((root, [altering, reading]), (altering, [reading]), (reading, [])):
+        document = asked(capsys, "whois", str(number), "--database", sessions.url, "-H", node.address)
+        assert document["blocks"] == below, number
     assert cli.main(["whois", str(reading), "--database", sessions.url, "-H", node.address]) == 0
     first, second = [line for line in capsys.readouterr().out.splitlines() if " by session " in line]
     assert f"by session {altering}: the-app on " in first
@@ -700,6 +793,7 @@ def test_an_account_with_few_rights(server: Server, node: RunningNode, sessions:
                 assert blocked_by(database.locks(view), waiting) == [holding]
             else:
                 found = database.locks(view)
+                assert waiting_for(database.locks(view, holding, down=True), holding) is None
                 assert blocked_by(found, waiting) is None
                 assert found.problem is not None and "needs PROCESS" in found.problem
 
@@ -710,7 +804,7 @@ def test_a_mariadb_that_records_no_metadata_locks(
     """Who waits for a table, where the server does not record who has it, is told so, and what that needs."""
     sessions = Sessions(mariadb, node)
     try:
-        holder, _ = sessions.open()
+        holder, holding = sessions.open()
         alterer, altering = sessions.open()
         holder.execute(text("SELECT * FROM locked")).all()
         sessions.start(alterer, "ALTER TABLE locked ADD COLUMN m INTEGER")
@@ -722,6 +816,9 @@ def test_a_mariadb_that_records_no_metadata_locks(
         wait_for(lambda: shown()["blocked_by"] is None, what="it to wait")
         document = shown()
         assert "needs performance_schema=ON" in document["blocking_problem"]
+        document = asked(capsys, "whois", str(holding), "--database", sessions.url, "-H", node.address)
+        assert (document["blocked_by"], document["blocks"]) == ([], None)
+        assert "needs performance_schema=ON" in document["blocks_problem"]
         assert cli.main(["reconcile", sessions.url, "-H", node.address]) == 0
         printed = capsys.readouterr().out
         assert "note: which session has a table's lock is not seen" in printed

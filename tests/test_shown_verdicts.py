@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wcwidth import wcswidth
 
-from connmon.formats import as_json, as_table, shortened
+from connmon.formats import as_csv, as_json, as_table, shortened
 from connmon.model import DatabaseRow, Grouping, HostRow, ProgramRow
 from connmon.servermax import ADDED, judged_by
 from tests.test_snapshot import FIGURES_1, connection, pool, process, shown
@@ -42,6 +43,27 @@ def site(call_site: str, **changes: Any) -> dict[str, Any]:
         "longest_held_seconds": 41.0, "usual_held_seconds": 0.0031, "estimated": True, **WELL,
     }  # fmt: skip
     return {**given, **changes}
+
+
+def test_the_gravest_rows_come_first() -> None:
+    """The table has rows by verdict, then by how many wait, then by name; JSON and CSV by name alone."""
+    rows = [
+        {"program": name, "waiting": waiting, "verdict": verdict, "verdict_reason": verdict and "why"}
+        for name, waiting, verdict in (
+            ("a", 0, None), ("b", 2, None), ("c", 0, "LOST"), ("d", None, None), ("e", 3, "SATURATED"),
+            ("f", 9, "SATURATED"), ("g", 0, "LEAK"), ("h", 2, None),
+        )
+    ]  # fmt: skip
+    made = document("program", *rows)
+    lines = as_table(made, "program").splitlines()
+    assert [line.split()[1] for line in lines[4:12]] == [*"gfecbhad"]
+    assert [line.split()[1] for line in lines[13:]] == [*"gfec"]
+    assert [line.split(",")[1] for line in as_csv(made, "program").splitlines()[1:]] == [*"abcdefgh"]
+    assert [row["program"] for row in json.loads(as_json(made))["rows"]] == [*"abcdefgh"]
+    assert "b.py:1 f" in sites(site("a.py:1 f", waiting_now=0), site("b.py:1 f", waiting_now=5))[1]
+    held = {"verdict": "BLOCKED", "verdict_reason": None, "holder": "h"}
+    lines = as_table(document("connection", {**WELL, "holder": "g"}, held), "connection").splitlines()
+    assert "BLOCKED" in lines[4]
 
 
 @pytest.mark.parametrize("by", ["program", "host", "database", "process", "pool"])

@@ -51,6 +51,64 @@ def test_a_pool_at_work_has_no_verdict() -> None:
         assert judge(facts) == ()
 
 
+def line(*counts: int, seconds: float = 0.4, where: HolderIn = "application", **changes: Any) -> PoolFacts:
+    """Return a pool of 15 that is full, of which line 1 holds so many, line 2 so many, and so on."""
+    held = tuple(
+        Hold(10 * number + at, seconds, f"jobs.py:{number} run", where, None, None, 900, 0.3)
+        for number, count in enumerate(counts, 1)
+        for at in range(count)
+    )
+    return full(WELL._replace(held=held, longest_held=seconds, **changes))
+
+
+def test_the_line_that_fills_a_full_pool() -> None:
+    """It has SATURATED where it holds more than half of what is checked out, with the advice of the pool."""
+    found = verdicts.filler(line(15))
+    assert found is not None
+    assert found[0] == "jobs.py:1 run"
+    assert found[1].word == "SATURATED"
+    assert found[1].reason == (
+        "15 connections taken here fill a pool for which 4 wait up to 2.5s: holds are short: give "
+        "connections back before the application's own work, or raise pool_size"
+    )
+    found = verdicts.filler(line(3, 12, seconds=9.0, where="database"))
+    assert found is not None and found[0] == "jobs.py:2 run"
+    assert found[1].reason == (
+        "12 connections taken here are most of the 15 of a full pool for which 4 wait up to 2.5s: the "
+        "database takes the time: shorten the transaction or its statements, or look for a lock"
+    )
+    assert (
+        found[1].reason.rpartition("2.5s: ")[2] in judge(line(3, 12, seconds=9.0, where="database"))[0].reason
+    )
+    one = line(1)._replace(capacity=1, checked_out=1, waiting=1, longest_wait=0.0)
+    found = verdicts.filler(one)
+    assert found is not None
+    assert found[1].reason.startswith("a connection taken here fills a pool for which 1 waits: ")
+    found = verdicts.filler(line(15, headroom=0))
+    assert found is not None and "the database server takes no more connections" in found[1].reason
+
+
+def test_no_line_fills_a_pool_that_is_not_known_to() -> None:
+    """Not where it holds half or less, where most lines are not known, or where nobody waits for a place."""
+    for facts in (
+        line(7, 8)._replace(checked_out=16), line(7, 7), line(5, 5, 5), line(7), WELL, PoolFacts(),
+        line(15)._replace(waiting=0), line(15)._replace(checked_out=14),
+        line(15)._replace(held=[hold(0.4, "application")] * 15),
+        line(15)._replace(held=[each._replace(detached=True) for each in line(15).held]),
+    ):  # fmt: skip
+        assert verdicts.filler(facts) is None
+    found = verdicts.filler(line(7, 8))
+    assert found is not None and found[0] == "jobs.py:2 run"
+    leaked = line(2, 13)
+    gone = [each._replace(seconds=99.0, holder_in="ended") for each in leaked.held[:2]]
+    leaked = leaked._replace(held=[*gone, *leaked.held[2:]])
+    found = verdicts.filler(leaked)
+    assert found is not None
+    assert found[1].reason.endswith(
+        "the cause: 2 leaked connections are never given back; give back what is taken"
+    )
+
+
 # --- LEAK and BLOCKED -------------------------------------------------------------------------
 
 

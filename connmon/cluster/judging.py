@@ -14,7 +14,7 @@ The rules are in `connmon.verdicts`; here are the facts for them, and how pools'
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from heapq import nsmallest
 from operator import itemgetter
 from typing import Final, NamedTuple, Protocol, TypeAlias
@@ -31,6 +31,7 @@ from connmon.verdicts import (
     PoolFacts,
     Stuck,
     Thresholds,
+    filler,
     gravity,
     judge,
     lost,
@@ -292,18 +293,28 @@ class Judge:
             (verdict,) = [verdict for verdict in verdicts if verdict.word == word]
             if several:
                 more = 0 if found or by == "process" else len(graves) - 1
-                verdict = quoted(verdict, _pool_name(process, number, by, more))
+                verdict = quoted(verdict, name_of_pool(process, number, by, more))
             found.append(verdict)
         return tuple(found)
+
+    def fillers(self, process: ProcessRecord) -> Iterator[tuple[int, str, Verdict, int]]:
+        """Yield the saturated pools of which one line holds most: number, line, its verdict, who wait."""
+        for number, one in self.of_process(process).pools.items():
+            if any(verdict.word == "SATURATED" for verdict in one.verdicts):
+                found = filler(self._with_headroom(process, number, one), self.thresholds, one.stuck)
+                if found is not None:
+                    yield (number, *found, one.facts.waiting)
+
+    def _with_headroom(self, process: ProcessRecord, number: int, one: JudgedPool) -> PoolFacts:
+        headroom = self._headroom(process.pools[number].database) if self.maxima else None
+        return one.facts if headroom is None else one.facts._replace(headroom=headroom)
 
     def _verdicts(self, process: ProcessRecord, number: int, one: JudgedPool) -> tuple[Verdict, ...]:
         """Return the verdicts of a pool, with what its server takes besides where it is full."""
         if self.lasts(one.verdicts):
             return one.verdicts
-        headroom = self._headroom(process.pools[number].database)
-        if headroom is None:
-            return one.verdicts
-        return judge(one.facts._replace(headroom=headroom), self.thresholds, one.stuck)
+        facts = self._with_headroom(process, number, one)
+        return one.verdicts if facts is one.facts else judge(facts, self.thresholds, one.stuck)
 
     def lasts(self, verdicts: Iterable[Verdict]) -> bool:
         """Return whether these stay what they are for as long as their processes say nothing new."""
@@ -389,7 +400,7 @@ def _held_by_pool(process: ProcessRecord) -> dict[int, list[ConnectionRecord]]:
     return found
 
 
-def _pool_name(process: ProcessRecord, number: int, by: str = "process", more: int = 0) -> str:
+def name_of_pool(process: ProcessRecord, number: int, by: str = "process", more: int = 0) -> str:
     """Say which pool is meant in a row of that grouping; `more`: with how many others something is wrong."""
     who = process.process
     words = [pool_name(process.pools[number].info.url)]

@@ -21,6 +21,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from connmon import histogram
+from connmon.cluster.judging import name_of_pool
 from connmon.cluster.records import (
     NO_GAUGES,
     NO_TIMES,
@@ -52,9 +53,10 @@ from connmon.model import (
     SiteRow,
     Times,
     Totals,
+    Verdict,
     plus,
 )
-from connmon.verdicts import Stuck, line_reason
+from connmon.verdicts import Stuck, line_reason, quoted
 
 #: Rows and removed keys in one frame, at most.
 CHUNK: Final = 2_000
@@ -159,8 +161,8 @@ class _Line:
     """What the processes of one program on one host report of one line."""
 
     __slots__ = (
-        "estimated", "held", "hold_ms", "holds", "in_database", "lasted", "processes", "reported", "stuck",
-        "usual", "waiting",
+        "estimated", "filled", "held", "hold_ms", "holds", "in_database", "lasted", "processes", "reported",
+        "stuck", "usual", "waiting",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -172,16 +174,27 @@ class _Line:
         self.estimated = False
         self.stuck: dict[Stuck, tuple[int, float]] = {}
         """Leaked and blocked connections: how many, and how long the one held longest was held."""
+        self.filled: list[tuple[int, str, int, ProcessRecord, Verdict]] = []
+        """Saturated pools of which it holds most: how many wait, the instance, the pool's number."""
 
     def row(self, host: str, program: str, call_site: str) -> SiteRow:
-        word: Stuck | None = "LEAK" if "LEAK" in self.stuck else "BLOCKED" if self.stuck else None
-        reason = None if word is None else line_reason(word, *self.stuck[word], self.usual)
+        verdict = self._verdict()
         return SiteRow(
             host, program, call_site, len(self.processes), min(self.held, LARGEST), self.in_database,
             None if self.lasted is None else self.reported - self.lasted, min(self.waiting, LARGEST),
             min(self.holds, LARGEST), min(self.hold_ms, LARGEST), self.usual, self.estimated, self.reported,
-            word, reason,
+            None if verdict is None else verdict.word, None if verdict is None else verdict.reason,
         )  # fmt: skip
+
+    def _verdict(self) -> Verdict | None:
+        """Return the gravest: of several pools that it fills, of that for which most wait, which is named."""
+        word: Stuck | None = "LEAK" if "LEAK" in self.stuck else "BLOCKED" if self.stuck else None
+        if word is not None:
+            return Verdict(word, line_reason(word, *self.stuck[word], self.usual))
+        if not self.filled:
+            return None
+        _, _, number, process, verdict = max(self.filled, key=lambda each: each[:3])
+        return quoted(verdict, name_of_pool(process, number, "program", len(self.filled) - 1))
 
 
 def _sites(tables: Tables, query: Query, about: About) -> Iterator[Rows]:
@@ -224,8 +237,7 @@ def _add_lines(tables: Tables, process: ProcessRecord, lines: dict[tuple[str, st
     """Add what a process reports of its lines; return how many records were looked at.
 
     What a line holds now is taken from the connections, which are reported whenever they change. A line
-    that is not reported by itself has a row where one of its connections is leaked or blocked; else it is
-    part of `OTHER`.
+    that is not reported by itself has a row where it has a verdict; else it is part of `OTHER`.
     """
     at, seen = process.reported, 0
     own: set[str] = set()
@@ -243,6 +255,10 @@ def _add_lines(tables: Tables, process: ProcessRecord, lines: dict[tuple[str, st
                 line.estimated = True
     if process.lost or process.held_since is None:
         return seen
+    for number, call_site, verdict, waiting in tables.judge.fillers(process):
+        own.add(call_site)
+        line = _line(lines, process, call_site)
+        line.filled.append((waiting, process.instance, number, process, verdict))
     for c in process.connections.values():
         if c.held_since is None or c.call_site is None:
             continue

@@ -108,7 +108,8 @@ def _loop(shown: State, terminal: screen.Screen, feed: Feed) -> None:
         # What the time alone changes: how late it is, in words, and whether the note is still there.
         moment = (width, height, shown.note, shown.silence, _late(shown))
         if changed or moment != drawn:
-            shown = state.fitted(shown, views.layout(shown, width, height).panes)
+            plan = views.layout(shown, width, height)
+            shown = state.fitted(shown, plan.panes, plan.spread)
             terminal.draw(views.view(shown, width, height))
             drawn, changed = moment, False
         feed.want(demand(shown))

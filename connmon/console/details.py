@@ -1,8 +1,14 @@
-"""All that is known of one row, and what to do about it, in lines. Pure."""
+"""All that is known of one row, and what to do about it, in lines. Pure.
+
+In a stack the frame of the line that took the connection has ">" in front: above it is what it has called,
+libraries as a rule, below it are its callers. Where not all lines have room, those above it go first, so that
+it is seen.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Final
+import re
+from typing import Any, Final, NamedTuple
 
 from connmon.console import forms, tables, text
 from connmon.console.columns import Row
@@ -28,8 +34,34 @@ _IN: Final = {
 }
 
 
+class Details(NamedTuple):
+    """All lines, and where in them is what."""
+
+    lines: list[Line]
+    stack: int
+    """The first frame of the stack; where there is none, the end."""
+    own: int | None
+    """The frame of the line that took the connection, or of the application's own work. None: not seen."""
+
+
+#: Lines below the own frame that are shown with it, where there is room.
+CALLERS: Final = 2
+
+
 def lines(row: Row, width: int, most: int) -> list[Line]:
-    """Return at most `most` lines: what is wrong, who holds it and where, then every figure that is known."""
+    """Return at most `most` of the lines, the first ones: of a longer stack those about the own frame."""
+    found = whole(row, width)
+    frames = most - found.stack
+    if found.own is None or found.own < most or frames < 1:
+        return found.lines[:most]
+    begin = min(found.own + 1 - max(1, frames - CALLERS), len(found.lines) - frames)
+    above = begin - found.stack
+    heading: Line = [(text.clip(f" stack, without its {above} innermost frames:", width), "")]
+    return [*found.lines[: found.stack - 1], heading, *found.lines[begin : begin + frames]]
+
+
+def whole(row: Row, width: int) -> Details:
+    """Return what is wrong, who holds it and where, its stack, then every figure that is known."""
     shown: list[Line] = []
     reason = tables.reason(row)
     if reason:
@@ -38,19 +70,46 @@ def lines(row: Row, width: int, most: int) -> list[Line]:
         shown += wrapped(str(problem), width, "strong")
     for name, value, role in _places(row):
         shown += wrapped(f"{name}: {value}", width, role)
-    stack = row.get("stack") or []
+    stack = [str(frame) for frame in row.get("stack") or []]
+    own = _own(stack, row)
     if stack:
         shown.append([(" stack, the innermost first:", "")])
-        shown += [[(text.clip("   " + text.clean(str(frame)), width), "")] for frame in stack]
+    begin = len(shown)
+    for number, frame in enumerate(stack):
+        mark, role = (" > ", "strong") if number == own else ("   ", "")
+        shown.append([(text.clip(mark + text.clean(frame), width), role)])
     fields = [
         Field(_name(key), _value(key, value), 1)
         for key, value in row.items()
         if key not in _APART and not key.startswith("_") and value not in (None, [], "", False)
     ]
-    room = most - len(shown)
-    if room > 0:
-        shown += flow(fields, width, MOST)[:room]
-    return shown[:most]
+    shown += flow(fields, width, MOST)
+    return Details(shown, begin if stack else len(shown), None if own is None else begin + own)
+
+
+_FRAME: Final = re.compile(r"(.*):\d+(?: (.*))?")
+
+
+def _own(stack: list[str], row: Row) -> int | None:
+    """Return which frame is that of the line that took the connection, which may be at another line by now.
+
+    Where that has returned: the frame of the application in which its holder is.
+    """
+    for site in (row.get("call_site"), row.get("holder_site")):
+        if site in stack:
+            return stack.index(str(site))
+        place = _function(str(site))
+        if place is not None:
+            for number, frame in enumerate(stack):
+                if _function(frame) == place:
+                    return number
+    return None
+
+
+def _function(site: str) -> tuple[str | None, str | None] | None:
+    """Return the file and the function of a line of code; None where there is no function in it."""
+    found = _FRAME.fullmatch(site)
+    return None if found is None or not found[2] else (found[1], found[2])
 
 
 def _places(row: Row) -> list[tuple[str, str, Role]]:

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
-from connmon.console import keys, pages, tables, text
+from connmon.console import details, keys, pages, tables, text
 from connmon.console.pages import View
 from connmon.console.panes import Pane
 from connmon.console.state import (
     INTERVALS,
     SPEEDS,
     Prompt,
+    Reading,
     State,
     Typing,
     noted,
@@ -37,6 +38,8 @@ def pressed(state: State, key: str) -> State:
         if step is None:
             return replace(state, help=False, help_top=0)
         return replace(state, help_top=max(0, state.help_top + step))
+    if action and state.scrolled is not None and action in _SCROLLS:
+        return _SCROLLS[action](state)
     return HANDLERS[action](state) if action else state
 
 
@@ -61,6 +64,24 @@ def move(state: State, step: int) -> State:
     return with_pane(state, pane.moved_to(target))
 
 
+def read(state: State) -> State:
+    """Scroll what is said of the row under the cursor, where it has more lines than room."""
+    pane, spread = state.page.pane, state.spread
+    if pane.selected is None or spread is None or not spread.lowest:
+        return state
+    # From now on the cursor is on this row, wherever it moves.
+    key = pane.selected[0]
+    return replace(with_pane(state, replace(pane, cursor=key)), reading=Reading(key, spread.top))
+
+
+def scroll(state: State, step: int) -> State:
+    """Scroll by so many lines, to the first or the last at most."""
+    reading, spread = state.reading, state.spread
+    if reading is None or spread is None:
+        return state
+    return replace(state, reading=reading._replace(top=max(0, min(reading.top + step, spread.lowest))))
+
+
 def _first(state: State) -> State:
     return with_pane(state, replace(state.page.pane, cursor=None, index=0, top=0))
 
@@ -71,7 +92,13 @@ def _last(state: State) -> State:
 
 
 def _other_pane(state: State) -> State:
+    """Go to the next table, after the last to the lines about its row, and from there to the first."""
     page = state.page
+    if state.scrolled is None and page.focus == len(page.panes) - 1:
+        reading = read(state)
+        if reading.scrolled is not None:
+            return reading
+    state = replace(state, reading=None)
     return with_page(state, replace(page, focus=(page.focus + 1) % len(page.panes)))
 
 
@@ -82,13 +109,18 @@ def open_row(state: State) -> State:
         return state
     opened = pages.below(pane)
     if opened is None:
-        return replace(state, expanded=not state.expanded)
+        reading = read(state) if state.scrolled is None else state
+        if reading.scrolled is not None and state.scrolled is None:
+            return reading
+        return replace(state, expanded=not state.expanded, reading=None)
     # From now on the cursor below is on the row that was opened, so that Esc returns to it.
     under = with_pane(state, replace(pane, cursor=pane.selected[0]))
     return replace(under, pages=(*under.pages, opened), find="", local=None)
 
 
 def _back(state: State) -> State:
+    if state.scrolled is not None:
+        return replace(state, reading=None)
     pane = state.page.pane
     if state.find or pane.filter:
         return replace(with_pane(state, pane.changed(filter="") if pane.filter else pane), find="")
@@ -235,6 +267,21 @@ def _speed(step: int) -> Handler:
 
 
 Handler: TypeAlias = Callable[[State], State]
+
+
+def _screenful(state: State) -> int:
+    return max(1, (0 if state.spread is None else state.spread.room) - 1)
+
+
+#: What keys that move do while the lines about a row are scrolled.
+_SCROLLS: Final[dict[keys.Action, Handler]] = {
+    "up": lambda state: scroll(state, -1),
+    "down": lambda state: scroll(state, 1),
+    "page_up": lambda state: scroll(state, -_screenful(state)),
+    "page_down": lambda state: scroll(state, _screenful(state)),
+    "first": lambda state: scroll(state, -details.MOST),
+    "last": lambda state: scroll(state, details.MOST),
+}
 
 
 def _paged(pane: Pane) -> int:

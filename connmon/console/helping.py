@@ -9,7 +9,7 @@ from connmon.console.lines import VERDICT_ROLES, Line, Role
 
 _WORDS: Final[tuple[tuple[str, Role, str], ...]] = (
     *((verdict, VERDICT_ROLES[verdict], tables.MEANINGS[verdict]) for verdict in tables.VERDICTS),
-    ("connected", "good", "reports, and nothing is wrong"),
+    ("no verdict", "strong", "nothing is wrong"),
     ("gone", "faded", "all its processes have ended; maxima stay for an hour"),
     ("max", "strong", "what the highest block of a line stands for; the lowest is 0"),
     ("~ before holds", "strong", "only a sample of the checkouts is known by its line"),

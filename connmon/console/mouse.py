@@ -17,6 +17,7 @@ def clicked(state: State, x: int, y: int, width: int, height: int) -> State:
         return replace(state, help=False, help_top=0)
     if state.typing is not None:
         return state
+    state = replace(state, reading=None)
     plan = views.layout(state, width, height)
     line = plan.above
     for at, rows in enumerate(plan.panes):
@@ -37,13 +38,15 @@ def clicked(state: State, x: int, y: int, width: int, height: int) -> State:
                 return handlers.open_row(focused)
             return with_pane(focused, pane.moved_to(index))
         line += rows
-    return state
+    return handlers.read(state) if line <= y < line + plan.why else state
 
 
 def turned(state: State, down: bool) -> State:
     """The wheel."""
     if state.help:
         return replace(state, help_top=max(0, state.help_top + (WHEEL if down else -WHEEL)))
+    if state.scrolled is not None:
+        return handlers.scroll(state, WHEEL if down else -WHEEL)
     pane = state.page.pane
     return with_pane(state, pane.moved_to(pane.index + (WHEEL if down else -WHEEL)))
 

@@ -106,6 +106,29 @@ class Reel:
         return replace(self, position=max(0, min(self.position + step, self.frames - 1)), playing=False)
 
 
+class Spread(NamedTuple):
+    """How the lines about the row under the cursor lie on the screen."""
+
+    lines: int
+    """All there are."""
+    room: int
+    """How many of them are seen."""
+    top: int
+    """From which one on they begin to be scrolled."""
+
+    @property
+    def lowest(self) -> int:
+        return max(0, self.lines - self.room)
+
+
+class Reading(NamedTuple):
+    """The lines about a row are being scrolled."""
+
+    key: Key
+    """The row; where the cursor is on another one, they are not."""
+    top: int
+
+
 Prompt: TypeAlias = Literal["find", "filter", "filter_out", "save"]
 
 
@@ -144,6 +167,9 @@ class State:
     paused_at: str = ""
     """Since when the picture is frozen, for people. "": it is not."""
     expanded: bool = False
+    spread: Spread | None = None
+    """None: they are not on the screen."""
+    reading: Reading | None = None
     interval: float = INTERVAL
     blocks: bool = True
     """The terminal has block characters."""
@@ -158,6 +184,12 @@ class State:
     @property
     def page(self) -> Page:
         return self.pages[-1]
+
+    @property
+    def scrolled(self) -> int | None:
+        """From which line on those about the row under the cursor are read. None: they are not scrolled."""
+        reading, selected = self.reading, self.page.pane.selected
+        return None if reading is None or selected is None or selected[0] != reading.key else reading.top
 
     @property
     def wants(self) -> tuple[Want, ...]:
@@ -238,8 +270,12 @@ def ticked(state: State, now: float) -> State:
     return replace(state, now=now, note="" if now >= state.note_ends else state.note)
 
 
-def fitted(state: State, visible: Sequence[int]) -> State:
-    """The screen has room for so many rows of each pane of the page."""
+def fitted(state: State, visible: Sequence[int], spread: Spread | None = None) -> State:
+    """The screen has room for so many rows of each pane of the page, and so many lines about the cursor's."""
+    if state.spread != spread:
+        state = replace(state, spread=spread)
+    if spread is not None and state.reading is not None and state.reading.top > spread.lowest:
+        state = replace(state, reading=state.reading._replace(top=spread.lowest))
     panes = state.page.panes
     if all(pane.visible == max(1, rows) for pane, rows in zip(panes, visible, strict=True)):
         return state

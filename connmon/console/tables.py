@@ -62,6 +62,12 @@ def state_word(row: Row) -> str:
     return word(state).replace("_", " ")
 
 
+def verdict_word(row: Row) -> str:
+    """Return the row's verdict, or that it has no present; "" where nothing is wrong."""
+    verdict, state = row.get("verdict"), row.get("state")
+    return str(verdict) if verdict else str(state) if state in ("lost", "gone") else ""
+
+
 def reason(row: Row) -> str:
     """Return the verdict with its reason in one line; "" where nothing is wrong."""
     verdict, why = row.get("verdict"), row.get("verdict_reason")
@@ -140,7 +146,7 @@ def _line_gravity(row: Row) -> tuple[int, int, bool, int, float]:
 def _verdict(rank: int) -> Column:
     """Sorted by how grave it is: a number, though it is a word."""
     return Column(
-        "verdict", "verdict", "verdict", rank, lambda row: Cell(state_word(row)), True, value=_gravity
+        "verdict", "verdict", "verdict", rank, lambda row: Cell(verdict_word(row)), True, value=_gravity
     )
 
 

@@ -19,7 +19,7 @@ from connmon.console.columns import Column, Row
 from connmon.console.lines import VERDICT_ROLES, Line, Role, clipped, flow, padded, plain, wrapped
 from connmon.console.panes import Pane
 from connmon.console.source import Want
-from connmon.console.state import State
+from connmon.console.state import Spread, State
 
 #: More than the longest row; where everything is to fit.
 ANY_WIDTH: Final = 100_000
@@ -72,8 +72,8 @@ class Layout:
     """Rows of each pane; 0: the pane is not shown."""
     why: int
     """Lines about the row under the cursor."""
-    detailed: bool
-    """They have all that is known of it, not only what is wrong."""
+    spread: Spread | None
+    """They have all that is known of it: how much of that is seen. None: only what is wrong."""
     footer: int
 
     @property
@@ -91,7 +91,7 @@ def layout(state: State, width: int, height: int) -> Layout:
     local = int(height >= 16 and _local(state) is not None)
     heading = 2 if height >= 16 else 1
     rows = height - 1 - totals - trends - banners - crumbs - local - footer
-    why, detailed = _about(state, width, height, rows, heading)
+    why, spread = _about(state, width, height, rows, heading)
     rows -= why
     panes = state.page.panes
     if len(panes) == 1 or height < 14:
@@ -104,23 +104,27 @@ def layout(state: State, width: int, height: int) -> Layout:
         others = max(1, len(lower.rows or ()))
         share = min(need, max(rows // 3, rows - others, 1))
         shown = (share, max(1, rows - share))
-    return Layout(totals, trends, banners, crumbs, local, heading, shown, why, detailed, footer)
+    return Layout(totals, trends, banners, crumbs, local, heading, shown, why, spread, footer)
 
 
-def _about(state: State, width: int, height: int, rows: int, heading: int) -> tuple[int, bool]:
-    """Return how many of `rows` lines are for the row under the cursor, and whether all is said of it."""
+def _about(state: State, width: int, height: int, rows: int, heading: int) -> tuple[int, Spread | None]:
+    """Return how many of `rows` lines are for the row under the cursor, and how all that is known fits."""
     page = state.page
     selected = page.pane.selected
     least = 0 if height < 12 else 1 if height < 20 or width >= 120 else 2
     wanted = state.expanded or page.pane.want.held
     if selected is None or (wanted and rows <= 6):
-        return (0 if wanted else least), False
+        return (0 if wanted else least), None
     # What the tables leave is for details, which may take half of the height where they are asked for.
     needed = sum(heading + max(1, len(pane.rows or ())) for pane in page.panes)
     room = max(rows - needed, max(3, rows // 2) if wanted else 0)
     if room < max(3, least + 1):
-        return least, False
-    return min(room, len(details.lines(selected[1], width, room - 1)) + 1), True
+        return least, None
+    found = details.whole(selected[1], width)
+    every = len(found.lines)
+    room = min(room, every + 1)
+    top = 0 if found.own is None or found.own < room - 1 else found.own - details.CALLERS
+    return room, Spread(every, room - 1, max(0, min(top, every + 1 - room)))
 
 
 def _page(state: State, width: int, height: int) -> list[Line]:
@@ -142,7 +146,7 @@ def _page(state: State, width: int, height: int) -> list[Line]:
             pane = state.page.panes[at].shown(rows)
             lines += _table(state, pane, width, plan.heading, at == state.page.focus)
     if plan.why:
-        lines += _why(state, width, plan.why, plan.detailed)
+        lines += _why(state, width, plan.why, plan.spread)
     if plan.footer:
         lines += [[]] * (height - 1 - len(lines))
         lines[height - 1 :] = [header.footer(state, width)]
@@ -154,12 +158,18 @@ def _local(state: State) -> str | None:
     return local.text if local is not None and state.page.pane.want.instance == local.instance else None
 
 
-def _why(state: State, width: int, most: int, detailed: bool) -> list[Line]:
+def _why(state: State, width: int, most: int, spread: Spread | None) -> list[Line]:
     """Return what is to be said of the row under the cursor, in exactly so many lines."""
     selected = state.page.pane.selected
     lines: list[Line] = []
-    if selected is not None and detailed:
-        lines = [[("-" * width, "")], *details.lines(selected[1], width, most - 1)]
+    if selected is not None and spread is not None:
+        top = state.scrolled
+        if top is None:
+            lines = details.lines(selected[1], width, spread.room)
+        else:
+            top = min(top, spread.lowest)
+            lines = details.whole(selected[1], width).lines[top : top + spread.room]
+        lines = [_ruler(spread, top, width), *lines]
     elif selected is not None:
         row = selected[1]
         said = tables.reason(row) or "; ".join(row.get("problems") or ())
@@ -170,6 +180,28 @@ def _why(state: State, width: int, most: int, detailed: bool) -> list[Line]:
                 last = "".join(part for part, _ in lines[most - 1])
                 lines[most - 1] = [(text.left(last, max(0, width - 6)) + "(e)", role)]
     return (lines + [[]] * most)[:most]
+
+
+def _ruler(spread: Spread, top: int | None, width: int) -> Line:
+    """Return the line between the table and what is said of a row: how many more lines there are."""
+    below = spread.lowest - (top or 0)
+    said: tuple[str, ...] = ("",)
+    if top is not None:
+        said = (
+            f" {top} lines above, {below} below: Up Down PgUp PgDn Home End, Esc ",
+            f" {top} above, {below} below ",
+        )
+    elif below:
+        said = (
+            f" {below} more line{'s' * (below != 1)}: Tab, then Up Down PgUp PgDn ",
+            f" {below} more: Tab ",
+        )
+    middle = next((each for each in said if text.width(each) + 4 <= width), "")
+    return [
+        ("-" * (width - text.width(middle) - 2), ""),
+        (middle, "strong" if top is None else "warn"),
+        ("--", ""),
+    ]
 
 
 # --- Tables -------------------------------------------------------------------------------------
@@ -258,8 +290,9 @@ def _whole_role(row: Row, fitted: Sequence[columns.Fitted]) -> Role:
     shown = {place.column.key for place in fitted}
     if "role" in shown and row.get("role"):
         word = "waiting" if row.get("problem") and row["role"] != "unreachable" else str(row["role"])
-    # Where the word itself had no room, its colour would say more than the text.
-    return _STATE_ROLES.get(word, "") if shown & {"state", "verdict", "role", word} else ""
+    # Where the word itself, or how many wait, had no room, its colour would say more than the text.
+    says = {"waiting", "waiting_now"} if word == "waiting" else {"verdict"}
+    return _STATE_ROLES.get(word, "") if shown & {"state", "role", *says} else ""
 
 
 def _row(row: Row, fitted: Sequence[columns.Fitted], cells: Sequence[str]) -> Line:
@@ -268,7 +301,7 @@ def _row(row: Row, fitted: Sequence[columns.Fitted], cells: Sequence[str]) -> Li
     line: Line = [(" ", whole)]
     for place, cell in zip(fitted, cells, strict=True):
         role = whole
-        if not whole and place.column.key in ("state", "verdict") and word in ("connected", "checked out"):
+        if not whole and place.column.key == "state" and word == "checked out":
             role = "good"
         line.append((cell, role))
     return line

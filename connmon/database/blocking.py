@@ -3,6 +3,7 @@
 - `blocked_by` has all sessions that one waits for, those that it waits for directly first and a root
   last: a session that has the lock and waits for nobody. Of sessions that wait for one another in a
   circle (a deadlock, until the server ends it) there may be no root.
+- `waiting_for` is the other way round: all sessions that one keeps waiting.
 - A session is described by what the server says of it, and by the connection that has it, where
   that is reported; otherwise `host`, `program` and so on are None: not one of connmon's.
 """
@@ -51,6 +52,22 @@ def blocks(locks: Locks) -> dict[int, list[int]]:
         for other in blocked_by(locks, session) or ():
             found.setdefault(other, []).append(session)
     return found
+
+
+def waiting_for(locks: Locks, session: int) -> list[int] | None:
+    """Return the sessions that wait for it, also through others, the nearest first. None: not known.
+
+    `locks`: the waits for it. Empty: it blocks nobody.
+    """
+    waiting: dict[int, list[int]] = {}
+    for wait in locks.waits:
+        waiting.setdefault(wait.blocking, []).append(wait.waiting)
+    reached, step = [session], [session]
+    while step := sorted({other for each in step for other in waiting.get(each, ())} - set(reached)):
+        reached += step
+    if len(reached) == 1 and (locks.unknown or locks.partial):
+        return None
+    return reached[1:]
 
 
 def roots(locks: Locks) -> frozenset[int]:

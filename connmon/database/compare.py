@@ -65,10 +65,12 @@ def whois_at(
     session: int,
     ask_password: Callable[[str], str] | None = None,
 ) -> tuple[dict[str, Any], str | None]:
-    """Return what `whois` does of a session of this server, and who blocks it. Raises ConnmonError."""
+    """Return what `whois` does of a session of this server, who blocks it and whom it blocks. Raises
+    ConnmonError."""
     parsed = parse_url(url)
     naming = Naming(host(), (), frozenset(map(plain, addresses())))
     with DatabaseSessions(parsed, ask_password) as database:
         look = _look(service, credentials, database, session)
+        waiting = database.locks(look.view, session, down=True)
     document = {**look.header, "totals": look.header, "rows": look.connections}
-    return whois(document, session, (look.view.server,), look.pools, At(look, naming))
+    return whois(document, session, (look.view.server,), look.pools, At(look, naming, waiting))

@@ -59,7 +59,38 @@ class Locks(NamedTuple):
 # --- One session --------------------------------------------------------------------------
 
 
-def _followed(session: int, ask: Callable[[Sequence[int], Collection[int]], Locks]) -> Locks:
+Ask: TypeAlias = Callable[[Sequence[int], Collection[int]], Locks]
+
+
+def _followed_down(session: int, ask: Ask) -> Locks:
+    """Return the waits for one session and, step by step, for those that wait for it.
+
+    `ask` returns the waits for some sessions, of each that waits for them and is not known already one.
+    """
+    waits: dict[Wait, None] = {}
+    unknown: dict[int, None] = {}
+    problems: dict[str, None] = {}
+    seen, asked, partial = {session}, [session], False
+    for _ in range(STEPS):
+        found = ask(asked, seen)
+        waits.update(dict.fromkeys(found.waits))
+        unknown.update(dict.fromkeys(found.unknown))
+        if found.problem is not None:
+            problems[found.problem] = None
+        partial |= found.partial
+        asked = sorted({wait.waiting for wait in found.waits} - seen)
+        seen.update(asked)
+        if not asked:
+            break
+    else:
+        partial = True
+        problems[f"those that wait for it by more than {STEPS} others are left out"] = None
+    reached = {wait.waiting for wait in waits}
+    unknown = {each: None for each in unknown if each not in reached}
+    return Locks(tuple(waits), tuple(unknown), "; ".join(problems) or None, partial)
+
+
+def _followed(session: int, ask: Ask) -> Locks:
     """Return the waits of one session and, step by step, of those that block it.
 
     `ask` returns the waits of some sessions, given also those that are known already: of each that waits
@@ -98,17 +129,24 @@ def _listed(numbers: Iterable[int]) -> str:
 # --- PostgreSQL ---------------------------------------------------------------------------
 
 
-def postgresql(query: Query, session: int | None = None) -> Locks:
-    """Return the waits of a PostgreSQL, or those that concern one session; `query` keeps the time limit."""
+def postgresql(query: Query, session: int | None = None, down: bool = False) -> Locks:
+    """Return the waits of a PostgreSQL, or those of one session and its blockers; `down`: those for it.
+
+    `query` keeps the time limit.
+    """
     if session is None:
         return _postgresql(query)
+    if down:
+        return _followed_down(session, lambda asked, seen: _postgresql(query, asked, seen, down))
     return _followed(session, lambda asked, seen: _postgresql(query, asked, seen))
 
 
-def _postgresql(query: Query, asked: Sequence[int] = (), seen: Collection[int] = ()) -> Locks:
+def _postgresql(
+    query: Query, asked: Sequence[int] = (), seen: Collection[int] = (), down: bool = False
+) -> Locks:
     waiting: list[int] | None = None
     try:
-        among = f" AND pid IN ({_listed(asked)})" if asked else ""
+        among = f" AND pid IN ({_listed(asked)})" if asked and not down else ""
         waiting = [
             int(pid)
             for (pid,) in query(
@@ -122,8 +160,13 @@ def _postgresql(query: Query, asked: Sequence[int] = (), seen: Collection[int] =
             f" FROM unnest(ARRAY[{_listed(waiting[:MOST_WAITING])}]) AS w(pid),"
             " unnest(pg_blocking_pids(w.pid)) AS b(pid)"
         )
-        if asked:
-            # Not all pairs, which are many where many wait for one: what `_followed` needs of them.
+        # Not all pairs, which are many where many wait for one: what following needs of them.
+        if down:
+            pairs = (
+                f"WITH pairs AS ({pairs}) SELECT waiting, min(blocking) FROM pairs"
+                f" WHERE blocking IN ({_listed(asked)}) AND waiting NOT IN ({_listed(seen)}) GROUP BY waiting"
+            )
+        elif asked:
             pairs = (
                 f"WITH pairs AS ({pairs}) SELECT min(waiting), blocking FROM pairs"
                 f" WHERE blocking NOT IN ({_listed(seen)}) GROUP BY blocking"
@@ -144,7 +187,8 @@ def _postgresql(query: Query, asked: Sequence[int] = (), seen: Collection[int] =
         return Locks(waits)
     if len(waiting) >= MOST:
         left_out.append(_beyond("waiting sessions"))
-    known = {wait.waiting for wait in waits}
+    # Downwards who waits for another has no wait here: only of those not asked about it is not known.
+    known = set(waiting[:MOST_WAITING]) if down else {wait.waiting for wait in waits}
     unknown = tuple(each for each in waiting if each not in known)
     partial = len(waiting) >= MOST
     return Locks(waits, unknown, _said(left_out, partial), partial)
@@ -194,8 +238,9 @@ _STATES: Final = (
 )
 
 
-def mysql(query: Query, version: str, session: int | None = None) -> Locks:
-    """Return the waits of a MySQL or MariaDB of this version, or those that concern one session."""
+def mysql(query: Query, version: str, session: int | None = None, down: bool = False) -> Locks:
+    """Return the waits of a MySQL or MariaDB of this version, or those of one session and its blockers;
+    `down`: those for it."""
     mariadb = "mariadb" in version.lower()
     major = version.partition(".")[0]
     new = not mariadb and major.isdigit() and int(major) >= 8
@@ -210,14 +255,25 @@ def mysql(query: Query, version: str, session: int | None = None) -> Locks:
 
     if session is None:
         return _mysql(limited, new)
+    if down:
+        return _followed_down(session, lambda asked, seen: _mysql(limited, new, asked, seen, down))
     return _followed(session, lambda asked, seen: _mysql(limited, new, asked, seen))
 
 
-def _row_locks(query: Query, new: bool, asked: Sequence[int], seen: Collection[int]) -> list[Sequence[Any]]:
+def _row_locks(
+    query: Query, new: bool, asked: Sequence[int], seen: Collection[int], down: bool
+) -> list[Sequence[Any]]:
     joined = _ROWS_OF_SCHEMA if new else _ROWS_OF_INNODB
     if not asked:
         return [query(f"DISTINCT {_REQUESTING}, {_BLOCKING} FROM {joined}")]
-    # Not all pairs, of which there are many where many wait for one row: what `_followed` needs of them.
+    # Not all pairs, of which there are many where many wait for one row: what following needs of them.
+    if down:
+        return [
+            query(
+                f"{_REQUESTING}, MIN({_BLOCKING}) FROM {joined} WHERE {_BLOCKING} IN ({_listed(asked)})"
+                f" AND {_REQUESTING} NOT IN ({_listed(seen)}) GROUP BY {_REQUESTING}"
+            )
+        ]
     among = f"{joined} WHERE {_REQUESTING} IN ({_listed(asked)})"
     return [
         query(
@@ -231,15 +287,18 @@ def _row_locks(query: Query, new: bool, asked: Sequence[int], seen: Collection[i
     ]
 
 
-def _mysql(query: Query, new: bool, asked: Sequence[int] = (), seen: Collection[int] = ()) -> Locks:
-    """Return the waits of these sessions, or of all. `query` adds the beginning and the limits."""
+def _mysql(
+    query: Query, new: bool, asked: Sequence[int] = (), seen: Collection[int] = (), down: bool = False
+) -> Locks:
+    """Return the waits of these sessions (`down`: for them), or of all. `query` adds beginning and limits."""
+    who_waits = () if down else asked
     problems: list[str] = []
     left_out: list[str] = []
     partial = False
     waits: tuple[Wait, ...] = ()
     row_waiters: list[int] = []
     try:
-        answers = _row_locks(query, new, asked, seen)
+        answers = _row_locks(query, new, asked, seen, down)
         waits = _waits(row for answer in answers for row in answer)
         if any(len(answer) >= MOST for answer in answers):
             left_out.append(_beyond("waits for rows"))
@@ -250,7 +309,7 @@ def _mysql(query: Query, new: bool, asked: Sequence[int] = (), seen: Collection[
         problems.append(f"which session has a row locked is not seen: that needs {needs} ({error})")
     waiting: list[int] = []
     try:
-        among = f" AND id IN ({_listed(asked)})" if asked else ""
+        among = f" AND id IN ({_listed(who_waits)})" if who_waits else ""
         waiting = [int(number) for (number,) in query(f"{_STATES}{among} ORDER BY id")]
         if len(waiting) >= MOST:
             left_out.append(_beyond("sessions that wait for a table's lock"))
@@ -259,20 +318,25 @@ def _mysql(query: Query, new: bool, asked: Sequence[int] = (), seen: Collection[
         problems.append(f"which session waits for a table's lock is not seen ({error})")
     said, rows = "", list[Any]()
     try:
-        rows = list(query(_METADATA + (f" AND q.processlist_id IN ({_listed(asked)})" if asked else "")))
+        rows = list(
+            query(_METADATA + (f" AND q.processlist_id IN ({_listed(who_waits)})" if who_waits else ""))
+        )
         if len(rows) >= MOST:
             left_out.append(_beyond("locks of tables"))
     except Unseen as error:
         said = f" ({error})"
-    of_tables = [wait for wait in metadata_waits(rows) if not asked or wait.waiting in asked]
-    waits = tuple(dict.fromkeys([*waits, *of_tables]))
-    known = {wait.waiting for wait in waits}
+    of_tables = metadata_waits(rows)
+    known = {wait.waiting for wait in (*waits, *of_tables)}
+    concerned = [
+        wait for wait in of_tables if not asked or (wait.blocking if down else wait.waiting) in asked
+    ]
+    waits = tuple(dict.fromkeys([*waits, *concerned]))
     unknown = [number for number in waiting if number not in known]
     if left_out:
         partial = True
         problems.append(_said(left_out, partial))
         unknown += [
-            number for number in row_waiters if number not in known and (not asked or number in asked)
+            number for number in row_waiters if number not in known and (not who_waits or number in who_waits)
         ]
     elif unknown and rows:
         problems.append("which of several sessions has a table's lock is not told by their types of lock")

@@ -189,10 +189,11 @@ class DatabaseSessions:
         how = _look_mysql if self._family == "mysql" else _look_postgresql
         return self._within(lambda: how(connection, self._url.get_backend_name(), self.server), self._url)
 
-    def locks(self, view: ServerView, session: int | None = None) -> Locks:
+    def locks(self, view: ServerView, session: int | None = None, down: bool = False) -> Locks:
         """Return who waits for whose lock now, as far as the account may see it; `view` is a look before.
 
-        `session`: only what concerns this one, and so whatever the limits of rows leave out of all.
+        `session`: only the waits of this one and of those that block it, and so whatever the limits of rows
+        leave out of all; `down`: the waits for this one and for those that wait for it.
         Never raises for what the server says or does not: see `Locks.problem`.
         """
         connection, url = self._connection, self._url
@@ -207,12 +208,12 @@ class DatabaseSessions:
 
         def look() -> Locks:
             if self._family == "mysql":
-                return locks.mysql(query, view.version, session)
+                return locks.mysql(query, view.version, session, down)
             # The time limit ends with the transaction: behind a pooler the session is not ours alone.
             query("BEGIN READ ONLY")
             try:
                 query(f"SET LOCAL statement_timeout = {locks.SECONDS * 1000}")
-                return locks.postgresql(query, session)
+                return locks.postgresql(query, session, down)
             finally:
                 query("ROLLBACK")
 

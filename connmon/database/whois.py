@@ -3,7 +3,8 @@
 - Session ids are the server's own, so that two servers may well have the same one, and a forked
   process the same as its parent: all that match are told of, each with its server.
 - The operating system's user and the database's are two: each is named as what it is.
-- With the server itself asked, the sessions that this one waits for are resolved too (see `blocking`).
+- With the server itself asked, the sessions that this one waits for are resolved too, and those that wait
+  for it (see `blocking`).
 - Of a process that is lost, what was last heard is shown, and that it is lost.
 """
 
@@ -16,7 +17,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
-from connmon.database.blocking import SERVER_KEYS, blocked_by, described, in_words, roots
+from connmon.database.blocking import SERVER_KEYS, blocked_by, described, in_words, roots, waiting_for
+from connmon.database.locks import Locks
 from connmon.database.reconcile import Look, Naming
 from connmon.dbaddress import DatabaseServer, joined, named, names, servers_of
 from connmon.errors import ConfigError, one_line
@@ -25,6 +27,8 @@ from connmon.model import LARGEST
 
 #: The width of the names on the left.
 _LEFT: Final = 10
+#: How many of the sessions that it blocks the text shows.
+SHOWN: Final = 5
 _PLACES: Final = ("database", "application")
 
 
@@ -43,6 +47,8 @@ class At(NamedTuple):
 
     look: Look
     naming: Naming
+    waiting: Locks = Locks()
+    """The waits for the session, and for those that wait for it."""
 
 
 def whois(
@@ -57,7 +63,8 @@ def whois(
     `document` is a snapshot by connection. The result has those of its rows that match; `database`: only
     sessions of one of these servers. `pools`: the rows by pool of the same moment, for their verdicts.
     `at`: the server that `database` names was asked; then `blocked_by` has the sessions that this one waits
-    for, a root last (see `blocking`), and `blockers` whose they are. Otherwise these are None.
+    for, a root last (see `blocking`), and `blockers` whose they are; `blocks` and `blocked` are the same of
+    those that wait for this one, the nearest first. Otherwise these are None.
     """
     found = [row for row in document["rows"] if row["server_id"] == session]
     matching = [row for row in found if _at(row, database)] if at is None else _there(found, session, at)
@@ -74,7 +81,10 @@ def whois(
     return result, None if rows else _nobody(document, session, database, found)
 
 
-_NOT_ASKED: Final = {"session": None, "blocked_by": None, "blockers": None, "blocking_problem": None}
+_NOT_ASKED: Final = {
+    "session": None, "blocked_by": None, "blockers": None, "blocking_problem": None,
+    "blocks": None, "blocked": None, "blocks_problem": None,
+}  # fmt: skip
 _NO_POOL: Final = {"pool_verdict": None, "pool_verdict_reason": None}
 
 
@@ -92,11 +102,17 @@ def _asked(session: int, at: At) -> dict[str, Any]:
     chain = blocked_by(locks, session)
     blockers = [{**described(each, view.sessions, owners), "root": each in first} for each in chain or ()]
     own = described(session, view.sessions, {})
+    others = waiting_for(at.waiting, session)
+    wanted = set(others or ())
+    waiters = [each for each in view.sessions if each.id in wanted]
     return {
         "session": {key: own[key] for key in SERVER_KEYS} if listed else None,
         "blocked_by": chain,
         "blockers": None if chain is None else blockers,
         "blocking_problem": locks.problem,
+        "blocks": others,
+        "blocked": None if others is None else [described(each, waiters, owners) for each in others],
+        "blocks_problem": at.waiting.problem,
     }
 
 
@@ -149,35 +165,39 @@ def _nobody(
 
 def whois_text(result: Mapping[str, Any]) -> str:
     """Return the matches for people, a block for each; where the server only knows it, what that says."""
-    blocks = [
-        [*_block(result["server_id"], row), *_blocked(result, row["server_id"])] for row in result["rows"]
-    ]
+    locks = [*_blocked(result), *_blocks(result)]
+    blocks = [_block(result["server_id"], row, locks) for row in result["rows"]]
     if not blocks and result["session"] is not None:
-        blocks = [[*_strangers(result), *_blocked(result, result["server_id"])]]
+        blocks = [[*_strangers(result), *locks]]
     return "\n".join("".join(f"{line.rstrip()}\n" for line in block) for block in blocks)
 
 
-#: The keys of a CSV row. `kind`: session (a connection that has it, or what the server says of it), blocker.
+#: The keys of a CSV row. `kind`: session (a connection that has it, or what the server says of it), blocker,
+#: blocked (a session that waits for it).
 CSV_KEYS: Final = (
     "kind", "server_id", "host", "program", "pid", "pool", "database_user", "client_host", "client_port",
     "database", "application", "state", "state_seconds", "held_seconds", "verdict", "pool_verdict",
     "pool_verdict_reason", "holder", "holder_in", "holder_site", "call_site", "stack", "blocked_by", "root",
+    "blocks",
 )  # fmt: skip
 
 
 def whois_csv(result: Mapping[str, Any]) -> str:
-    """Return the matches, and who blocks them, as rows of one CSV."""
+    """Return the matches, who blocks them and whom they block, as rows of one CSV."""
     said = result["session"] or {}
     own = {**said, "server_id": result["server_id"], "database_user": said.get("user")}
     rows = [{**row, "client_host": said.get("client_host"), "client_port": said.get("client_port")}
             for row in result["rows"]] or ([own] if said else [])  # fmt: skip
-    chain = None if result["blocked_by"] is None else list(map(str, result["blocked_by"]))
+    chains = {
+        key: None if result[key] is None else list(map(str, result[key])) for key in ("blocked_by", "blocks")
+    }
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(CSV_KEYS)
     for kind, row in (
-        *(("session", {**row, "blocked_by": chain}) for row in rows),
+        *(("session", {**row, **chains}) for row in rows),
         *(("blocker", {**row, "database_user": row["user"]}) for row in result["blockers"] or ()),
+        *(("blocked", {**row, "database_user": row["user"]}) for row in result["blocked"] or ()),
     ):
         writer.writerow(csv_cell({**row, "kind": kind}.get(key)) for key in CSV_KEYS)
     return file.getvalue()
@@ -201,26 +221,37 @@ def _strangers(result: Mapping[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
-def _blocked(result: Mapping[str, Any], session: int) -> list[str]:
+def _blocked(result: Mapping[str, Any]) -> list[str]:
     """Who blocks it, a line for each; nothing where the server was not asked."""
-    if result["blocked_by"] is None:
-        problem = result["blocking_problem"]
-        return [] if problem is None else _named(("blocked", f"not known: {problem}"))
     lines = [
         f"by session {each['server_id']}{' (the root)' * each['root']}: {in_words(each)}"
-        for each in result["blockers"]
-    ] or ["by nobody"]
-    if result["blocking_problem"] is not None:
-        lines.append(f"(not all is known: {printable(result['blocking_problem'])})")
-    named = [f"  {'blocked':<{_LEFT}}{lines[0]}"]
-    return named + [f"  {'':<{_LEFT}}{line}" for line in lines[1:]]
+        for each in result["blockers"] or ()
+    ]
+    return _locked("blocked", result["blocked_by"], lines or ["by nobody"], result["blocking_problem"])
+
+
+def _blocks(result: Mapping[str, Any]) -> list[str]:
+    """Whom it blocks, a line for each of some; nothing where the server was not asked."""
+    others = result["blocked"] or ()
+    lines = [f"session {each['server_id']}: {in_words(each)}" for each in others[:SHOWN]]
+    if len(others) > SHOWN:
+        lines.append(f"and {len(others) - SHOWN} more")
+    return _locked("blocks", result["blocks"], lines or ["nobody"], result["blocks_problem"])
+
+
+def _locked(name: str, ids: list[int] | None, lines: list[str], problem: str | None) -> list[str]:
+    if ids is None:
+        return [] if problem is None else _named((name, f"not known: {problem}"))
+    if problem is not None:
+        lines = [*lines, f"(not all is known: {printable(problem)})"]
+    return [f"  {name if not number else '':<{_LEFT}}{line}" for number, line in enumerate(lines)]
 
 
 def _named(*pairs: tuple[str, object]) -> list[str]:
     return [f"  {name:<{_LEFT}}{'-' if value is None else printable(str(value))}" for name, value in pairs]
 
 
-def _block(session: int, row: Mapping[str, Any]) -> list[str]:
+def _block(session: int, row: Mapping[str, Any], locks: Iterable[str]) -> list[str]:
     lines = [f"session {session} of {printable(str(row['dialect']))} {printable(named(servers_of(row)))}"]
     if row["state"] is None:
         state = "lost: its process is silent, this is what was last heard"
@@ -246,6 +277,9 @@ def _block(session: int, row: Mapping[str, Any]) -> list[str]:
         ("state", state),
         *([("verdict", verdict)] if verdict is not None else ()),
         *([("its pool", reason)] if reason is not None else ()),
+    )
+    lines += locks
+    lines += _named(
         ("holder", row["holder"]),
         *([("holder is", now)] if now is not None else ()),
         ("opened", f"{short_age(row['age_seconds'])} ago"),

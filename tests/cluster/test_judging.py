@@ -362,6 +362,62 @@ def test_call_sites_are_summed_over_processes(group: Group) -> None:
     assert lines(group) == {}
 
 
+def taken(number: int, where: str, of: int = 1, held: float = 0.5) -> Connection:
+    return leak(number, of, held, call_site=where, holder_in="application")
+
+
+def test_the_line_that_fills_a_pool_is_saturated(group: Group) -> None:
+    """By each pool alone: the line that holds most of it has it, and names the one with most waiters."""
+
+    def filled(of: int, first: int, **counts: int) -> list[Connection]:
+        lines_ = [f"{name}.py:1 f" for name, count in counts.items() for _ in range(count)]
+        return [taken(first + at, where, of) for at, where in enumerate(lines_)]
+
+    sites = tuple(site(f"{name}.py:1 f", of) for name in ("a", "b", "c") for of in (1, 2))
+    busy = pool(out=15, waiting=3, wait=1.0, held=0.5)
+    group.say(
+        full("a", 1, busy, pool(2, "nova", out=9, held=0.5), sites=sites,
+             connections=(*filled(1, 1, a=9, b=6), *filled(2, 20, c=9))),
+        full("b", 1, pool(out=15, waiting=7, wait=2.0, held=0.5), process=process(pid=2), sites=sites[:5],
+             connections=tuple(filled(1, 1, a=15))),
+        full("c", 1, pool(out=15, waiting=9, wait=2.0, held=0.5), process=process(pid=3), sites=sites[:5],
+             connections=tuple(filled(1, 1, a=7, b=8))),
+        full("d", 1, pool(out=15, waiting=1, held=0.5), process=process(pid=4), sites=sites[:5],
+             connections=tuple(filled(1, 1, a=5, b=5, c=5))),
+        full("e", 1, pool(out=15, waiting=1, held=0.5), process=process(pid=5), sites=sites[:5],
+             connections=tuple(filled(1, 1, unreported=15))),
+    )  # fmt: skip
+    found = lines(group)
+    # In all processes together it holds less than half, and in one pool without waiters another holds all.
+    assert {name: row.verdict for name, row in found.items()} == {
+        "a.py:1 f": "SATURATED", "b.py:1 f": "SATURATED", "c.py:1 f": None, "unreported.py:1 f": "SATURATED",
+    }  # fmt: skip
+    assert (found["a.py:1 f"].reason or "").startswith(
+        "pool mysql://db1/shop, pid 2 (and 1 more): 15 connections taken here fill a pool for which 7 wait "
+        "up to 2.0s: "
+    )
+    assert (found["b.py:1 f"].reason or "").startswith(
+        "pool mysql://db1/shop, pid 3: 8 connections taken here are most of the 15 of a full pool for which "
+    )
+    assert found["unreported.py:1 f"].held == 15 and "(other)" not in found
+    # A leak is graver.
+    group.say(change("b", 2, busy, connections=(leak(99, call_site="a.py:1 f"),)))
+    assert lines(group)["a.py:1 f"].verdict == "LEAK"
+    group.say(*(change(each, 3 if each == "b" else 2, pool(out=15, held=0.5)) for each in "abce"))
+    assert {row.verdict for row in lines(group).values()} <= {None, "LEAK"}
+
+
+def test_the_advice_to_a_line_knows_the_server(group: Group) -> None:
+    """Where the database server takes no more connections, no line gets the advice to raise the pool."""
+    group.state.judge.configure(Thresholds(), {("db1", None): 15})
+    holding = tuple(taken(number, "a.py:1 f") for number in range(1, 16))
+    busy = pool(out=15, waiting=3, wait=1.0, held=0.5)
+    group.say(full("a", 1, busy, sites=(site("a.py:1 f"),), connections=holding))
+    reason = lines(group)["a.py:1 f"].reason or ""
+    assert "the database server takes no more connections" in reason
+    assert reason.rpartition(": ")[2] in figures(group, ("pool", "a", 1)).verdicts[0].reason
+
+
 def test_a_change_tells_of_some_call_sites_and_a_full_report_of_all(group: Group) -> None:
     """Those of a closed pool end with it; what they weigh is given back."""
     empty = group.state.weight
