@@ -108,7 +108,7 @@ def test_chains_of_whatever_the_server_says(pairs: list[tuple[int, int]]) -> Non
 def test_whose_session_it_is() -> None:
     """A session is the connection's that has it; any other is said to be none, with the server's words."""
     owners = {1: [conn(1, state=None, program="old"), conn(1, call_site="api.py:3 get")]}
-    sessions = [session(1, state="idle in transaction", state_seconds=41.0), session(2, user="backup")]
+    sessions = {1: session(1, state="idle in transaction", state_seconds=41.0), 2: session(2, user="backup")}
     ours = described(1, sessions, owners)
     assert (ours["program"], ours["pid"], ours["user"]) == ("nova-api", 42, "nova")
     assert in_words(ours) == ("nova-api on ctl1, pid 42, idle in transaction for 41s, held by api.py:3 get")
@@ -210,7 +210,7 @@ def test_the_only_one_with_a_lock_on_the_object_has_it() -> None:
     )  # fmt: skip
     found = locks.mysql(query, "11.4.2-MariaDB")
     assert (found.waits, found.unknown) == ((), (2, 3))
-    assert found.problem == "which of several sessions has a table's lock is not told by their types of lock"
+    assert found.problem == "the types of lock do not say which of several sessions has a table's lock"
 
 
 def test_what_the_account_may_not_see_is_one_line() -> None:
@@ -314,13 +314,13 @@ def test_one_session_is_followed_downwards() -> None:
         pairs = [(other, each) for each in asked for other in below.get(each, ()) if other not in seen]
         return Locks(tuple(Wait(*pair) for pair in pairs), unknown=(2, 7))
 
-    found = locks._followed_down(1, ask)
+    found = locks._followed(1, ask, down=True)
     assert told == [[1], [2, 3], [4], [5]]
     assert (waiting_for(found, 1), found.unknown) == ([2, 3, 4, 5], (7,))
-    endless = locks._followed_down(1, lambda asked, seen: waits(*((each + 1, each) for each in asked)))
+    endless = locks._followed(1, lambda asked, seen: waits(*((each + 1, each) for each in asked)), down=True)
     assert endless.partial and endless.problem is not None
     assert f"more than {locks.STEPS} others" in endless.problem
-    unseen = locks._followed_down(1, lambda asked, seen: Locks(problem="timeout", partial=True))
+    unseen = locks._followed(1, lambda asked, seen: Locks(problem="timeout", partial=True), down=True)
     assert (waiting_for(unseen, 1), unseen.problem) == (None, "timeout")
 
 
@@ -340,7 +340,7 @@ def test_what_is_not_seen_of_a_blocker_makes_no_root() -> None:
 
 
 def result(**changes: Any) -> dict[str, Any]:
-    blocker = described(7, [session(7, state="Sleep", state_seconds=41.0)], {7: [conn(7)]})
+    blocker = described(7, {7: session(7, state="Sleep", state_seconds=41.0)}, {7: [conn(7)]})
     given = {
         "service": "default", "node": "node1", "leader": "node1", "quorum": True, "stale_seconds": 0.2,
         "server_id": 5, "database": "db1:3306",
@@ -365,7 +365,9 @@ def test_the_blocker_is_printed() -> None:
 
 def test_whom_it_blocks_is_printed() -> None:
     """A line for each says whose session waits for it; of many some, and how many more there are."""
-    blocked = [described(n, [session(n, state="Query", state_seconds=9.0)], {n: [conn(n)]}) for n in range(9)]
+    blocked = [
+        described(n, {n: session(n, state="Query", state_seconds=9.0)}, {n: [conn(n)]}) for n in range(9)
+    ]
     shown = whois_text(result(blocks=[1], blocked=blocked[1:2]))
     assert "  blocks    session 1: nova-api on ctl1, pid 42, Query for 9.0s" in shown
     assert " more\n" not in shown
@@ -409,6 +411,9 @@ def test_the_verdict_is_printed() -> None:
         "  holder is in the database api.py:9 get",
     ):
         assert f"{line}\n" in printed
+    row |= {"holder_in": "waiting", "holder_site": "stock.py:7 reserve"}
+    printed = whois_text(result(rows=[row]))
+    assert "  holder is waiting for another connection stock.py:7 reserve\n" in printed
     assert "verdict" not in whois_text(result())
 
 
@@ -418,7 +423,7 @@ def test_csv_of_whois() -> None:
     assert (first["kind"], first["server_id"], first["blocked_by"]) == ("session", "5", "7")
     assert (second["kind"], second["server_id"], second["root"]) == ("blocker", "7", "True")
     assert (second["program"], second["state"]) == ("nova-api", "Sleep")
-    waiter = described(9, [session(9)], {})
+    waiter = described(9, {9: session(9)}, {})
     first, _, third = csv.DictReader(io.StringIO(whois_csv(result(blocks=[9], blocked=[waiter]))))
     assert (first["blocks"], third["kind"], third["server_id"]) == ("9", "blocked", "9")
 

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from connmon.database.locks import Locks
@@ -77,10 +77,13 @@ def roots(locks: Locks) -> frozenset[int]:
 
 
 def described(
-    session: int, sessions: Iterable[Session], owners: Mapping[int, Sequence[Mapping[str, Any]]]
+    session: int, sessions: Mapping[int, Session], owners: Mapping[int, Sequence[Mapping[str, Any]]]
 ) -> dict[str, Any]:
-    """Return what is known of a session: by the server's list and by the connections that have it."""
-    listed = next((each for each in sessions if each.id == session), None)
+    """Return what is known of a session: by the server's list and by the connections that have it.
+
+    `sessions` and `owners` are by the id of the session.
+    """
+    listed = sessions.get(session)
     said = {key: None if listed is None else getattr(listed, key) for key in SERVER_KEYS}
     rows = owners.get(session, ())
     # After a fork several have it: of a living process, where there is one.

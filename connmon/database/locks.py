@@ -2,8 +2,8 @@
 
 - Each query is read only, bounded by a limit of rows and by a time on the server, and changes no
   setting of the session.
-- One session is asked about by itself, then whom it waits for, and so on: whoever else waits, no limit of
-  rows cuts that. Where a limit cuts the waits of all, who is not among them is not said to wait for nobody.
+- One session is asked about by itself, then whom it waits for, and so on: no limit of rows cuts that, however
+  many others wait. Where a limit cuts the waits of all, who is not among them is not said to wait for nobody.
 - What the account may not see, or the server does not record, is one line (`Locks.problem`), and
   a session that waits without a known blocker is in `Locks.unknown`.
 - The sources: PostgreSQL 16, 9.27 (pg_blocking_pids) and 54.12 (pg_locks, which everybody may read);
@@ -25,7 +25,7 @@ SECONDS: Final = 5
 MOST: Final = 10_000
 #: Waiting PostgreSQL sessions that are asked about at most: each is a look into the lock manager.
 MOST_WAITING: Final = 500
-#: So many sessions upwards one that is asked about is followed.
+#: The steps that one session is followed, upwards and downwards.
 STEPS: Final = 16
 
 Query: TypeAlias = Callable[[str], Sequence[Any]]
@@ -62,10 +62,12 @@ class Locks(NamedTuple):
 Ask: TypeAlias = Callable[[Sequence[int], Collection[int]], Locks]
 
 
-def _followed_down(session: int, ask: Ask) -> Locks:
-    """Return the waits for one session and, step by step, for those that wait for it.
+def _followed(session: int, ask: Ask, down: bool = False) -> Locks:
+    """Return the waits of one session and, step by step, of those that block it; `down`: the waits for it
+    and for those that wait for it.
 
-    `ask` returns the waits for some sessions, of each that waits for them and is not known already one.
+    `ask` returns the waits of some sessions (`down`: for them), given also those that are known already: of
+    each that waits one wait at least, and upwards one for each blocker that was not known.
     """
     waits: dict[Wait, None] = {}
     unknown: dict[int, None] = {}
@@ -78,47 +80,22 @@ def _followed_down(session: int, ask: Ask) -> Locks:
         if found.problem is not None:
             problems[found.problem] = None
         partial |= found.partial
-        asked = sorted({wait.waiting for wait in found.waits} - seen)
-        seen.update(asked)
-        if not asked:
-            break
-    else:
-        partial = True
-        problems[f"those that wait for it by more than {STEPS} others are left out"] = None
-    reached = {wait.waiting for wait in waits}
-    unknown = {each: None for each in unknown if each not in reached}
-    return Locks(tuple(waits), tuple(unknown), "; ".join(problems) or None, partial)
-
-
-def _followed(session: int, ask: Ask) -> Locks:
-    """Return the waits of one session and, step by step, of those that block it.
-
-    `ask` returns the waits of some sessions, given also those that are known already: of each that waits
-    one wait at least, and one for each blocker that was not known.
-    """
-    waits: dict[Wait, None] = {}
-    unknown: dict[int, None] = {}
-    problems: dict[str, None] = {}
-    seen, asked, partial = {session}, [session], False
-    for _ in range(STEPS):
-        found = ask(asked, seen)
-        waits.update(dict.fromkeys(found.waits))
-        unknown.update(dict.fromkeys(found.unknown))
-        if found.problem is not None:
-            problems[found.problem] = None
-        if found.partial:  # whoever seems to wait for nobody may do so all the same: no root
-            partial = True
-            told = {wait.waiting for wait in found.waits}
-            unknown.update(dict.fromkeys(each for each in asked if each not in told))
+        if found.partial and not down:  # one that seems to wait for nobody may wait all the same: no root
+            waiting = {wait.waiting for wait in found.waits}
+            unknown.update(dict.fromkeys(each for each in asked if each not in waiting))
         # 0 is a transaction without a session, which waits for nobody.
-        asked = sorted({wait.blocking for wait in found.waits} - seen - {0})
+        asked = sorted({wait.waiting if down else wait.blocking for wait in found.waits} - seen - {0})
         seen.update(asked)
         if not asked:
             break
     else:
         partial = True
         unknown.update(dict.fromkeys(asked))
-        problems[f"those that it waits for by more than {STEPS} others are left out"] = None
+        whom = "that wait for it" if down else "that it waits for"
+        problems[f"those {whom} by more than {STEPS} others are left out"] = None
+    if down:
+        for wait in waits:
+            unknown.pop(wait.waiting, None)
     return Locks(tuple(waits), tuple(unknown), "; ".join(problems) or None, partial)
 
 
@@ -136,9 +113,7 @@ def postgresql(query: Query, session: int | None = None, down: bool = False) -> 
     """
     if session is None:
         return _postgresql(query)
-    if down:
-        return _followed_down(session, lambda asked, seen: _postgresql(query, asked, seen, down))
-    return _followed(session, lambda asked, seen: _postgresql(query, asked, seen))
+    return _followed(session, lambda asked, seen: _postgresql(query, asked, seen, down), down)
 
 
 def _postgresql(
@@ -221,7 +196,7 @@ _ROWS_OF_SCHEMA: Final = _JOINED.format(
 )
 _REQUESTING: Final = "r.trx_mysql_thread_id"
 _BLOCKING: Final = "b.trx_mysql_thread_id"
-#: Who waits for a row, whomever for.
+#: The sessions that wait for a row.
 _ROW_WAITERS: Final = "trx_mysql_thread_id FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
 _METADATA: Final = (
     "DISTINCT t.processlist_id, l.lock_type, l.lock_status, l.object_type, l.object_schema, l.object_name"
@@ -255,9 +230,7 @@ def mysql(query: Query, version: str, session: int | None = None, down: bool = F
 
     if session is None:
         return _mysql(limited, new)
-    if down:
-        return _followed_down(session, lambda asked, seen: _mysql(limited, new, asked, seen, down))
-    return _followed(session, lambda asked, seen: _mysql(limited, new, asked, seen))
+    return _followed(session, lambda asked, seen: _mysql(limited, new, asked, seen, down), down)
 
 
 def _row_locks(
@@ -339,7 +312,7 @@ def _mysql(
             number for number in row_waiters if number not in known and (not who_waits or number in who_waits)
         ]
     elif unknown and rows:
-        problems.append("which of several sessions has a table's lock is not told by their types of lock")
+        problems.append("the types of lock do not say which of several sessions has a table's lock")
     elif unknown:
         problems.append(
             "which session has a table's lock is not seen: that needs performance_schema=ON, its instrument "

@@ -335,7 +335,7 @@ def reconcile(first: Look, second: Look | None, naming: Naming) -> dict[str, Any
 
 def _blocking(look: Look, matched: _Matched) -> dict[str, Any]:
     """Return the sessions that wait for a lock, and those that they wait for."""
-    locks, sessions = look.locks, look.view.sessions
+    locks, sessions = look.locks, {each.id: each for each in look.view.sessions}
     waiting = sorted({wait.waiting for wait in locks.waits} | set(locks.unknown))
     first = roots(locks)
     return {

@@ -29,7 +29,11 @@ from connmon.model import LARGEST
 _LEFT: Final = 10
 #: How many of the sessions that it blocks the text shows.
 SHOWN: Final = 5
-_PLACES: Final = ("database", "application")
+_PLACES: Final = {
+    "database": "in the database",
+    "application": "in the application",
+    "waiting": "waiting for another connection",
+}
 
 
 def parse_session(text: str) -> int:
@@ -47,7 +51,7 @@ class At(NamedTuple):
 
     look: Look
     naming: Naming
-    waiting: Locks = Locks()
+    waiting: Locks
     """The waits for the session, and for those that wait for it."""
 
 
@@ -100,18 +104,17 @@ def _asked(session: int, at: At) -> dict[str, Any]:
     owners, first = at.look.owners(at.naming), roots(locks)
     listed = any(each.id == session for each in view.sessions)
     chain = blocked_by(locks, session)
-    blockers = [{**described(each, view.sessions, owners), "root": each in first} for each in chain or ()]
-    own = described(session, view.sessions, {})
+    sessions = {each.id: each for each in view.sessions}
+    blockers = [{**described(each, sessions, owners), "root": each in first} for each in chain or ()]
+    own = described(session, sessions, {})
     others = waiting_for(at.waiting, session)
-    wanted = set(others or ())
-    waiters = [each for each in view.sessions if each.id in wanted]
     return {
         "session": {key: own[key] for key in SERVER_KEYS} if listed else None,
         "blocked_by": chain,
         "blockers": None if chain is None else blockers,
         "blocking_problem": locks.problem,
         "blocks": others,
-        "blocked": None if others is None else [described(each, waiters, owners) for each in others],
+        "blocked": None if others is None else [described(each, sessions, owners) for each in others],
         "blocks_problem": at.waiting.problem,
     }
 
@@ -264,7 +267,7 @@ def _block(session: int, row: Mapping[str, Any], locks: Iterable[str]) -> list[s
         reason = f"{row['pool_verdict']}: {reason}"
     holder_in, site = row.get("holder_in"), row.get("holder_site")
     now = None if holder_in is None and site is None else " ".join(
-        filter(None, (f"in the {holder_in}" if holder_in in _PLACES else holder_in, site))
+        filter(None, (_PLACES.get(str(holder_in), holder_in), site))
     )  # fmt: skip
     lines += _named(
         ("host", row["host"]),
