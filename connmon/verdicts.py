@@ -216,9 +216,7 @@ def filler(
     else:
         text = f"{number} connections taken here fill" if number > 1 else "a connection taken here fills"
         text += " a pool"
-    text += f" for which {facts.waiting} wait{'s' * (facts.waiting == 1)}"
-    if facts.longest_wait:
-        text += f" up to {duration(facts.longest_wait)}"
+    text += f" for which {_waits(facts)}"
     longest = max(hold.seconds for hold in held)
     advice = _advice(
         facts._replace(held=held), found.count("LEAK"), found.count("BLOCKED"), longest, thresholds
@@ -384,12 +382,15 @@ def _timeouts(number: int) -> str:
     )
 
 
+def _waits(facts: PoolFacts) -> str:
+    """Say how many wait, and for how long."""
+    text = f"{facts.waiting} wait{'s' * (facts.waiting == 1)}"
+    return f"{text} up to {duration(facts.longest_wait)}" if facts.longest_wait else text
+
+
 def _saturation(facts: PoolFacts, leaked: int, blocked: int, thresholds: Thresholds) -> str:
-    reason = f"{facts.waiting} wait" + ("s" if facts.waiting == 1 else "")
-    if facts.longest_wait:
-        reason += f" up to {duration(facts.longest_wait)}"
     most = "unlimited" if facts.capacity is None else facts.capacity
-    reason += f", {facts.checked_out} of {most} checked out"
+    reason = f"{_waits(facts)}, {facts.checked_out} of {most} checked out"
     if lines := _lines(facts.held):
         reason += f", taken at {lines}"
     elif lines := _lines([hold._replace(call_site=hold.holder_site) for hold in facts.held]):

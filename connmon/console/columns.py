@@ -8,7 +8,7 @@ Rules kept here:
   squeezed below its heading. Other names may be shortened, down to `least`, and are marked where cut.
 - Two rows that differ in what identifies them look different: names are cut less where they would look
   the same, and what then still looks the same gets a number (`marks`).
-- Below `NARROW` columns the name of a row and the most important numbers share what there is.
+- Below `NARROW` columns the name of a row and the most important numbers share the width.
 - Numbers stand at the right. A value that is not known is "-". The sorted column has ▼ (largest first) or ▲.
 - Rows are the dicts of the JSON contract; a key that is missing is a value that is not known.
 """

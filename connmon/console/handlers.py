@@ -109,9 +109,10 @@ def open_row(state: State) -> State:
         return state
     opened = pages.below(pane)
     if opened is None:
-        reading = read(state) if state.scrolled is None else state
-        if reading.scrolled is not None and state.scrolled is None:
-            return reading
+        if state.scrolled is None:
+            reading = read(state)
+            if reading.scrolled is not None:
+                return reading
         return replace(state, expanded=not state.expanded, reading=None)
     # From now on the cursor below is on the row that was opened, so that Esc returns to it.
     under = with_pane(state, replace(pane, cursor=pane.selected[0]))

@@ -34,7 +34,7 @@ from connmon.plugin import call_site as frames
 from connmon.plugin import native
 from connmon.plugin.sites import Look, Site
 
-#: Frames that a stack is told with at most, and characters of a line.
+#: Frames of a stack that are reported at most, and characters of a line.
 DEPTH: Final = 32
 LONGEST: Final = 256
 
