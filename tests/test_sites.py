@@ -237,9 +237,7 @@ def test_who_waits() -> None:
     kept = program.first_line()
     waiter = threading.Thread(target=lambda: program.second_line().close())  # type: ignore[attr-defined]
     waiter.start()
-    deadline = time.monotonic() + 10
-    while not program.account.waits and time.monotonic() < deadline:
-        time.sleep(0.001)
+    wait_for(lambda: program.account.waits, what="it to wait")
     report = program.take()
     kept.close()  # type: ignore[attr-defined]
     waiter.join(10)
@@ -279,9 +277,7 @@ def test_those_who_hold_what_others_wait_for() -> None:
     kept = [program.first_line() for _ in range(40)]
     waiter = threading.Thread(target=lambda: program.second_line().close())  # type: ignore[attr-defined]
     waiter.start()
-    deadline = time.monotonic() + 10
-    while not program.account.waits and time.monotonic() < deadline:
-        time.sleep(0.001)
+    wait_for(lambda: program.account.waits, what="it to wait")
     report = program.take()
     kept.pop().close()  # type: ignore[attr-defined]
     waiter.join(10)
@@ -393,9 +389,7 @@ def test_a_connection_that_another_thread_works_with() -> None:
     driver = types.SimpleNamespace(commit=answer.wait)
     worker = threading.Thread(target=program.engine.dialect.do_commit, args=(driver,))
     worker.start()
-    deadline = time.monotonic() + 10
-    while not holder.in_driver() and time.monotonic() < deadline:
-        time.sleep(0.001)
+    wait_for(holder.in_driver, what="the driver to work")
     report = program.take()
     answer.set()
     worker.join(10)
