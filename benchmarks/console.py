@@ -36,26 +36,16 @@ from typing import Any
 
 import psutil
 
-from connmon import wire
-from connmon.client import connect
 from connmon.config import Address, Node, Service
 from connmon.console import state, views
 from connmon.console.source import Source, Want
 from connmon.console.state import Picture, State
-from connmon.model import (
-    Batch,
-    Connection,
-    Gauges,
-    HistoryQuery,
-    Peaks,
-    PoolInfo,
-    PoolReport,
-    Process,
-    Query,
-    Report,
-    Totals,
-    WaitsQuery,
-)
+from connmon.protocol import frames
+from connmon.protocol.batch import Batch
+from connmon.protocol.queries import HistoryQuery, Query, WaitsQuery
+from connmon.protocol.reports import Connection, PoolInfo, PoolReport, Process, Report
+from connmon.protocol.values import Gauges, Peaks, Totals
+from connmon.reader.client import connect
 
 INFO = PoolInfo("mysql+pymysql://n@db1/n", "mysql", "db1", 3306, "n", "QueuePool", 5, 30, 30.0)
 #: Seconds for which each kind of load is measured before the next has its turn.
@@ -86,9 +76,9 @@ def report(number: int, sequence: int, connections: int) -> Report:
 
 
 async def node(programs: int, connections: int) -> None:
-    from connmon.cluster.replica import Replica
+    from connmon.cluster.raft.replica import Replica
     from connmon.cluster.server import Server
-    from connmon.cluster.state import State as Replicated
+    from connmon.cluster.state.machine import State as Replicated
 
     here = Node("node1", Address("127.0.0.1", 1), Address("127.0.0.1", 0))
     service = Service("default", (here,), lease=86400.0)
@@ -142,7 +132,7 @@ def timed(call: Callable[[], Any], times: int) -> float:
     return statistics.median(taken) * 1000
 
 
-def frames(nodes: list[Node]) -> dict[str, float]:
+def frame_times(nodes: list[Node]) -> dict[str, float]:
     found: dict[str, float] = {}
     client = connect(nodes, "default")
     client.timeout = 120.0
@@ -209,7 +199,7 @@ def console(port: int, seconds: float) -> float:
 
 def acknowledged(port: int, seconds: float) -> list[float]:
     """Report all the time from one application; return how long each acknowledgement took, in ms."""
-    side = wire.ClientSide("application", "default")
+    side = frames.ClientSide("application", "default")
     taken: list[float] = []
     with socket.create_connection(("127.0.0.1", port)) as sock:
         sock.sendall(side.hello())
@@ -225,7 +215,7 @@ def acknowledged(port: int, seconds: float) -> list[float]:
             )
             began = time.perf_counter()
             sock.sendall(side.frame(told))
-            while not any(isinstance(message, wire.Ack) for message in side.receive(sock.recv(65536))):
+            while not any(isinstance(message, frames.Ack) for message in side.receive(sock.recv(65536))):
                 pass
             taken.append((time.perf_counter() - began) * 1000)
     return taken

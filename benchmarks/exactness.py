@@ -118,7 +118,7 @@ def connmon(engine_url: str, options: dict[str, Any]) -> Watched:
     def ask() -> Counts:
         time.sleep(2.5)
         # Not the script: sqlalchemy-collectd has one of the same name.
-        program = "import sys; from connmon.cli import main; sys.exit(main(sys.argv[1:]))"
+        program = "import sys; from connmon.commands.cli import main; sys.exit(main(sys.argv[1:]))"
         arguments = ["snapshot", "--host", f"127.0.0.1:{port}", "--format", "json"]
         output = subprocess.check_output([sys.executable, "-c", program, *arguments])
         totals = json.loads(output)["totals"]

@@ -29,7 +29,7 @@ from connmon.plugin import holder
 from connmon.plugin.engine import describe
 from connmon.plugin.ledger import Ledger
 from connmon.plugin.pool import instrument
-from tests.fake_dbapi import Database
+from tests.support.fake_dbapi import Database
 
 
 class TimeLimit(Exception):

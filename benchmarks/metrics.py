@@ -28,8 +28,9 @@ from typing import Any, Final
 
 from simulated import WAIT, Wrong, _Speaker, free_ports, launched, until
 
-from connmon.model import Gauges, Peaks, PoolInfo, PoolReport, Process, Report, Times, Totals
-from connmon.wire import Ack
+from connmon.protocol.frames import Ack
+from connmon.protocol.reports import PoolInfo, PoolReport, Process, Report
+from connmon.protocol.values import Gauges, Peaks, Times, Totals
 
 CHECKOUTS: Final = 7
 #: Waits, holds and connects that reach up to half a second.

@@ -355,7 +355,7 @@ def ask(port: int) -> None:
 
 
 def snapshot(config: Path, by: str) -> list[dict[str, Any]]:
-    main = "import sys; from connmon.cli import main; sys.exit(main())"
+    main = "import sys; from connmon.commands.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", main, "--config", str(config), "snapshot", "--by", by]
     done = subprocess.run([*command, "--format", "json"], capture_output=True, text=True, check=True)
     rows: list[dict[str, Any]] = json.loads(done.stdout)["rows"]

@@ -100,7 +100,7 @@ WARM: Final = 5
 """One in so many statements of a slice is run once more before it, unmeasured."""
 HOST: Final = "127.0.0.1"
 #: Makes a program die with the benchmark.
-LAUNCH: Final = str(Path(__file__).resolve().parents[1] / "tests" / "launch.py")
+LAUNCH: Final = str(Path(__file__).resolve().parents[1] / "tests" / "support" / "launch.py")
 WAIT: Final = 30.0
 """Seconds that anything is waited for."""
 
@@ -391,7 +391,7 @@ def mariadb(directory: Path) -> Iterator[str]:
 def known_checkouts(address: str) -> int:
     """Return what connmond has counted, over all processes, ended ones included."""
     command = [
-        sys.executable, "-c", "import sys; from connmon.cli import main; sys.exit(main())",
+        sys.executable, "-c", "import sys; from connmon.commands.cli import main; sys.exit(main())",
         "snapshot", "--host", address, "--format", "json",
     ]  # fmt: skip
     found = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=WAIT)

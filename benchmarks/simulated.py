@@ -2,8 +2,8 @@
 
 Rules kept here:
 
-- The applications speak connmon.wire and keep the reporter's rules: one report without an answer at most,
-  absolute totals, a full report first on each connection and where one is asked for.
+- The applications speak connmon.protocol.frames and keep the reporter's rules: one report without an
+  answer at most, absolute totals, a full report first on each connection and where one is asked for.
 - All of them and the readers live on one event loop. Times are by the monotonic clock.
 """
 
@@ -24,30 +24,16 @@ from typing import Any, Final
 
 import psutil
 
-from connmon.model import (
-    CHECKED_OUT,
-    IDLE,
-    Connection,
-    Gauges,
-    NodeStatus,
-    Peaks,
-    PoolInfo,
-    PoolReport,
-    Process,
-    ProcessRow,
-    ProgramRow,
-    Query,
-    Report,
-    Rows,
-    StatusQuery,
-    Totals,
-)
-from connmon.wire import Ack, ClientSide, Refuse, Welcome
+from connmon.protocol.frames import Ack, ClientSide, Refuse, Welcome
+from connmon.protocol.queries import NodeStatus, Query, StatusQuery
+from connmon.protocol.reports import Connection, PoolInfo, PoolReport, Process, Report
+from connmon.protocol.rows import ProcessRow, ProgramRow, Rows
+from connmon.protocol.values import CHECKED_OUT, IDLE, Gauges, Peaks, Totals
 
 HOST: Final = "127.0.0.1"
 NAMES: Final = ("node1", "node2", "node3")
 #: Makes a program die with the benchmark.
-LAUNCH: Final = str(Path(__file__).resolve().parents[1] / "tests" / "launch.py")
+LAUNCH: Final = str(Path(__file__).resolve().parents[1] / "tests" / "support" / "launch.py")
 #: Seconds that anything is waited for.
 WAIT: Final = 30.0
 #: Checkouts between two reports of one process: what naive replication would send one by one.

@@ -14,9 +14,9 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from connmon.dbaddress import FAMILIES, LARGEST_BACKEND, UNKNOWN, DatabaseServer, of_socket
+from connmon.database_address import FAMILIES, LARGEST_BACKEND, UNKNOWN, DatabaseServer, of_socket
 from connmon.interrupts import interrupted
-from connmon.model import LARGEST
+from connmon.protocol.values import LARGEST
 
 
 class Said(NamedTuple):

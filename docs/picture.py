@@ -1,6 +1,6 @@
 """Render a screen of the console as SVG: the picture of the README.
 
-    python -m tests.made_fleet    # a node with the made fleet of the tests; it prints its port, then:
+    python -m tests.support.made_fleet    # a node with the made fleet of the tests; it prints its port, then:
     python docs/picture.py docs/console.svg --host 127.0.0.1:PORT
 
 The real console runs in a pseudo-terminal of 100 x 24; pyte keeps what an eye would see of it, and
@@ -41,7 +41,10 @@ def captured(arguments: list[str], keys: str) -> pyte.Screen:
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
     process = subprocess.Popen(
-        [sys.executable, "-c", "import sys; from connmon.cli import main; sys.exit(main())", *arguments],
+        [
+            sys.executable, "-c",
+            "import sys; from connmon.commands.cli import main; sys.exit(main())", *arguments,
+        ],
         stdin=slave, stdout=slave, stderr=slave, env={**os.environ, "TERM": "linux"},
     )  # fmt: skip
     end = time.monotonic() + SECONDS

@@ -1,6 +1,6 @@
 """What all tests share: private database servers, a fresh reporter for each, and Hypothesis's settings.
 
-What a test does without a server that is not installed: see tests.requirements.
+What a test does without a server that is not installed: see tests.support.requirements.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.servers import MariaDB, PostgreSQL, Server
+from tests.support.servers import MariaDB, PostgreSQL, Server
 
 # Timings are never asserted. In CI the default is Hypothesis's profile for it: the same examples each time.
 settings.register_profile(

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from connmon import config
 from connmon.address import Address, parse_address
-from connmon.cluster.judging import thresholds_of
+from connmon.cluster.state.judging import thresholds_of
 from connmon.config import BUILT_IN, Config, Node, Service, UrlOptions, direct, load, url_options
 from connmon.errors import ConfigError, UsageError
-from connmon.verdicts import Thresholds
+from connmon.protocol.verdicts import Thresholds
 
 CLUSTER = """\
 # one file for all of them

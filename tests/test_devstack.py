@@ -17,13 +17,13 @@ import pytest
 from sqlalchemy.engine import URL, make_url
 
 from connmon.config import load
-from tests.devstack import FUNCTIONS, LOGIN, PLUGIN, SECTIONS, UWSGIS, Stack
-from tests.nodes import running_node
-from tests.requirements import needs, program
-from tests.servers import Server
-from tests.site import ROOT
-from tests.truth import TRUTH
-from tests.waiting import wait_for
+from tests.support.devstack import FUNCTIONS, LOGIN, PLUGIN, SECTIONS, UWSGIS, Stack
+from tests.support.nodes import running_node
+from tests.support.requirements import needs, program
+from tests.support.servers import Server
+from tests.support.site import ROOT
+from tests.support.truth import TRUTH
+from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -219,7 +219,7 @@ def test_the_engines_report(tmp_path: Path, mariadb: Server) -> None:
         for form in ("url", "parameters"):
             stack.stack(CONNMON_FORM=form)
             process = subprocess.Popen(
-                [sys.executable, "-m", "tests.devstack_services", *arguments],
+                [sys.executable, "-m", "tests.support.devstack_services", *arguments],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True,
             )  # fmt: skip
             with process:
@@ -229,7 +229,7 @@ def test_the_engines_report(tmp_path: Path, mariadb: Server) -> None:
                 def shown() -> bool:
                     pools = {make_url(row["pool"]).database: row for row in node.rows("pool")}
                     assert set(pools) == names
-                    assert {row["program"] for row in pools.values()} == {"tests.devstack_services"}
+                    assert {row["program"] for row in pools.values()} == {"tests.support.devstack_services"}
                     rows = node.rows("connection")
                     found = {(make_url(row["pool"]).database, row["server_id"]) for row in rows}
                     assert found == {(one.db, one.id) for one in mariadb.sessions() if one.db in names}

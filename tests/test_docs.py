@@ -12,9 +12,12 @@ from urllib.parse import urlsplit
 import pytest
 from msgspec import Struct
 
-from connmon import config, model, wire
-from connmon.arguments import argument_parser
-from connmon.cluster import daemon, exposition, peer
+from connmon import config
+from connmon.cluster import daemon
+from connmon.cluster.export import prometheus
+from connmon.cluster.raft import messages
+from connmon.commands.arguments import argument_parser
+from connmon.protocol import batch, frames
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -50,10 +53,10 @@ def test_every_option_of_the_config_file() -> None:
 def test_every_metric() -> None:
     """Every metric is in the page about metrics, those of the node with their whole name."""
     page = (DOCS / "metrics.rst").read_text()
-    for family in (*exposition._FAMILIES, *exposition._TIMED, exposition.VERDICT):
+    for family in (*prometheus._FAMILIES, *prometheus._TIMED, prometheus.VERDICT):
         assert f"\n``{family.name}`` (" in page, family.name
-    assert f"\n``connmon_{exposition.VERDICTS.name}`` (" in page
-    source = Path(exposition.__file__).with_name("metrics.py").read_text()
+    assert f"\n``connmon_{prometheus.VERDICTS.name}`` (" in page
+    source = Path(prometheus.__file__).with_name("node_metrics.py").read_text()
     names = re.findall(r'^            \(\s*"(\w+)",\s*"', source, re.M)
     assert len(names) > 12
     for name in (*names, "info", "role", "links", "command_seconds"):
@@ -73,10 +76,11 @@ ERRORS = (
     "_Mistake",
 )
 MODULES = (
-    "config", "credentials", "tls", "address", "cluster/datadir", "cluster/dump", "cluster/daemon",
-    "cluster/openfiles", "cluster/logsections",
-    "arguments", "cli", "client", "batch", "output", "record", "recording", "database/sessions",
-    "database/whois", "dbaddress", "demo", "chaos", "console/screen",
+    "config", "address", "database_address", "protocol/credentials", "protocol/tls", "cluster/raft/storage",
+    "cluster/export/csv_dump", "cluster/daemon", "cluster/open_files", "cluster/log_sections",
+    "commands/arguments", "commands/cli", "commands/repeat", "commands/output", "commands/record",
+    "commands/demo/run", "commands/demo/process", "commands/demo/chaos", "reader/client", "reader/recording",
+    "database/sessions", "database/whois", "console/screen",
 )  # fmt: skip
 
 
@@ -143,12 +147,12 @@ def test_which_forms_are_uris() -> None:
             assert (parts.hostname, parts.password) == ("db", "secret")
 
 
-def messages() -> list[type[Struct]]:
+def message_types() -> list[type[Struct]]:
     """Return the types of all messages, those of nodes to one another too."""
-    return [*get_args(wire.Message), *get_args(peer.Framed)]
+    return [*get_args(frames.Message), *get_args(messages.Framed)]
 
 
-@pytest.mark.parametrize("message", messages(), ids=lambda message: message.__struct_config__.tag)
+@pytest.mark.parametrize("message", message_types(), ids=lambda message: message.__struct_config__.tag)
 def test_every_message_of_the_protocol(message: type[Struct]) -> None:
     """Each message has its section in the page about the protocol, with its fields, in their order."""
     page = (DOCS / "protocol.rst").read_text()
@@ -162,13 +166,13 @@ def test_every_message_of_the_protocol(message: type[Struct]) -> None:
     ]
     assert documented == list(message.__struct_encode_fields__)
     limits = page[page.index("The largest payload") : page.index("A connection\n")]
-    assert message in get_args(peer.Framed) or tag == "refuse" or f"``{tag}``" in limits
+    assert message in get_args(messages.Framed) or tag == "refuse" or f"``{tag}``" in limits
 
 
 def test_what_a_batch_is() -> None:
     """The parts of a command are in the page, in their order."""
     page = " ".join((DOCS / "protocol.rst").read_text().split())
-    for part in (model.Batch, model.Tick, model.Departure, peer.Entry):
+    for part in (batch.Batch, batch.Tick, batch.Departure, messages.Entry):
         assert f"``[{', '.join(part.__struct_encode_fields__)}]``" in page, part
 
 
@@ -176,7 +180,7 @@ def test_the_limits_of_the_protocol() -> None:
     """The sizes in the page are those of the code."""
     page = (DOCS / "protocol.rst").read_text()
     for size in (
-        wire.HELLO_LIMIT, wire.REPORT_LIMIT, wire.QUERY_LIMIT, wire.ANSWER_LIMIT, wire.PEER_LIMIT,
-        peer.COMMAND_LIMIT, peer.PART, peer.MESSAGE_LIMIT,
+        frames.HELLO_LIMIT, frames.REPORT_LIMIT, frames.QUERY_LIMIT, frames.ANSWER_LIMIT, frames.PEER_LIMIT,
+        messages.COMMAND_LIMIT, messages.PART, messages.MESSAGE_LIMIT,
     ):  # fmt: skip
         assert f"{size:,}" in page, size

@@ -32,7 +32,7 @@ from connmon.plugin import holder, queuepool
 from connmon.plugin.engine import describe
 from connmon.plugin.ledger import Ledger
 from connmon.plugin.pool import instrument
-from tests.fake_dbapi import Database, Disconnected
+from tests.support.fake_dbapi import Database, Disconnected
 
 PLUGIN = str(Path(connmon.plugin.__file__).parent)
 #: The line in which the pool gets its record back: a signal between its begin and that call loses the slot.

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import compiled, requirements
-from tests.site import ROOT
+from tests.support import compiled, requirements
+from tests.support.site import ROOT
 
 PAGES = (
     *Path(ROOT).glob("*.rst"),
@@ -59,7 +59,7 @@ def test_nothing_else_skips() -> None:
         and node.attr in skipping
         and ast.unparse(node.value) in ("pytest", "pytest.mark")
     ]
-    assert not found, f"{found}: use tests.requirements"
+    assert not found, f"{found}: use tests.support.requirements"
 
 
 @pytest.mark.parametrize(("setting", "code"), [("", 0), ("required", 1)])

@@ -1,4 +1,4 @@
-"""The private servers of tests/servers.py, which other tests stand on."""
+"""The private servers of tests/support/servers.py, which other tests stand on."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ import pymysql
 import pytest
 import sqlalchemy
 
-from tests.requirements import needs_driver
-from tests.servers import Server
-from tests.waiting import wait_for
+from tests.support.requirements import needs_driver
+from tests.support.servers import Server
+from tests.support.waiting import wait_for
 
 
 def login(server: Server, **names: str) -> dict[str, Any]:
@@ -114,7 +114,9 @@ def test_restart_keeps_data_and_port(postgresql: Server, mariadb: Server) -> Non
 @pytest.mark.usefixtures("mariadb", "postgresql")
 def test_server_dies_with_killed_tests(kind: str) -> None:
     """A server does not outlive the process that started it, even when that was killed."""
-    program = f"from tests.servers import {kind}; s = {kind}(); print(s.directory, s.port, flush=True)"
+    program = (
+        f"from tests.support.servers import {kind}; s = {kind}(); print(s.directory, s.port, flush=True)"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", f"{program}; input()"],
         stdin=subprocess.PIPE,

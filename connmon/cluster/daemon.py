@@ -20,26 +20,26 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from connmon import __version__
-from connmon.cluster import logsections
-from connmon.cluster.datadir import DataDir, Trial
-from connmon.cluster.dump import Dump, check_dump, open_dump
-from connmon.cluster.dumpfile import DumpFile
-from connmon.cluster.judging import thresholds_of
-from connmon.cluster.manager import Manager, reload
-from connmon.cluster.notices import Notices, system_reason
-from connmon.cluster.openfiles import Room, current_limit, raise_limit, room
-from connmon.cluster.replica import Replica
+from connmon.cluster import log_sections
+from connmon.cluster.export.csv_dump import Dump, check_dump, open_dump
+from connmon.cluster.export.dump_file import DumpFile
+from connmon.cluster.log_limit import Notices, system_reason
+from connmon.cluster.open_files import Room, current_limit, raise_limit, room
+from connmon.cluster.raft.replica import Replica
+from connmon.cluster.raft.storage import DataDir, Trial
+from connmon.cluster.raft.transport import Peers
 from connmon.cluster.server import Server
-from connmon.cluster.state import State
-from connmon.cluster.transport import Peers
+from connmon.cluster.service_manager import Manager, reload
+from connmon.cluster.state.judging import thresholds_of
+from connmon.cluster.state.machine import State
 from connmon.cluster.writable import can_bind, check_file
 from connmon.config import DEFAULT_SERVICE, Address, Config, Node, Service, load
-from connmon.credentials import Credentials, of_client, of_node
 from connmon.errors import ProtocolError, UsageError, one_line
+from connmon.protocol.credentials import Credentials, of_client, of_node
 
 if TYPE_CHECKING:
-    from connmon.cluster.scrape import ScrapePort
-    from connmon.tls import Notice
+    from connmon.cluster.export.http import ScrapePort
+    from connmon.protocol.tls import Notice
 
 logger = logging.getLogger("connmon.connmond")
 
@@ -155,7 +155,7 @@ def _closed_with(service: Service) -> tuple[Credentials, list[Notice]]:
     of_client(service)  # a node is a client of the other nodes
     if credentials.tls is None:
         return credentials, []
-    from connmon.tls import check_dates
+    from connmon.protocol.tls import check_dates
 
     return credentials, check_dates(service, time.time())
 
@@ -203,7 +203,7 @@ def _set_up_logging(config: Config, verbose: bool) -> None:
         level = logging.DEBUG if verbose else logging.INFO
         logging.basicConfig(level=level, format=LOG_FORMAT, stream=sys.stderr)
         return
-    logsections.set_up(str(config.path))
+    log_sections.set_up(str(config.path))
     if verbose:
         logging.getLogger("connmon").setLevel(logging.DEBUG)
 
@@ -283,8 +283,10 @@ async def _serve(
 
 async def _serve_metrics(service: Service, server: Server, replica: Replica) -> ScrapePort | None:
     """Return the port of the metrics, which listens; None, after saying why, where it cannot."""
-    from connmon.cluster.metrics import Metrics  # prometheus_client takes a while, and few need it
-    from connmon.cluster.scrape import ScrapePort
+    from connmon.cluster.export.http import ScrapePort
+    from connmon.cluster.export.node_metrics import (
+        Metrics,  # prometheus_client takes a while, and few need it
+    )
 
     assert service.metrics is not None
     scrapes = ScrapePort(service.metrics, Metrics(server, replica).page)

@@ -29,38 +29,35 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
-from connmon.cluster import history, lookups, status
-from connmon.cluster.digests import Digests
-from connmon.cluster.intake import Intake, Waiting
-from connmon.cluster.link import Link, footprint
-from connmon.cluster.notices import LimitNotices, Notices
-from connmon.cluster.openfiles import Room, current_limit, room
-from connmon.cluster.replica import ApplyError, Replica
-from connmon.cluster.rows import About
-from connmon.cluster.spread import Spread
+from connmon.cluster import status
+from connmon.cluster.batching import Intake, Waiting
+from connmon.cluster.client_connection import Link, footprint
+from connmon.cluster.log_limit import LimitNotices, Notices
+from connmon.cluster.open_files import Room, current_limit, room
+from connmon.cluster.raft.replica import ApplyError, Replica
+from connmon.cluster.rebalance import Spread
+from connmon.cluster.state import history, lookups
+from connmon.cluster.state.answers import About
+from connmon.cluster.state.digest import Digests
 from connmon.config import Node, Service
-from connmon.credentials import OPEN, Credentials
 from connmon.errors import ProtocolError
-from connmon.model import (
-    CONNECTIONS_REPORTED,
-    POOLS_REPORTED,
-    Batch,
-    Departure,
+from connmon.protocol.batch import Batch, Departure, Tick
+from connmon.protocol.credentials import OPEN, Credentials
+from connmon.protocol.frames import Hello, NodeSide
+from connmon.protocol.queries import (
     History,
     HistoryQuery,
     NodeStatus,
-    Report,
-    Rows,
     RowsQuery,
     StatusQuery,
-    Tick,
     UsersQuery,
     WaitsQuery,
 )
-from connmon.wire import Hello, NodeSide
+from connmon.protocol.reports import CONNECTIONS_REPORTED, POOLS_REPORTED, Report
+from connmon.protocol.rows import Rows
 
 if TYPE_CHECKING:
-    from connmon.tls import Channel
+    from connmon.protocol.tls import Channel
 
 logger = logging.getLogger(__name__)
 

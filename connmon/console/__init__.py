@@ -13,5 +13,5 @@ Pure, from the rows to the screen:
 Not pure: `screen`, the only import of curses; `app`, the loop; `fetcher`, the thread that talks to the
 node; `local`, what this host's system says of a process; `replay`, a recording in a node's place.
 
-The console never imports plugin or cluster; it knows a node only through `connmon.client`.
+The console never imports plugin or cluster; it knows a node only through `connmon.reader.client`.
 """

@@ -22,14 +22,14 @@ from dataclasses import replace
 from types import FrameType
 from typing import Any, Final, NoReturn, Protocol
 
-from connmon import client
 from connmon.config import Node
 from connmon.console import handlers, mouse, screen, state, views
 from connmon.console.fetcher import AskNodes, Demand, Fetcher, News, Note, Position
 from connmon.console.source import Maxima
 from connmon.console.state import Picture, Silence, State
-from connmon.credentials import OPEN, Credentials
 from connmon.errors import ConnmonError
+from connmon.protocol.credentials import OPEN, Credentials
+from connmon.reader import client
 
 #: Longest time for which the loop waits for a key before it looks for news.
 LOOK: Final = 0.1

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from connmon.console import forms, tables, text
 from connmon.console.columns import Row
 from connmon.console.lines import VERDICT_ROLES, Field, Line, Role, flow, wrapped
-from connmon.formats import short_duration as duration
+from connmon.protocol.text import short_duration as duration
 
 #: More lines than all fields need: what has no room is what is at the end.
 MOST: Final = 10_000

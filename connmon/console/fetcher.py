@@ -21,16 +21,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from connmon import client
 from connmon.config import Node
 from connmon.console.columns import Row
 from connmon.console.local import Watch
 from connmon.console.source import Key, Maxima, Source, Want
 from connmon.console.state import INTERVAL, Local, Picture, Reel, Remembered, Samples, Silence
-from connmon.credentials import OPEN, Credentials
 from connmon.errors import ConnmonError
-from connmon.model import EVERYTHING, HistoryQuery, RowKey
-from connmon.snapshot import Snapshot
+from connmon.protocol.credentials import OPEN, Credentials
+from connmon.protocol.queries import EVERYTHING, HistoryQuery
+from connmon.protocol.rows import RowKey
+from connmon.protocol.snapshot import Snapshot
+from connmon.reader import client
 
 #: Seconds after which a node that was asked counts as dead.
 ANSWER: Final = 5.0

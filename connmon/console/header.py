@@ -11,8 +11,8 @@ from connmon.console.columns import FALLING, RISING
 from connmon.console.lines import VERDICT_ROLES, Field, Line, Span
 from connmon.console.panes import Pane
 from connmon.console.state import State
-from connmon.formats import short_age as age
-from connmon.model import EVERYTHING
+from connmon.protocol.queries import EVERYTHING
+from connmon.protocol.text import short_age as age
 
 #: Samples that the lines in the header show: five minutes of them.
 TREND_SAMPLES = 150

@@ -14,21 +14,21 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
-from connmon import procinfo
+from connmon import process_info
 from connmon.console import forms
 from connmon.console.columns import Row
 from connmon.console.state import Local
-from connmon.dbaddress import FAMILIES, servers_of
+from connmon.database_address import FAMILIES, servers_of
 
 
 class Watch:
     """Looks at one process after the other, as the console opens them."""
 
     def __init__(self) -> None:
-        self._host = procinfo.host()
+        self._host = process_info.host()
         self._addresses: dict[str, frozenset[str]] = {}
         self._instance = ""
-        self._process: procinfo.Watched | None = None
+        self._process: process_info.Watched | None = None
 
     def look(self, instance: str, pools: Sequence[Row]) -> Local | None:
         """Return what the system says of the process that has these pools; None where it is elsewhere."""
@@ -37,7 +37,7 @@ class Watch:
         if not isinstance(pid, int) or row.get("host") != self._host or row.get("state") != "connected":
             return None
         if instance != self._instance or self._process is None:
-            self._instance, self._process = instance, procinfo.Watched(pid, row.get("started_seconds"))
+            self._instance, self._process = instance, process_info.Watched(pid, row.get("started_seconds"))
         servers = {server for pool in pools for server in _by_tcp(pool)}
         ends = {(address, port) for host, port in servers for address in self._resolved(host)}
         live = self._process.look(ends)
@@ -67,7 +67,7 @@ def _by_tcp(pool: Row) -> list[tuple[str, int]]:
     return [(server.host, server.port) for server in found if server.host and server.port]
 
 
-def _told(live: procinfo.Live, servers: int | None, counted: int) -> str:
+def _told(live: process_info.Live, servers: int | None, counted: int) -> str:
     """`servers`: how many its pools reach by TCP; None: not known."""
     usage = (
         f"CPU {forms.percent(live.cpu_percent)}   memory {forms.size(live.rss_bytes)}   "

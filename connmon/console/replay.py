@@ -22,8 +22,10 @@ from connmon.console.columns import Row
 from connmon.console.fetcher import Demand, News, Note, Position
 from connmon.console.source import Key, Source, Want, belongs
 from connmon.console.state import Picture, Reel, Remembered, Samples, State
-from connmon.model import EVERYTHING, Grouping, RowKey
-from connmon.recording import Recording, answered
+from connmon.protocol.queries import EVERYTHING
+from connmon.protocol.rows import RowKey
+from connmon.protocol.values import Grouping
+from connmon.reader.recording import Recording, answered
 
 #: Samples of a row that are kept.
 SAMPLES = 300

@@ -17,9 +17,10 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from connmon.console import merging
 from connmon.console.columns import Row
 from connmon.console.tables import WAIT_THERE, Table
-from connmon.model import RowKey, Rows, RowsQuery, UsersQuery, WaitsQuery
-from connmon.servermax import judged_by
-from connmon.snapshot import Snapshot
+from connmon.protocol.queries import RowsQuery, UsersQuery, WaitsQuery
+from connmon.protocol.rows import RowKey, Rows
+from connmon.protocol.snapshot import Snapshot
+from connmon.reader.server_maxima import judged_by
 
 Key: TypeAlias = tuple[Any, ...]
 Maxima: TypeAlias = Mapping[tuple[str, int | None], int]

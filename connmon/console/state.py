@@ -21,7 +21,8 @@ from connmon.console.columns import Row
 from connmon.console.pages import View
 from connmon.console.panes import Page, Pane
 from connmon.console.source import REMEMBERED, Key, Want
-from connmon.model import EVERYTHING, RowKey
+from connmon.protocol.queries import EVERYTHING
+from connmon.protocol.rows import RowKey
 
 #: Seconds that a note stays on the screen.
 NOTE_SECONDS: Final = 12.0

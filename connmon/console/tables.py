@@ -18,9 +18,9 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 from connmon.console import forms, text
 from connmon.console.columns import EXTRA, Cell, Column, Row
 from connmon.console.forms import count, word
-from connmon.formats import short_age as age
-from connmon.formats import short_duration as duration
-from connmon.model import VerdictWord
+from connmon.protocol.text import short_age as age
+from connmon.protocol.text import short_duration as duration
+from connmon.protocol.values import VerdictWord
 
 Table: TypeAlias = Literal[
     "program", "host", "database", "process", "pool", "connection", "site", "wait", "node"

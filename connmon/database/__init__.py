@@ -1,6 +1,6 @@
 """The database server's side of it: its own session list, beside what processes report. For the terminal.
 
-- `passwords`: from the files of the servers' own clients (pure). Which server is meant: `connmon.dbaddress`.
+- `passwords`: from the files of the servers' own clients (pure).
 - `sessions`: asks the server; the only import of SQLAlchemy outside of what applications load. `locks`: what
   it asks of locks, and how the answers are read (pure).
 - `blocking`: which session blocks which, and whose they are (pure).

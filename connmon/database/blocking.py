@@ -11,13 +11,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from connmon.database.locks import Locks
-from connmon.formats import printable, short_age
-
-if TYPE_CHECKING:
-    from connmon.database.reconcile import Session
+from connmon.database.server_view import Session
+from connmon.protocol.text import printable, short_age
 
 #: What the server says of a session, and what the connection's row adds.
 SERVER_KEYS: Final = (

@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from connmon.client import read_once
 from connmon.config import Service
-from connmon.credentials import Credentials
 from connmon.database.reconcile import Look, Naming, is_settled, reconcile
 from connmon.database.sessions import DatabaseSessions, parse_url
 from connmon.database.whois import At, whois
-from connmon.dbaddress import DatabaseServer, plain
-from connmon.procinfo import addresses, host
+from connmon.database_address import DatabaseServer, plain
+from connmon.process_info import addresses, host
+from connmon.protocol.credentials import Credentials
+from connmon.reader.client import read_once
 
 #: Seconds between two looks: a report a second, a batch, and some to spare.
 SETTLE: Final = 2.5

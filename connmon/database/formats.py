@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from connmon.database.blocking import whose
-from connmon.dbaddress import DatabaseServer
-from connmon.formats import aligned, csv_cell, printable
+from connmon.database_address import DatabaseServer
+from connmon.protocol.text import csv_cell, printable
+from connmon.reader.formats import aligned
 
 #: How many ids of sessions with the same owner a line of the table shows.
 SHOWN_IDS: Final = 5

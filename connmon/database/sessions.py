@@ -28,8 +28,8 @@ from connmon.database import locks
 from connmon.database.crowded import hint
 from connmon.database.locks import Locks, Unseen
 from connmon.database.passwords import from_my_cnf, from_pgpass
-from connmon.database.reconcile import Listening, ServerView, Session
-from connmon.dbaddress import (
+from connmon.database.server_view import Listening, ServerView, Session
+from connmon.database_address import (
     FAMILIES,
     PORTS,
     UNKNOWN,

@@ -20,10 +20,10 @@ from urllib.parse import unquote
 from connmon.database.blocking import SERVER_KEYS, blocked_by, described, in_words, roots, waiting_for
 from connmon.database.locks import Locks
 from connmon.database.reconcile import Look, Naming
-from connmon.dbaddress import DatabaseServer, joined, named, names, servers_of
+from connmon.database_address import DatabaseServer, joined, named, names, servers_of
 from connmon.errors import ConfigError, one_line
-from connmon.formats import csv_cell, printable, short_age
-from connmon.model import LARGEST
+from connmon.protocol.text import csv_cell, printable, short_age
+from connmon.protocol.values import LARGEST
 
 #: The width of the names on the left.
 _LEFT: Final = 10

@@ -28,10 +28,10 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import AssertionPool, Pool, QueuePool, SingletonThreadPool, StaticPool
 
 from connmon.config import url_options
-from connmon.dbaddress import DatabaseServer, joined, servers_in_url
+from connmon.database_address import DatabaseServer, joined, servers_in_url
 from connmon.drivers import Driver
 from connmon.errors import ConfigError
-from connmon.model import PoolInfo
+from connmon.protocol.reports import PoolInfo
 
 if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import Dialect
@@ -177,7 +177,7 @@ def created(engine: Engine, options: Options) -> None:
         # Here, and not above: should they fail to import, the application does not notice.
         from connmon.plugin import holder
         from connmon.plugin.pool import instrument
-        from connmon.plugin.program import program_name
+        from connmon.plugin.program_name import program_name
         from connmon.plugin.reporter import ledger_for
 
         ledger = ledger_for(service, given.program or program_name())

@@ -29,10 +29,10 @@ from types import CodeType, FrameType
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from connmon.interrupts import interrupted
-from connmon.model import HolderIn
 from connmon.plugin import call_site as frames
-from connmon.plugin import native
-from connmon.plugin.sites import Look, Site
+from connmon.plugin import unpatched
+from connmon.plugin.call_site_accounts import Look, Site
+from connmon.protocol.values import HolderIn
 
 #: Frames of a stack that are reported at most, and characters of a line.
 DEPTH: Final = 32
@@ -51,7 +51,7 @@ class Mark:
     __slots__ = ("_thread", "ident", "name")
 
     def __init__(self) -> None:
-        self.ident = native.get_ident()
+        self.ident = unpatched.get_ident()
         thread = _active.get(self.ident)
         self._thread = None if thread is None else weakref.ref(thread)
         name = getattr(thread, "_name", None)
@@ -99,7 +99,7 @@ def asking(asynchronous: bool) -> Callable[[], Holder]:
                 return mark()
 
         return task
-    if native.patched():
+    if unpatched.patched():
         current: Callable[[], Any] = importlib.import_module("greenlet").getcurrent
         return lambda: weakref.ref(current())
     return mark

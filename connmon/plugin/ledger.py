@@ -19,31 +19,32 @@ import itertools
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from connmon.model import (
-    CHECKED_OUT,
+from connmon.plugin.call_site_accounts import Look, Room, Sampling, SiteAccount
+from connmon.plugin.call_site_reports import SiteReports
+from connmon.plugin.holder_checks import NOT_LOOKED, Holders, Looking
+from connmon.plugin.pool_account import UNCOUNTED, Entry, Live, PoolAccount, highest, within
+from connmon.plugin.pool_sums import OTHERS, Counted, Surplus, age
+from connmon.protocol.reports import (
     CONNECTIONS_REPORTED,
-    DETACHED,
-    IDLE,
     POOLS_REPORTED,
     Connection,
-    ConnectionState,
-    Gauges,
-    Peaks,
     PoolInfo,
     PoolReport,
     Report,
-    RowKey,
     ServerAddress,
     SiteReport,
+)
+from connmon.protocol.rows import RowKey, database_key
+from connmon.protocol.values import (
+    CHECKED_OUT,
+    DETACHED,
+    IDLE,
+    ConnectionState,
+    Gauges,
+    Peaks,
     changed_times,
-    database_key,
     plus,
 )
-from connmon.plugin.account import UNCOUNTED, Entry, Live, PoolAccount, highest, within
-from connmon.plugin.looking import NOT_LOOKED, Holders, Looking
-from connmon.plugin.sitereports import SiteReports
-from connmon.plugin.sites import Look, Room, Sampling, SiteAccount
-from connmon.plugin.surplus import OTHERS, Counted, Surplus, age
 
 #: How many databases keep the totals of their pools that are gone, and of those that are not reported one
 #: by one; the rest share one.

@@ -26,13 +26,13 @@ from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
 from connmon.interrupts import interrupted
-from connmon.model import PoolInfo
 from connmon.plugin import forks, holder
-from connmon.plugin.account import KEY, UNCOUNTED, Entry, Lifeline, PoolAccount, given_back
+from connmon.plugin.call_site_accounts import Sampling
+from connmon.plugin.describe import Location
 from connmon.plugin.ledger import Ledger
-from connmon.plugin.location import Location
+from connmon.plugin.pool_account import KEY, UNCOUNTED, Entry, Lifeline, PoolAccount, given_back
 from connmon.plugin.queuepool import Extra, watch
-from connmon.plugin.sites import Sampling
+from connmon.protocol.reports import PoolInfo
 
 Checkout: TypeAlias = Callable[[Any, Any, Any], None]
 Checkin: TypeAlias = Callable[[Any, Any], None]

@@ -26,7 +26,7 @@ from sqlalchemy import exc
 from sqlalchemy.pool import Pool, QueuePool
 
 from connmon.interrupts import interrupted
-from connmon.plugin.account import KEY, UNCOUNTED, PoolAccount, given_back
+from connmon.plugin.pool_account import KEY, UNCOUNTED, PoolAccount, given_back
 
 #: The mark on a wrapped creator whose pool accounts for checkouts itself: its `Extra`.
 EXTRA = "connmon_extra"

@@ -29,16 +29,16 @@ import sys
 from time import monotonic
 from typing import Any
 
-from connmon import __version__, procinfo
+from connmon import __version__, process_info
 from connmon.config import Service
-from connmon.credentials import Credentials, of_client
 from connmon.errors import ConfigError
 from connmon.interrupts import interrupted
-from connmon.model import Process, Usage
-from connmon.plugin import forks, holder, native
+from connmon.plugin import forks, holder, unpatched
 from connmon.plugin.ledger import Ledger
-from connmon.plugin.line import READ, Line
 from connmon.plugin.uplink import Uplink
+from connmon.plugin.uplink_socket import READ, Line
+from connmon.protocol.credentials import Credentials, of_client
+from connmon.protocol.reports import Process, Usage
 
 #: Seconds that the exit of the process may wait in all: for a connection to a node, and for its last report
 #: to be acknowledged.
@@ -67,8 +67,8 @@ class Reporter:
     def __init__(self) -> None:
         self.instance = _instance()
         self._lines: dict[tuple[Service, str], Line] = {}
-        self._guard = native.lock()
-        self._starting = native.lock()
+        self._guard = unpatched.lock()
+        self._starting = unpatched.lock()
         self._starting_since: float | None = None
         self._running = False
         self._leaving = False
@@ -76,19 +76,19 @@ class Reporter:
         """The process is about to end: have a connection, and begin nothing more."""
         self._ending = False
         """Whether `prepare_to_leave` was called."""
-        self._prepared = native.lock()
-        self._working = native.lock()
+        self._prepared = unpatched.lock()
+        self._working = unpatched.lock()
         """Held by the thread but while it waits: who gets it can go on in its place, once it is no more."""
         self._patience = EXIT
-        self._left = native.lock()
-        self._whole = native.lock()
+        self._left = unpatched.lock()
+        self._whole = unpatched.lock()
         self._forking = 0
         """The thread that holds `_whole` for a fork."""
         self._alarm: _Alarm | None = None
         self._new_poll: Any = None
         self._hurt = False
         """Whether it has failed, and waits to begin anew."""
-        self._host = procinfo.host()
+        self._host = process_info.host()
         self._usage: Usage | None = None
         self._sampled = -SAMPLE
 
@@ -101,7 +101,7 @@ class Reporter:
             if line is None:
                 # One process under two names is two rows: the second ledger is an instance of its own.
                 instance = self.instance if not self._lines else _instance()
-                ledger = Ledger(instance, native.lock, monotonic, holder)
+                ledger = Ledger(instance, unpatched.lock, monotonic, holder)
                 line = self._open(ledger, service, program, _credentials(service))
         return line.uplink.ledger
 
@@ -134,7 +134,7 @@ class Reporter:
             if self._starting_since is None:
                 self._starting_since = now
             elif now - self._starting_since > STUCK:  # an interruption came before its release
-                self._starting_since, self._starting = None, native.lock()
+                self._starting_since, self._starting = None, unpatched.lock()
             return False
         try:
             self._starting_since = None
@@ -150,12 +150,12 @@ class Reporter:
         try:
             self._alarm = _Alarm()
             # Not in the thread, since eventlet imports for it: see `native` on forks.
-            self._new_poll = native.poll_type()
+            self._new_poll = unpatched.poll_type()
             self._left.acquire(False)
             self._prepared.acquire(False)
             _at_exit_of_workers()
             self._running = True
-            native.start_thread(self._run)
+            unpatched.start_thread(self._run)
         except BaseException as error:  # no thread, no descriptor: the application goes on unwatched
             self._running = False
             self._drop_alarm()
@@ -212,7 +212,7 @@ class Reporter:
         if not self._running or self._leaving or self._hurt or not self._working.acquire(False):
             return
         self._leaving = True
-        whole = native.lock()
+        whole = unpatched.lock()
         for line in list(self._lines.values()):
             line.take_over(whole)
         deadline = monotonic() + self._patience
@@ -231,11 +231,11 @@ class Reporter:
         parent end (one child in three, where a program forks right after it used an engine).
         """
         if self._whole.acquire(True, FORK):
-            self._forking = native.thread_id()
+            self._forking = unpatched.thread_id()
 
     def went_on(self) -> None:
         """In the parent, after a fork."""
-        if self._forking == native.thread_id():
+        if self._forking == unpatched.thread_id():
             self._forking = 0
             self._whole.release()
 
@@ -249,14 +249,14 @@ class Reporter:
     def forked(self) -> None:
         """In the child: everything so far was the parent's."""
         self.instance = _instance()
-        self._whole = native.lock()
+        self._whole = unpatched.lock()
         self._forking = 0
-        self._guard = native.lock()
-        self._starting = native.lock()
+        self._guard = unpatched.lock()
+        self._starting = unpatched.lock()
         self._starting_since = None
-        self._left = native.lock()
-        self._prepared = native.lock()
-        self._working = native.lock()
+        self._left = unpatched.lock()
+        self._prepared = unpatched.lock()
+        self._working = unpatched.lock()
         self._running = self._leaving = self._preparing = self._ending = self._hurt = False
         self._patience = EXIT
         self._drop_alarm()
@@ -381,7 +381,7 @@ class Reporter:
 
     def _say(self, level: int, line: str) -> None:
         # Under eventlet and gevent the locks of logging belong to greenlets, which this is not.
-        if native.patched():
+        if unpatched.patched():
             try:
                 os.write(2, f"{line}\n".encode("utf-8", "replace"))
             except OSError:
@@ -397,8 +397,8 @@ class Reporter:
         fresh = now - self._sampled >= SAMPLE
         if fresh:
             self._sampled = now
-            self._usage = procinfo.usage()
-        process = procinfo.identity(self._host, program) if full else None
+            self._usage = process_info.usage()
+        process = process_info.identity(self._host, program) if full else None
         return process, self._usage if full or fresh else None
 
 
@@ -417,25 +417,25 @@ class _Alarm:
         self.read_end, self._write_end = ends = os.pipe()
         for end in ends:
             os.set_blocking(end, False)
-        self._identity = native.identity(self.read_end)
+        self._identity = unpatched.identity(self.read_end)
         """Of both ends: a pipe is one file."""
 
     def ring(self) -> None:
         """Wake the thread. Raises nothing."""
         try:
-            if native.identity(self._write_end) == self._identity:
+            if unpatched.identity(self._write_end) == self._identity:
                 os.write(self._write_end, b"!")
         except OSError:
             pass  # full: it will look anyway
 
     def hear(self) -> None:
         """Take what was rung. Raises OSError where the pipe is not whole any more."""
-        if native.identity(self.read_end) != self._identity or not os.read(self.read_end, 512):
+        if unpatched.identity(self.read_end) != self._identity or not os.read(self.read_end, 512):
             raise OSError(errno.EBADF, "the application has closed a descriptor of connmon's")
 
     def close(self) -> None:
         for end in (self.read_end, self._write_end):
-            if native.identity(end) == self._identity:
+            if unpatched.identity(end) == self._identity:
                 os.close(end)
 
 

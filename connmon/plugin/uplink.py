@@ -23,9 +23,9 @@ from msgspec import structs
 
 from connmon.config import Address, Service
 from connmon.errors import ProtocolError, one_line
-from connmon.model import Process, Report, Usage
 from connmon.plugin.ledger import Ledger
-from connmon.wire import Ack, ClientSide, Goodbye, Refuse
+from connmon.protocol.frames import Ack, ClientSide, Goodbye, Refuse
+from connmon.protocol.reports import Process, Report, Usage
 
 #: Seconds. A node must take the connection, and answer the hello, within ANSWER, and
 #: acknowledge a report within ACKNOWLEDGE.

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from connmon.cluster import daemon
-from connmon.cluster.datadir import DataDir
-from connmon.cluster.following import write_image
-from connmon.cluster.pysync import Image
-from connmon.cluster.state import State
+from connmon.cluster.raft.follower import write_image
+from connmon.cluster.raft.member import Image
+from connmon.cluster.raft.storage import DataDir
+from connmon.cluster.state.machine import State
 from connmon.cluster.writable import check_directory, check_file, check_parent
-from tests.certificates import Authority
 from tests.cluster.test_daemon import Connmond, free_port, ready, run, started, write
+from tests.support.certificates import Authority
 
 __all__ = ["started"]
 

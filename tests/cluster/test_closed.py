@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from connmon.wire import ClientSide, Refuse
-from tests.certificates import Authority
-from tests.nodes import RunningNode, command
-from tests.waiting import wait_for
+from connmon.protocol.frames import ClientSide, Refuse
+from tests.support.certificates import Authority
+from tests.support.nodes import RunningNode, command
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.slow
 

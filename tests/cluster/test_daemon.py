@@ -18,11 +18,12 @@ import pytest
 
 from connmon import __version__
 from connmon.cluster import daemon
-from connmon.model import Query, Rows
-from connmon.wire import Ack, ClientSide, frame
-from tests.cluster.fakes import full
-from tests.cluster.test_manager import LOGGING
-from tests.requirements import lacking
+from connmon.protocol.frames import Ack, ClientSide, frame
+from connmon.protocol.queries import Query
+from connmon.protocol.rows import Rows
+from tests.cluster.test_service_manager import LOGGING
+from tests.support.cluster_fakes import full
+from tests.support.requirements import lacking
 
 LIMIT = 15.0
 """Seconds that a condition is waited for."""

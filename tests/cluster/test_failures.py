@@ -1,6 +1,6 @@
 """Nodes of a cluster are killed, stopped, started again and cut off while applications work.
 
-Each application keeps its own books (tests/application.py). In every scenario they work
+Each application keeps its own books (tests/support/application.py). In every scenario they work
 all the while; when they are quiet, `connmon snapshot` of every node has to show, to the unit, what
 they know; and none of their calls may have failed or been slow (Worker.told judges that).
 """
@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.fleet import Fleet, FleetNode
-from tests.cluster.namespaces import APPLICATIONS, Network, network
-from tests.cluster.trio import NAMES
-from tests.servers import Server
-from tests.site import TOTALS
-from tests.waiting import wait_for
+from tests.support.fleet import Fleet, FleetNode
+from tests.support.namespaces import APPLICATIONS, Network, network
+from tests.support.servers import Server
+from tests.support.site import TOTALS
+from tests.support.trio import NAMES
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.slow
 

@@ -11,29 +11,19 @@ from typing import Any, ClassVar
 import msgspec
 import pytest
 
-from connmon.cluster import link as link_module
+from connmon.cluster import client_connection as link_module
 from connmon.cluster import server as module
-from connmon.cluster.intake import Waiting
-from connmon.cluster.replica import Replica
+from connmon.cluster.batching import Waiting
+from connmon.cluster.raft.replica import Replica
 from connmon.cluster.server import Server
 from connmon.config import Address, Node, Service
-from connmon.model import (
-    EVERYTHING,
-    Batch,
-    Departure,
-    Gauges,
-    History,
-    HistoryQuery,
-    Peaks,
-    PoolReport,
-    Query,
-    Rows,
-    Totals,
-    UsersQuery,
-    WaitsQuery,
-)
-from connmon.wire import Ack, ClientSide, Goodbye, Hello, Message, Refuse, Welcome, frame
-from tests.cluster.fakes import FakeState, change, full
+from connmon.protocol.batch import Batch, Departure
+from connmon.protocol.frames import Ack, ClientSide, Goodbye, Hello, Message, Refuse, Welcome, frame
+from connmon.protocol.queries import EVERYTHING, History, HistoryQuery, Query, UsersQuery, WaitsQuery
+from connmon.protocol.reports import PoolReport
+from connmon.protocol.rows import Rows
+from connmon.protocol.values import Gauges, Peaks, Totals
+from tests.support.cluster_fakes import FakeState, change, full
 
 LIMIT = 20.0
 

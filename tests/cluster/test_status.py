@@ -17,14 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connmon.cluster import server as server_module
-from connmon.cluster.digests import REST, Digests
-from connmon.cluster.state import State
-from connmon.model import NodeStatus, Query, StatusQuery
-from tests.cluster.fakes import FakeState
+from connmon.cluster.state.digest import REST, Digests
+from connmon.cluster.state.machine import State
+from connmon.protocol.queries import NodeStatus, Query, StatusQuery
 from tests.cluster.test_server import Client, until, with_server
-from tests.cluster.trio import NAMES, Trio, free_ports
-from tests.nodes import command
-from tests.waiting import wait_for
+from tests.support.cluster_fakes import FakeState
+from tests.support.nodes import command
+from tests.support.trio import NAMES, Trio, free_ports
+from tests.support.waiting import wait_for
 
 # --- Digests ------------------------------------------------------------------------------
 
@@ -205,7 +205,7 @@ def test_three_nodes_have_one_digest() -> None:
 
 
 def _tick(node: str) -> Any:
-    from connmon.model import Batch, Tick
+    from connmon.protocol.batch import Batch, Tick
 
     return Batch(node, "boot", 1, Tick(0.1, 15.0), (), ())
 

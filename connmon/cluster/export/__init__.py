@@ -1,0 +1,1 @@
+"""What leaves a node by itself: Prometheus metrics over HTTP and the CSV dump."""

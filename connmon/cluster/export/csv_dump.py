@@ -1,0 +1,186 @@
+"""The CSV dump: a row per host and program and second, for as long as something changes.
+
+- Columns are `TIMESTAMP`, `TOKEN`, `SERVICE`, `NODE` and the keys of `connmon snapshot --by program`. A row
+  is written when one of its columns, besides those that only tell the time, is another than before.
+- The leader writes, or every node, as configured; a node without quorum never does, since what
+  it has is of the past.
+- Writing happens on a thread of its own, one write at a time: a disk that hangs holds back the
+  dump and nothing else, not even the node's end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import csv
+import datetime
+import io
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from connmon.cluster.export.dump_file import DumpFile
+from connmon.cluster.raft.replica import Replica
+from connmon.cluster.server import Server
+from connmon.config import Service
+from connmon.errors import ConfigError, one_line
+from connmon.protocol.rows import RowKey
+from connmon.protocol.snapshot import KEYS, Snapshot
+from connmon.protocol.text import csv_cell
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two looks.
+EVERY: Final = 1.0
+
+TIMESTAMP: Final = "timestamp"
+TOKEN: Final = "token"
+SERVICE: Final = "service"
+NODE: Final = "node"
+#: All columns that there can be.
+COLUMNS: Final = (TIMESTAMP, TOKEN, SERVICE, NODE, *KEYS["program"])
+#: Where the config has no csv_columns; the token's is there where there is one.
+DEFAULT: Final = (
+    TIMESTAMP, TOKEN, "host", "program", "state", "processes", "connections", "checked_out", "waiting",
+    "max_processes", "max_connections", "max_checked_out", "checkouts_total", "checkouts_per_second",
+)  # fmt: skip
+_TIME_ONLY: Final = (TIMESTAMP, "last_report_seconds", "verdict_reason")
+
+
+def columns_of(service: Service) -> tuple[str, ...]:
+    """Return the columns of the service's dump. Raises ConfigError."""
+    where = f"{service.origin} " if service.origin else ""
+    if service.csv_columns is None:
+        return tuple(column for column in DEFAULT if column != TOKEN or service.csv_token is not None)
+    for column in service.csv_columns:
+        if column not in COLUMNS:
+            raise ConfigError(
+                one_line(f"{where}csv_columns: no column {column[:100]!r}; possible are {', '.join(COLUMNS)}")
+            )
+    if TOKEN in service.csv_columns and service.csv_token is None:
+        raise ConfigError(f"{where}csv_columns: {TOKEN}, but there is no csv_token")
+    return service.csv_columns
+
+
+def check_dump(service: Service) -> None:
+    """Raise ConfigError where `open_dump` would; nothing is made or written."""
+    _dump_file(service, DumpFile.check_only)
+
+
+def open_dump(service: Service) -> DumpFile | None:
+    """Return the file of the service's dump, None where it has none.
+
+    Raises ConfigError where the file cannot be written to, or options do not fit together.
+    """
+    return _dump_file(service, DumpFile.check)
+
+
+def _dump_file(service: Service, check: Callable[[DumpFile], None]) -> DumpFile | None:
+    where = f"{service.origin} " if service.origin else ""
+    if service.csv_dump is None:
+        for option in ("csv_columns", "csv_token", "csv_by", "csv_size", "csv_keep"):
+            if getattr(service, option) is not None:
+                raise ConfigError(f"{where}{option}: without csv_dump, which names the file")
+        return None
+    columns = columns_of(service)
+    size = DEFAULT_SIZE if service.csv_size is None else service.csv_size
+    keep = DEFAULT_KEEP if service.csv_keep is None else service.csv_keep
+    file = DumpFile(service.csv_dump, _line(columns), size, keep)
+    try:
+        check(file)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(
+            one_line(f"{where}csv_dump: {service.csv_dump} cannot be written: {reason}")
+        ) from None
+    return file
+
+
+DEFAULT_SIZE: Final = 100 * 2**20
+DEFAULT_KEEP: Final = 5
+
+
+class Rows:
+    """Which rows are due. Pure; `columns` as `columns_of` returns them."""
+
+    def __init__(self, columns: Sequence[str], fixed: Mapping[str, str]) -> None:
+        self._columns = columns
+        self._fixed = fixed
+        self._compared = [column for column in columns if column not in _TIME_ONLY]
+        self._last: dict[RowKey, list[Any]] = {}
+
+    def due(self, rows: Sequence[tuple[RowKey, Mapping[str, Any]]], timestamp: str) -> str:
+        """Return the rows, as lines, in which something has changed since the last call."""
+        lines: list[str] = []
+        seen: dict[RowKey, list[Any]] = {}
+        for key, cells in rows:
+            row = {**cells, **self._fixed, TIMESTAMP: timestamp}
+            seen[key] = [row[column] for column in self._compared]
+            if self._last.get(key) != seen[key]:
+                lines.append(_line([csv_cell(row[column]) for column in self._columns]))
+        self._last = seen
+        return "".join(lines)
+
+    def forget(self) -> None:
+        """What was written last is not known any more: everything is due."""
+        self._last = {}
+
+
+def _line(cells: Sequence[Any]) -> str:
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerow(cells)
+    return file.getvalue()
+
+
+class Dump:
+    """Writes the dump of this node for as long as `run` runs, on an event loop."""
+
+    def __init__(self, service: Service, node: str, server: Server, replica: Replica, file: DumpFile) -> None:
+        self._leader_only = service.csv_by != "node"
+        self._server = server
+        self._replica = replica
+        self._file = file
+        fixed = {SERVICE: service.name, NODE: node, TOKEN: service.csv_token or ""}
+        self._rows = Rows(columns_of(service), fixed)
+        self._snapshot = Snapshot("program")
+
+    async def run(self) -> None:
+        """Go on for ever."""
+        while True:
+            try:
+                await self._look()
+            except Exception:
+                logger.exception("the CSV dump has failed; going on")
+            await asyncio.sleep(EVERY)
+
+    async def _look(self) -> None:
+        if not self._replica.quorum or (self._leader_only and not self._replica.is_leader):
+            self._rows.forget()
+            return
+        for frame in self._server.rows(self._snapshot.query()):
+            self._snapshot.apply(frame)
+            await asyncio.sleep(0)
+        now = datetime.datetime.now(datetime.timezone.utc)
+        timestamp = now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        rows = self._rows.due(self._snapshot.keyed_rows(), timestamp)
+        if rows and not await _on_a_thread(lambda: self._file.write(rows)):
+            self._rows.forget()
+
+
+async def _on_a_thread(call: Callable[[], bool]) -> bool:
+    """Return what it returns; nobody waits for the thread at the process's end."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[bool] = loop.create_future()
+
+    def run() -> None:
+        try:
+            result = call()
+        except Exception:
+            logger.exception("writing the CSV dump has failed")
+            result = False
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(lambda: None if done.done() else done.set_result(result))
+
+    threading.Thread(target=run, name="csv-dump", daemon=True).start()
+    return await done

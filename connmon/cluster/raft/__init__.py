@@ -1,0 +1,1 @@
+"""Replication: a Raft group over PySyncObj, its transport, its files. Only `member` imports pysyncobj."""

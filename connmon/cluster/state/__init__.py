@@ -1,0 +1,1 @@
+"""The replicated state machine and what it answers. Pure: no I/O, no clock, no randomness."""

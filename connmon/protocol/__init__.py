@@ -1,0 +1,3 @@
+"""What travels between processes, nodes and readers, and what they agree on. Pure, but for TLS contexts and
+secret files: no sockets, threads or clocks.
+"""

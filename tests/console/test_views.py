@@ -1,0 +1,790 @@
+"""The console's screens, as text.
+
+`python -m tests.console.test_views` writes the golden screens anew; read the difference before you keep it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec import structs
+
+from connmon.console import (
+    columns,
+    details,
+    forms,
+    handlers,
+    keys,
+    lines,
+    mouse,
+    state,
+    tables,
+    text,
+    views,
+)
+from connmon.console.source import Source, Want
+from connmon.console.state import Local, Picture, Reel, Silence, State
+from tests.support.console_fakes import FLEET, answer, many
+from tests.support.console_states import made, opened, pictured, programs, typed, under_cursor
+
+GOLDEN = Path(__file__).parent / "golden" / "console"
+
+
+SIZES = ((80, 24), (200, 50))
+#: Of the made fleet, more sizes: a scene's name, and the keys that lead there.
+MADE_SIZES = ((80, 24), (100, 30), (120, 40), (200, 50))
+MADE: dict[str, tuple[str, ...]] = {
+    "programs": (),
+    "hosts": ("2",),
+    "databases": ("3",),
+    "processes": ("4",),
+    "pools": ("5",),
+    "connections": ("6",),
+    "waits": ("7",),
+    "waits-opened": ("7", "enter"),
+    "cluster": ("8",),
+    "code": ("9",),
+    "code-opened": ("9", "enter"),
+    "locked-opened": ("9", "down", "enter"),
+}
+
+
+def golden_screens() -> list[tuple[str, int, int]]:
+    return [
+        (name, *size) for name in scenes() for size in (MADE_SIZES if name.startswith("fleet-") else SIZES)
+    ]
+
+
+def scenes() -> dict[str, State]:
+    """The screens that are kept as text."""
+    empty = pictured(State("connmon_service=default", now=100.0), ())
+    lost = opened("enter", "down", "enter")
+    silent = state.silenced(
+        replace(opened(), now=141.0), Silence("no node reachable: node1 (ctl1:5800): refused")
+    )
+    local = Local("i-4711", "on this host now: TCP to the database 17, 2 BEYOND its pools' 15   CPU 12%")
+    return {
+        **{f"fleet-{name}": made(*pressed) for name, pressed in MADE.items()},
+        "programs": opened("down"),
+        "hosts": opened("2"),
+        "databases": opened("3"),
+        "users": opened("3", "enter"),
+        "processes": opened("enter"),
+        "all-processes": opened("4"),
+        "pools": opened("5"),
+        "connections": replace(opened("enter", "enter", "tab", "down"), local=local),
+        "waits": opened("7"),
+        "cluster": opened("8", "down"),
+        "grouped": opened("m"),
+        "expanded": opened("e"),
+        "filter": typed(opened(), "\\", "nova", "enter"),
+        "find": typed(opened(), "/", "key"),
+        "paused": typed(opened(), "Z", "z"),
+        "replay": replace(opened(), reel=Reel(300, 60, 99)),
+        "help": handlers.pressed(opened(), "?"),
+        "empty": empty,
+        "lost": lost,
+        "no-quorum": pictured(opened(), quorum=False),
+        "disconnected": silent,
+        "asking": State("connmon_service=default", now=100.0),
+        "another-node": state.noted(opened(), "node2 does not answer: now reading from node1"),
+    }
+
+
+def fit(shown: State, width: int, height: int) -> State:
+    """The state as the loop makes it before it draws."""
+    plan = views.layout(shown, width, height)
+    return state.fitted(shown, plan.panes, plan.spread)
+
+
+def screen(shown: State, width: int, height: int) -> str:
+    """The screen as the loop makes it, as text."""
+    shown = fit(shown, width, height)
+    return lines.plain(views.view(shown, width, height)) + "\n"
+
+
+@pytest.mark.parametrize(("scene", "width", "height"), golden_screens())
+def test_golden_screens(scene: str, width: int, height: int) -> None:
+    """Each screen is what was looked at and found right."""
+    golden = (GOLDEN / f"{scene}-{width}x{height}.txt").read_text()
+    assert screen(scenes()[scene], width, height) == golden
+
+
+def test_without_quorum_it_is_said_since_when_the_picture_stands() -> None:
+    """The banner has how long, and the time of day, which stays the same while the picture does."""
+    shown = replace(pictured(opened(), quorum=False), stands_since="17:03:12")
+    assert "NO QUORUM on node1: this picture has stood still for 41s, since 17:03:12" in screen(shown, 80, 24)
+
+
+def test_the_whole_incident_is_in_the_first_screen() -> None:
+    """At 80x24 the totals, who waits, how long, and who holds longest are all there."""
+    shown = screen(opened(), 80, 24)
+    for fact in (
+        "node node1",
+        "leader node1",
+        "quorum yes",
+        "hosts 2",
+        "programs 5",
+        "processes 15",
+        "connections 136",
+        "checked out 37",
+        "capacity 375",
+        "waiting 5",
+        "checkouts/s 402.3",
+        "nova-api",
+        "78 (80)",
+        "31 (47)",
+        "12s",
+        "41s",
+        "LEAK",
+        "LOST",
+        "gone",
+    ):
+        assert fact in shown
+
+
+def test_what_a_colour_says_a_word_says_too() -> None:
+    """A row that is coloured as a whole has the word of it in its text."""
+    wanted = {"bad": ("LEAK", "LOST"), "warn": ("SATURATED",), "faded": ("gone",), "good": ("checked out",)}
+    seen = set()
+    for scene in (opened("down"), opened("2", "down"), opened("4", "down"), opened("5", "down"), opened("6")):
+        for line in views.view(state.fitted(scene, (30,)), 100, 40):
+            row = "".join(part for part, _ in line)
+            for role in {role for _, role in line} & set(wanted):
+                if "ctl" in row or "4711" in row:
+                    assert any(word in row for word in wanted[role]), row
+                    seen.add(role)
+    assert {"bad", "faded", "good"} <= seen
+
+
+def test_help_and_footer_say_what_the_table_of_keys_says() -> None:
+    """Each binding is on the help screen (those for replays in a replay); the footer shows bindings of it."""
+    helped = screen(handlers.pressed(replace(opened(), reel=Reel(3)), "?"), 80, 80)
+    live = screen(handlers.pressed(opened(), "?"), 80, 80)
+    for binding in keys.BINDINGS:
+        assert f"{binding.shown:<10}{binding.does}" in helped
+        assert (f"{binding.shown:<10}{binding.does}" in live) is not binding.replay
+    footer = screen(replace(opened("enter"), reel=Reel(3)), 300, 24).splitlines()[-1]
+    for binding in keys.BINDINGS:
+        if binding.short and binding.short != "views" and binding.action not in ("other_pane", "group"):
+            assert binding.shown.split()[0] in footer
+
+
+def test_the_help_scrolls_to_its_end() -> None:
+    """On a small screen Down brings the last line into view, and says how much is left."""
+    shown = handlers.pressed(opened(), "?")
+    assert "more below" in screen(shown, 80, 24)
+    for _ in range(8):
+        shown = handlers.pressed(shown, "pgdn")
+    assert "not known" in screen(shown, 80, 24)
+    assert screen(shown, 80, 24).splitlines()[0].strip().endswith("0 more below")
+
+
+def test_columns_go_and_come_with_the_width_whole() -> None:
+    """A heading is whole at every width, the narrower shows a part of the wider; names shrink last."""
+    rows = [row for _, row in opened().page.pane.rows or ()]
+    before = 0
+    for width in range(19, 240):
+        fitted, gap = columns.fit(tables.COLUMNS["program"], rows, width, 2, "waiting")
+        for place in fitted:
+            assert all(text.width(part) <= place.width for part in place.heading)
+        assert sum(place.width for place in fitted) + gap * (len(fitted) - 1) <= width
+        assert {"program", "waiting"} <= {place.column.key for place in fitted}
+        assert len(fitted) >= before or gap == 2
+        before = len(fitted)
+
+
+@pytest.mark.parametrize("site", ["api.py:412 get", "nova/db/main/api.py:1234 instance_get_all_by_filters"])
+@pytest.mark.parametrize("host", ["ctl1", "controller-01.site"])
+def test_a_long_name_of_a_program_leaves_room_for_what_matters(site: str, host: str) -> None:
+    """With a program of 22 characters view 9 drops the least important first, at every width the same."""
+    row = {"program": "neutron-dhcp-agent-ovs", "call_site": site, "verdict": "LEAK", "held_now": 12,
+           "waiting_now": 4, "in_database_now": 2, "longest_held_seconds": 4000.0, "usual_held_seconds": 0.2,
+           "holds_total": 123_456, "hold_seconds_total": 9000.0, "processes": 8}  # fmt: skip
+    rows = [{**row, "host": host}, {**row, "host": "compute-0001", "verdict": None}]
+    needed = (
+        "verdict",
+        "held_now",
+        "waiting_now",
+        "longest_held_seconds",
+        "usual_held_seconds",
+        "holds_total",
+    )
+    for width in range(80, 200):
+        fitted, _ = columns.fit(tables.COLUMNS["site"], rows, width, 2, "verdict", columns.FALLING)
+        there = [place.column.key for place in fitted if place.column.key in needed]
+        assert there == list(needed[: len(there)])
+        assert len(there) >= (2 if width < 100 else 4 if width < 120 else 6)
+
+
+def test_numbers_stand_at_the_right_and_the_unknown_is_a_dash() -> None:
+    """Digits of one column end at one place; a value that is not known is "-"."""
+    shown = screen(opened("enter"), 80, 24).splitlines()
+    rows = [line for line in shown if line[1:5] in ("4711", "4712", "4713")]
+    assert [line[:13].split() for line in rows] == [[">4711", "LEAK"], ["4713", "LOST"], ["4712"]]
+    assert len({line.index("(") for line in rows}) == 1
+    assert "- (11)" in rows[1]
+
+
+@pytest.mark.parametrize("by", [by for by in tables.COLUMNS if by not in ("connection", "node")])
+def test_the_verdict_column_has_verdicts_alone(by: tables.Table) -> None:
+    """A row without one has an empty cell in every view, whatever its state; who has no present says so."""
+    write = tables.column(by, "verdict").write
+    for row in (
+        {"state": "connected"}, {"state": "connected", "waiting": 3}, {"waiting_now": 3}, {},
+        {"state": "checked_out"},
+    ):  # fmt: skip
+        assert write(row) == ("", "")
+    assert write({"state": "connected", "verdict": "LEAK"}) == ("LEAK", "")
+    assert [write({"state": word}).first for word in ("gone", "lost")] == ["gone", "lost"]
+
+
+def test_who_waits_is_coloured_where_that_is_seen() -> None:
+    """A row in which somebody waits is yellow as long as the number has room."""
+    row = {
+        "program": "a",
+        "host": "h",
+        "call_site": "a.py:1 f",
+        "state": "connected",
+        "waiting": 3,
+        "waiting_now": 3,
+    }
+    for by in ("program", "site", "wait"):
+        table: Any = by
+        fitted, _ = columns.fit(tables.COLUMNS[table], [row], 79, 2, "verdict")
+        assert views._whole_role(row, fitted) == "warn"
+        none = [place for place in fitted if not place.column.key.startswith("waiting")]
+        assert views._whole_role(row, none) == ""
+
+
+FRAMES = [f"lib/{n}.py:{n} f{n}" for n in range(30)]
+
+
+def test_the_own_frame_is_marked_and_in_sight() -> None:
+    """In a long stack the frame of the line that took the connection has a mark, and its callers follow."""
+    row = {"call_site": "app/a.py:10 get", "stack": [*FRAMES, "app/a.py:12 get", "app/b.py:5 main"]}
+    for most in range(3, 34):
+        shown = lines.plain(details.lines(row, 80, most)).splitlines()
+        assert " > app/a.py:12 get" in shown and len(shown) == most
+    assert " stack, without its 26 innermost frames:" in lines.plain(details.lines(row, 80, 8))
+    assert lines.plain(details.lines(row, 80, 99)).splitlines()[1] == " stack, the innermost first:"
+    assert len(details.lines(row, 80, 2)) == 2
+    # The exact line goes before another one of the same function; then comes where the holder is.
+    again = {**row, "stack": ["app/a.py:12 get", "app/a.py:10 get"]}
+    assert " > app/a.py:10 get" in lines.plain(details.lines(again, 80, 9))
+    elsewhere = {**row, "holder_site": "lib/3.py:3 f3", "stack": FRAMES}
+    assert " > lib/3.py:3 f3" in lines.plain(details.lines(elsewhere, 80, 40))
+    assert " > " not in lines.plain(details.lines({"call_site": "x", "stack": FRAMES}, 80, 40))
+    spans = [line for line in details.lines(row, 80, 9) if line[0][1] == "strong"]
+    assert spans == [[(" > app/a.py:12 get", "strong")]]
+
+
+def test_the_lines_below_a_table_scroll() -> None:
+    """Tab goes into them, at the own frame; Up, Down, pages and ends scroll; Esc goes back to the rows."""
+    shown = fit(made("9", "down", "enter"), 80, 24)
+    row = under_cursor(shown)
+    assert "26 more lines: Tab" in screen(shown, 80, 24)
+    shown = fit(handlers.pressed(shown, "tab"), 80, 24)
+    assert " > billing/invoices/locks.py:204" in screen(shown, 80, 24)
+    assert f"{shown.scrolled} lines above, " in screen(shown, 80, 24)
+
+    def read(*names: str) -> list[str]:
+        nonlocal shown
+        for name in names:
+            shown = fit(handlers.pressed(shown, name), 80, 24)
+        assert under_cursor(shown) == row
+        told = screen(shown, 80, 24).splitlines()
+        return told[next(at for at, line in enumerate(told) if line.startswith("---")) :]
+
+    whole = [
+        line.rstrip()
+        for line in lines.plain(details.whole(dict(shown.page.pane.rows or ())[row], 80).lines).splitlines()
+    ]
+    top = read("home")
+    assert top[0].startswith("-") and " 0 lines above, 26 below: " in top[0]
+    room = len(top) - 2
+    assert top[1:-1] == whole[:room]
+    assert read("up")[1:-1] == whole[:room]
+    assert read("down", "j")[1:-1] == whole[2 : 2 + room]
+    assert read("k", "pgdn")[1:-1] == whole[room : 2 * room]
+    assert " 26 lines above, 0 below: " in read("end")[0]
+    assert read("down", "pgdn", " ")[1:-1] == whole[-room:]
+    assert read("pgup")[1:-1] == whole[-2 * room + 1 : -room + 1]
+    assert read("g")[1:-1] == whole[:room]
+    seen = set(top[1:-1])
+    for _ in range(len(whole)):
+        seen |= set(read("down")[1:-1])
+    assert seen == set(whole)
+    shown = mouse.turned(shown, False)
+    assert shown.scrolled == 23
+    assert fit(shown, 80, 60).scrolled == 0, "all lines have room"
+    assert "26 more lines: Tab" in read("esc")[0]
+    assert len(shown.pages) == 2, "Esc has left the lines alone"
+    # Another row under the cursor has its own lines, from their beginning.
+    shown = handlers.pressed(fit(handlers.pressed(shown, "tab"), 80, 24), "7")
+    assert shown.scrolled is None
+
+
+def test_ways_into_the_lines_and_out() -> None:
+    """A click goes there too, and Enter where nothing is below a row; Tab again leads to the first table."""
+    shown = fit(made("9", "down", "enter"), 80, 24)
+    there = mouse.clicked(shown, 5, 20, 80, 24)
+    assert there.scrolled is not None
+    assert handlers.pressed(there, "tab").scrolled is None
+    assert handlers.pressed(handlers.pressed(there, "tab"), "down").page.pane.index == 1
+    assert mouse.clicked(there, 5, 8, 80, 24).scrolled is None
+    two = fit(made("4", "enter", "e"), 80, 24)
+    there = handlers.pressed(two, "enter")
+    assert there.scrolled is not None
+    there = handlers.pressed(there, "enter")
+    assert (there.scrolled, there.expanded) == (None, False)
+    ways = [two]
+    for _ in range(3):
+        ways.append(fit(handlers.pressed(ways[-1], "tab"), 80, 24))
+    assert [(each.page.focus, each.scrolled is not None) for each in ways] == [
+        (0, False), (1, False), (1, True), (0, False),
+    ]  # fmt: skip
+    # Where all lines are seen, or none, there is nothing to scroll.
+    for width, height in ((200, 90), (80, 10)):
+        assert handlers.pressed(fit(made("9", "down", "enter"), width, height), "tab").scrolled is None
+
+
+def test_a_picture_does_not_take_one_out_of_the_lines() -> None:
+    """The row that is read keeps the cursor, wherever it moves; where it ends, the next one is shown."""
+    shown = fit(made("7"), 80, 24)
+    row = under_cursor(shown)
+    shown = handlers.pressed(shown, "tab")
+    assert shown.scrolled is not None
+    for change in (handlers.sort_by(shown, "held_seconds"), handlers.pressed(shown, "I")):
+        assert (under_cursor(change), change.scrolled) == (row, shown.scrolled)
+    assert handlers.sort_by(shown, "held_seconds").page.pane.index > 0
+    gone = shown.page.pane.filled([pair for pair in shown.page.pane.source or () if pair[0] != row])
+    assert state.with_pane(shown, gone).scrolled is None
+
+
+def test_no_control_character_reaches_the_terminal() -> None:
+    """Names are foreign: what a terminal would act upon is shown as "?"."""
+    shown = _filled(
+        State(""), [{"host": "a\x1b]0;x\x07", "program": "b\r\n\u202e日本", "state": "connected"}]
+    )
+    kept = screen(shown, 80, 24)
+    assert kept.replace("\n", "").isprintable()
+    assert "a?]0;x?" in kept
+    assert "b???日本" in kept
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(None, "-"), (512, "512B"), (148_000_000, "141M"), (1_300_000_000, "1.2G")]
+)
+def test_sizes(value: int | None, shown: str) -> None:
+    """Bytes are shown with a unit of powers of 1024."""
+    assert forms.size(value) == shown
+
+
+def test_what_limits_leave_out_is_in_the_header_and_in_the_details() -> None:
+    """How much of everything, and of a row; where nothing is left out, nothing is said."""
+    assert "left out" not in screen(opened(), 200, 50)
+    shown = opened()
+    shown = replace(shown, head={**shown.head, "totals": {**shown.head["totals"], "left_out": 12}})
+    assert "left out 12" in screen(shown, 200, 50)
+    assert "left out 10" in lines.plain(details.lines({"program": "nova-api", "left_out": 10}, 80, 9))
+
+
+def test_waits_say_that_more_were_left_out() -> None:
+    """The node's answer is bounded: how many pools and holders are not in it stands in the trail."""
+    assert "left out" not in screen(opened("7"), 200, 50)
+    shown = opened("7")
+    shown = replace(shown, head={**shown.head, "rows_left_out": 4})
+    assert "[4 pools and holders left out]" in screen(shown, 200, 50)
+    source = Source(Want("wait"))
+    source.apply(structs.replace(answer(source.question(), FLEET), left_out=4))
+    assert source.head()["rows_left_out"] == 4
+
+
+def _filled(shown: State, rows: list[dict[str, Any]]) -> State:
+    """The state with these rows in all its panes."""
+    tables = {want: [((want.by, str(at)), row) for at, row in enumerate(rows)] for want in shown.wants}
+    head: dict[str, Any] = {
+        "service": "s",
+        "node": rows[0].get("host") if rows else None,
+        "leader": None,
+        "quorum": False,
+        "totals": {},
+    }
+    return state.pictured(shown, Picture(head, tables, 1.0, "now"))
+
+
+NAMES = st.one_of(st.none(), st.text(max_size=40))
+COUNTS = st.one_of(st.none(), st.integers(0, 2**53))
+TIMES = st.one_of(st.none(), st.floats(0, 1e12))
+ROWS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "host": NAMES,
+            "program": NAMES,
+            "state": st.sampled_from([None, "lost", "connected", "gone", "checked_out"]),
+        },
+        optional={
+            "pid": COUNTS,
+            "pool": NAMES,
+            "waiting": COUNTS,
+            "why": NAMES,
+            "stack": st.lists(st.text(max_size=20), max_size=4),
+            "verdict": st.sampled_from([None, "LEAK", "SLOW CONNECT"]),
+            "wait_p95_seconds": TIMES,
+            "connections": COUNTS,
+            "max_connections": COUNTS,
+            "longest_wait_seconds": TIMES,
+            "checkouts_per_second": TIMES,
+            "rss_bytes": COUNTS,
+            "command": NAMES,
+            "holder": NAMES,
+            "call_site": NAMES,
+            "held_seconds": TIMES,
+            "cpu_percent": TIMES,
+            "connection": COUNTS,
+        },
+    ),
+    max_size=20,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    ROWS,
+    st.integers(1, 220),
+    st.integers(1, 60),
+    st.lists(st.sampled_from(list(keys.ACTIONS)), max_size=6),
+    st.booleans(),
+    st.text(max_size=100),
+)
+def test_nothing_is_wider_or_higher_than_the_screen(
+    rows: list[dict[str, Any]], width: int, height: int, pressed: list[str], silent: bool, reason: str
+) -> None:
+    """At any size and with any data, lines fit the width, their number the height; all is printable."""
+    shown = _filled(State("connmon_addr=h:1"), rows)
+    for key in pressed:
+        shown = _filled(handlers.pressed(shown, key), rows)
+    if silent:
+        shown = state.silenced(replace(shown, now=50.0), Silence(reason))
+    shown = state.fitted(shown, views.layout(shown, width, height).panes)
+    drawn = views.view(shown, width, height)
+    assert len(drawn) <= height
+    for line in drawn:
+        line_text = "".join(part for part, _ in line)
+        assert text.width(line_text) <= width
+        assert line_text.isprintable()
+
+
+@pytest.mark.parametrize(("width", "height"), [(20, 5), (30, 8), (40, 12)])
+def test_small_screens_show_the_rows_first(width: int, height: int) -> None:
+    """However small, there is a line of header, and the cursor's row with its name and who waits."""
+    shown = screen(pictured(State(""), many(200)), width, height)
+    assert "node" in shown.splitlines()[0]
+    assert "waiting" in shown
+    assert ">" in shown
+
+
+def test_the_cursor_is_on_the_screen_at_every_size() -> None:
+    """After a resize to any size the row under the cursor is in view."""
+    shown = handlers.pressed(pictured(State(""), many(500)), "end")
+    for height in range(5, 60):
+        assert any(line.startswith(">") for line in screen(shown, 80, height).splitlines())
+
+
+def test_wants_are_snapshots_arguments() -> None:
+    """A want's fields are, in order, what `Snapshot` takes."""
+    assert Want._fields[:4] == ("by", "host", "program", "instance")
+
+
+def test_percentiles_are_shown_where_they_are_known() -> None:
+    """Wait, hold and connect p95 have columns; "-" where a node does not tell them."""
+    row = {
+        "host": "h",
+        "program": "p",
+        "state": "connected",
+        "wait_p95_seconds": 2.5,
+        "held_p95_seconds": 0.3,
+    }
+    shown = screen(_filled(State(""), [row]), 200, 24)
+    assert " p95   p95      p95" in shown
+    assert "2.5s  0.3s        -" in shown
+
+
+def test_the_last_minutes_are_a_line_of_blocks() -> None:
+    """The newest block is at the right; what is not known is a gap; ASCII where there are no blocks."""
+    assert forms.line([None, None, 0.0, 5.0, 10.0], 5, 5, 1) == "  ▁▅█"
+    assert forms.line([1.0, 3.0, 5.0, 7.0], 3, 2, 2) == "▃█"
+    assert forms.line([0.0, 10.0], 1, 3, 1, forms.ASCII_BLOCKS) == " _#"
+    assert forms.line([], 0, 4, 10) == "    "
+    # It moves to the left, block by block, and what has been drawn keeps its shape.
+    samples = [10.0, *[float(at % 10) for at in range(39)]]
+    before, after = forms.line(samples, 39, 4, 10), forms.line([*samples, 4.5], 40, 4, 10)
+    assert before[1:] == after[:3]
+    assert "▅" in screen(opened(), 200, 50)
+    assert "▅" not in screen(replace(opened(), blocks=False), 200, 50)
+
+
+def test_pool_use_is_a_bar_with_its_figures() -> None:
+    """The bar fills with what is checked out; a bit of it shows as soon as one is."""
+    assert forms.bar(0, 15, 10) == "[        ]"
+    assert forms.bar(1, 150, 10) == "[|       ]"
+    assert forms.bar(15, 15, 10) == "[||||||||]"
+    assert forms.bar(20, 15, 10) == "[||||||||]"
+    assert forms.bar(3, None, 10) == "[        ]"
+    assert "[|       ] 31/240" in screen(opened(), 200, 50)
+
+
+def test_who_is_to_blame_is_said_in_words() -> None:
+    """The reason of the row under the cursor stands below the table; e has all of it."""
+    assert "nova-api: LEAK: a connection has been held for 41s" in screen(opened(), 80, 24)
+    assert "cinder-volume: LOST: nothing heard for 21s" in screen(opened("down"), 80, 24)
+    expanded = screen(opened("e"), 80, 40)
+    assert "checkouts total" in expanded and "raise pool_size" not in expanded.splitlines()[-1]
+
+
+def test_a_mouse_click_sorts_and_moves_and_opens() -> None:
+    """A heading sorts, again inverts; a row takes the cursor, again it is opened; elsewhere nothing."""
+    shown = state.fitted(opened(), views.layout(opened(), 80, 24).panes)
+    drawn = screen(shown, 80, 24).splitlines()
+    heading = next(at for at, line in enumerate(drawn) if " host program" in line)
+    x = drawn[heading].index("waiting")
+    once = mouse.clicked(shown, x, heading, 80, 24)
+    assert (once.page.pane.sort, once.page.pane.inverted) == ("waiting", False)
+    assert mouse.clicked(once, x, heading, 80, 24).page.pane.inverted
+    second = mouse.clicked(shown, 10, heading + 2, 80, 24)
+    assert under_cursor(second) == ("program", "ctl2", "cinder-volume")
+    assert len(mouse.clicked(second, 10, heading + 2, 80, 24).pages) == 2
+    assert mouse.clicked(shown, 10, heading + 10, 80, 24).page.pane.index == 0
+    assert mouse.clicked(shown, 10, 0, 80, 24) == shown
+    assert under_cursor(mouse.turned(shown, True)) == ("program", "ctl1", "keystone")
+    assert not mouse.clicked(handlers.pressed(shown, "?"), 1, 1, 80, 24).help
+
+
+def test_a_click_reaches_the_lower_table() -> None:
+    """With two tables a click goes to the one it is in."""
+    shown = opened("enter", "enter")
+    shown = state.fitted(shown, views.layout(shown, 80, 24).panes)
+    at = next(at for at, line in enumerate(screen(shown, 80, 24).splitlines()) if "Thread-1" in line)
+    clicked = mouse.clicked(shown, 5, at, 80, 24)
+    assert clicked.page.pane.want.by == "connection"
+    assert clicked.page.pane.selected is not None and clicked.page.pane.selected[1]["holder"] == "Thread-1"
+
+
+def test_saved_text_has_every_row_and_every_column() -> None:
+    """A saved table is plain text with all that the table can show, whatever the screen's size."""
+    text_ = views.saved(pictured(State(""), many(300)))
+    assert len([line for line in text_.splitlines() if "program-0" in line]) == 300
+    assert "checkouts total" in text_ and "invali- dations" in text_
+    assert text_.replace("\n", "").isprintable()
+    assert programs(pictured(State(""), FLEET))
+
+
+# --- Who it is, comes first ----------------------------------------------------------------------------
+
+WIDTHS = st.sampled_from([80, 100, 120])
+PACKAGES = st.sampled_from(["shop", "shop/orders", "/usr/lib/python3/dist-packages/nova/db/main", "a/b", ""])
+LINES = st.builds(
+    lambda package, file, line, function: f"{package}{'/' * bool(package)}{file}:{line} {function}",
+    PACKAGES,
+    st.sampled_from(["api.py", "orders.py", "db_base_plugin_v2.py"]),
+    st.integers(1, 3000),
+    st.sampled_from(["checkout", "_get_networks", "instance_get_by_uuid_with_everything", "<module>"]),
+)
+URLS = st.builds(
+    lambda driver, host, name: f"{driver}://{name}@{host}.example.org/{name}",
+    st.sampled_from(["mysql+pymysql", "postgresql+psycopg"]),
+    st.sampled_from(["db1", "db2", "database-cluster-primary"]),
+    st.sampled_from(["nova", "nova_api", "nova_cell0", "shop"]),
+)
+PROGRAM_NAMES = st.sampled_from(
+    ["nova-api", "nova-api-metadata", "neutron-openvswitch-agent", "shop.main:app", "celery@mail worker"]
+)
+HOST_NAMES = st.builds(
+    lambda rack, number: f"compute-{rack}-{number:03}", st.sampled_from("ab"), st.integers(0, 9)
+)
+WHO = {"host": HOST_NAMES, "program": PROGRAM_NAMES, "state": st.just("connected")}
+COUNTED = {
+    "waiting": st.integers(0, 99), "connections": st.integers(0, 2000), "checked_out": st.integers(0, 2000),
+    "longest_wait_seconds": st.floats(0, 9999), "verdict": st.sampled_from([None, "LEAK", "SLOW CONNECT"]),
+}  # fmt: skip
+MADE_ROWS: dict[tables.Table, Any] = {
+    "program": {**WHO, **COUNTED},
+    "process": {**WHO, **COUNTED, "pid": st.integers(1, 99999)},
+    "pool": {**WHO, **COUNTED, "pid": st.integers(1, 99999), "pool": URLS},
+    "connection": {**WHO, "pid": st.integers(1, 99999), "connection": st.integers(0, 999), "call_site": LINES,
+                   "held_seconds": st.floats(0, 9999)},
+    "site": {**WHO, "call_site": LINES, "held_now": st.integers(0, 99), "waiting_now": st.integers(0, 99),
+             "holds_total": st.integers(0, 10**9), "longest_held_seconds": st.floats(0, 9999)},
+    "wait": {**WHO, **COUNTED, "pool": URLS, "blocker": st.one_of(LINES, st.just("6 short holds")),
+             "held_seconds": st.floats(0, 9999)},
+}  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), st.sampled_from(list(MADE_ROWS)), WIDTHS)
+def test_no_two_rows_look_the_same(data: st.DataObject, by: tables.Table, width: int) -> None:
+    """Whatever differs between two rows in what identifies them is seen, at 80, 100 and 120 columns."""
+    rows = data.draw(st.lists(st.fixed_dictionaries(MADE_ROWS[by]), min_size=2, max_size=20))
+    pairs = [((by, at), row) for at, row in enumerate(rows)]
+    fitted, gap = columns.fit(tables.COLUMNS[by], rows, width - 1, 2, tables.DEFAULT_SORT[by], "▼")
+    marks = columns.marks(fitted, pairs)
+    assert sum(place.width for place in fitted) + gap * (len(fitted) - 1) < width
+    naming = [at for at, place in enumerate(fitted) if place.column.identifies]
+    assert len(naming) == sum(column.identifies for column in tables.COLUMNS[by])
+    looks = set()
+    for key, row in pairs:
+        cells = views._cells(fitted, row, marks.get(key, ""))
+        looks.add(tuple(cells[at] for at in naming))
+        # No name is cut while a number is there, and of a path never the file and the line.
+        for at in naming if len(naming) < len(fitted) else ():
+            whole = fitted[at].column.write(row).first
+            if fitted[at].column.is_path:
+                line = whole.rpartition("/")[2].split(" ")[0]
+                assert by in ("pool", "wait") or line in cells[at]
+            elif not marks.get(key):
+                assert cells[at].strip() == whole
+    assert len(looks) == len(rows)
+
+
+def test_rows_for_which_there_is_no_room_are_numbered() -> None:
+    """Where not even names have room, looking for it ends, and rows that look the same get a number."""
+    rows = [
+        {"host": "h" * 40, "program": "p" * 60, "pid": 7, "pool": f"mysql://u@db{number}{'x' * 40}/same"}
+        for number in range(3)
+    ]
+    pairs = [(("pool", f"i{at}", 0), row) for at, row in enumerate(rows)]
+    fitted, _ = columns.fit(tables.COLUMNS["pool"], rows, 79, 2, "verdict", "▼")
+    marks = columns.marks(fitted, pairs)
+    assert len({tuple(views._cells(fitted, row, marks.get(key, ""))) for key, row in pairs}) == 3
+    endless = [{**row, "pool": f"mysql://u@{number}{'x' * 5000}/same"} for number, row in enumerate(rows)]
+    began = time.perf_counter()
+    columns.fit(tables.COLUMNS["pool"], endless, 79, 2, "verdict", "▼")
+    assert time.perf_counter() - began < 5.0
+
+
+def test_a_path_loses_its_left_part() -> None:
+    """File name and line stay to the last; then the function is cut; what was cut is marked."""
+    line = "nova/db/main/api.py:1873 instance_get_by_uuid"
+    assert text.shorten_path(line, 40) == "…/main/api.py:1873 instance_get_by_uuid"
+    assert text.shorten_path(line, 24) == "…/api.py:1873 instance_~"
+    assert text.shorten_path(line, 13) == "…/api.py:1873"
+    assert text.shorten_path("mysql+pymysql://nova@db1/nova", 20) == "…nova@db1/nova"
+    assert "~/api.py" in screen(replace(made("9"), blocks=False), 80, 24)
+
+
+@given(st.text(max_size=60), st.integers(0, 60))
+def test_paths_fit(path: str, width: int) -> None:
+    """Any text is cut to its room."""
+    path = text.clean(path)
+    assert text.width(text.shorten_path(path, width)) <= width
+
+
+def test_the_sorted_column_is_marked() -> None:
+    """Its heading has ▼ where the largest is on top, ▲ where it is at the bottom; v and ^ in ASCII."""
+    assert "verdict▼" in screen(made(), 80, 24)
+    assert "verdict▲" in screen(typed(made(), "I"), 80, 24)
+    assert "node▲" in screen(made("8"), 80, 24)
+    ascii_only = screen(replace(made("9"), blocks=False), 120, 30)
+    assert "verdictv" in ascii_only and ascii_only.isascii()
+
+
+def test_two_pools_of_one_url_are_told_apart() -> None:
+    """Two pools of a process with the same URL have their numbers behind it."""
+    shown = screen(opened("enter", "enter"), 80, 24)
+    assert "nova#0" in shown and "nova#1" in shown
+
+
+def test_a_leaked_connection_is_red_with_its_verdict() -> None:
+    """In the views of connections, waits and code the row has the word and its colour; others have not."""
+    for pressed in (("6", "down", "down"), ("7",), ("9", "down"), ("9", "enter", "down")):
+        shown = state.fitted(made(*pressed), views.layout(made(*pressed), 200, 50).panes)
+        # Rows have several spans, details one; the cursor's row has its own look.
+        drawn = [line for line in views.view(shown, 200, 50) if len(line) > 2]
+        leaks = [line for line in drawn if "monthly.py:97" in lines.plain([line])]
+        leaks = [line for line in leaks if line[0][1] != "strong"]  # the trail
+        assert leaks
+        for line in leaks:
+            assert "LEAK" in lines.plain([line]) and {role for _, role in line} == {"bad"}
+        others = [line for line in drawn if "daily.py:61" in lines.plain([line])]
+        assert all(role != "bad" for line in others for _, role in line)
+
+
+def test_what_is_wrong_has_its_colour_under_the_cursor_too() -> None:
+    """The gravest row is where the cursor begins: there it is reversed, and red as elsewhere."""
+    roles = {
+        role
+        for line in views.view(made("9"), 80, 24)
+        for part, role in line
+        if part.startswith(">") and "LEAK" in part
+    }
+    assert roles == {"cursor_bad"}
+
+
+def test_one_key_for_the_line_that_blocks_and_two_for_its_stack() -> None:
+    """9 has the worst line on top, its verdict beside it; Enter then shows who holds it and the stack."""
+    first = screen(made("9"), 80, 24)
+    (top,) = [line for line in first.splitlines() if line.startswith(">")]
+    assert "monthly.py:97 build" in top and "LEAK" in top
+    second = screen(made("9", "enter"), 80, 24)
+    for fact in ("taken in: reports/build/monthly.py:97 build", "now elsewhere: the function",
+                 "   reports/worker/loop.py:31 run"):  # fmt: skip
+        assert fact in second
+    holders = screen(made("7", "enter"), 80, 24)
+    assert "now in the application's own work, at" in holders and "gateway.py:88 charge" in holders
+
+
+def test_unused_height_has_the_details_of_the_selected_row() -> None:
+    """Where the table leaves lines, they have what e shows; where it does not, the reason stays."""
+    tall, low = screen(opened(), 80, 50), screen(made(), 80, 24)
+    assert "checkouts total" in tall and "nova-api: LEAK" in tall
+    assert "checkouts total" not in low and "LEAK: a connection taken in" in low
+
+
+def test_the_counts_of_verdicts_are_the_fleets_on_every_view() -> None:
+    """The header has them from the node's totals, whatever the table shows; none where the node has none."""
+    for key in "123456789":
+        assert "LEAK 1   BLOCKED 1   SATURATED 1   LOST 1   SLOW CONNECT 1" in screen(made(key), 200, 50)
+    shown = opened()
+    old = replace(shown, head={**shown.head, "totals": {"waiting": 5}})
+    assert "LEAK 1" not in screen(old, 200, 50)
+
+
+def test_a_line_of_blocks_has_a_scale() -> None:
+    """What its highest block stands for is printed at its end, in five characters at most."""
+    assert forms.peak([None, 7.25, 3.0]) == "7.2"
+    assert [forms.short(value) for value in (0.0, 312.4, 1000.0, 88_213.0, 1_300_000.0, None)] == [
+        "0", "312", "1k", "88.2k", "1.3M", "-",
+    ]  # fmt: skip
+    assert " max 1" in screen(opened(), 80, 24).splitlines()[3]
+
+
+def test_the_screens_of_the_readme_are_as_they_are() -> None:
+    """Each screen in the README is a part of a golden one, line by line."""
+    readme = (GOLDEN.parents[3] / "README.rst").read_text()
+    shown = readme.partition("Which line blocks")[2].partition("Watch your own")[0]
+    blocks = shown.split("::\n\n")[1:]
+    for name, block in zip(("code", "code-opened", "programs"), blocks, strict=True):
+        screen_lines = [line[4:] for line in block.splitlines() if line.startswith("    ")]
+        assert len(screen_lines) >= 10
+        golden = (GOLDEN / f"fleet-{name}-80x24.txt").read_text()
+        assert "\n".join(screen_lines) in "\n".join(line.rstrip() for line in golden.splitlines())
+
+
+if __name__ == "__main__":
+    GOLDEN.mkdir(parents=True, exist_ok=True)
+    every = scenes()
+    for name, columns_, lines_ in golden_screens():
+        (GOLDEN / f"{name}-{columns_}x{lines_}.txt").write_text(screen(every[name], columns_, lines_))
+    began = time.perf_counter()
+    large = pictured(State(""), many(5000))
+    print(f"5,000 programs: picture {time.perf_counter() - began:.3f} s", end=", ")
+    began = time.perf_counter()
+    screen(large, 200, 50)
+    print(f"frame {time.perf_counter() - began:.3f} s")

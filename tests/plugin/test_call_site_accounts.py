@@ -1,0 +1,417 @@
+"""Which checkouts are noted by their line, and what is counted by line."""
+
+from __future__ import annotations
+
+import math
+import random
+import threading
+import time
+import types
+from types import CodeType
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy.pool import QueuePool
+
+from connmon.plugin import call_site_accounts, holder, holder_checks
+from connmon.plugin.call_site_accounts import LATEST, OTHER, RATE, Room, Sampling, SiteAccount, Sites
+from connmon.plugin.engine import describe
+from connmon.plugin.ledger import Ledger
+from connmon.plugin.pool import instrument
+from connmon.protocol import histogram
+from connmon.protocol.reports import SITES_REPORTED, Report, SiteReport
+from tests.support.fake_dbapi import Database
+from tests.support.waiting import wait_for
+
+
+def code(name: str) -> CodeType:
+    """Return a code object of its own."""
+    return compile("0", f"/app/{name}.py", "exec")
+
+
+# --- Which are noted --------------------------------------------------------------------------
+
+
+class Traffic:
+    """Checkouts of some connections, as the pool offers them to be noted."""
+
+    def __init__(self, connections: int, rate: float = RATE) -> None:
+        self.sampling = Sampling(rate)
+        self.counts = [0] * connections
+        self.note_at = [0] * connections
+
+    def checkout(self, connection: int, now: float) -> bool:
+        self.counts[connection] += 1
+        if self.counts[connection] < self.note_at[connection]:
+            return False
+        noted = self.sampling.due(now)
+        self.note_at[connection] = self.counts[connection] + self.sampling.pause()
+        return noted
+
+
+@given(st.lists(st.floats(0.0101, 3.0), max_size=300), st.integers(1, 5))
+def test_each_is_noted_while_there_are_few(gaps: list[float], connections: int) -> None:
+    """However they come: fewer than 100 a second, and each of them is noted."""
+    traffic, now = Traffic(connections), 1000.0
+    for number, gap in enumerate(gaps):
+        now += gap
+        assert traffic.checkout(number % connections, now)
+
+
+def test_a_burst_of_a_hundred_is_noted() -> None:
+    """What comes at once is no reason to leave any out, up to as many as a second may have."""
+    traffic = Traffic(10)
+    assert all(traffic.checkout(number % 10, 1000.0) for number in range(100))
+    assert not traffic.checkout(0, 1000.0)
+
+
+@pytest.mark.parametrize("per_second", [200, 1_000, 20_000])
+def test_no_more_than_a_hundred_a_second_are_noted(per_second: int) -> None:
+    """Where there are more, at most 100 a second are noted, and not much fewer than half of that."""
+    traffic, seconds = Traffic(5), 20
+    noted = sum(
+        traffic.checkout(number % 5, 1000.0 + number / per_second) for number in range(per_second * seconds)
+    )
+    assert 40 * seconds <= noted <= 100 * (seconds + 1)
+
+
+def test_the_sample_is_fair() -> None:
+    """The shares of lines in the sample are those in the checkouts, though one of them comes in bursts and
+    another as regularly as a clock."""
+    traffic, rng = Traffic(8), random.Random(7)
+    arrivals = [(0.001 * number, "clock") for number in range(30_000)]
+    arrivals += [(burst + 0.00001 * number, "burst") for burst in range(30) for number in range(1_000)]
+    arrivals += [(30 * rng.random(), "random") for _ in range(30_000)]
+    noted = {"clock": 0, "burst": 0, "random": 0}
+    for number, (at, line) in enumerate(sorted(arrivals)):
+        noted[line] += traffic.checkout(number % 8, 1000.0 + at)
+    total = sum(noted.values())
+    assert total > 1_000
+    assert noted["clock"] / total == pytest.approx(1 / 3, abs=0.08)
+    assert noted["random"] / total == pytest.approx(1 / 3, abs=0.08)
+
+
+def test_each_is_noted_again_once_there_are_few() -> None:
+    """After a rush the next report puts an end to the sampling."""
+    traffic = Traffic(1)
+    for number in range(50_000):
+        traffic.checkout(0, 1000.0 + number / 10_000)
+    assert traffic.sampling.mean > 1
+    assert not traffic.sampling.relax(1006.0, 5_000.0)
+    assert traffic.sampling.relax(1007.0, 50.0)
+    assert traffic.sampling.pause() == 1
+
+
+def test_all() -> None:
+    """With connmon_trace=all there is no limit, at one moment either."""
+    traffic = Traffic(3, math.inf)
+    assert all(traffic.checkout(number % 3, 1000.0) for number in range(10_000))
+
+
+# --- What is counted by line ------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.integers(0, 200), st.floats(0.0, 100.0)), max_size=400), st.integers(0, 64))
+def test_nothing_is_lost_where_lines_are_many(holds: list[tuple[int, float]], room: int) -> None:
+    """Lines beyond the limit are counted as one; the sums are those of what happened."""
+    shared = Room(room)
+    lines = Sites(shared)
+    codes = [code(f"m{number}") for number in range(201)]
+    for number, held in holds:
+        lines.of(codes[number], 1).counts.holds.append(held)
+    reported = lines.reported()
+    assert len(reported) <= room
+    assert shared.left == room - len(reported)
+    counted = [account.count() for account in (*reported, shared.other)]
+    assert sum(usual.holds for usual in counted) == len(holds)
+    total = sum(account.seconds for account in (*reported, shared.other))
+    assert total == pytest.approx(math.fsum(held for _, held in holds))
+
+
+def test_lines_that_are_kept_are_bounded() -> None:
+    """A program that makes code as it goes takes no more memory for it."""
+    lines = Sites(Room(2))
+    for number in range(3_000):
+        lines.of(code("made"), number).counts.holds.append(1.0)
+    assert len(lines.accounts) == call_site_accounts.KEPT
+    assert len(lines.reported()) == 2
+
+
+def test_what_a_pool_leaves_goes_to_its_heirs() -> None:
+    """A pool that is gone hands on what its lines have counted, and the room that they took."""
+    room = Room(2)
+    gone, heirs = Sites(room), Sites(room)
+    here = code("here")
+    gone.of(here, 1).counts.holds += [1.0, 3.0]
+    heirs.of(here, 1).counts.holds.append(5.0)
+    gone.hand_over(heirs)
+    assert gone.accounts == {}
+    assert room.left == 1
+    (account,) = heirs.reported()
+    assert account.count()[:2] == (3, 9_000)
+
+
+def test_what_is_usual() -> None:
+    """It is what 95 % of the latest holds took at most; those of long ago do not count."""
+    account = SiteAccount(code("x"), 1)
+    assert account.count().usual is None
+    account.holds += [0.01] * 100
+    assert account.count().usual == pytest.approx(0.01, rel=histogram.ERROR)
+    for _ in range(3):
+        account.holds += [2.0] * LATEST
+        account.count()
+    assert account.count().usual == pytest.approx(2.0, rel=histogram.ERROR)
+
+
+def test_the_share_is_that_of_all_checkouts() -> None:
+    """It is 1 only where each was noted: a count that lacks some stays one of a sample."""
+    lines = Sites(Room())
+    lines.noted = 10
+    assert lines.share(10) == 1.0
+    assert lines.share(11) == 0.9
+    assert lines.share(1_000) == 0.01
+    lines.noted = 9_999
+    assert lines.share(10_000) == 0.99
+
+
+# --- In reports -------------------------------------------------------------------------------
+
+
+class Program:
+    """An engine whose pool is accounted for, and its reports."""
+
+    def __init__(self, trace: str = "auto", size: int = 5) -> None:
+        self.database = Database()
+        self.engine = self.database.engine(QueuePool, pool_size=size, max_overflow=0, pool_timeout=10)
+        self.ledger = Ledger("i", threading.Lock, time.monotonic, holder)
+        self.ledger.wake = lambda: None
+        tracing = holder.Tracing(trace, 30.0)  # type: ignore[arg-type]
+        self.account = instrument(self.engine.pool, self.ledger, describe(self.engine), lambda _: 7, tracing)
+
+    def take(self, later: float = 0.0) -> Report:
+        report = self.ledger.take(time.monotonic() + later, alive=True)
+        assert report is not None
+        self.ledger.acknowledged(report.sequence)
+        return report
+
+    def first_line(self) -> object:
+        return self.engine.raw_connection()
+
+    def second_line(self) -> object:
+        return self.engine.raw_connection()
+
+
+def by_function(report: Report) -> dict[str, SiteReport]:
+    return {site.call_site.rpartition(" ")[2]: site for site in report.sites}
+
+
+def test_who_holds_and_how_often() -> None:
+    """A report has each line with what it holds now, and how many of its holds have ended."""
+    program = Program()
+    kept = [program.first_line(), program.first_line(), program.second_line()]
+    for _ in range(3):
+        program.second_line().close()  # type: ignore[attr-defined]
+    found = by_function(program.take())
+    assert (found["first_line"].held, found["first_line"].holds) == (2, 0)
+    assert (found["second_line"].held, found["second_line"].holds) == (1, 3)
+    assert found["first_line"].usual is None
+    assert found["second_line"].usual is not None
+    assert found["first_line"].longest is not None
+    assert {site.share for site in found.values()} == {1.0}
+    assert program.take(6.0).sites == ()  # nothing has changed
+    kept.pop(0).close()  # type: ignore[attr-defined]
+    assert program.take(1.0).sites == ()  # too soon
+    assert [site.holds for site in program.take(6.0).sites] == [1]
+    kept.pop(0).close()  # type: ignore[attr-defined]
+    program.ledger.end()
+    assert [site.holds for site in program.take(7.0).sites] == [2, 4]  # the last report has all
+    program.ledger.restart()
+    assert len(program.take().sites) == 2  # a full one has all
+
+
+def test_who_waits() -> None:
+    """The next report has how many wait in each line, and where those are who hold what they wait for."""
+    program = Program(size=1)
+    kept = program.first_line()
+    waiter = threading.Thread(target=lambda: program.second_line().close())  # type: ignore[attr-defined]
+    waiter.start()
+    wait_for(lambda: program.account.waits, what="it to wait")
+    report = program.take()
+    kept.close()  # type: ignore[attr-defined]
+    waiter.join(10)
+    found = by_function(report)
+    assert (found["first_line"].waiting, found["second_line"].waiting) == (0, 1)
+    (connection,) = report.connections
+    assert connection.holder_in == "elsewhere"  # the function that took it has ended
+    assert connection.stack
+    assert by_function(program.take())["second_line"].waiting == 0
+
+
+def test_who_holds_one_and_waits_for_another() -> None:
+    """It is said of what such a holder has; not where the function that took it has returned."""
+    program = Program(size=2)
+
+    def nested() -> None:
+        first = program.engine.raw_connection()
+        program.engine.raw_connection().close()
+        first.close()
+
+    left_behind = program.first_line()
+    waiter = threading.Thread(target=nested)
+    waiter.start()
+    wait_for(lambda: program.account.waits, what="it to wait")
+    wait_for(lambda: "waiting" in [each.holder_in for each in program.take().connections], what="the place")
+    program.ledger.restart()
+    report = program.take()
+    left_behind.close()  # type: ignore[attr-defined]
+    waiter.join(10)
+    taken = {str(each.call_site).rpartition(" ")[2]: each.holder_in for each in report.connections}
+    assert taken == {"first_line": "elsewhere", "nested": "waiting"}
+
+
+def test_those_who_hold_what_others_wait_for() -> None:
+    """At most 20 are looked at for each report, among them with stacks those who have held longest."""
+    program = Program(size=40)
+    kept = [program.first_line() for _ in range(40)]
+    waiter = threading.Thread(target=lambda: program.second_line().close())  # type: ignore[attr-defined]
+    waiter.start()
+    wait_for(lambda: program.account.waits, what="it to wait")
+    report = program.take()
+    kept.pop().close()  # type: ignore[attr-defined]
+    waiter.join(10)
+    oldest = sorted(report.connections, key=lambda connection: -(connection.held or 0.0))
+    assert sum(connection.holder_in is not None for connection in report.connections) == holder_checks.LOOKS
+    assert [bool(connection.stack) for connection in oldest] == [True] * 3 + [False] * 37
+    assert all(connection.call_site for connection in report.connections)
+
+
+def test_lines_of_a_pool_that_is_gone() -> None:
+    """What the lines of a dropped engine have counted stays in the reports."""
+    program = Program()
+    program.first_line().close()  # type: ignore[attr-defined]
+    assert by_function(program.take())["first_line"].holds == 1
+    del program.engine
+    program.account.retired = True
+    for entry in program.account.entries.values():
+        entry.end()
+    report = program.take(6.0)
+    assert report.closed_pools
+    (site,) = report.sites
+    assert (site.holds, site.pool in report.closed_pools) == (1, False)
+
+
+def test_lines_beyond_those_that_are_reported() -> None:
+    """All lines beyond 64 of a process are one, which is of no one pool; nothing is missing in the sums."""
+    program = Program(size=200)
+    names: dict[str, Any] = {}
+    source = "\n".join(
+        f"def line_{number}(engine):\n    return engine.raw_connection()" for number in range(80)
+    )
+    exec(compile(source, "/app/shop.py", "exec"), names)
+    kept = [names[f"line_{number}"](program.engine) for number in range(80)]
+    report = program.take()
+    assert len(report.sites) == SITES_REPORTED + 1
+    assert sum(site.held for site in report.sites) == 80
+    (other,) = [site for site in report.sites if site.call_site == OTHER]
+    assert (other.pool, other.held) == (0, 16)
+    for connection in kept:
+        connection.close()
+    assert sum(site.holds for site in program.take(6.0).sites) == 80
+
+
+def test_off() -> None:
+    """With connmon_trace=off there is no line."""
+    program = Program("off")
+    kept = program.first_line()
+    report = program.take()
+    assert report.sites == ()
+    assert report.connections[0].call_site is None
+    del kept
+
+
+def test_a_thread_that_has_ended_is_not_the_one_that_has_its_number_now() -> None:
+    """The numbers of threads are used again; a connection's holder is the one that took it."""
+    program = Program(size=10)
+    program.account.look_after = 0.0
+    kept: list[object] = []
+    for _ in range(5):
+        thread = threading.Thread(target=lambda: kept.append(program.first_line()))
+        thread.start()
+        thread.join(10)
+    stays = threading.Event()
+    others = [threading.Thread(target=stays.wait, args=(10,)) for _ in range(5)]
+    for thread in others:
+        thread.start()
+    report = program.take()
+    stays.set()
+    for thread in others:
+        thread.join(10)
+    assert {connection.holder_in for connection in report.connections} == {"ended"}
+    assert all(str(connection.holder).endswith(" (ended)") for connection in report.connections)
+
+
+def test_a_thread_that_works_with_another_connection() -> None:
+    """Where a thread has several connections, the driver is taken to work with the one it took last."""
+    program = Program()
+    program.account.look_after = 0.0
+    first = program.first_line()
+    second = program.second_line()
+    looked: list[bool] = []
+
+    class Watched:
+        name = staticmethod(holder.name)
+        line = staticmethod(holder.line)
+        in_driver = staticmethod(holder.in_driver)
+
+        @staticmethod
+        def look(who: object, code: CodeType | None, mine: bool) -> call_site_accounts.Look:
+            looked.append(mine)
+            return holder.look(who, code, mine)
+
+    program.ledger.looking.holders = Watched()
+    program.take()
+    assert looked == [False, True]
+    del first, second
+
+
+def test_a_connection_that_another_thread_works_with() -> None:
+    """A thread in the driver that holds nothing works with the newest connection that lies idle."""
+    program = Program()
+    program.account.look_after = 0.0
+    kept: list[Any] = []
+    for _ in range(2):
+        thread = threading.Thread(target=lambda: kept.append(program.first_line()))
+        thread.start()
+        thread.join(10)
+    answer = threading.Event()
+    driver = types.SimpleNamespace(commit=answer.wait)
+    worker = threading.Thread(target=program.engine.dialect.do_commit, args=(driver,))
+    worker.start()
+    wait_for(holder.in_driver, what="the driver to work")
+    report = program.take()
+    answer.set()
+    worker.join(10)
+    assert [connection.holder_in for connection in report.connections] == ["ended", "database"]
+
+
+def test_a_connection_that_a_loop_has_left_behind() -> None:
+    """Where a thread has taken another one in that line since, nobody works with the first any more."""
+    program = Program()
+    program.account.look_after = 0.0
+    places: list[list[str | None]] = []
+    kept = []
+    for _ in range(2):
+        kept.append(program.engine.raw_connection())
+        places.append([connection.holder_in for connection in program.take(6.0 * len(kept)).connections])
+    kept.pop().close()
+    program.ledger.restart()
+    places.append([connection.holder_in for connection in program.take(20.0).connections])
+    assert places == [["application"], ["elsewhere", "application"], ["elsewhere", None]]
+    kept.pop().close()
+
+
+def test_other_is_no_file() -> None:
+    """What stands for all other lines cannot be taken for a line."""
+    assert ":" not in OTHER

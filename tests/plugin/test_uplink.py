@@ -1,0 +1,518 @@
+"""The way to the nodes, with a virtual clock: whom to try, what to send, when to complain."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from connmon.config import Address, Node, Service
+from connmon.errors import ProtocolError
+from connmon.plugin import uplink as module
+from connmon.plugin.ledger import Ledger
+from connmon.plugin.uplink import Uplink
+from connmon.protocol.frames import Ack, Goodbye, Hello, NodeSide, Welcome, frame
+from connmon.protocol.reports import PoolInfo, Process, Report, Usage
+
+INFO = PoolInfo("mysql+pymysql://db/x", "mysql", "db", 3306, "x", "QueuePool", 5, 10, 30.0)
+
+
+def service(count: int = 3) -> Service:
+    addresses = [Address(f"10.0.0.{number}", 5800) for number in range(1, count + 1)]
+    return Service("default", tuple(Node(f"n{a.host[-1]}", a, a) for a in addresses))
+
+
+class World:
+    """An uplink, its ledger, and the node it has reached, if any."""
+
+    def __init__(self, count: int = 3, seed: int = 1) -> None:
+        self.now = 1000.0
+        self.ledger = Ledger("i", threading.Lock, time.monotonic)
+        self.account = self.ledger.pool(INFO)
+        self.uplink = Uplink(service(count), self.ledger, self.describe, random.Random(seed), "connmon test")
+        self.node = NodeSide()
+        self.tried: list[str] = []
+
+    def describe(self, full: bool) -> tuple[Process | None, Usage | None]:
+        return (Process("h", "p", 1, 0, None, None, None) if full else None), None
+
+    def connect(self) -> None:
+        """Wait as long as need be, and connect."""
+        assert self.uplink.state == "resting"
+        self.now = max(self.now, self.uplink.due)
+        self.tried.append(self.uplink.connect(self.now).host)
+        assert self.uplink.state == "connecting"
+
+    def fail(self, reason: str = "refused") -> None:
+        self.uplink.failed(reason, self.now)
+
+    def greet(self) -> None:
+        """Connect, and be welcomed."""
+        self.connect()
+        self.node = NodeSide()
+        (hello,) = self.node.receive(self.uplink.connected(self.now))
+        assert hello == Hello(1, "application", "default", "connmon test")
+        assert self.uplink.outgoing(self.now) == b""
+        self.uplink.received(self.node.welcome("default", "n1"), self.now)
+
+    def send(self) -> list[Any]:
+        """Return the messages that are sent when due."""
+        self.now = max(self.now, self.uplink.due)
+        return list(self.node.receive(self.uplink.outgoing(self.now)))
+
+    def report(self) -> Report:
+        """Wait for the next report as long as need be."""
+        for _ in range(10):
+            for report in self.send():
+                assert isinstance(report, Report)
+                return report
+        raise AssertionError("nothing is sent")
+
+    def ack(self, report: Report, full: bool = False, elsewhere: str | None = None) -> None:
+        self.uplink.received(frame(Ack(report.instance, report.sequence, full, elsewhere)), self.now)
+
+
+# --- Which node -----------------------------------------------------------------------------
+
+
+def test_all_nodes_in_random_order() -> None:
+    """Every turn tries each node once; which is first is chance."""
+    first = set()
+    for seed in range(30):
+        world = World(seed=seed)
+        for _ in range(3):
+            world.connect()
+            world.fail()
+        assert sorted(world.tried) == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
+        first.add(world.tried[0])
+    assert len(first) == 3
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_next_node_at_once(seed: int) -> None:
+    """A node that fails before it has applied anything costs no pause, until all have failed."""
+    world = World(seed=seed)
+    start = world.now
+    for _ in range(2):
+        world.connect()
+        world.fail()
+        assert world.uplink.due == start
+    world.connect()
+    world.fail()
+    assert world.uplink.due > start
+
+
+def test_pauses() -> None:
+    """After a turn of failures there is a pause with jitter that doubles, within its bounds."""
+    world = World(count=1)
+    pause = module.PAUSE_MIN
+    lengths = []
+    for _ in range(20):
+        world.connect()
+        world.fail()
+        length = world.uplink.due - world.now
+        assert 0.5 * pause <= length <= pause
+        lengths.append(length)
+        pause = min(2 * pause, module.PAUSE_MAX)
+    assert len({round(length, 6) for length in lengths[8:]}) > 5, "no jitter"
+    world.greet()
+    world.ack(world.report())
+    world.fail()
+    world.connect()
+    world.fail()
+    assert world.uplink.due - world.now <= module.PAUSE_MIN, "an acknowledged report ends the outage"
+
+
+def test_a_node_that_was_well_is_tried_last() -> None:
+    """When it goes away, all its applications try others, not all at the same moment."""
+    delays = set()
+    for seed in range(10):
+        world = World(seed=seed)
+        world.greet()
+        world.ack(world.report())
+        world.fail("the node closed the connection")
+        assert 0.0 <= world.uplink.due - world.now <= module.PAUSE_MIN
+        delays.add(world.uplink.due - world.now)
+        lost, world.tried = world.tried, []
+        for _ in range(3):
+            world.connect()
+            world.fail()
+        assert world.tried[-1:] == lost
+        assert len(set(world.tried)) == 3
+    assert len(delays) > 5
+
+
+@pytest.mark.parametrize("stage", ["connecting", "greeting", "report"])
+def test_what_takes_too_long(stage: str) -> None:
+    """A connect, a hello and a report each have their time, and the reason says which."""
+    world = World()
+    if stage == "connecting":
+        world.connect()
+        limit, expected = module.ANSWER, "no answer within 3 s"
+    elif stage == "greeting":
+        world.connect()
+        world.uplink.connected(world.now)
+        limit, expected = module.ANSWER, "the hello was not answered within 3 s"
+    else:
+        world.greet()
+        world.report()
+        limit, expected = module.ACKNOWLEDGE, "a report was not acknowledged within 10 s"
+        assert world.uplink.outgoing(world.now) == b""
+    assert world.uplink.due == world.now + limit
+    assert world.uplink.overdue(world.now + limit - 0.01) is None
+    assert world.uplink.overdue(world.now + limit) == expected
+
+
+def test_nothing_is_overdue_while_there_is_nothing_to_wait_for() -> None:
+    """Neither when resting nor with no report in flight."""
+    world = World()
+    assert world.uplink.overdue(1e9) is None
+    world.greet()
+    world.ack(world.report())
+    assert world.uplink.overdue(1e9) is None
+
+
+def test_a_trickle_does_not_buy_time() -> None:
+    """Bytes that make no message leave the time limit as it was."""
+    world = World()
+    world.connect()
+    world.uplink.connected(world.now)
+    due = world.uplink.due
+    for byte in frame(Welcome(1, "default", "n1"))[:-1]:
+        world.now += 0.01
+        world.uplink.received(bytes([byte]), world.now)
+    assert (world.uplink.due, world.uplink.state) == (due, "greeting")
+
+
+def test_another_address_of_the_node_has_its_own_time() -> None:
+    """So a name with an address that leads nowhere is no lost node."""
+    world = World()
+    world.connect()
+    world.now += 100.0
+    world.uplink.connecting(world.now)
+    assert world.uplink.overdue(world.now) is None
+
+
+# --- Reports --------------------------------------------------------------------------------
+
+
+def test_the_first_report_on_every_connection_is_full() -> None:
+    """Whatever the node before had acknowledged."""
+    world = World()
+    for _ in range(3):
+        world.greet()
+        report = world.report()
+        assert report.full
+        assert report.process is not None
+        assert [pool.info for pool in report.pools] == [INFO]
+        world.ack(report)
+        world.account.opened(1, world.now)
+        change = world.report()
+        assert not change.full
+        assert (change.base, change.process) == (report.sequence, None)
+        world.ack(change)
+        world.fail()
+
+
+def test_a_full_one_at_once_where_it_is_asked_for() -> None:
+    """An acknowledgement that wants one is answered with it, without waiting for the second."""
+    world = World()
+    world.greet()
+    world.ack(world.report())
+    change = world.report()
+    at = world.now
+    world.ack(change, full=True)
+    again = world.report()
+    assert (again.full, world.now) == (True, at)
+    assert again.sequence == change.sequence + 1
+
+
+def test_a_node_that_is_never_content_is_sent_no_more() -> None:
+    """One that asks for a full report instead of a full one gets it at the usual pace."""
+    world = World()
+    world.greet()
+    start = world.now
+    for _ in range(20):
+        world.ack(world.report(), full=True)
+    assert world.now >= start + 18.0
+
+
+def test_one_report_in_flight() -> None:
+    """Until it is acknowledged nothing else is sent, however much happens."""
+    world = World()
+    world.greet()
+    report = world.report()
+    for key in range(5):
+        world.account.opened(key, world.now)
+        world.now += 1.0
+        assert world.uplink.outgoing(world.now) == b""
+    world.ack(report)
+    assert len(world.report().connections) == 5
+
+
+def test_a_report_a_second_while_something_changes() -> None:
+    """And one more, by which rates come to rest, then a sign of life every five seconds."""
+    world = World()
+    world.greet()
+    times = []
+    for key in range(20):
+        if key < 3:
+            world.account.opened(key, world.now)
+        world.ack(world.report())
+        times.append(world.now)
+    steps = [b - a for a, b in itertools.pairwise(times)]
+    assert steps[:3] == [module.INTERVAL] * 3
+    assert set(steps[4:]) == {module.ALIVE}
+
+
+def test_change_after_rest_is_told_within_a_second() -> None:
+    """Rest does not make it sleep for longer than a report's interval."""
+    world = World()
+    world.greet()
+    for _ in range(3):
+        for report in world.send():
+            world.ack(report)
+    world.account.opened(1, world.now)
+    at = world.now
+    assert world.report().connections
+    assert world.now <= at + module.INTERVAL
+
+
+@pytest.mark.parametrize("instance", ["i", "j"])
+def test_a_wrong_acknowledgement(instance: str) -> None:
+    """That of a report that was not sent, or not by this instance, breaks the connection."""
+    world = World()
+    world.greet()
+    report = world.report()
+    sequence = report.sequence + (instance == "i")
+    with pytest.raises(ProtocolError):
+        world.uplink.received(frame(Ack(instance, sequence)), world.now)
+
+
+def test_refused() -> None:
+    """The node's reason is the reason."""
+    world = World(count=1)
+    world.connect()
+    world.uplink.connected(world.now)
+    with pytest.raises(ProtocolError, match="refused: service 'x' is not served here"):
+        world.uplink.received(NodeSide.refuse("service 'x' is not served here"), world.now)
+
+
+# --- Complaints -----------------------------------------------------------------------------
+
+
+def test_one_complaint_per_outage() -> None:
+    """When all nodes have failed, once; again only after a report was acknowledged in between."""
+    world = World(count=2)
+    for outage in range(3):
+        for attempt in range(7):
+            world.connect()
+            world.fail(f"reason {outage}")
+            # After an acknowledgement the turn is as long as at the start.
+            assert (world.uplink.complaint is not None) == (attempt == 1)
+            if world.uplink.complaint is not None:
+                assert world.uplink.complaint.count(f"reason {outage}") == 2
+                assert "10.0.0.1:5800" in world.uplink.complaint
+                assert "\n" not in world.uplink.complaint
+                world.uplink.complaint = None
+        world.greet()
+        world.ack(world.report())
+        world.fail("gone")
+        assert world.uplink.complaint is None
+
+
+def test_the_story_has_a_line_for_each_change() -> None:
+    """Connecting, connected, ready, sent elsewhere, failed, leaving: one line each, and not too many."""
+    world = World()
+    world.greet()
+    node = f"connmon: service 'default', node {world.tried[0]}:5800: "
+    assert world.uplink.story == [
+        f"{node}connecting", f"{node}connected, sending the hello", f"{node}ready, a full report is next"
+    ]  # fmt: skip
+    world.uplink.story.clear()
+    other = next(n for n in world.uplink.service.nodes if n.address.host != world.tried[0])
+    world.ack(world.report(), elsewhere=other.name)
+    assert world.uplink.story == [f"{node}asks to go to {other.address}"]
+    world.uplink.story.clear()
+    world.fail("two\nlines")
+    (line,) = world.uplink.story
+    assert line.startswith(f"{node}resting for 0.00 s: two") and "\n" not in line
+    for _ in range(200):
+        world.connect()
+        world.fail()
+    assert len(world.uplink.story) == module.STORY
+    world.uplink.story.clear()
+    world.uplink.leave(world.now)
+    assert world.uplink.story[0].endswith("the process ends")
+
+
+def test_no_complaint_where_another_node_takes_over() -> None:
+    """One node out of three that fails is not an outage."""
+    world = World()
+    for _ in range(5):
+        world.greet()
+        world.ack(world.report())
+        world.fail()
+        world.connect()
+        world.fail()
+    assert world.uplink.complaint is None
+
+
+def test_it_goes_where_the_node_asks_it_to() -> None:
+    """At once, with a full report; where that node is away, back again, and nobody complains."""
+    world = World()
+    world.greet()
+    elsewhere = next(node for node in service().nodes if node.address.host != world.tried[0])
+    world.ack(world.report())
+    world.ack(world.report(), elsewhere=elsewhere.name)
+    assert world.uplink.overdue(world.now) == f"sent to {elsewhere.address}"
+    before, world.now = world.now, world.now
+    world.fail("sent")
+    assert world.uplink.due == before
+    world.greet()
+    assert world.tried[-1] == elsewhere.address.host
+    assert world.report().full
+    world.fail()
+    world.connect()
+    world.fail()
+    world.greet()
+    assert sorted([*world.tried[-2:], elsewhere.address.host]) == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
+    assert world.uplink.complaint is None
+
+
+def test_a_node_that_is_away_is_left_for_the_one_before() -> None:
+    """Where the node that it was sent to cannot be reached, it is at the one before without a pause."""
+    world = World()
+    world.greet()
+    elsewhere = next(node for node in service().nodes if node.address.host != world.tried[0])
+    world.ack(world.report(), elsewhere=elsewhere.name)
+    world.fail("sent")
+    start = world.now
+    world.connect()
+    world.fail()
+    world.greet()
+    assert world.tried == [world.tried[0], elsewhere.address.host, world.tried[0]]
+    assert world.now == start
+
+
+@pytest.mark.parametrize("name", ["n9", "", "here"])
+def test_it_stays_where_it_knows_no_other(name: str) -> None:
+    """A name that it does not know, or that of the node where it is, is no reason to go."""
+    world = World()
+    world.greet()
+    here = next(node.name for node in service().nodes if node.address.host == world.tried[0])
+    world.ack(world.report(), elsewhere=here if name == "here" else name)
+    assert world.uplink.overdue(world.now) is None
+    assert world.uplink.state == "ready"
+
+
+def test_a_node_that_only_welcomes_is_an_outage() -> None:
+    """A welcome is not enough: until a report is acknowledged nothing has been told."""
+    world = World(count=1)
+    for _ in range(3):
+        world.greet()
+        world.report()
+        world.fail("the node closed the connection")
+    assert world.uplink.complaint is not None
+
+
+# --- Farewell -------------------------------------------------------------------------------
+
+
+def farewell(world: World) -> Report:
+    report, goodbye = world.send()
+    assert report.full
+    assert goodbye == Goodbye(report.instance, report.sequence)
+    return report  # type: ignore[no-any-return]
+
+
+def test_farewell() -> None:
+    """At the end a full report at once, whatever the interval, and goodbye; then nothing more."""
+    world = World()
+    world.greet()
+    world.ack(world.report())
+    world.uplink.leave(world.now)
+    at = world.now
+    report = farewell(world)
+    assert world.now == at
+    assert not world.uplink.finished
+    assert world.uplink.outgoing(world.now) == b""
+    world.ack(report)
+    assert world.uplink.finished
+
+
+def test_farewell_does_not_wait_for_what_is_in_flight() -> None:
+    """The report before is acknowledged before the last one, or never; either way the last one counts."""
+    world = World()
+    world.greet()
+    report = world.report()
+    world.uplink.leave(world.now)
+    last = farewell(world)
+    world.ack(report)
+    assert not world.uplink.finished
+    world.ack(last)
+    assert world.uplink.finished
+
+
+def test_at_the_end_everything_is_closed_and_given_back() -> None:
+    """The last report has no connection: the process ends, and all that it has open with it."""
+    world = World()
+    world.greet()
+    entry = world.account.opened(1, world.now)
+    world.account.opened(2, world.now)
+    entry.since, entry.checkouts = world.now, 1
+    world.uplink.leave(world.now)
+    last = farewell(world)
+    assert last.connections == ()
+    (pool,) = last.pools
+    assert (pool.gauges.connections, pool.gauges.checked_out) == (0, 0)
+    assert pool.totals[:4] == (2, 2, 1, 1)
+
+
+def test_farewell_of_one_who_never_met_a_node() -> None:
+    """A short program's only report may be its last."""
+    world = World()
+    world.uplink.leave(world.now)
+    at = world.now
+    world.greet()
+    world.ack(farewell(world))
+    assert (world.uplink.finished, world.now) == (True, at)
+
+
+def test_farewell_that_was_not_heard() -> None:
+    """The node failed before it acknowledged it: the next one is told."""
+    world = World()
+    world.greet()
+    world.ack(world.report())
+    world.uplink.leave(world.now)
+    farewell(world)
+    world.fail("the node closed the connection")
+    assert not world.uplink.finished
+    assert not world.uplink.hopeless
+    at = world.now
+    world.greet()
+    world.ack(farewell(world))
+    assert (world.uplink.finished, world.now) == (True, at)
+
+
+def test_hopeless() -> None:
+    """Once every node has failed, nobody waits for another turn; nor during an outage."""
+    world = World()
+    world.uplink.leave(world.now)
+    for _ in range(3):
+        assert not world.uplink.hopeless
+        world.connect()
+        world.fail()
+    assert world.uplink.hopeless
+
+    world = World()
+    for _ in range(4):
+        world.connect()
+        world.fail()
+    assert not world.uplink.hopeless
+    world.uplink.leave(world.now)
+    assert world.uplink.hopeless

@@ -1,0 +1,226 @@
+"""Verdicts and call sites in what `connmon snapshot` and the batch output print."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from wcwidth import wcswidth
+
+from connmon.protocol.rows import DatabaseRow, HostRow, ProgramRow
+from connmon.protocol.text import shortened
+from connmon.protocol.values import Grouping
+from connmon.reader.formats import as_csv, as_json, as_table
+from connmon.reader.server_maxima import ADDED, judged_by
+from tests.protocol.test_snapshot import FIGURES_1, connection, pool, process, shown
+
+LEAK = {"verdict": "LEAK", "verdict_reason": "a connection has been held for 41s by a thread that has ended"}
+WELL = {"verdict": None, "verdict_reason": None}
+SITES = ("nova/db/api.py:412 instance_get", "/usr/lib/python3/dist-packages/nova/compute/manager.py:1234 run")
+
+
+def document(by: Grouping, *rows: dict[str, Any], **totals: Any) -> dict[str, Any]:
+    """Return a document of a node that judges: the first made row with these cells each."""
+    all_rows = (
+        ProgramRow("ctl1", "nova-api", "connected", FIGURES_1), HostRow("ctl1", 2, "connected", FIGURES_1),
+        DatabaseRow("mysql", "db", 3306, "nova", 2, "connected", FIGURES_1),
+        process(), pool(), connection(),
+    )  # fmt: skip
+    made = shown(by, *all_rows)
+    return {
+        **made,
+        "totals": {**made["totals"], **totals},
+        "rows": [{**made["rows"][0], **cells} for cells in rows],
+    }
+
+
+def site(call_site: str, **changes: Any) -> dict[str, Any]:
+    given = {
+        "host": "ctl1", "program": "nova-api", "call_site": call_site, "processes": 2, "held_now": 3,
+        "in_database_now": 1, "waiting_now": 4, "holds_total": 881, "hold_seconds_total": 3921.5,
+        "longest_held_seconds": 41.0, "usual_held_seconds": 0.0031, "estimated": True, **WELL,
+    }  # fmt: skip
+    return {**given, **changes}
+
+
+def test_the_gravest_rows_come_first() -> None:
+    """The table has rows by verdict, then by how many wait, then by name; JSON and CSV by name alone."""
+    rows = [
+        {"program": name, "waiting": waiting, "verdict": verdict, "verdict_reason": verdict and "why"}
+        for name, waiting, verdict in (
+            ("a", 0, None), ("b", 2, None), ("c", 0, "LOST"), ("d", None, None), ("e", 3, "SATURATED"),
+            ("f", 9, "SATURATED"), ("g", 0, "LEAK"), ("h", 2, None),
+        )
+    ]  # fmt: skip
+    made = document("program", *rows)
+    lines = as_table(made, "program").splitlines()
+    assert [line.split()[1] for line in lines[4:12]] == [*"gfecbhad"]
+    assert [line.split()[1] for line in lines[13:]] == [*"gfec"]
+    assert [line.split(",")[1] for line in as_csv(made, "program").splitlines()[1:]] == [*"abcdefgh"]
+    assert [row["program"] for row in json.loads(as_json(made))["rows"]] == [*"abcdefgh"]
+    assert "b.py:1 f" in sites(site("a.py:1 f", waiting_now=0), site("b.py:1 f", waiting_now=5))[1]
+    held = {"verdict": "BLOCKED", "verdict_reason": None, "holder": "h"}
+    lines = as_table(document("connection", {**WELL, "holder": "g"}, held), "connection").splitlines()
+    assert "BLOCKED" in lines[4]
+
+
+@pytest.mark.parametrize("by", ["program", "host", "database", "process", "pool"])
+def test_the_table_has_the_verdict_and_below_it_the_reason(by: Grouping) -> None:
+    """Each row has its verdict in a column, also in 80 cells; what is wrong is in full below it."""
+    for width in (None, 80):
+        lines = as_table(document(by, LEAK, WELL), by, width).splitlines()
+        reasons = lines[7:]
+        (reason,) = reasons
+        assert reason.endswith("  LEAK: a connection has been held for 41s by a thread that has ended")
+        if by == "pool" and width:  # the names of pools leave no room for more
+            continue
+        assert "VERDICT" in lines[3].split()
+        assert " LEAK " in lines[4] + " "
+        assert " LEAK" not in lines[5]
+
+
+def test_the_reason_names_its_row() -> None:
+    """A reason says whose it is: program, process and pool as the table names them."""
+    (line,) = as_table(document("pool", LEAK), "pool").splitlines()[6:]
+    assert line.startswith("ctl1 nova-api 42 mysql+pymysql://root@10.0.0.9/nova  LEAK: ")
+    (line,) = as_table(document("database", LEAK), "database").splitlines()[6:]
+    assert line.startswith("mysql db 3306 nova  LEAK: ")
+
+
+def test_nothing_is_wrong() -> None:
+    """Where all is well no line follows the table, and the totals say nothing of verdicts."""
+    lines = as_table(document("program", WELL, verdicts={}), "program").splitlines()
+    assert len(lines) == 5
+    assert "LEAK" not in "".join(lines)
+
+
+def test_the_totals_count_verdicts() -> None:
+    """The totals have how many programs of the fleet have each verdict, whatever the rows are."""
+    groupings: tuple[Grouping, ...] = ("program", "connection")
+    for by in groupings:
+        counted = document(by, {"verdict": None}, verdicts={"LEAK": 1, "SATURATED": 2})
+        assert as_table(counted, by).splitlines()[1].endswith("  LEAK 1, SATURATED 2")
+
+
+def test_hostile_reasons() -> None:
+    """A reason quotes lines and names of applications: nothing of it moves the terminal's cursor."""
+    evil = {"verdict": "LEAK", "verdict_reason": "a\n\x1b[2J\u202eb", "program": "p\n\x1b[2Jq"}
+    table = as_table(document("program", evil), "program")
+    assert all(line.isprintable() for line in table.splitlines())
+    assert len(table.splitlines()) == 7
+    assert as_json(document("program", evil)).isascii()
+
+
+def test_connections_and_where_their_holders_are() -> None:
+    """A connection's row has its verdict, and where its holder is; the call site is there at any width."""
+    held = {"verdict": "BLOCKED", "holder_in": "database", "call_site": SITES[0]}
+    lines = as_table(document("connection", held), "connection").splitlines()
+    assert "HOLDER IN" in lines[3]
+    assert "BLOCKED" in lines[4] and "database" in lines[4]
+    for width in (80, 100, 120):
+        line = as_table(document("connection", held), "connection", width).splitlines()[4]
+        assert "api.py:412" in line
+
+
+# --- By call site -------------------------------------------------------------------------
+
+
+SITE: Any = "site"
+
+
+def sites(*rows: dict[str, Any], width: int | None = None) -> list[str]:
+    made = document("program", WELL)
+    return as_table({**made, "rows": list(rows)}, SITE, width).splitlines()[3:]
+
+
+def test_by_site() -> None:
+    """A row by call site has what is held there now, who waits, what is usual, and if it is a sample."""
+    head, line = sites(site(SITES[0], verdict="BLOCKED"))
+    assert re.split(r" {2,}", head)[:4] == ["HOST", "PROGRAM", "CALL SITE", "VERDICT"]
+    assert re.split(r" {2,}", line) == [
+        "ctl1", "nova-api", SITES[0], "BLOCKED", "2", "3", "1", "4", "41s", "3ms", "881", "1h05m", "yes",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 120])
+def test_a_call_site_is_never_cut_before_a_number(width: int) -> None:
+    """Details go first, then a path loses its left part, then numbers go; a file and its line never do."""
+    head, *lines = sites(*map(site, SITES), width=width)
+    for line, number in zip(lines, ("412", "1234"), strict=True):
+        assert wcswidth(line) <= width
+        assert f".py:{number}" in line
+    if width >= 80:
+        assert {"VERDICT", "HELD", "WAITING"} <= set(head.split())
+    if width == 120:
+        assert "nova/compute/manager.py:1234" in lines[1]
+
+
+def test_rows_never_look_the_same() -> None:
+    """Of paths that differ on the left only so much stays that they can be told apart."""
+    same = [f"{package}/db/sqlalchemy/api.py:412 get" for package in ("nova", "cinder", "glance/nova")]
+    for width in (60, 80, 100):
+        lines = sites(*map(site, same), width=width)[1:]
+        assert len({line.split("  ")[2] for line in lines}) == 3
+
+
+@given(st.text(min_size=1), st.integers(1, 80))
+def test_shortened(text: str, size: int) -> None:
+    """Whatever a call site is, it gets no longer than it may be; one that fits stays as it is."""
+    short = shortened(text, size)
+    assert short is not None
+    assert len(short) <= size
+    if len(text) <= size:
+        assert short == text
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (80, "/usr/lib/nova/api.py:412 get_instance"),
+        (30, "/usr/lib/nova/api.py:412 get_i"),
+        (24, "/usr/lib/nova/api.py:412"),
+        (15, "...a/api.py:412"),
+    ],
+)
+def test_what_a_call_site_loses_first(size: int, text: str) -> None:
+    """First the function goes, then the path from its left."""
+    assert shortened("/usr/lib/nova/api.py:412 get_instance", size) == text
+
+
+# --- OVERCOMMIT by a maximum that the reader has ------------------------------------------
+
+
+def databases(**changes: Any) -> list[dict[str, Any]]:
+    row = {
+        "dialect": "mysql",
+        "database_host": "db",
+        "database_port": 3306,
+        "database": "nova",
+        "capacity": 240,
+    }
+    return [{**row, "state": "connected", **WELL, **changes}]
+
+
+def test_overcommit_of_the_readers_own_maximum() -> None:
+    """With --server-max a row says OVERCOMMIT where the node, which does not know the maximum, has not."""
+    (row,) = judged_by(databases(), {("db", 3306): 100})
+    assert row["verdict"] == "OVERCOMMIT"
+    assert "240" in row["verdict_reason"] and "100" in row["verdict_reason"]
+    assert row.keys() - set(ADDED) == databases()[0].keys()
+    (row,) = judged_by(databases(), {("db", 3306): 300})
+    assert row["verdict"] is None
+
+
+def test_overcommit_adds_to_what_the_node_says() -> None:
+    """What is graver stays in front, and what the node has said already is not said twice."""
+    (row,) = judged_by(databases(**LEAK), {("db", None): 100})
+    assert row["verdict"] == "LEAK"
+    assert row["verdict_reason"].startswith(LEAK["verdict_reason"])
+    assert "; OVERCOMMIT: pools may open 240" in row["verdict_reason"]
+    said = databases(verdict="OVERCOMMIT", verdict_reason="as the node has it")
+    (row,) = judged_by(said, {("db", None): 100})
+    assert {**row, **said[0]} == row

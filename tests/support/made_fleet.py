@@ -1,0 +1,319 @@
+# ruff: noqa: E501  (a table of long lines is easier to read than one of short pieces)
+"""A made fleet of 20 programs on 5 hosts in the middle of an incident: for the console's golden screens.
+
+All of it follows from the table `PROGRAMS`, so that it is the same in every run. As a program, it serves them until
+stdin ends, and prints its port: for docs/picture.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Final, NamedTuple
+
+from connmon.protocol.reports import PoolInfo, Process, Usage
+from connmon.protocol.rows import (
+    ConnectionRow,
+    DatabaseRow,
+    Figures,
+    HostRow,
+    PoolRow,
+    ProcessRow,
+    ProgramRow,
+    Quantiles,
+    Row,
+    SiteRow,
+    Verdict,
+)
+from connmon.protocol.values import Gauges, HolderIn, RowState, Totals, VerdictWord
+from tests.support.console_fakes import CLOCK, FakeNode
+
+HOSTS: Final = ("web-a1", "web-a2", "web-b1", "batch1", "db-proxy1")
+
+
+class Site(NamedTuple):
+    """A line of code that holds connections."""
+
+    place: str
+    held: tuple[float, ...]
+    """Of each connection that it holds, the seconds."""
+    where: HolderIn = "application"
+    now: str | None = None
+    verdict: VerdictWord | None = None
+    waiting: int = 0
+    usual: float = 0.02
+    stack: tuple[str, ...] = ()
+
+
+class Made(NamedTuple):
+    """A program on a host."""
+
+    host: int
+    program: str
+    processes: int
+    size: int
+    """Connections that one pool may have."""
+    idle: int
+    rate: float
+    sites: tuple[Site, ...] = ()
+    verdicts: tuple[tuple[VerdictWord, str], ...] = ()
+    state: RowState = "connected"
+    waits: float | None = None
+    timeouts: int = 0
+    database: str = "shop"
+    connect: float = 0.004
+
+
+CHECKOUT_STACK: Final = (
+    "shop/payment/gateway.py:214 _wait_for_answer",
+    "shop/payment/gateway.py:88 charge",
+    "shop/orders/checkout.py:131 place_order",
+    "shop/api/views.py:57 post",
+)
+#: As it is while a statement waits: the driver and SQLAlchemy first.
+LOCKED_STACK: Final = (
+    "psycopg/waiting.py:228 wait_epoll",
+    "psycopg/connection.py:453 wait",
+    "psycopg/cursor.py:97 execute",
+    *(f"sqlalchemy/engine/{frame}" for frame in (
+        "default.py:952 do_execute", "base.py:1967 _exec_single_context", "base.py:1846 _execute_context",
+        "base.py:1641 _execute_clauseelement",
+    )),
+    "sqlalchemy/sql/elements.py:526 _execute_on_connection",
+    "sqlalchemy/engine/base.py:1419 execute",
+    *(f"sqlalchemy/orm/{frame}" for frame in (
+        "context.py:306 orm_execute_statement", "session.py:2246 _execute_internal", "session.py:2365 execute",
+        "query.py:2863 _iter", "query.py:2819 first",
+    )),
+    "billing/invoices/locks.py:204 number_for_update",
+    "billing/invoices/api.py:77 create",
+    "billing/wsgi.py:31 application",
+    *(f"gunicorn/{frame}" for frame in (
+        "workers/sync.py:177 handle_request", "workers/sync.py:131 handle", "workers/sync.py:70 run",
+        "workers/base.py:147 init_process", "arbiter.py:205 run", "app/base.py:236 run", "app/wsgiapp.py:67 run",
+    )),
+)  # fmt: skip
+REPORT_STACK: Final = (
+    "reports/worker/loop.py:52 next_task",
+    "reports/worker/loop.py:31 run",
+    "reports/worker/main.py:19 main",
+)
+PROGRAMS: Final[tuple[Made, ...]] = (
+    Made(
+        0, "shop.main:app", 4, 10, 0, 212.0,
+        (
+            Site("shop/orders/checkout.py:118 place_order", tuple(4.1 - 0.1 * n for n in range(36)), "application",
+                 "shop/payment/gateway.py:214 _wait_for_answer", "SATURATED", 14, 0.9, CHECKOUT_STACK),
+            Site("shop/catalog/search.py:44 suggest", (0.3, 0.2, 0.1, 0.1), "database", None, None, 9, 0.06),
+        ),
+        (("SATURATED", "23 wait up to 6.2s, 40 of 40 checked out, 36 of them by shop/orders/checkout.py:118 "
+          "place_order in the application's own work (shop/payment/gateway.py:214): hold for a shorter time"),
+         ("TIMEOUTS", "7 checkouts gave up waiting in the last minutes")),
+        waits=6.2, timeouts=7,
+    ),
+    Made(
+        1, "shop.main:app", 4, 10, 12, 198.5,
+        (Site("shop/orders/checkout.py:118 place_order", (0.9, 0.7, 0.4), "application",
+              "shop/payment/gateway.py:214 _wait_for_answer", None, 0, 0.9, CHECKOUT_STACK),
+         Site("shop/catalog/search.py:44 suggest", (0.1,), "database", None, None, 0, 0.06)),
+    ),
+    Made(
+        3, "celery@reports worker", 2, 5, 1, 6.5,
+        (
+            Site("reports/build/monthly.py:97 build", (1502.0, 311.0), "elsewhere",
+                 "reports/worker/loop.py:52 next_task", "LEAK", 0, 1.4, REPORT_STACK),
+            Site("reports/build/daily.py:61 build", (2.2,), "database", None, None, 0, 1.1),
+        ),
+        (("LEAK", "a connection taken in reports/build/monthly.py:97 build has been held for 25m, and its holder "
+          "is elsewhere (reports/worker/loop.py:52 next_task): give it back there"),),
+        database="reports",
+    ),
+    Made(
+        2, "billing.wsgi", 3, 8, 3, 41.0,
+        (
+            Site("billing/invoices/locks.py:203 number_for_update", (102.0, 87.0, 64.0, 31.0), "database", None,
+                 "BLOCKED", 2, 0.04,
+                 LOCKED_STACK),
+        ),
+        (("BLOCKED", "4 connections of billing/invoices/locks.py:203 number_for_update are in the database for up to "
+          "1m42s: look for a lock (connmon whois, pg_blocking_pids)"),),
+        waits=12.0, database="billing",
+    ),
+    Made(4, "pgbouncer-check", 1, 2, 1, 0.2, (), (("SLOW CONNECT", "making a connection takes 2.4s (p95)"),),
+         connect=2.4),
+    Made(2, "cinder-volume", 2, 15, 0, 0.0, (), (("LOST", "the process is stopped, or its "
+                                                  "host or network is down"),), "lost", database="cinder"),
+    Made(1, "nova-api", 8, 30, 44, 310.2, (Site("nova/db/main/api.py:1873 instance_get_by_uuid", (0.2, 0.1),
+                                                  "database"),), database="nova"),
+    Made(0, "nova-api-metadata", 4, 15, 9, 88.0, (Site("nova/db/main/api.py:1873 instance_get_by_uuid", (0.1,),
+                                                       "database"),), database="nova"),
+    Made(2, "nova-conductor", 4, 15, 13, 61.2, database="nova"),
+    Made(2, "neutron-server", 4, 15, 22, 140.3,
+         (Site("neutron/db/db_base_plugin_v2.py:643 _get_networks", (0.4, 0.2), "database"),), database="neutron"),
+    Made(1, "neutron-server", 4, 15, 20, 131.9,
+         (Site("neutron/db/db_base_plugin_v2.py:643 _get_networks", (0.3,), "database"),), database="neutron"),
+    Made(1, "keystone", 3, 15, 12, 4.0, database="keystone"),
+    Made(0, "glance-api", 0, 0, 0, 0.0, state="gone", database="glance"),
+    Made(0, "placement", 3, 10, 6, 52.4, database="placement"),
+    Made(3, "celery@mail worker", 2, 5, 4, 3.3, (Site("mail/queue.py:58 next_batch", (0.6,), "database"),)),
+    Made(3, "celery beat", 1, 5, 1, 0.1),
+    Made(3, "airflow scheduler", 1, 5, 3, 12.5, database="airflow"),
+    Made(3, "airflow triggerer", 1, 5, 2, 2.5, database="airflow"),
+    Made(4, "inventory-sync-service", 2, 5, 4, 9.1, (Site("<string>:1 <module>", (3.0,), "database"),)),
+    Made(4, "django-admin clearsessions", 1, 5, 1, 0.4),
+)  # fmt: skip
+
+
+FILLS: Final = (
+    "pool postgresql://shop@db2.example.org/shop, pid 2100 (and 3 more): 9 connections taken here are most of the "
+    "10 of a full pool for which 6 wait up to 6.2s: the application's own work takes the time: take it out of the "
+    "transaction"
+)
+
+
+def _url(made: Made) -> str:
+    driver = "mysql+pymysql" if made.database in ("nova", "neutron", "cinder") else "postgresql+psycopg"
+    return f"{driver}://{made.database}@db{1 + (driver[0] == 'p')}.example.org/{made.database}"
+
+
+def _figures(
+    of: list[Made],
+    processes: bool = True,
+    out: int | None = None,
+    part: float = 1.0,
+    verdicts: bool = True,
+    which: int = 0,
+) -> Figures:
+    """The figures of several programs; `part`: of one of several processes."""
+    alive = [made for made in of if made.state == "connected"]
+    held = [seconds for made in alive for site in made.sites for seconds in site.held]
+    checked = sum(len(site.held) for made in alive for site in made.sites) if out is None else out
+    waiting = sum(site.waiting for made in alive for site in made.sites)
+    if part < 1.0:  # so many wait for the pool of the process of that number
+        waiting = len(range(which, waiting, round(1 / part)))
+    idle = round(sum(made.idle for made in alive) * part)
+    capacity = round(sum(made.size * made.processes for made in alive) * part)
+    rate = round(sum(made.rate for made in alive) * part, 1)
+    waits = [made.waits for made in alive if made.waits is not None]
+    worst = max(
+        of, key=lambda made: (bool(made.verdicts), made.state == "connected", made.timeouts, made.rate)
+    )
+    ago = 751.0 if worst.state == "gone" and len(of) == 1 else 21.0 if not alive else 0.8
+    if not waiting:
+        waits = []
+    if part < 1.0 and out == 0:
+        held = []
+    count = sum(made.processes for made in of if made.state == "connected") if processes else 1
+    lost = sum(made.processes for made in of if made.state == "lost")
+    first = min((made for made in of if made.verdicts), key=_gravity, default=worst)
+    return Figures(
+        count, lost,
+        Gauges(max(1, count), capacity, 0, idle + checked, checked, 0, 0, waiting),
+        Totals(idle + checked + 40, 40, round(rate * 300) + checked, round(rate * 300), 0, 7 if waiting else 0),
+        max(1, count), idle + checked + 3, checked + 5, waiting + 4 if waiting else 2, max(waits, default=0.0),
+        CLOCK - ago - max(waits) if waits else None, CLOCK - ago - max(held) if held else None,
+        rate, CLOCK - ago,
+        Quantiles(0.0, max(waits, default=0.002) / 2, max(waits, default=0.002)),
+        Quantiles(0.01, max((site.usual for made in of for site in made.sites), default=0.02), 4.0),
+        Quantiles(0.002, max(made.connect for made in of), 0.01),
+        0,
+        tuple(Verdict(word, why) for word, why in first.verdicts) if verdicts else (),
+        sum(made.timeouts for made in of),
+    )  # fmt: skip
+
+
+_GRAVE: Final = ("LEAK", "BLOCKED", "SATURATED", "TIMEOUTS", "LOST", "SLOW CONNECT", "OVERCOMMIT")
+
+
+def _gravity(made: Made) -> int:
+    return _GRAVE.index(made.verdicts[0][0])
+
+
+def _of_program(at: int, made: Made) -> list[Row]:
+    rows: list[Row] = [ProgramRow(HOSTS[made.host], made.program, made.state, _figures([made]))]
+    place = 0
+    for number in range(made.processes):
+        instance = f"i-{at:02}-{number}"
+        pid = 2100 + 97 * at + 3 * number
+        holds = [
+            (site, seconds)
+            for site in made.sites
+            for which, seconds in enumerate(site.held)
+            if which % max(1, made.processes) == number
+        ]
+        part = 1.0 / made.processes
+        figures = _figures([made], False, len(holds), part, bool(holds) or made.state == "lost",
+                           number)  # fmt: skip
+        lost = made.state == "lost"
+        process = Process(
+            HOSTS[made.host], made.program, pid, 1, "app", f"/usr/bin/python3 {made.program}", None
+        )
+        usage = Usage() if lost else Usage(3.0 + at, 90_000_000 + at * 5_000_000, 9, 60)
+        rows.append(
+            ProcessRow(instance, "node1", process, CLOCK - 90_000 - 600 * at, usage,
+                       "lost" if lost else "connected", figures)
+        )  # fmt: skip
+        url = _url(made)
+        dialect, server = url.partition("+")[0], url.partition("@")[2].partition("/")[0]
+        info = PoolInfo(url, dialect, server, 3306 if dialect == "mysql" else 5432, made.database, "QueuePool",
+                        5, made.size - 5, 30.0)  # fmt: skip
+        rows.append(PoolRow(instance, 0, info, "lost" if lost else "connected", figures))
+        for site, seconds in holds:
+            place += 1
+            rows.append(
+                ConnectionRow(
+                    instance, place, 0, 884_000 + 100 * at + place, "checked_out", CLOCK - 4000 - place,
+                    CLOCK - 0.8 - seconds, f"Thread-{place}", site.place, site.stack or (site.place,), None,
+                    site.where, site.now or (site.place if site.where != "ended" else None),
+                    site.verdict if seconds > 60 else None,
+                )
+            )  # fmt: skip
+        rows += (
+            ConnectionRow(instance, 50 + idle, 0, 890_000 + 100 * at + idle, "idle", CLOCK - 900 - idle, None,
+                          None, None, ())
+            for idle in range(min(2, made.idle))
+        )  # fmt: skip
+    rows += (
+        SiteRow(
+            HOSTS[made.host], made.program, site.place, made.processes, len(site.held),
+            len(site.held) if site.where == "database" else 0, CLOCK - 0.8 - max(site.held), site.waiting,
+            round(made.rate * 900) + 7, round(made.rate * 900 * site.usual * 400), site.usual, made.rate > 200,
+            CLOCK - 0.8, site.verdict,
+            FILLS if site.verdict == "SATURATED" else made.verdicts[0][1] if site.verdict else None,
+        )
+        for site in made.sites
+    )  # fmt: skip
+    return rows
+
+
+def fleet() -> tuple[Row, ...]:
+    """Return all rows of all groupings."""
+    rows: list[Row] = []
+    for at, made in enumerate(PROGRAMS):
+        rows += _of_program(at, made)
+    for number, host in enumerate(HOSTS):
+        of = [made for made in PROGRAMS if made.host == number]
+        rows.append(HostRow(host, len(of), "connected", _figures(of)))
+    for url in sorted({_url(made) for made in PROGRAMS}):
+        of = [made for made in PROGRAMS if _url(made) == url]
+        dialect, server = url.partition("+")[0], url.partition("@")[2].partition("/")[0]
+        port = 3306 if dialect == "mysql" else 5432
+        state = "connected" if any(made.state == "connected" for made in of) else of[0].state
+        rows.append(DatabaseRow(dialect, server, port, of[0].database, len(of), state, _figures(of)))
+    return tuple(rows)
+
+
+FLEET: Final = fleet()
+TOTALS: Final = _figures(list(PROGRAMS))
+VERDICTS: Final = tuple(
+    (word, sum(made.verdicts[0][0] == word for made in PROGRAMS if made.verdicts))
+    for word in _GRAVE
+    if any(made.verdicts and made.verdicts[0][0] == word for made in PROGRAMS)
+)
+
+
+if __name__ == "__main__":
+    served = FakeNode(rows=FLEET)
+    served.totals = TOTALS
+    print(served.port, flush=True)
+    sys.stdin.read()
+    served.stop()
