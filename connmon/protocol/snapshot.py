@@ -30,6 +30,7 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from operator import attrgetter
 from typing import Any, Final, TypeAlias
 
+from connmon.protocol.document import FigureFields, JsonHead, JsonRow, JsonTotals, typed
 from connmon.protocol.keys import FIGURES, KEYS, POOL, PRESENT, PROCESS, QUANTILES, USAGE, VERDICT
 from connmon.protocol.queries import Query
 from connmon.protocol.rows import (
@@ -183,6 +184,29 @@ class Snapshot:
         pools._sums = True
         pools.header, pools._rows = self.header, self._rows
         return pools.rows()
+
+    def typed_rows(self, seen: Container[RowKey] | None = None) -> list[tuple[RowKey, JsonRow]]:
+        """Return the rows, each with the key that it keeps for as long as it lives; `seen` as below."""
+        return [(key, typed(self.by, cells)) for key, cells in self.keyed_rows(seen)]
+
+    def typed_head(self) -> JsonHead:
+        """Return the document without its rows. Raises ValueError while there is no complete answer yet."""
+        head = self.head()
+        totals = head["totals"]
+        figures = FigureFields(**{key: totals.get(key) for key in FigureFields.__struct_fields__})
+        return JsonHead(
+            service=head["service"],
+            node=head["node"],
+            leader=head["leader"],
+            quorum=head["quorum"],
+            stale_seconds=head["stale_seconds"],
+            totals=JsonTotals(
+                hosts=totals["hosts"],
+                programs=totals["programs"],
+                figures=figures,
+                verdicts=totals["verdicts"],
+            ),
+        )
 
     def keyed_rows(self, seen: Container[RowKey] | None = None) -> list[tuple[RowKey, Cells]]:
         """Return the rows, each with the key that it keeps for as long as it lives.
