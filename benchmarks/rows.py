@@ -36,38 +36,24 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from connmon.cluster.following import read_image, write_image
-from connmon.cluster.group import Group
-from connmon.cluster.intake import Intake, Waiting
-from connmon.cluster.link import footprint
-from connmon.cluster.peer import BATCH
-from connmon.cluster.pysync import Image
+from connmon.cluster.batching import Intake, Waiting
+from connmon.cluster.client_connection import footprint
+from connmon.cluster.raft.follower import read_image, write_image
+from connmon.cluster.raft.group import Group
+from connmon.cluster.raft.member import Image
+from connmon.cluster.raft.messages import BATCH
 from connmon.cluster.server import BATCH_BYTES
-from connmon.cluster.state import State
+from connmon.cluster.state.machine import State
 from connmon.console import pages, views
 from connmon.console import state as screens
 from connmon.console.source import Source
-from connmon.model import (
-    CHECKED_OUT,
-    IDLE,
-    Batch,
-    Connection,
-    Gauges,
-    Peaks,
-    PoolInfo,
-    PoolReport,
-    Process,
-    Query,
-    Report,
-    Rows,
-    SiteReport,
-    Tick,
-    Times,
-    Totals,
-    Usage,
-)
-from connmon.snapshot import Snapshot
-from connmon.wire import ClientSide, NodeSide
+from connmon.protocol.batch import Batch, Tick
+from connmon.protocol.frames import ClientSide, NodeSide
+from connmon.protocol.queries import Query
+from connmon.protocol.reports import Connection, PoolInfo, PoolReport, Process, Report, SiteReport, Usage
+from connmon.protocol.rows import Rows
+from connmon.protocol.snapshot import Snapshot
+from connmon.protocol.values import CHECKED_OUT, IDLE, Gauges, Peaks, Times, Totals
 
 SERVICE: Final = "default"
 #: Bytes that a reader takes from its socket at once.
