@@ -72,7 +72,7 @@ def test_paths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_which_files(tmp_path: Path) -> None:
-    """Text files that git tracks are checked, except golden files and the list; without git, all text files."""
+    """The text files that git tracks are checked, without golden files and the list; without git, all are."""
     names = ["a.py", "a.svg", "docs/a.rst", ".ci/run", "tests/golden/a.rst", "tests/support/words.py"]
     for name in names:
         path = tmp_path / name
