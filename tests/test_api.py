@@ -43,6 +43,7 @@ def test_attach_watches_the_pool() -> None:
     connmon.attach(engine, addr="127.0.0.1:2", program="b")
     with engine.connect() as connection:
         assert connection.exec_driver_sql("SELECT 1").scalar() == 1
+    engine.dispose()
 
 
 @pytest.mark.parametrize("options", [{"held": 0}, {"no_such_option": "x"}, {"addr": "a:b:c"}])
