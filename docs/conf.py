@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
+from connmon import __version__
 
 project = "connmon"
 author = "the connmon authors"
-version = release = re.findall(
-    r'"(.*)"', Path(__file__).parents[1].joinpath("connmon/__init__.py").read_text()
-)[-1]
-extensions: list[str] = []
+version = release = __version__
+extensions = ["sphinx.ext.autodoc"]
+# No pages of other projects are read while these are built, so these names lead nowhere.
+nitpick_ignore = [
+    ("py:class", "Engine"),
+    ("py:class", "AsyncEngine"),
+    ("py:exc", "sqlalchemy.exc.ArgumentError"),
+]
 exclude_patterns = ["_build"]
 nitpicky = True
 html_theme = "alabaster"

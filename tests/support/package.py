@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 IN_SDIST = (
     "connmon/commands/cli.py", "connmon/cluster/daemon.py", "connmon/py.typed", "contrib/alerts.yml",
     "contrib/connmond.service", "contrib/grafana.json", "docs/operations.rst", "tests/conftest.py", "tox.ini",
-    "LICENSE", "README.rst", "CONTRIBUTING.rst",
+    "LICENSE", "README.rst", "CONTRIBUTING.rst", "SECURITY.rst",
 )  # fmt: skip
 IN_WHEEL = ("connmon", "connmon-")
 #: What tells type checkers that the package has types (PEP 561).
