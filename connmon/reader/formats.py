@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from wcwidth import wcswidth
 
-from connmon.protocol.keys import KEYS
+from connmon.protocol.document import KEYS
 from connmon.protocol.text import csv_cell, printable, short_age, short_duration, shortened
 from connmon.protocol.values import Grouping
 

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import time
+from collections.abc import Collection
 from typing import Any, get_args
 
 import msgspec
@@ -14,6 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wcwidth import wcswidth
 
+from connmon.protocol.document import (
+    FIGURES,
+    KEYS,
+    PRESENT,
+    JsonConnection,
+    JsonProgram,
+    JsonRow,
+    head_cells,
+)
 from connmon.protocol.queries import Query
 from connmon.protocol.reports import PoolInfo, Process, Usage
 from connmon.protocol.rows import (
@@ -31,7 +41,7 @@ from connmon.protocol.rows import (
     SiteRow,
     Verdict,
 )
-from connmon.protocol.snapshot import FIGURES, KEYS, PRESENT, Snapshot
+from connmon.protocol.snapshot import Snapshot
 from connmon.protocol.text import printable, short_age, short_duration
 from connmon.protocol.values import GROUPINGS, Gauges, Grouping, RowState, Totals
 from connmon.reader.formats import as_csv, as_json, as_table
@@ -191,7 +201,7 @@ def shown(by: Grouping, *rows: Row, **changes: Any) -> dict[str, Any]:
 
 
 def keys(snapshot: Snapshot) -> list[RowKey]:
-    return [key for key, _ in snapshot.keyed_rows()]
+    return [key for key, _ in snapshot.typed_rows()]
 
 
 # --- The document -------------------------------------------------------------------------
@@ -470,7 +480,7 @@ def test_a_view_that_stands_still(by: Grouping) -> None:
         for key in ("last_report_seconds", "started_seconds", "age_seconds")
         if key in before
     }
-    totals = snapshot.head()["totals"]
+    totals = head_cells(snapshot.typed_head())["totals"]
     assert (totals["last_report_seconds"], totals["longest_held_seconds"]) == (60.8, 41.0)
 
 
@@ -673,7 +683,68 @@ def test_following_equals_a_fresh_read(steps: list[tuple[Any, ...]]) -> None:
             for frame in node.answer(fresh.query(), 100):
                 fresh.apply(frame)
             assert follower.document() == fresh.document()
-            assert follower.keyed_rows() == fresh.keyed_rows()
+            assert follower.typed_rows() == fresh.typed_rows()
+
+
+def connection_rows(snapshot: Snapshot, seen: Collection[RowKey] | None = None) -> list[JsonConnection]:
+    return [row for _, row in snapshot.typed_rows(seen) if isinstance(row, JsonConnection)]
+
+
+def test_connections_share_the_fields_of_their_process_and_pool() -> None:
+    """A process and a pool are built once; a connection to another server has pool fields of its own."""
+    moved = msgspec.structs.replace(connection(number=3), server=("10.0.0.10", 3307))
+    snapshot = Snapshot("connection")
+    snapshot.apply(answer(process(), pool(), connection(), connection(number=2), moved))
+    one, two, three = connection_rows(snapshot)
+    assert one.process is two.process is three.process
+    assert one.pool is two.pool
+    assert (three.pool.database_host, three.pool.database_port) == ("10.0.0.10", 3307)
+    assert three.pool.pool == one.pool.pool
+
+
+def test_a_quiet_process_is_not_built_again() -> None:
+    """A change of one process leaves the rows of another as they are, and returned rows never change."""
+    rows = [*(process(name) for name in "ab"), *(pool(name) for name in "ab")]
+    snapshot = Snapshot("connection")
+    snapshot.apply(answer(*rows, connection("a"), connection("b")))
+    before = connection_rows(snapshot)
+    snapshot.apply(answer(connection("b", held=None), complete=False, version=8))
+    after = connection_rows(snapshot)
+    assert after[0] is before[0]
+    assert (before[1].state, after[1].state) == ("checked_out", "idle")
+
+
+def test_ages_off_the_screen_may_lag() -> None:
+    """With `seen`, only the ages of rows on the screen are exact; others follow after `UNSEEN_SECONDS`."""
+    snapshot = Snapshot("connection")
+    snapshot.apply(answer(process(), pool(), connection(), connection(number=2), clock=100.0, stale=0.0))
+    ages = [row.age_seconds for row in connection_rows(snapshot)]
+    assert ages == [60.0, 60.0]
+    seen = {("connection", "i1", 2)}
+    for clock, expected in ((101.0, [60.0, 61.0]), (115.0, [60.0, 75.0]), (115.5, [75.5, 75.5])):
+        snapshot.apply(answer(complete=False, clock=clock, stale=0.0))
+        assert [row.age_seconds for row in connection_rows(snapshot, seen)] == expected
+    snapshot.apply(answer(complete=False, clock=116.0, stale=0.0))
+    assert [row.age_seconds for row in connection_rows(snapshot)] == [76.0, 76.0]
+
+
+def test_derived_values_follow_changes_and_ages() -> None:
+    """`derive` sees each row that is built or ages, and `remake` has all rows derived again."""
+    rates = iter((1.0, 2.0, 3.0))
+
+    def derive(key: RowKey, row: JsonRow) -> JsonRow:
+        assert isinstance(row, JsonProgram) and key == ("program", "ctl1", "nova-api")
+        return msgspec.structs.replace(row, connects_per_second=next(rates))
+
+    snapshot = Snapshot("program", derive=derive)
+    snapshot.apply(answer(ProgramRow("ctl1", "nova-api", "connected", FIGURES_1), clock=100.0))
+    for expected in (1.0, 2.0, 3.0):
+        ((_, row),) = snapshot.typed_rows()
+        assert isinstance(row, JsonProgram) and row.connects_per_second == expected
+        if expected == 1.0:
+            snapshot.apply(answer(complete=False, clock=101.0))
+        else:
+            snapshot.remake()
 
 
 def test_many_rows() -> None:

@@ -17,11 +17,13 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import Final, NamedTuple, get_args
+from typing import Any, Final, NamedTuple, get_args
+
+from msgspec import structs
 
 from connmon.protocol.histogram import BOUNDS
 from connmon.protocol.rows import Figures, RowKey
-from connmon.protocol.snapshot import Cells, figure_cells
+from connmon.protocol.snapshot import figure_fields
 from connmon.protocol.values import Times, Totals, VerdictWord
 
 #: Rows whose histograms are written at once.
@@ -103,7 +105,7 @@ class _Taken(NamedTuple):
     """What was taken in of one group."""
 
     labels: str
-    cells: Cells
+    cells: dict[str, Any]
     times: Times
     totals: Totals
     verdicts: tuple[VerdictWord, ...]
@@ -126,7 +128,7 @@ class Fleet:
         labels = ",".join([f"{name}={label(value)}" for name, value in zip(told, names, strict=True)])
         if labels in self._taken[prefix]:
             return
-        cells = figure_cells(figures, now, quantiles=False)
+        cells = structs.asdict(figure_fields(figures, now, quantiles=False))
         cells["lost_processes"] = figures.lost_processes
         self._taken[prefix][labels] = _Taken(
             labels,
