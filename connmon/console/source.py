@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from connmon.console import merging
 from connmon.console.columns import Row
 from connmon.console.tables import WAIT_THERE, Table
-from connmon.protocol.document import JsonCallSite, JsonConnection, JsonRow, cells, head_cells
+from connmon.protocol.document import JsonCallSite, JsonConnection, JsonDatabase, JsonRow, cells, head_cells
 from connmon.protocol.queries import RowsQuery, UsersQuery, WaitsQuery
 from connmon.protocol.rows import RowKey, Rows
 from connmon.protocol.snapshot import Snapshot
@@ -117,8 +117,9 @@ class Source:
         if want.by == "site":
             return _with_waiters(rows)
         if want.by == "database" and self._maxima:
-            judged = judged_by([row for _, row in rows], self._maxima)
-            return [(key, row) for (key, _), row in zip(rows, judged, strict=True)]
+            pairs = [(key, row) for key, row in self._snapshots[0].typed_rows(seen)]
+            judged = judged_by([row for _, row in pairs if isinstance(row, JsonDatabase)], self._maxima)
+            return [(key, _flat_database(row)) for (key, _), row in zip(pairs, judged, strict=True)]
         if len(self._connects) > 2 * len(rows) + 100:  # rows that are no longer there
             there = {key for key, _ in rows}
             self._connects = {key: past for key, past in self._connects.items() if key in there}
@@ -159,6 +160,14 @@ def _flat(snapshot: Snapshot, seen: Collection[Key] | None) -> list[tuple[Key, R
             flat["connects_per_second"] = row.connects_per_second
         rows.append((key, flat))
     return rows
+
+
+def _flat_database(row: JsonDatabase) -> dict[str, Any]:
+    flat = {**cells(row), "connects_per_second": row.connects_per_second}
+    if row.server is not None:
+        added = {"server": row.server, "server_max": row.server_max, "server_capacity": row.server_capacity}
+        flat.update(added)
+    return flat
 
 
 def belongs(want: Want, row: Row) -> bool:

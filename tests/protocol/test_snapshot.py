@@ -19,6 +19,7 @@ from connmon.protocol.document import (
     FIGURES,
     KEYS,
     PRESENT,
+    Document,
     JsonConnection,
     JsonProgram,
     JsonRow,
@@ -194,10 +195,14 @@ def answer(*rows: Row, **changes: Any) -> Rows:
     return Rows(**{**header, "rows": rows, **changes})
 
 
-def shown(by: Grouping, *rows: Row, **changes: Any) -> dict[str, Any]:
+def typed_document(by: Grouping, *rows: Row, **changes: Any) -> Document:
     snapshot = Snapshot(by)
     snapshot.apply(answer(*rows, **changes))
-    return snapshot.document()
+    return snapshot.typed_document()
+
+
+def shown(by: Grouping, *rows: Row, **changes: Any) -> dict[str, Any]:
+    return typed_document(by, *rows, **changes).flat()
 
 
 def keys(snapshot: Snapshot) -> list[RowKey]:
@@ -441,15 +446,16 @@ GONE_1 = msgspec.structs.replace(FIGURES_2, max_connections=80)
 )
 def test_where_all_are_lost_there_is_no_present(by: Grouping, row: Row) -> None:
     """Of a program, a host, a database and the totals too; in the JSON, the CSV and the table."""
-    document = shown(by, row, totals=LOST_1)
+    typed = typed_document(by, row, totals=LOST_1)
+    document = typed.flat()
     for cells in (document["rows"][0], document["totals"]):
         assert {key: cells[key] for key in PRESENT} == dict.fromkeys(PRESENT)
         assert cells["processes"] == 0  # that none reports is known
         assert (cells["max_connections"], cells["checkouts_total"]) == (80, 88213)
         assert cells["last_report_seconds"] == 0.8
-    (written,) = csv.DictReader(io.StringIO(as_csv(document, by)))
+    (written,) = csv.DictReader(io.StringIO(as_csv(typed)))
     assert {written[key] for key in PRESENT} == {""}
-    table = as_table(document, by).splitlines()
+    table = as_table(typed).splitlines()
     assert "connections - (max 80)" in table[1]
     assert table[4].split().count("-") >= 9
 
@@ -704,7 +710,7 @@ def test_connections_share_the_fields_of_their_process_and_pool() -> None:
 
 def test_a_quiet_process_is_not_built_again() -> None:
     """A change of one process leaves the rows of another as they are, and returned rows never change."""
-    rows = [*(process(name) for name in "ab"), *(pool(name) for name in "ab")]
+    rows: list[Row] = [*(process(name) for name in "ab"), *(pool(name) for name in "ab")]
     snapshot = Snapshot("connection")
     snapshot.apply(answer(*rows, connection("a"), connection("b")))
     before = connection_rows(snapshot)
@@ -766,10 +772,10 @@ def test_many_rows() -> None:
 HOSTILE = '\x1b[2J=1+1\n\x9b31m\u202e"x",\x7f\r\t\x00'
 
 
-def hostile(by: Grouping) -> dict[str, Any]:
+def hostile(by: Grouping) -> Document:
     who = Process(HOSTILE, HOSTILE, 1, 1, HOSTILE, HOSTILE, None)
     info = PoolInfo(HOSTILE, HOSTILE, HOSTILE, 1, HOSTILE, HOSTILE, None, -1, None)
-    return shown(
+    return typed_document(
         by,
         ProgramRow(HOSTILE, HOSTILE, "connected", FIGURES_1),
         HostRow(HOSTILE, 1, "connected", FIGURES_1),
@@ -788,12 +794,13 @@ def hostile(by: Grouping) -> dict[str, Any]:
 def test_no_control_character_gets_out(by: Grouping) -> None:
     """A hostile name cannot steer a terminal or break a line, in any format."""
     document = hostile(by)
-    for text in (as_table(document, by), as_table(document, by, 80), as_csv(document, by), as_json(document)):
+    flat = document.flat()
+    for text in (as_table(document), as_table(document, 80), as_csv(document), as_json(flat)):
         assert all(line.isprintable() for line in text.split("\n"))
-    reasons = sum(row.get("verdict_reason") is not None for row in document["rows"])
-    assert len(as_table(document, by).splitlines()) == 5 + (reasons and 1 + reasons)
-    assert len(as_csv(document, by).splitlines()) == 2
-    assert json.loads(as_json(document)) == document
+    reasons = sum(row.get("verdict_reason") is not None for row in flat["rows"])
+    assert len(as_table(document).splitlines()) == 5 + (reasons and 1 + reasons)
+    assert len(as_csv(document).splitlines()) == 2
+    assert json.loads(as_json(flat)) == flat
 
 
 def test_json() -> None:
@@ -807,8 +814,8 @@ def test_json() -> None:
 
 def test_csv() -> None:
     """CSV has all keys, the stack in one cell, nothing for null, and no cell that is a formula."""
-    document = shown("connection", process(program="=cmd()"), pool(), connection(held=None))
-    text = as_csv(document, "connection")
+    document = typed_document("connection", process(program="=cmd()"), pool(), connection(held=None))
+    text = as_csv(document)
     (row,) = csv.DictReader(io.StringIO(text))
     assert list(row) == list(KEYS["connection"])
     assert row["program"] == "'=cmd()"
@@ -816,14 +823,14 @@ def test_csv() -> None:
     assert row["max_overflow"] == "10"
     assert row["stack"] == "api.py:412 boot < wsgi.py:3 call"
     assert "\r" not in text
-    assert as_csv(shown("host"), "host") == ",".join(KEYS["host"]) + "\n"
+    assert as_csv(typed_document("host")) == ",".join(KEYS["host"]) + "\n"
 
 
 @given(st.lists(st.text(max_size=8), min_size=2, max_size=2))
 def test_csv_round_trip(names: list[str]) -> None:
     """Taking away one leading apostrophe gives every printable name back, and none begins a formula."""
-    document = shown("program", ProgramRow(names[0], names[1], "gone", FIGURES_2))
-    (row,) = csv.DictReader(io.StringIO(as_csv(document, "program")))
+    document = typed_document("program", ProgramRow(names[0], names[1], "gone", FIGURES_2))
+    (row,) = csv.DictReader(io.StringIO(as_csv(document)))
     for name, cell in zip(names, (row["host"], row["program"]), strict=True):
         assert cell.removeprefix("'") == printable(name)
         assert not cell.startswith(("=", "+", "-", "@"))
@@ -832,12 +839,12 @@ def test_csv_round_trip(names: list[str]) -> None:
 
 def test_table() -> None:
     """The table says who answered, the totals, and has its columns aligned, numbers to the right."""
-    document = shown(
+    document = typed_document(
         "program",
         ProgramRow("ctl1", "nova-api", "connected", FIGURES_1),
         ProgramRow("ctl2", "glance", "gone", FIGURES_2),
     )
-    assert as_table(document, "program").splitlines() == [
+    assert as_table(document).splitlines() == [
         "service default  node node1  leader node1  quorum yes  stale 0.2s",
         "hosts 1  programs 2  processes 8  capacity 240  connections 78 (max 80)  checked out 31 (max 47)  "
         "waiting 5 (max 10)  checkouts/s 310.2",
@@ -856,7 +863,7 @@ def test_table_with_what_limits_leave_out() -> None:
     figures = msgspec.structs.replace(FIGURES_1, left_out=7)
     rows = [ProgramRow("ctl1", "nova", "connected", figures), ProgramRow("ctl2", "glance", "gone", FIGURES_2)]
     for width in (None, 80):
-        lines = as_table(shown("program", *rows, totals=figures), "program", width).splitlines()
+        lines = as_table(typed_document("program", *rows, totals=figures), width).splitlines()
         assert "LEFT OUT by limits 7" in lines[1]
         assert lines[3].endswith("LEFT OUT")
         assert [line.split()[-1] for line in lines[4:]] == ["7", "-"]
@@ -864,8 +871,8 @@ def test_table_with_what_limits_leave_out() -> None:
 
 def test_table_without_quorum() -> None:
     """A node without quorum says so, and how long its view has stood still."""
-    document = shown("host", quorum=False, leader=None, stale=754.0)
-    assert as_table(document, "host").startswith(
+    document = typed_document("host", quorum=False, leader=None, stale=754.0)
+    assert as_table(document).startswith(
         "service default  node node1  leader -  NO QUORUM, stands still for 12m\n"
     )
 
@@ -883,7 +890,7 @@ def test_table_fits(by: Grouping, width: int) -> None:
         connection(),
         SiteRow("主机一", "ノヴァ-api", "库.py:1 f", 1, 3, 1, 68.5, 4, 17, 23_456, 0.01, True, 99.5),
     ]
-    head, _, empty, *lines = as_table(shown(by, *rows), by, width).splitlines()
+    head, _, empty, *lines = as_table(typed_document(by, *rows), width).splitlines()
     assert "node1" in head
     assert empty == ""
     assert len(lines) == 2
@@ -898,7 +905,7 @@ def test_table_fits(by: Grouping, width: int) -> None:
 def test_wide_characters_are_aligned() -> None:
     """A column starts in the same terminal cell in every row, however wide the names before it are."""
     rows = [ProgramRow(host, "p", "gone", FIGURES_2) for host in ("主机一", "ctl", "e\u0301te")]
-    lines = as_table(shown("program", *rows), "program").splitlines()[4:]
+    lines = as_table(typed_document("program", *rows)).splitlines()[4:]
     assert {wcswidth(line[: line.index("gone")]) for line in lines} == {
         len("主机一") * 2 + 2 + len("PROGRAM") + 2
     }
