@@ -22,6 +22,7 @@ from connmon.errors import ConnmonError, UsageError
 
 if TYPE_CHECKING:
     from connmon.config import Service
+    from connmon.protocol.document import Document
     from connmon.protocol.values import Grouping
 
 DONE: Final = 0
@@ -154,8 +155,8 @@ def _replay(arguments: argparse.Namespace) -> int:
         return run_replay(recording)
     from connmon.reader.formats import printed
 
-    document = recording.snapshot(len(recording) - 1, arguments.by).document()
-    output.write(printed(document, arguments.by, arguments.format, output.terminal_width()))
+    document = recording.snapshot(len(recording) - 1, arguments.by).typed_document()
+    output.write(printed(document, arguments.format, output.terminal_width()))
     return DONE
 
 
@@ -264,20 +265,22 @@ def _print_reconcile(service: Service, url: str, also: Sequence[str], form: str)
 
 
 def _print_snapshot(service: Service, by: Grouping, form: str) -> int:
+    from msgspec.structs import asdict
+
     from connmon.reader.formats import printed
 
     document = _read(service, by)
-    output.write(printed(document, by, form, output.terminal_width()))
-    _mention_quorum(document)  # a CSV has no other place for it
+    output.write(printed(document, form, output.terminal_width()))
+    _mention_quorum(asdict(document.head))  # a CSV has no other place for it
     return DONE
 
 
-def _read(service: Service, by: Grouping) -> dict[str, Any]:
+def _read(service: Service, by: Grouping) -> Document:
     """Return a snapshot's document, of a node that has quorum where there is one."""
     from connmon.protocol.credentials import of_client
     from connmon.reader.client import read_once
 
-    return read_once(service.nodes, service.name, by, credentials=of_client(service)).document()
+    return read_once(service.nodes, service.name, by, credentials=of_client(service)).typed_document()
 
 
 def _mention_quorum(document: Mapping[str, Any]) -> None:

@@ -30,7 +30,7 @@ from connmon.protocol.snapshot import Snapshot
 from connmon.protocol.values import Grouping
 from connmon.reader import client
 from connmon.reader.cluster_status import ask
-from connmon.reader.recording import EVERY, RECORDED, Frame, encode, first_line
+from connmon.reader.recording import COMPLETE_EVERY, RECORDED, RecordedSnapshot, encode, first_line
 
 #: Seconds between two questions to all nodes how they are.
 NODES: Final = 10.0
@@ -97,7 +97,7 @@ class Recorder:
         self._nodes_again = 0.0
         self._snapshots: dict[Grouping, Snapshot] = {}
 
-    def frame(self, complete: bool) -> Frame:
+    def frame(self, complete: bool) -> RecordedSnapshot:
         """Return the next frame. Raises ConnmonError where no node answers."""
         if self._client is None or self._client.closed:
             self._client = client.connect(
@@ -119,7 +119,13 @@ class Recorder:
             self.close()
             raise
         timeouts = None if past.left_out else past.timeouts
-        return Frame(round(time.time(), 3), complete, answers, timeouts, self._nodes(complete))
+        return RecordedSnapshot(
+            at=round(time.time(), 3),
+            complete=complete,
+            answers=answers,
+            timeouts=timeouts,
+            nodes=self._nodes(complete),
+        )
 
     def _nodes(self, complete: bool) -> tuple[dict[str, Any], ...] | None:
         now = time.monotonic()
@@ -158,7 +164,7 @@ def run(
             due = time.monotonic()
             while times is None or number < times:
                 try:
-                    frame = recorder.frame(since % EVERY == 0)
+                    frame = recorder.frame(since % COMPLETE_EVERY == 0)
                     silent = False
                 except ConnmonError as error:
                     if file is None:

@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from connmon.config import Service
 from connmon.errors import ConnmonError
 from connmon.protocol.credentials import Credentials
+from connmon.protocol.document import Document, JsonDatabase
 from connmon.protocol.text import short_age
 from connmon.protocol.values import Grouping
 from connmon.reader.client import read_once
 from connmon.reader.formats import as_json_line, printed
-from connmon.reader.server_maxima import ADDED, judged_by
+from connmon.reader.server_maxima import judged_by
 
 DONE, UNREACHABLE = 0, 1
 
@@ -50,7 +50,7 @@ def run(
             due = max(due + interval, time.monotonic())
             time.sleep(max(0.0, due - time.monotonic()))
         try:
-            document = read_once(service.nodes, service.name, by, credentials=credentials).document()
+            document = read_once(service.nodes, service.name, by, credentials=credentials).typed_document()
         except ConnmonError as error:
             if times == 1:
                 raise
@@ -59,17 +59,17 @@ def run(
         else:
             code = DONE
             if by == "database" and maxima:
-                rows = judged_by(document["rows"], maxima)
-                document["rows"] = [{k: row[k] for k in row if k not in ADDED} for row in rows]
-            write(_text(document, by, form, width(), number > 0))
-            if not document["quorum"]:
-                still = short_age(document["stale_seconds"])
-                complain(f"{document['node']} has no quorum: what it shows has stood still for {still}")
+                databases = [row for row in document.rows if isinstance(row, JsonDatabase)]
+                document = document._replace(rows=judged_by(databases, maxima))
+            write(_text(document, form, width(), number > 0))
+            if not document.head.quorum:
+                still = short_age(document.head.stale_seconds)
+                complain(f"{document.head.node} has no quorum: what it shows has stood still for {still}")
         number += 1
     return code
 
 
-def _text(document: Mapping[str, Any], by: Grouping, form: str, width: int | None, again: bool) -> str:
+def _text(document: Document, form: str, width: int | None, again: bool) -> str:
     if form == "json":
-        return as_json_line(document)
-    return ("\n" if again else "") + printed(document, by, form, width)
+        return as_json_line(document.flat())
+    return ("\n" if again else "") + printed(document, form, width)

@@ -18,7 +18,7 @@ from typing import Any, Final, TypeAlias
 
 from connmon.console import tables
 from connmon.console.columns import Row
-from connmon.protocol.snapshot import FIGURES
+from connmon.protocol.document import FIGURES
 
 Key: TypeAlias = tuple[Any, ...]
 

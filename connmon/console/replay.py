@@ -55,7 +55,7 @@ class Player:
         last = len(self._recording) - 1
         if not last:
             return 1
-        span = self._recording.frame(last).at - self._recording.frame(0).at
+        span = self._recording.recorded(last).at - self._recording.recorded(0).at
         return max(1, min(last, round(60.0 * last / span))) if span > 0 else last
 
     def want(self, demand: Demand) -> None:
@@ -65,7 +65,7 @@ class Player:
         now = self._clock()
         position = reel.position
         if reel.playing and position < len(self._recording) - 1:
-            pause = self._recording.frame(position + 1).at - self._recording.frame(position).at
+            pause = self._recording.recorded(position + 1).at - self._recording.recorded(position).at
             pause = min(max(pause, 0.01), 60.0) / reel.speed
             if self._due is None or (position, reel.speed) != self._playing:
                 self._due, self._playing = now + pause, (position, reel.speed)
@@ -93,7 +93,7 @@ class Player:
         for at in range(max(begin, self._position + 1), position + 1):
             self._read(at)
         self._position = position
-        frame = self._recording.frame(position)
+        frame = self._recording.recorded(position)
         head = self._sources[_HEAD].head()
         then = datetime.fromtimestamp(frame.at)
         return Picture(
@@ -106,7 +106,7 @@ class Player:
         )
 
     def _read(self, at: int) -> None:
-        frame = self._recording.frame(at)
+        frame = self._recording.recorded(at)
         if frame.nodes is not None:
             self._nodes = [
                 (

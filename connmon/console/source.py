@@ -11,12 +11,15 @@ Rules kept here:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final, NamedTuple, TypeAlias
+
+from msgspec.structs import replace
 
 from connmon.console import merging
 from connmon.console.columns import Row
 from connmon.console.tables import WAIT_THERE, Table
+from connmon.protocol.document import JsonCallSite, JsonConnection, JsonDatabase, JsonRow, cells, head_cells
 from connmon.protocol.queries import RowsQuery, UsersQuery, WaitsQuery
 from connmon.protocol.rows import RowKey, Rows
 from connmon.protocol.snapshot import Snapshot
@@ -99,23 +102,24 @@ class Source:
 
         Of waits also `rows_left_out`: pools and holders that the node's limits leave out of its answer.
         """
-        head = self._snapshots[0].head()
+        head = head_cells(self._snapshots[0].typed_head())
         header = self._snapshots[0].header
         if self._want.by == "wait" and header is not None:
             head["rows_left_out"] = header.left_out
         return head
 
-    def rows(self, seen: Container[Key] | None = None) -> list[tuple[Key, Row]]:
-        """Return the rows, in the order of their names; `seen` as in `Snapshot.keyed_rows`."""
-        rows: list[tuple[Key, Row]] = list(self._snapshots[0].keyed_rows(seen))
+    def rows(self, seen: Collection[Key] | None = None) -> list[tuple[Key, Row]]:
+        """Return the rows, in the order of their names; `seen` as in `Snapshot.typed_rows`."""
+        rows: list[tuple[Key, Row]] = _flat(self._snapshots[0], seen)
         want = self._want
         if want.by == "wait":
-            return merging.waits(rows, list(self._snapshots[1].keyed_rows()))
+            return merging.waits(rows, _flat(self._snapshots[1], None))
         if want.by == "site":
             return _with_waiters(rows)
         if want.by == "database" and self._maxima:
-            judged = judged_by([row for _, row in rows], self._maxima)
-            return [(key, row) for (key, _), row in zip(rows, judged, strict=True)]
+            pairs = [(key, row) for key, row in self._snapshots[0].typed_rows(seen)]
+            judged = judged_by([row for _, row in pairs if isinstance(row, JsonDatabase)], self._maxima)
+            return [(key, _flat_database(row)) for (key, _), row in zip(pairs, judged, strict=True)]
         if len(self._connects) > 2 * len(rows) + 100:  # rows that are no longer there
             there = {key for key, _ in rows}
             self._connects = {key: past for key, past in self._connects.items() if key in there}
@@ -123,9 +127,10 @@ class Source:
         narrower = want.pool or want.call_site or want.held or (want.database and want.program)
         return [pair for pair in rows if belongs(want, pair[1])] if narrower else rows
 
-    def _add(self, key: RowKey, cells: dict[str, Any]) -> None:
-        """Add what the node does not tell to a row's cells."""
-        cells["connects_per_second"] = self._connect_rate(key, cells)
+    def _add(self, key: RowKey, row: JsonRow) -> JsonRow:
+        """Return the row with what the node does not tell."""
+        assert not isinstance(row, JsonConnection | JsonCallSite)
+        return replace(row, connects_per_second=self._connect_rate(key, cells(row)))
 
     def _connect_rate(self, key: RowKey, cells: Mapping[str, Any]) -> float | None:
         """Return how many connections it makes in a second. None: not known, as before a second report."""
@@ -145,6 +150,24 @@ class Source:
             past.popleft()
         (began, first), (ended, last) = past[0], past[-1]
         return None if ended <= began or ago > SILENT else (last - first) / (ended - began)
+
+
+def _flat(snapshot: Snapshot, seen: Collection[Key] | None) -> list[tuple[Key, Row]]:
+    rows: list[tuple[Key, Row]] = []
+    for key, row in snapshot.typed_rows(seen):
+        flat = cells(row)
+        if not isinstance(row, JsonConnection | JsonCallSite):
+            flat["connects_per_second"] = row.connects_per_second
+        rows.append((key, flat))
+    return rows
+
+
+def _flat_database(row: JsonDatabase) -> dict[str, Any]:
+    flat = {**cells(row), "connects_per_second": row.connects_per_second}
+    if row.server is not None:
+        added = {"server": row.server, "server_max": row.server_max, "server_capacity": row.server_capacity}
+        flat.update(added)
+    return flat
 
 
 def belongs(want: Want, row: Row) -> bool:

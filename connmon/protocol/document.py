@@ -1,26 +1,29 @@
-"""The rows of the JSON contract, typed: what `connmon snapshot --format json` prints of each grouping. Pure.
+"""The rows of the JSON contract: what `connmon snapshot --format json` prints of each grouping. Pure.
 
-This is the one definition. JSON, CSV, the tables, the console's columns and the documentation are derived from
-the fields of these structs: `KEYS` has the keys of a grouping in their order, `cells` a row's flat dict.
+This is the one definition. JSON, CSV, the tables, the console's columns and docs/json.rst derive from the
+fields of these structs: `KEYS` has the keys of each grouping in their order, `cells` returns a row as a flat
+dict.
 
-- Parts that rows share (a process, a pool, the figures) are structs of their own; in JSON their fields stand in
-  the row itself.
-- Seconds are floats, sizes bytes. A value that is not known is None, never 0.
-- A field that is no part of the contract, since only this reader knows it, is in `READER_ONLY`.
+- Parts that rows share (a process, a pool, the figures) are structs of their own; in JSON their fields stand
+  in the row itself.
+- Seconds are floats with three digits, quantiles with nine; sizes are bytes. None is an unknown value, never
+  0.
+- A field that only this reader knows is no part of the contract: `READER_ONLY`.
+- The structs hold no reference cycles, so the garbage collector does not follow them (`gc=False`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
-from typing import Any, Final, TypeAlias, Union
+from typing import Any, Final, NamedTuple, TypeAlias, Union
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from connmon.protocol.values import ConnectionState, Grouping, HolderIn, RowState, VerdictWord
 
 
-class ProcessFields(Struct, frozen=True, kw_only=True):
+class ProcessFields(Struct, frozen=True, kw_only=True, gc=False):
     """What identifies a process, and what it takes of its host."""
 
     host: str | None = None
@@ -40,13 +43,13 @@ class ProcessFields(Struct, frozen=True, kw_only=True):
     open_files: int | None = None
 
 
-class PoolFields(Struct, frozen=True, kw_only=True):
+class PoolFields(Struct, frozen=True, kw_only=True, gc=False):
     """What identifies a pool, and where its server is."""
 
     pool: str | None = None
     """The engine's URL without password and query."""
     pool_class: str | None = None
-    """None: the sum of several pools."""
+    """None: the row sums several pools."""
     pool_size: int | None = None
     max_overflow: int | None = None
     timeout_seconds: float | None = None
@@ -57,7 +60,7 @@ class PoolFields(Struct, frozen=True, kw_only=True):
     pooler: bool | None = None
 
 
-class FigureFields(Struct, frozen=True, kw_only=True):
+class FigureFields(Struct, frozen=True, kw_only=True, gc=False):
     """The figures of a row, whatever it groups."""
 
     processes: int | None = None
@@ -99,7 +102,7 @@ class FigureFields(Struct, frozen=True, kw_only=True):
     recent_timeouts: int | None = None
 
 
-class JsonProgram(Struct, frozen=True, kw_only=True):
+class JsonProgram(Struct, frozen=True, kw_only=True, gc=False):
     """A row of `--by program`: the processes of one program on one host."""
 
     host: str
@@ -111,7 +114,7 @@ class JsonProgram(Struct, frozen=True, kw_only=True):
     connects_per_second: float | None = None
 
 
-class JsonHost(Struct, frozen=True, kw_only=True):
+class JsonHost(Struct, frozen=True, kw_only=True, gc=False):
     """A row of `--by host`."""
 
     host: str
@@ -123,7 +126,7 @@ class JsonHost(Struct, frozen=True, kw_only=True):
     connects_per_second: float | None = None
 
 
-class JsonDatabase(Struct, frozen=True, kw_only=True):
+class JsonDatabase(Struct, frozen=True, kw_only=True, gc=False):
     """A row of `--by database`: all pools of one database."""
 
     dialect: str
@@ -143,7 +146,7 @@ class JsonDatabase(Struct, frozen=True, kw_only=True):
     """What all pools of that server may open together."""
 
 
-class JsonProcess(Struct, frozen=True, kw_only=True):
+class JsonProcess(Struct, frozen=True, kw_only=True, gc=False):
     """A row of `--by process`."""
 
     process: ProcessFields
@@ -154,7 +157,7 @@ class JsonProcess(Struct, frozen=True, kw_only=True):
     connects_per_second: float | None = None
 
 
-class JsonPool(Struct, frozen=True, kw_only=True):
+class JsonPool(Struct, frozen=True, kw_only=True, gc=False):
     """A row of `--by pool`: one pool of one process."""
 
     process: ProcessFields
@@ -166,7 +169,7 @@ class JsonPool(Struct, frozen=True, kw_only=True):
     connects_per_second: float | None = None
 
 
-class JsonConnection(Struct, frozen=True, kw_only=True):
+class JsonConnection(Struct, frozen=True, kw_only=True, gc=False):
     """A row of `--by connection`: one open connection."""
 
     process: ProcessFields
@@ -186,7 +189,7 @@ class JsonConnection(Struct, frozen=True, kw_only=True):
     verdict: VerdictWord | None = None
 
 
-class JsonCallSite(Struct, frozen=True, kw_only=True):
+class JsonCallSite(Struct, frozen=True, kw_only=True, gc=False):
     """A row of `--by site`: a line of code of one program on one host."""
 
     host: str
@@ -207,7 +210,7 @@ class JsonCallSite(Struct, frozen=True, kw_only=True):
     verdict_reason: str | None = None
 
 
-class JsonTotals(Struct, frozen=True, kw_only=True):
+class JsonTotals(Struct, frozen=True, kw_only=True, gc=False):
     """The figures of everything together, in every grouping."""
 
     hosts: int
@@ -217,7 +220,7 @@ class JsonTotals(Struct, frozen=True, kw_only=True):
     """How many programs have each verdict as their gravest."""
 
 
-class JsonHead(Struct, frozen=True, kw_only=True):
+class JsonHead(Struct, frozen=True, kw_only=True, gc=False):
     """The document without its rows: who answered, and the totals."""
 
     service: str
@@ -271,20 +274,34 @@ def _paths(by: Grouping) -> Iterator[tuple[str, str]]:
 _PATHS: Final = {by: dict(_paths(by)) for by in ROW_TYPES}
 #: The keys of a row of each grouping, in the order of JSON and CSV.
 KEYS: Final[Mapping[Grouping, tuple[str, ...]]] = {by: tuple(paths) for by, paths in _PATHS.items()}
+#: The keys of a row's figures, in the order of JSON and CSV.
+FIGURES: Final[tuple[str, ...]] = FigureFields.__struct_fields__
+#: Figures of the last one to two minutes: half, 95 % and 99 % of the waits, holds and connects that ended
+#: took at most this long. None: there were none.
+QUANTILES: Final = tuple(key for key in FIGURES if "_p50_" in key or "_p95_" in key or "_p99_" in key)
+#: Figures of the present, which are unknown of a lost process. Counts of processes, maxima, totals and the
+#: time of the last report are known.
+PRESENT: Final = tuple(
+    key
+    for key in FIGURES
+    if not key.startswith("max_")
+    and not key.endswith("_total")
+    and key not in ("processes", "last_report_seconds")
+)
 _GETTERS: Final = {ROW_TYPES[by]: (KEYS[by], attrgetter(*paths.values())) for by, paths in _PATHS.items()}
 
 
 def cells(row: JsonRow) -> dict[str, Any]:
     """Return the row as a flat dict, as in JSON."""
-    keys, getter = _GETTERS[type(row)]
-    found = dict(zip(keys, getter(row), strict=True))
-    if "stack" in found:
-        found["stack"] = list(found["stack"])
-    return found
+    keys, values = _GETTERS[type(row)]
+    flat = dict(zip(keys, values(row), strict=True))
+    if "stack" in flat:
+        flat["stack"] = list(flat["stack"])
+    return flat
 
 
 def typed(by: Grouping, flat: Mapping[str, Any]) -> Any:
-    """Return the row of a flat dict, as in JSON; keys that it lacks are not known."""
+    """Return the row of a flat dict as in JSON. A key that the dict lacks is an unknown value."""
     parts: dict[str, Any] = {}
     for name in ROW_TYPES[by].__struct_fields__:
         part = _PARTS.get(name)
@@ -295,3 +312,33 @@ def typed(by: Grouping, flat: Mapping[str, Any]) -> Any:
         else:
             parts[name] = flat.get(name)
     return ROW_TYPES[by](**parts)
+
+
+class Document(NamedTuple):
+    """A whole answer: who answered, the totals, and the rows of one grouping."""
+
+    by: Grouping
+    head: JsonHead
+    rows: Sequence[JsonRow]
+
+    def flat(self) -> dict[str, Any]:
+        """Return the document of the JSON contract."""
+        return {**head_cells(self.head), "rows": [cells(row) for row in self.rows]}
+
+
+def head_cells(head: JsonHead) -> dict[str, Any]:
+    """Return the document of the JSON contract without its rows."""
+    totals = head.totals
+    return {
+        "service": head.service,
+        "node": head.node,
+        "leader": head.leader,
+        "quorum": head.quorum,
+        "stale_seconds": head.stale_seconds,
+        "totals": {
+            "hosts": totals.hosts,
+            "programs": totals.programs,
+            **structs.asdict(totals.figures),
+            "verdicts": totals.verdicts,
+        },
+    }

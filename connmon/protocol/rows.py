@@ -36,7 +36,7 @@ class Quantiles(NamedTuple):
     p99: Seconds | None = None
 
 
-class Verdict(Struct, frozen=True, array_like=True):
+class Verdict(Struct, frozen=True, array_like=True, gc=False):
     """One thing that is wrong with a row."""
 
     word: VerdictWord
@@ -44,7 +44,7 @@ class Verdict(Struct, frozen=True, array_like=True):
     """One line without the word: what was seen, in figures as of the last report, and what to do."""
 
 
-class Figures(Struct, frozen=True, array_like=True):
+class Figures(Struct, frozen=True, array_like=True, gc=False):
     """The numbers of one row, whatever it groups."""
 
     processes: Count
@@ -83,7 +83,7 @@ class Figures(Struct, frozen=True, array_like=True):
         return self.processes > 0 or not self.lost_processes
 
 
-class ProgramRow(Struct, frozen=True, array_like=True, tag="program"):
+class ProgramRow(Struct, frozen=True, array_like=True, gc=False, tag="program"):
     host: str
     program: str
     state: RowState
@@ -94,7 +94,7 @@ class ProgramRow(Struct, frozen=True, array_like=True, tag="program"):
         return ("program", self.host, self.program)
 
 
-class HostRow(Struct, frozen=True, array_like=True, tag="host"):
+class HostRow(Struct, frozen=True, array_like=True, gc=False, tag="host"):
     host: str
     programs: int
     state: RowState
@@ -105,7 +105,7 @@ class HostRow(Struct, frozen=True, array_like=True, tag="host"):
         return ("host", self.host)
 
 
-class DatabaseRow(Struct, frozen=True, array_like=True, tag="database"):
+class DatabaseRow(Struct, frozen=True, array_like=True, gc=False, tag="database"):
     dialect: str
     database_host: str | None
     database_port: int | None
@@ -119,7 +119,7 @@ class DatabaseRow(Struct, frozen=True, array_like=True, tag="database"):
         return database_key(self)
 
 
-class ProcessRow(Struct, frozen=True, array_like=True, tag="process"):
+class ProcessRow(Struct, frozen=True, array_like=True, gc=False, tag="process"):
     instance: str
     node: str
     """The node that it reports to."""
@@ -135,7 +135,7 @@ class ProcessRow(Struct, frozen=True, array_like=True, tag="process"):
         return ("process", self.instance)
 
 
-class PoolRow(Struct, frozen=True, array_like=True, tag="pool"):
+class PoolRow(Struct, frozen=True, array_like=True, gc=False, tag="pool"):
     instance: str
     number: int
     info: PoolInfo
@@ -147,7 +147,7 @@ class PoolRow(Struct, frozen=True, array_like=True, tag="pool"):
         return ("pool", self.instance, self.number)
 
 
-class ConnectionRow(Struct, frozen=True, array_like=True, tag="connection"):
+class ConnectionRow(Struct, frozen=True, array_like=True, gc=False, tag="connection"):
     instance: str
     number: int
     pool: int
@@ -172,7 +172,7 @@ class ConnectionRow(Struct, frozen=True, array_like=True, tag="connection"):
         return ("connection", self.instance, self.number)
 
 
-class SiteRow(Struct, frozen=True, array_like=True, tag="site"):
+class SiteRow(Struct, frozen=True, array_like=True, gc=False, tag="site"):
     """One line of the application: the sum over the processes of one program on one host."""
 
     host: str

@@ -1,38 +1,63 @@
-"""What a reader has of one grouping. Pure: no I/O, no time.
+"""What a reader knows of one grouping: follow a node's answers, return typed rows. Pure: no I/O, no time.
 
-`Snapshot` follows a node's answers and makes the document of the JSON contract of them.
+Answers
 
-- An answer counts only when its last frame is there. One that broke off leaves no trace, and
-  is asked again from the same version.
-- How long ago something was is the replica's clock, and for how long that has stood still (`stale`), minus
-  the row's own time; never negative. How long something has gone on that may have ended since (a hold, a
-  wait) is as of the last report of its process, and never longer: see `Figures`. Floats have three digits,
-  quantiles nine. What is not known is None, never 0.
-- Of a process that is lost, and of its pools, the present is not known (`PRESENT`, and the
-  process's own usage); maxima and totals are. The same where all processes of a program, a host, a database
-  or of everything are lost; where some are, figures are sums over the others. A connection of a lost process
-  keeps what was last heard of it, but its `state` and `held_seconds` are not known.
-- `left_out` is how many pools and connections a limit leaves out, None where it leaves out none; of the
-  totals, processes as well.
-- Where nobody waits or holds anything, `longest_*_seconds` is 0.0: that is known.
+- An answer counts only with its last frame. An answer that breaks off changes nothing, and the reader asks
+  again from the same version.
+
+Values
+
+- The age of a start, a connection or a report is the replica's clock, plus how long that clock has stood
+  still (`stale`), minus the row's own time; never negative. A hold or a wait may have ended since, so its
+  duration is as of the last report of its process: see `Figures`.
+- Floats have three digits, quantiles nine. An unknown value is None, never 0.
+- The present of a lost process and of its pools is unknown (`PRESENT`, and the usage of the process); maxima
+  and totals are known. The same applies to a program, host, database or the totals where all processes are
+  lost; where some are lost, figures are sums over the others. A connection of a lost process keeps its last
+  reported values, but `state` and `held_seconds` are unknown.
+- `left_out` is the number of pools and connections that a limit leaves out, None for none; in the totals it
+  includes processes.
+- `longest_*_seconds` is 0.0 where nobody waits or holds a connection: that is known.
 - `capacity` is None as soon as one of the pools has no limit.
-- A row's cells are made anew only when something of it has changed. Of the others only ages go
-  on, so that following thousands of quiet rows costs next to nothing. Cells once handed out do not change.
+- A process is one process and a pool one pool: process rows have neither processes nor max_processes, pool
+  rows have no pools either, connection rows no figures. The totals have all figures in every grouping.
 
-Which figures a row has: all `FIGURES`, but process rows are without processes and max_processes
-(a process is one process), pool rows without these and pools, and connection rows without any.
-`totals` has all of them in every grouping, with hosts and programs in front.
+Cost
+
+- A `_Block` is the unit of work: a process with its pools or connections, or a single row. Only a block with
+  a changed row is built again, and its connections share the fields of their process and pool. Of the other
+  blocks only ages go on. A row once returned does not change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Collection
+from itertools import chain
 from operator import attrgetter
 from typing import Any, Final, TypeAlias
 
-from connmon.protocol.document import FigureFields, JsonHead, JsonRow, JsonTotals, typed
-from connmon.protocol.keys import FIGURES, KEYS, POOL, PRESENT, PROCESS, QUANTILES, USAGE, VERDICT
+from msgspec.structs import replace
+
+from connmon.protocol.document import (
+    PRESENT,
+    Document,
+    FigureFields,
+    JsonCallSite,
+    JsonConnection,
+    JsonDatabase,
+    JsonHead,
+    JsonHost,
+    JsonPool,
+    JsonProcess,
+    JsonProgram,
+    JsonRow,
+    JsonTotals,
+    PoolFields,
+    ProcessFields,
+    cells,
+)
 from connmon.protocol.queries import Query
+from connmon.protocol.reports import ServerAddress
 from connmon.protocol.rows import (
     ConnectionRow,
     DatabaseRow,
@@ -46,50 +71,44 @@ from connmon.protocol.rows import (
     RowKey,
     Rows,
     SiteRow,
+    Verdict,
 )
 from connmon.protocol.text import short_age
-from connmon.protocol.values import LOST, Grouping
+from connmon.protocol.values import LOST, Grouping, VerdictWord
 
-__all__ = ["FIGURES", "KEYS", "PRESENT", "QUANTILES", "Cells", "Derive", "Snapshot", "figure_cells"]
+Derive: TypeAlias = Callable[[RowKey, JsonRow], JsonRow]
 
-Cells: TypeAlias = dict[str, Any]
-Derive: TypeAlias = Callable[[RowKey, Cells], None]
+#: How far the ages of rows off the screen may lag.
+UNSEEN_SECONDS: Final = 15.0
+#: No age is longer than this, whatever a peer reports.
+LONGEST_SECONDS: Final = 1e12
 
-
-class _Made:
-    """The cells of a row, and what they were made of."""
-
-    __slots__ = ("cells", "clock", "key", "order", "parts")
-
-    def __init__(
-        self, key: RowKey, parts: tuple[Row | None, ...], order: tuple[Any, ...], cells: Cells, clock: float
-    ) -> None:
-        self.key, self.order, self.cells, self.clock = key, order, cells, clock
-        self.parts = parts
-        """The row itself, and where it has them the rows of its process and its pool."""
-
-    def of(self, parts: tuple[Row | None, ...]) -> bool:
-        """Whether it was made of these very rows."""
-        mine = self.parts
-        return (
-            mine[0] is parts[0] and mine[-1] is parts[-1] and mine[len(mine) // 2] is parts[len(parts) // 2]
-        )
+_UNKNOWN_PRESENT: Final[dict[str, None]] = dict.fromkeys(PRESENT)
+_UNKNOWN_POOL: Final = PoolFields()
+_NO_QUANTILES: Final = Quantiles()
 
 
-#: Seconds by which the ages of rows that nobody sees may be behind.
-UNSEEN: Final = 15.0
-#: No age is shown as longer than this (seconds), whatever a peer says.
-LONGEST: Final = 1e12
+class _Block:
+    """Rows that are built together: a process with its pools or connections, or one row of another kind."""
 
-_UNKNOWN_PRESENT: Final[Cells] = dict.fromkeys(PRESENT)
-_WELL: Final[Cells] = dict.fromkeys(VERDICT)
-_UNKNOWN_USAGE: Final[Cells] = dict.fromkeys(USAGE)
-_UNKNOWN_PROCESS: Final[Cells] = dict.fromkeys(PROCESS)
-_UNKNOWN_POOL: Final[Cells] = dict.fromkeys(POOL)
+    __slots__ = ("built", "clock", "order", "process", "received", "sources")
+
+    def __init__(self, received: dict[RowKey, Row] | None = None) -> None:
+        self.received: Final[dict[RowKey, Row]] = {} if received is None else received
+        """The rows as the node sent them."""
+        self.order: tuple[Any, ...] = ()
+        """Sorts the blocks."""
+        self.sources: list[Row] = []
+        """The received row of each built row."""
+        self.built: list[tuple[RowKey, JsonRow]] = []
+        self.clock = 0.0
+        """The time of the built rows' ages, but for rows on the screen, whose ages are newer."""
+        self.process: ProcessRow | None = None
+        """The process that pools or connections belong to."""
 
 
 class Snapshot:
-    """What a reader has of one grouping; `host`, `program` and `instance` narrow it."""
+    """The rows of one grouping; `host`, `program` and `instance` narrow it."""
 
     def __init__(
         self,
@@ -99,226 +118,220 @@ class Snapshot:
         instance: str | None = None,
         derive: Derive | None = None,
     ) -> None:
-        """`derive`, where given, adds keys of its own to the cells of a row whenever these are made."""
+        """`derive` returns the row to use for a built row, for values that only the reader knows."""
         self.by: Final = by
         self.header: Rows | None = None
         """The last frame of the last complete answer. None: there was none yet."""
         self._derive = derive
+        self._by_process: Final = by in ("pool", "connection")
         self._sums = False
-        """Whether sums of several pools have rows by pool."""
-        self._narrow = (host, program, instance)
+        """Whether sums of several pools have rows in the grouping pool."""
+        self._narrow: Final = (host, program, instance)
         self._epoch = ""
-        self._since = 0
-        self._rows: dict[RowKey, Row] = {}
-        self._made: dict[RowKey, _Made] = {}
-        self._ordered: list[_Made] | None = None
-        """In the order in which they are shown. None: rows have changed since."""
+        self._since_version = 0
+        self._blocks: dict[object, _Block] = {}
+        self._changed: set[object] = set()
+        """The names of the blocks that have to be built again."""
+        self._ordered: list[_Block] = []
         self._answer: tuple[str, str, int, bool] | None = None
-        self._coming: dict[RowKey, Row | None] = {}  # None: removed
+        self._coming: dict[RowKey, Row | None] = {}
+        """The rows of the answer that is coming in. None: removed."""
+
+    def __repr__(self) -> str:
+        version = f"{self._epoch or '-'}/{self._since_version}"
+        return f"<Snapshot by {self.by}, version {version}, {len(self._blocks)} blocks>"
 
     def query(self) -> Query:
-        """Return what to ask next: everything that changed since the last complete answer."""
-        return Query(self.by, self._epoch, self._since, *self._narrow)
+        """Return what to ask next: the rows that changed since the last complete answer."""
+        host, program, instance = self._narrow
+        return Query(
+            by=self.by,
+            epoch=self._epoch,
+            since=self._since_version,
+            host=host,
+            program=program,
+            instance=instance,
+        )
 
     def apply(self, rows: Rows) -> None:
-        """Take one frame of an answer; with its last frame the whole answer takes effect."""
+        """Take one frame of an answer; the answer takes effect with its last frame."""
         answer = (rows.node, rows.epoch, rows.version, rows.complete)
         if answer != self._answer:  # else: the same answer, or the same asked again
             self._answer = answer
             self._coming = {}
         coming = self._coming
         for key in rows.removed:
-            coming.setdefault(key, None)  # a row that is there was removed before it came back
+            coming.setdefault(key, None)  # a row in the answer was removed before it came back
         for row in rows.rows:
             coming[row.key] = row
         if rows.more:
             return
-        if coming or rows.complete or rows.epoch != self._epoch:
-            self._ordered = None
         if rows.complete or rows.epoch != self._epoch:
-            self._rows, self._made = {}, {}
-        for key, changed in coming.items():
-            if changed is None:
-                self._rows.pop(key, None)
-            else:
-                self._rows[key] = changed
-        self._epoch, self._since, self.header = rows.epoch, rows.version, rows
+            self._blocks, self._ordered = {}, []
+            self._changed.clear()
+        self._merge(coming)
+        self._epoch, self._since_version, self.header = rows.epoch, rows.version, rows
         self._answer, self._coming = None, {}
+
+    def _merge(self, coming: dict[RowKey, Row | None]) -> None:
+        blocks, changed, by_process = self._blocks, self._changed, self._by_process
+        for key, row in coming.items():
+            name: object = key[1] if by_process else key
+            block = blocks.get(name)
+            if row is not None:
+                if block is None:
+                    block = blocks[name] = _Block()
+                block.received[key] = row
+            elif block is not None:
+                block.received.pop(key, None)
+            changed.add(name)
 
     def document(self) -> dict[str, Any]:
         """Return the document of the JSON contract.
 
         Raises ValueError while there is no complete answer yet.
         """
-        return {**self.head(), "rows": self.rows()}
+        return self.typed_document().flat()
 
-    def head(self) -> dict[str, Any]:
-        """Return the document without its rows. Raises as `document` does."""
-        header = self.header
-        if header is None:
-            raise ValueError("no complete answer was applied yet")
-        return {
-            "service": header.service,
-            "node": header.node,
-            "leader": header.leader,
-            "quorum": header.quorum,
-            "stale_seconds": round(header.stale, 3),
-            "totals": {
-                "hosts": header.hosts,
-                "programs": header.programs,
-                **figure_cells(header.totals, _now(header)),
-                "verdicts": dict(header.verdicts),
-            },
-        }
+    def typed_document(self) -> Document:
+        """Return who answered, the totals and the rows. Raises as `document` does."""
+        return Document(self.by, self.typed_head(), [row for _, row in self.typed_rows()])
 
-    def rows(self) -> list[Cells]:
-        """Return the rows of the document; empty while there is no complete answer."""
-        return [cells for _, cells in self.keyed_rows()]
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the rows as in JSON; empty while there is no complete answer."""
+        return [cells(row) for _, row in self.typed_rows()]
 
-    def pool_rows(self) -> list[Cells]:
-        """Return the rows by pool, which came with those by connection; for the same moment's sake.
+    def pool_rows(self) -> list[dict[str, Any]]:
+        """Return the pools of a snapshot by connection as in JSON, from the same answer.
 
-        With those of sums of several pools, which have `pools`: how many these are.
+        They include sums of several pools, which have the key `pools`: their number.
         """
         pools = Snapshot("pool")
         pools._sums = True
-        pools.header, pools._rows = self.header, self._rows
-        return pools.rows()
-
-    def typed_rows(self, seen: Container[RowKey] | None = None) -> list[tuple[RowKey, JsonRow]]:
-        """Return the rows, each with the key that it keeps for as long as it lives; `seen` as below."""
-        return [(key, typed(self.by, cells)) for key, cells in self.keyed_rows(seen)]
+        pools.header = self.header
+        pools._blocks = {name: _Block(block.received) for name, block in self._blocks.items()}
+        pools._changed = set(pools._blocks)
+        flat: list[dict[str, Any]] = []
+        for _, row in pools.typed_rows():
+            assert isinstance(row, JsonPool)
+            several = {} if row.figures.pools is None else {"pools": row.figures.pools}
+            flat.append({**cells(row), **several})
+        return flat
 
     def typed_head(self) -> JsonHead:
         """Return the document without its rows. Raises ValueError while there is no complete answer yet."""
-        head = self.head()
-        totals = head["totals"]
-        figures = FigureFields(**{key: totals.get(key) for key in FigureFields.__struct_fields__})
+        header = self.header
+        if header is None:
+            raise ValueError("no complete answer was applied yet")
         return JsonHead(
-            service=head["service"],
-            node=head["node"],
-            leader=head["leader"],
-            quorum=head["quorum"],
-            stale_seconds=head["stale_seconds"],
+            service=header.service,
+            node=header.node,
+            leader=header.leader,
+            quorum=header.quorum,
+            stale_seconds=_milliseconds(header.stale),
             totals=JsonTotals(
-                hosts=totals["hosts"],
-                programs=totals["programs"],
-                figures=figures,
-                verdicts=totals["verdicts"],
+                hosts=header.hosts,
+                programs=header.programs,
+                figures=figure_fields(header.totals, _now(header)),
+                verdicts=dict(header.verdicts),
             ),
         )
 
-    def keyed_rows(self, seen: Container[RowKey] | None = None) -> list[tuple[RowKey, Cells]]:
-        """Return the rows, each with the key that it keeps for as long as it lives.
+    def typed_rows(self, seen: Collection[RowKey] | None = None) -> list[tuple[RowKey, JsonRow]]:
+        """Return the rows in the order of their names, each with its key; empty before the first answer.
 
-        `seen`, where given, are the keys of rows on a screen: of other rows ages may be up to
-        `UNSEEN` seconds old, where nothing else of them has changed.
+        `seen`: the keys of the rows on a screen. The ages of other rows may lag by `UNSEEN_SECONDS`, unless
+        something else of the row has changed. None: all ages are exact.
         """
         if self.header is None:
             return []
         clock = _now(self.header)
-        if self._ordered is None:
-            made: dict[RowKey, _Made] = {}
-            for key, parts in self._parts():
-                before = self._made.get(key)
-                if before is None or not before.of(parts):
-                    before = self._make(key, parts, clock)
-                made[key] = before
-            self._made = made
-            self._ordered = sorted(made.values(), key=attrgetter("order"))
-        for each in self._ordered:
-            if each.clock != clock and (seen is None or clock - each.clock > UNSEEN or each.key in seen):
-                each.cells, each.clock = self._aged(each, clock), clock
-        return [(each.key, each.cells) for each in self._ordered]
+        if self._changed:
+            self._build_changed(clock)
+        names = None if seen is None else {key[1] if self._by_process else key for key in seen}
+        for block in self._ordered:
+            if block.clock != clock and (names is None or clock - block.clock > UNSEEN_SECONDS):
+                self._renew(block, clock, None)
+                block.clock = clock
+        if seen is not None and names is not None:
+            for name in names:
+                seen_block = self._blocks.get(name)
+                if seen_block is not None and seen_block.clock != clock:
+                    self._renew(seen_block, clock, seen)
+        return list(chain.from_iterable([block.built for block in self._ordered]))
 
     def remake(self) -> None:
-        """Make the cells of all rows anew next time: what `derive` adds to them has changed."""
-        self._made.clear()
-        self._ordered = None
+        """Build all rows again next time, since the result of `derive` has changed."""
+        self._changed.update(self._blocks)
 
-    def _parts(self) -> Iterable[tuple[RowKey, tuple[Row | None, ...]]]:
-        """The rows of the grouping, each with those of its process and pool."""
-        kind = _KINDS[self.by]
-        rows = self._rows
-        if self.by in ("pool", "connection"):
-            for key, row in rows.items():
-                if not isinstance(row, kind):
-                    continue
-                assert isinstance(row, PoolRow | ConnectionRow)
-                if isinstance(row, PoolRow) and row.info.several and not self._sums:
-                    continue
-                pool = row if isinstance(row, PoolRow) else rows.get(("pool", row.instance, row.pool))
-                yield key, (row, rows.get(("process", row.instance)), pool)
-        else:
-            for key, row in rows.items():
-                if isinstance(row, kind):
-                    yield key, (row,)
-
-    def _make(self, key: RowKey, parts: tuple[Row | None, ...], clock: float) -> _Made:
-        row = parts[0]
-        if isinstance(row, PoolRow | ConnectionRow):
-            process, pool = parts[1:]
-            reported: float | None = None
-            if isinstance(process, ProcessRow):
-                order, identity = _order(process), _process(process, clock)
-                reported = None if process.state == LOST else process.figures.reported
-                lost = process.state == LOST
+    def _build_changed(self, clock: float) -> None:
+        """Build the blocks that have changed, and sort the blocks where that changes their order."""
+        same_order = True
+        for name in self._changed:
+            block = self._blocks.get(name)
+            if block is None:
+                continue
+            order = block.order
+            if self._by_process:
+                self._build_process(block, str(name), clock)
             else:
-                order, identity, lost = _stranger(row.instance)
-            if isinstance(row, PoolRow):
-                figures = _figures_of_one(row.figures, clock, row.state != LOST)
-                if not row.info.several:
-                    del figures["pools"]
-                order = (*order, row.number)
-                cells = {**identity, **_pool(row), "state": row.state, **figures}
-                cells.update(_verdict_cells(row.figures, clock))
-            else:
-                order = (*order, row.pool, row.number)
-                where = _pool(pool) if isinstance(pool, PoolRow) else _UNKNOWN_POOL
-                if row.server is not None:  # another one than its pool's
-                    host, port = row.server
-                    where = {**where, "database_host": host, "database_port": port}
-                cells = {**identity, **where, **_connection(row, clock, lost, reported)}
-        elif isinstance(row, ProcessRow):
-            order = _order(row)
-            figures = _figures_of_one(row.figures, clock, row.state != LOST)
-            cells = {**_process(row, clock), "state": row.state, **figures}
-            cells.update(_verdict_cells(row.figures, clock))
-        elif isinstance(row, SiteRow):
-            order, cells = (row.host, row.program, row.call_site), _site(row)
+                self._build_one(block, clock)
+            block.clock = clock
+            if not block.received:
+                del self._blocks[name]
+                same_order = False
+            elif order != block.order:
+                same_order = False
+        self._changed.clear()
+        if not same_order:
+            self._ordered = sorted(self._blocks.values(), key=attrgetter("order"))
+
+    def _build_one(self, block: _Block, clock: float) -> None:
+        """Build the one row of a block, unless it belongs to another grouping."""
+        block.sources, block.built = [], []
+        for key, row in block.received.items():
+            if isinstance(row, _ROW_TYPES[self.by]):
+                block.order, built = _one_row(key, row, clock)
+                block.sources.append(row)
+                block.built.append((key, built if self._derive is None else self._derive(key, built)))
+
+    def _build_process(self, block: _Block, instance: str, clock: float) -> None:
+        """Build the pools or the connections of a process."""
+        received = block.received
+        process_row = received.get(("process", instance))
+        block.process = process_row if isinstance(process_row, ProcessRow) else None
+        if isinstance(process_row, ProcessRow):
+            who = process_row.process
+            block.order = (who.host, who.program, who.pid, instance)
+            process = _process_fields(process_row, clock)
+            lost = process_row.state == LOST
+            reported = None if lost else process_row.figures.reported
+        else:  # the row of the process did not come
+            block.order = ("", "", 0, instance)
+            process, lost, reported = ProcessFields(instance=instance), False, None
+        if self.by == "pool":
+            block.sources, block.built = _pools(received, process, clock, self._sums)
         else:
-            assert isinstance(row, ProgramRow | HostRow | DatabaseRow)
-            head, order = _group(key, row)
-            cells = {**head, "state": row.state, **figure_cells(row.figures, clock)}
-            cells.update(_verdict_cells(row.figures, clock))
+            block.sources, block.built = _connections(received, process, clock, lost, reported)
         if self._derive is not None:
-            self._derive(key, cells)
-        return _Made(key, parts, order, cells, clock)
+            block.built = [(key, self._derive(key, row)) for key, row in block.built]
 
-    def _aged(self, made: _Made, clock: float) -> Cells:
-        """Return the cells of a row of which nothing has changed but ages."""
-        row = made.parts[0]
-        process = row if isinstance(row, ProcessRow) else made.parts[len(made.parts) // 2]
-        assert row is not None
-        cells = dict(made.cells)
-        if isinstance(process, ProcessRow) and process.started is not None:
-            cells["started_seconds"] = _age(clock, process.started)
-        if isinstance(row, ConnectionRow):
-            cells["age_seconds"] = _age(clock, row.opened)
-            return cells
-        if isinstance(row, SiteRow):
-            return cells
-        if row.figures.reported is not None:
-            cells["last_report_seconds"] = _age(clock, row.figures.reported)
-            if row.figures.verdicts:
-                cells.update(_verdict_cells(row.figures, clock))
-        if self._derive is not None:
-            self._derive(made.key, cells)
-        return cells
+    def _renew(self, block: _Block, clock: float, seen: Collection[RowKey] | None) -> None:
+        """Renew the ages of rows of which nothing else has changed. `seen`: only of these. None: of all."""
+        process: ProcessFields | None = None
+        if block.process is not None and block.process.started is not None:
+            process = _process_fields(block.process, clock)
+        built = block.built
+        for number, (key, row) in enumerate(built):
+            if seen is None or key in seen:
+                aged = _aged(block.sources[number], row, process, clock)
+                if self._derive is not None:
+                    aged = self._derive(key, aged)
+                built[number] = (key, aged)
 
 
-#: What rows of each grouping are.
-_KINDS: Final[Mapping[Grouping, type[Row]]] = {
+#: The type of the rows that a node sends of each grouping.
+_ROW_TYPES: Final[dict[Grouping, type[Row]]] = {
     "program": ProgramRow,
     "host": HostRow,
     "database": DatabaseRow,
@@ -329,201 +342,315 @@ _KINDS: Final[Mapping[Grouping, type[Row]]] = {
 }
 
 
-def _age(clock: float, since: float) -> float:
-    return round(min(max(0.0, clock - since), LONGEST), 3)
+# --- Rows ---------------------------------------------------------------------------------------
 
 
-def _lasted(reported: float | None, since: float | None) -> float | None:
-    """Return for how long it had gone on at the last report. None: nothing goes on, or it is not known."""
-    return None if reported is None or since is None else _age(reported, since)
+def _one_row(key: RowKey, row: Row, clock: float) -> tuple[tuple[Any, ...], JsonRow]:
+    """Return the order and the typed row of a grouping whose rows stand alone."""
+    if isinstance(row, SiteRow):
+        return (row.host, row.program, row.call_site), _call_site(row)
+    assert isinstance(row, ProgramRow | HostRow | DatabaseRow | ProcessRow)
+    word, reason = _verdict(row.figures, clock)
+    if isinstance(row, ProcessRow):
+        who = row.process
+        return (who.host, who.program, who.pid, row.instance), JsonProcess(
+            process=_process_fields(row, clock),
+            state=row.state,
+            figures=_figures_of_one(row.figures, clock, row.state != LOST),
+            verdict=word,
+            verdict_reason=reason,
+        )
+    figures = figure_fields(row.figures, clock)
+    if isinstance(row, ProgramRow):
+        return (row.host, row.program), JsonProgram(
+            host=row.host,
+            program=row.program,
+            state=row.state,
+            figures=figures,
+            verdict=word,
+            verdict_reason=reason,
+        )
+    if isinstance(row, HostRow):
+        return (row.host, ""), JsonHost(
+            host=row.host,
+            programs=row.programs,
+            state=row.state,
+            figures=figures,
+            verdict=word,
+            verdict_reason=reason,
+        )
+    return _sortable(key), JsonDatabase(
+        dialect=row.dialect,
+        database_host=row.database_host,
+        database_port=row.database_port,
+        database=row.database,
+        programs=row.programs,
+        state=row.state,
+        figures=figures,
+        verdict=word,
+        verdict_reason=reason,
+    )
+
+
+def _pools(
+    received: dict[RowKey, Row], process: ProcessFields, clock: float, sums: bool
+) -> tuple[list[Row], list[tuple[RowKey, JsonRow]]]:
+    """Return the received and the typed rows of a process's pools, by number."""
+    pools = [(row.number, key, row) for key, row in received.items() if isinstance(row, PoolRow)]
+    sources: list[Row] = []
+    built: list[tuple[RowKey, JsonRow]] = []
+    for _, key, row in sorted(pools, key=lambda pool: pool[0]):
+        if row.info.several and not sums:
+            continue
+        word, reason = _verdict(row.figures, clock)
+        figures = _figures_of_one(row.figures, clock, row.state != LOST)
+        pool = JsonPool(
+            process=process,
+            pool=_pool_fields(row),
+            state=row.state,
+            figures=figures if row.info.several else replace(figures, pools=None),
+            verdict=word,
+            verdict_reason=reason,
+        )
+        sources.append(row)
+        built.append((key, pool))
+    return sources, built
+
+
+def _connections(
+    received: dict[RowKey, Row], process: ProcessFields, clock: float, lost: bool, reported: float | None
+) -> tuple[list[Row], list[tuple[RowKey, JsonRow]]]:
+    """Return the received and the typed rows of a process's connections, by pool and number.
+
+    `reported`: the time of the process's last report. None: unknown, or what it said no longer holds.
+    """
+    connections: list[tuple[int, int, RowKey, ConnectionRow]] = []
+    pools: dict[int, PoolFields] = {}
+    for key, row in received.items():
+        if type(row) is ConnectionRow:
+            connections.append((row.pool, row.number, key, row))
+        elif type(row) is PoolRow:
+            pools[row.number] = _pool_fields(row)
+    connections.sort()  # pool and number differ, so that the rest is never compared
+    elsewhere: dict[tuple[int, ServerAddress], PoolFields] = {}
+    sources: list[Row] = []
+    built: list[tuple[RowKey, JsonRow]] = []
+    for pool_number, number, key, row in connections:
+        pool = pools.get(pool_number, _UNKNOWN_POOL)
+        if row.server is not None:  # a server other than its pool's
+            place = (pool_number, row.server)
+            if place not in elsewhere:
+                host, port = row.server
+                elsewhere[place] = replace(pool, database_host=host, database_port=port)
+            pool = elsewhere[place]
+        held_since = row.held_since
+        sources.append(row)
+        connection = JsonConnection(
+            process=process,
+            pool=pool,
+            connection=number,
+            server_id=row.server_id,
+            state=None if lost else row.state,
+            age_seconds=_age(clock, row.opened),
+            held_seconds=None if held_since is None or reported is None else _age(reported, held_since),
+            holder=row.holder,
+            call_site=row.call_site,
+            stack=row.stack,
+            holder_in=row.holder_in,
+            holder_site=row.holder_site,
+            verdict=row.verdict,
+        )
+        built.append((key, connection))
+    return sources, built
+
+
+def _call_site(row: SiteRow) -> JsonCallSite:
+    known = row.processes > 0  # else they are all lost
+    return JsonCallSite(
+        host=row.host,
+        program=row.program,
+        call_site=row.call_site,
+        processes=row.processes,
+        held_now=row.held if known else None,
+        in_database_now=row.in_database if known else None,
+        waiting_now=row.waiting if known else None,
+        holds_total=row.holds,
+        hold_seconds_total=_milliseconds(row.hold_ms / 1000.0),
+        database_seconds_total=None,  # unknown, as share
+        share=None,
+        longest_held_seconds=(_lasted(row.reported, row.held_since) or 0.0) if known else None,
+        usual_held_seconds=_nanoseconds(row.usual),
+        estimated=row.estimated,
+        verdict=row.verdict,
+        verdict_reason=row.reason,
+    )
+
+
+def _aged(source: Row, row: JsonRow, process: ProcessFields | None, clock: float) -> JsonRow:
+    """Return the row with the ages of this time. `process`: the fields of its process, None: as they are."""
+    if isinstance(row, JsonConnection):
+        assert isinstance(source, ConnectionRow)
+        return replace(row, process=process or row.process, age_seconds=_age(clock, source.opened))
+    if isinstance(row, JsonCallSite):
+        return row
+    assert not isinstance(source, ConnectionRow | SiteRow)
+    if isinstance(source, ProcessRow) and isinstance(row, JsonProcess) and source.started is not None:
+        process = replace(row.process, started_seconds=_age(clock, source.started))
+    if process is not None and isinstance(row, JsonPool | JsonProcess):
+        row = replace(row, process=process)
+    reported = source.figures.reported
+    if reported is None:
+        return row
+    row = replace(row, figures=replace(row.figures, last_report_seconds=_age(clock, reported)))
+    if source.figures.verdicts:
+        word, reason = _verdict(source.figures, clock)
+        row = replace(row, verdict=word, verdict_reason=reason)
+    return row
+
+
+# --- Parts of rows ------------------------------------------------------------------------------
+
+
+def _process_fields(row: ProcessRow, clock: float) -> ProcessFields:
+    process, usage, lost = row.process, row.usage, row.state == LOST
+    return ProcessFields(
+        host=process.host,
+        program=process.program,
+        pid=process.pid,
+        instance=row.instance,
+        ppid=process.ppid,
+        node=row.node,
+        user=process.user,
+        command=process.command,
+        started_seconds=None if row.started is None else _age(clock, row.started),
+        container=process.container,
+        cpu_percent=None if lost or usage.cpu_percent is None else round(usage.cpu_percent, 3),
+        rss_bytes=None if lost else usage.rss_bytes,
+        threads=None if lost else usage.threads,
+        open_files=None if lost else usage.open_files,
+    )
+
+
+def _pool_fields(row: PoolRow) -> PoolFields:
+    info = row.info
+    return PoolFields(
+        pool=info.url,
+        pool_class=info.pool_class or None,
+        pool_size=info.pool_size,
+        max_overflow=info.max_overflow,
+        timeout_seconds=None if info.timeout is None else round(info.timeout, 3),
+        dialect=info.dialect,
+        database_host=info.database_host,
+        database_port=info.database_port,
+        database=info.database,
+        pooler=info.pooler,
+    )
+
+
+def figure_fields(figures: Figures, now: float, quantiles: bool = True) -> FigureFields:
+    """Return the figures of a row, with quantiles or without; `now` is by the replica's clock."""
+    gauges, totals, reported = figures.gauges, figures.totals, figures.reported
+    waits = figures.waits if quantiles else _NO_QUANTILES
+    holds = figures.holds if quantiles else _NO_QUANTILES
+    connects = figures.connects if quantiles else _NO_QUANTILES
+    rate = figures.checkouts_per_second
+    fields = FigureFields(
+        processes=figures.processes,
+        max_processes=figures.max_processes,
+        pools=gauges.pools,
+        capacity=None if gauges.unbounded else gauges.capacity,
+        connections=gauges.connections,
+        max_connections=figures.max_connections,
+        checked_out=gauges.checked_out,
+        max_checked_out=figures.max_checked_out,
+        idle=gauges.idle,
+        overflow=gauges.overflow,
+        detached=gauges.detached,
+        waiting=gauges.waiting,
+        max_waiting=figures.max_waiting,
+        longest_wait_seconds=_milliseconds(
+            max(figures.longest_wait, _lasted(reported, figures.waiting_since) or 0.0)
+        ),
+        longest_held_seconds=_lasted(reported, figures.held_since) or 0.0,
+        connects_total=totals.connects,
+        closes_total=totals.closes,
+        checkouts_total=totals.checkouts,
+        checkins_total=totals.checkins,
+        invalidations_total=totals.invalidations,
+        timeouts_total=totals.timeouts,
+        connect_errors_total=totals.connect_errors,
+        checkouts_per_second=None if rate is None else round(rate, 3),
+        last_report_seconds=None if reported is None else _age(now, reported),
+        wait_p50_seconds=_nanoseconds(waits.p50),
+        wait_p95_seconds=_nanoseconds(waits.p95),
+        wait_p99_seconds=_nanoseconds(waits.p99),
+        held_p50_seconds=_nanoseconds(holds.p50),
+        held_p95_seconds=_nanoseconds(holds.p95),
+        held_p99_seconds=_nanoseconds(holds.p99),
+        connect_p50_seconds=_nanoseconds(connects.p50),
+        connect_p95_seconds=_nanoseconds(connects.p95),
+        connect_p99_seconds=_nanoseconds(connects.p99),
+        left_out=figures.left_out or None,
+        recent_timeouts=figures.recent_timeouts,
+    )
+    return fields if figures.known else replace(fields, **_UNKNOWN_PRESENT)
+
+
+def _figures_of_one(figures: Figures, clock: float, present: bool) -> FigureFields:
+    """Return the figures of one process or pool."""
+    fields = figure_fields(figures, clock)
+    unknown = {} if present else _UNKNOWN_PRESENT
+    return replace(fields, processes=None, max_processes=None, **unknown)
+
+
+def _verdict(figures: Figures, clock: float) -> tuple[VerdictWord | None, str | None]:
+    """Return the gravest word and the reasons of all verdicts.
+
+    The node knows that a process is lost; only the reader knows for how long.
+    """
+    verdicts = figures.verdicts
+    if not verdicts:
+        return None, None
+
+    def reason(verdict: Verdict) -> str:
+        if verdict.word == "LOST" and figures.reported is not None:
+            return f"nothing heard for {short_age(_age(clock, figures.reported))}: {verdict.reason}"
+        return verdict.reason
+
+    others = [f"{verdict.word}: {reason(verdict)}" for verdict in verdicts[1:]]
+    return verdicts[0].word, "; ".join([reason(verdicts[0]), *others])
+
+
+# --- Values -------------------------------------------------------------------------------------
 
 
 def _now(header: Rows) -> float:
-    """Return the time by the replica's clock, had that not stood still since it was last moved."""
+    """Return the time by the replica's clock, if that had not stood still since it last moved."""
     return header.clock + header.stale
 
 
-def _round(value: float | None) -> float | None:
-    return None if value is None else round(value, 3)
+def _age(now: float, since: float) -> float:
+    """Return seconds with three digits; 0.0 for a time after `now` and for what is no number."""
+    seconds = now - since
+    if 0.0 <= seconds <= LONGEST_SECONDS:
+        return int(seconds * 1000.0 + 0.5) / 1000.0  # four times faster than round()
+    return LONGEST_SECONDS if seconds > LONGEST_SECONDS else 0.0
+
+
+def _lasted(reported: float | None, since: float | None) -> float | None:
+    """Return how long it had gone on at the last report. None: nothing goes on, or it is unknown."""
+    return None if reported is None or since is None else _age(reported, since)
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(seconds, 3)
+
+
+def _nanoseconds(seconds: float | None) -> float | None:
+    # Nine digits: with three, 2 us would be 0, and with six it would be too inexact.
+    return None if seconds is None else round(seconds, 9)
 
 
 def _sortable(key: RowKey) -> tuple[Any, ...]:
-    """None before everything, so that keys with and without it can be compared."""
+    """Return the key so that None sorts before every value."""
     return tuple((part is not None, part if part is not None else 0) for part in key)
-
-
-def _order(row: ProcessRow) -> tuple[Any, ...]:
-    return (row.process.host, row.process.program, row.process.pid, row.instance)
-
-
-def _stranger(instance: str) -> tuple[tuple[Any, ...], Cells, bool]:
-    """Of a process whose row did not come."""
-    return ("", "", 0, instance), {**_UNKNOWN_PROCESS, "instance": instance}, False
-
-
-def _group(key: RowKey, row: ProgramRow | HostRow | DatabaseRow) -> tuple[Cells, tuple[Any, ...]]:
-    """Return what identifies a group, and where it sorts."""
-    if isinstance(row, ProgramRow):
-        return {"host": row.host, "program": row.program}, (row.host, row.program)
-    if isinstance(row, HostRow):
-        return {"host": row.host, "programs": row.programs}, (row.host, "")
-    return {**_database(row), "programs": row.programs}, _sortable(key)
-
-
-def _connection(row: ConnectionRow, clock: float, lost: bool, reported: float | None) -> Cells:
-    """`reported` is when its process last did; None: not known, or what it said then holds no more."""
-    return {
-        "connection": row.number,
-        "server_id": row.server_id,
-        "state": None if lost else row.state,
-        "age_seconds": _age(clock, row.opened),
-        "held_seconds": _lasted(reported, row.held_since),
-        "holder": row.holder,
-        "call_site": row.call_site,
-        "stack": list(row.stack),
-        "holder_in": row.holder_in,
-        "holder_site": row.holder_site,
-        "verdict": row.verdict,
-    }
-
-
-def _site(row: SiteRow) -> Cells:
-    known = row.processes > 0  # else they are all lost
-    return {
-        "host": row.host,
-        "program": row.program,
-        "call_site": row.call_site,
-        "processes": row.processes,
-        "held_now": row.held if known else None,
-        "in_database_now": row.in_database if known else None,
-        "waiting_now": row.waiting if known else None,
-        "holds_total": row.holds,
-        "hold_seconds_total": round(row.hold_ms / 1000.0, 3),
-        "database_seconds_total": None,  # not known, as the next
-        "share": None,
-        "longest_held_seconds": (_lasted(row.reported, row.held_since) or 0.0) if known else None,
-        "usual_held_seconds": None if row.usual is None else round(row.usual, 9),
-        "estimated": row.estimated,
-        "verdict": row.verdict,
-        "verdict_reason": row.reason,
-    }
-
-
-def _verdict_cells(figures: Figures, clock: float) -> Cells:
-    """Return the gravest word and all reasons; for how long nothing was heard is known here alone."""
-    found = figures.verdicts
-    if not found:
-        return _WELL
-    reasons = [
-        f"nothing heard for {short_age(_age(clock, figures.reported))}: {reason}"
-        if word == "LOST" and figures.reported is not None
-        else reason
-        for word, reason in [(verdict.word, verdict.reason) for verdict in found]
-    ]
-    others = [f"{verdict.word}: {reason}" for verdict, reason in zip(found[1:], reasons[1:], strict=True)]
-    return {"verdict": found[0].word, "verdict_reason": "; ".join([reasons[0], *others])}
-
-
-def _process(row: ProcessRow, clock: float) -> Cells:
-    process, usage = row.process, row.usage
-    cells: Cells = {
-        "host": process.host,
-        "program": process.program,
-        "pid": process.pid,
-        "instance": row.instance,
-        "ppid": process.ppid,
-        "node": row.node,
-        "user": process.user,
-        "command": process.command,
-        "started_seconds": None if row.started is None else _age(clock, row.started),
-        "container": process.container,
-        "cpu_percent": _round(usage.cpu_percent),
-        "rss_bytes": usage.rss_bytes,
-        "threads": usage.threads,
-        "open_files": usage.open_files,
-    }
-    if row.state == LOST:
-        cells.update(_UNKNOWN_USAGE)
-    return cells
-
-
-def _pool(row: PoolRow) -> Cells:
-    info = row.info
-    return {
-        "pool": info.url,
-        "pool_class": info.pool_class or None,
-        "pool_size": info.pool_size,
-        "max_overflow": info.max_overflow,
-        "timeout_seconds": _round(info.timeout),
-        "dialect": info.dialect,
-        "database_host": info.database_host,
-        "database_port": info.database_port,
-        "database": info.database,
-        "pooler": info.pooler,
-    }
-
-
-def _database(row: DatabaseRow) -> Cells:
-    return {
-        "dialect": row.dialect,
-        "database_host": row.database_host,
-        "database_port": row.database_port,
-        "database": row.database,
-    }
-
-
-def figure_cells(figures: Figures, now: float, quantiles: bool = True) -> Cells:
-    """Return the `FIGURES` of a row, with quantiles or without; `now` is by the replica's clock."""
-    gauges, totals, reported = figures.gauges, figures.totals, figures.reported
-    waited = _lasted(reported, figures.waiting_since) or 0.0
-    cells: Cells = {
-        "processes": figures.processes,
-        "max_processes": figures.max_processes,
-        "pools": gauges.pools,
-        "capacity": None if gauges.unbounded else gauges.capacity,
-        "connections": gauges.connections,
-        "max_connections": figures.max_connections,
-        "checked_out": gauges.checked_out,
-        "max_checked_out": figures.max_checked_out,
-        "idle": gauges.idle,
-        "overflow": gauges.overflow,
-        "detached": gauges.detached,
-        "waiting": gauges.waiting,
-        "max_waiting": figures.max_waiting,
-        "longest_wait_seconds": round(max(figures.longest_wait, waited), 3),
-        "longest_held_seconds": _lasted(reported, figures.held_since) or 0.0,
-        "connects_total": totals.connects,
-        "closes_total": totals.closes,
-        "checkouts_total": totals.checkouts,
-        "checkins_total": totals.checkins,
-        "invalidations_total": totals.invalidations,
-        "timeouts_total": totals.timeouts,
-        "connect_errors_total": totals.connect_errors,
-        "checkouts_per_second": _round(figures.checkouts_per_second),
-        "last_report_seconds": None if reported is None else _age(now, reported),
-    }
-    if quantiles:
-        cells.update(_quantiles("wait", figures.waits))
-        cells.update(_quantiles("held", figures.holds))
-        cells.update(_quantiles("connect", figures.connects))
-    cells["left_out"] = figures.left_out or None
-    cells["recent_timeouts"] = figures.recent_timeouts
-    if not figures.known:
-        cells.update(_UNKNOWN_PRESENT)
-    return cells
-
-
-def _quantiles(what: str, quantiles: Quantiles) -> Cells:
-    # Nine digits: what takes 2 us would be nothing with three, and wrong by too much with six.
-    return {
-        f"{what}_{name}_seconds": None if value is None else round(value, 9)
-        for name, value in zip(quantiles._fields, quantiles, strict=True)
-    }
-
-
-def _figures_of_one(figures: Figures, clock: float, present: bool) -> Cells:
-    cells = figure_cells(figures, clock)
-    del cells["processes"], cells["max_processes"]
-    if not present:
-        cells.update(_UNKNOWN_PRESENT)
-    return cells

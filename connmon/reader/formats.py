@@ -1,9 +1,17 @@
-"""The ways to print a snapshot's document: table, JSON, CSV. Pure: no I/O, no time.
+"""Print a snapshot: table, JSON, CSV. Pure: no I/O, no time.
 
-Names come from whoever reports: nothing printed here may carry a control character to a
-terminal, so table and CSV have "?" for each character that does not print; JSON is ASCII with
-escapes. A CSV cell of text that a spreadsheet would take for a formula, or that begins with an
-apostrophe, gets an apostrophe in front: taking one away gives the text back.
+Names come from any client that reports, so nothing printed here carries a control character to a terminal:
+table and CSV have "?" for each character that does not print, JSON is ASCII with escapes. A CSV cell that a
+spreadsheet would take for a formula, or that begins with an apostrophe, gets an apostrophe in front; without
+it, the cell is the text again.
+
+One printer makes all tables (`_table_lines`); a table is data: its columns, each with the attribute of the
+typed row that it shows.
+
+tabulate, texttable, prettytable and rich were compared. They align cells, some by terminal width as here, but
+where a table is too wide they wrap or cut cells; none leaves out columns by importance until the rows fit,
+and none shortens a path from the left without making two call sites look the same. What they would replace is
+the padding: ten lines.
 """
 
 from __future__ import annotations
@@ -11,25 +19,57 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import msgspec
 from wcwidth import wcswidth
 
-from connmon.protocol.keys import KEYS
+from connmon.protocol.document import (
+    KEYS,
+    Document,
+    JsonCallSite,
+    JsonConnection,
+    JsonDatabase,
+    JsonHead,
+    JsonHost,
+    JsonPool,
+    JsonProcess,
+    JsonProgram,
+    JsonRow,
+    cells,
+)
 from connmon.protocol.text import csv_cell, printable, short_age, short_duration, shortened
 from connmon.protocol.values import Grouping
+from connmon.protocol.verdicts import rank
+
+# --- JSON and CSV -------------------------------------------------------------------------------
+
+
+def printed(document: Document, form: str, width: int | None = None) -> str:
+    """Return the document as `form` says: table, json or csv."""
+    if form == "json":
+        return as_json(document.flat())
+    return as_csv(document) if form == "csv" else as_table(document, width)
 
 
 def as_json(document: Mapping[str, Any]) -> str:
     """Return the document as indented JSON, in ASCII, with one line end at its end."""
-    text = msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
-    return _NOT_ASCII.sub(lambda match: "".join(map(_escape, match[0])), text) + "\n"
+    return _ascii(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
 
 
-#: Stands only within strings: between them JSON has ASCII and line ends.
+def as_json_line(document: Mapping[str, Any]) -> str:
+    """Return the document as JSON in one line, in ASCII, with its line end."""
+    return _ascii(msgspec.json.encode(document).decode())
+
+
+#: Occurs within strings only: between them JSON has ASCII and line ends.
 _NOT_ASCII: Final = re.compile(r"[^\n -~]+")
+
+
+def _ascii(text: str) -> str:
+    return _NOT_ASCII.sub(lambda match: "".join(map(_escape, match[0])), text) + "\n"
 
 
 def _escape(character: str) -> str:
@@ -37,148 +77,262 @@ def _escape(character: str) -> str:
     return "".join(f"\\u{pairs[at : at + 4]}" for at in range(0, len(pairs), 4))
 
 
-def as_csv(document: Mapping[str, Any], by: Grouping) -> str:
-    """Return the rows as CSV under one line of all keys; None is empty, a stack joined by " < "."""
+def as_csv(document: Document) -> str:
+    """Return the rows as CSV below a line of all keys; None is empty, a stack is joined by " < "."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(KEYS[by])
-    writer.writerows([csv_cell(row[key]) for key in KEYS[by]] for row in document["rows"])
+    writer.writerow(KEYS[document.by])
+    writer.writerows(map(csv_cell, cells(row).values()) for row in document.rows)
     return file.getvalue()
 
 
-class _Column(NamedTuple):
-    key: str
+# --- Columns ------------------------------------------------------------------------------------
+
+R = TypeVar("R", contravariant=True)
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.1f}" if isinstance(value, float) else printable(str(value))
+
+
+def _mebibytes(size: int | None) -> str:
+    return "-" if size is None else f"{size / 2**20:.0f} MiB"
+
+
+@dataclass(frozen=True)
+class Column(Generic[R]):
+    """A column of a table."""
+
     heading: str
-    rank: int
-    """0: always shown. The highest goes first where there is no room."""
+    value: Callable[[R], object]
+    rank: int = 0
+    """0: always shown. Columns of the highest rank go first where there is no room."""
+    form: Callable[[Any], str] = field(default=_plain)
+    """Returns the cell of a value."""
+    is_text: bool = False
+    """Text is aligned to the left, numbers to the right."""
+    is_name: bool = False
+    """Identifies a row, also in front of the reason of its verdict."""
+    is_path: bool = False
+    """A call site, which may lose the left of its path."""
+
+    def lines(self, rows: Iterable[R]) -> list[str]:
+        """Return the heading and the cells, padded to one width."""
+        texts = [self.heading, *(self.form(self.value(row)) for row in rows)]
+        widths = [_width(text) for text in texts]
+        size = max(widths)
+        pads = [" " * (size - width) for width in widths]
+        if self.is_text:
+            return [text + pad for text, pad in zip(texts, pads, strict=True)]
+        return [pad + text for text, pad in zip(texts, pads, strict=True)]
 
 
-_HOST: Final = _Column("host", "HOST", 0)
-_STATE: Final = _Column("state", "STATE", 2)
-_VERDICT: Final = _Column("verdict", "VERDICT", 1)
-_SITE: Final = _Column("call_site", "CALL SITE", 0)
-_WHO: Final = (_HOST, _Column("program", "PROGRAM", 0), _Column("pid", "PID", 0))
-_PROGRAMS: Final = _Column("programs", "PROGRAMS", 3)
-_PROCESSES: Final = _Column("processes", "PROCESSES", 2)
-_NUMBERS: Final = (
-    _Column("capacity", "CAPACITY", 6),
-    _Column("connections", "CONNECTIONS", 0),
-    _Column("max_connections", "MAX CONNECTIONS", 6),
-    _Column("checked_out", "CHECKED OUT", 1),
-    _Column("idle", "IDLE", 3),
-    _Column("overflow", "OVERFLOW", 5),
-    _Column("detached", "DETACHED", 9),
-    _Column("waiting", "WAITING", 1),
-    _Column("longest_wait_seconds", "LONGEST WAIT", 4),
-    _Column("longest_held_seconds", "LONGEST HELD", 4),
-    _Column("checkouts_per_second", "CHECKOUTS/S", 5),
-    _Column("timeouts_total", "TIMEOUTS", 6),
-    _Column("last_report_seconds", "LAST REPORT", 7),
+def _name(heading: str, value: Callable[[R], object]) -> Column[R]:
+    """Return a column that is always shown, and identifies the row."""
+    return Column(heading, value, is_text=True, is_name=True)
+
+
+def _number_name(heading: str, value: Callable[[R], object]) -> Column[R]:
+    return Column(heading, value, is_name=True)
+
+
+def _text(heading: str, value: Callable[[R], object], rank: int) -> Column[R]:
+    return Column(heading, value, rank, is_text=True)
+
+
+def _age(heading: str, value: Callable[[R], float | None], rank: int) -> Column[R]:
+    return Column(heading, value, rank, short_age)
+
+
+_Group: TypeAlias = JsonProgram | JsonHost | JsonDatabase
+_Figured: TypeAlias = JsonProgram | JsonHost | JsonDatabase | JsonProcess | JsonPool
+_OfProcess: TypeAlias = JsonProcess | JsonPool | JsonConnection
+_OfPool: TypeAlias = JsonPool | JsonConnection
+
+_STATE: Final[Column[_Figured]] = _text("STATE", lambda row: row.state, 2)
+_VERDICT: Final[Column[JsonRow]] = _text("VERDICT", lambda row: row.verdict, 1)
+_HOST_PROGRAM: Final[tuple[Column[JsonProgram | JsonCallSite], ...]] = (
+    _name("HOST", lambda row: row.host),
+    _name("PROGRAM", lambda row: row.program),
+)
+_PROCESS: Final[tuple[Column[_OfProcess], ...]] = (
+    _name("HOST", lambda row: row.process.host),
+    _name("PROGRAM", lambda row: row.process.program),
+    _number_name("PID", lambda row: row.process.pid),
+)
+_PROGRAMS: Final[Column[JsonHost | JsonDatabase]] = Column("PROGRAMS", lambda row: row.programs, 3)
+_PROCESSES: Final[Column[_Group]] = Column("PROCESSES", lambda row: row.figures.processes, 2)
+_FIGURES: Final[tuple[Column[_Figured], ...]] = (
+    Column("CAPACITY", lambda row: row.figures.capacity, 6),
+    Column("CONNECTIONS", lambda row: row.figures.connections, 0),
+    Column("MAX CONNECTIONS", lambda row: row.figures.max_connections, 6),
+    Column("CHECKED OUT", lambda row: row.figures.checked_out, 1),
+    Column("IDLE", lambda row: row.figures.idle, 3),
+    Column("OVERFLOW", lambda row: row.figures.overflow, 5),
+    Column("DETACHED", lambda row: row.figures.detached, 9),
+    Column("WAITING", lambda row: row.figures.waiting, 1),
+    _age("LONGEST WAIT", lambda row: row.figures.longest_wait_seconds, 4),
+    _age("LONGEST HELD", lambda row: row.figures.longest_held_seconds, 4),
+    Column("CHECKOUTS/S", lambda row: row.figures.checkouts_per_second, 5),
+    Column("TIMEOUTS", lambda row: row.figures.timeouts_total, 6),
+    _age("LAST REPORT", lambda row: row.figures.last_report_seconds, 7),
 )
 #: Shown where a row has it.
-_LEFT_OUT: Final = _Column("left_out", "LEFT OUT", 1)
-_TABLE: Final[Mapping[str, tuple[_Column, ...]]] = {
-    "program": (*_WHO[:2], _STATE, _VERDICT, _PROCESSES, *_NUMBERS),
-    "host": (_HOST, _STATE, _VERDICT, _PROGRAMS, _PROCESSES, *_NUMBERS),
-    "database": (
-        _Column("dialect", "DIALECT", 0),
-        _Column("database_host", "DATABASE HOST", 0),
-        _Column("database_port", "PORT", 0),
-        _Column("database", "DATABASE", 0),
-        *(_STATE, _VERDICT, _PROGRAMS, _PROCESSES, *_NUMBERS),
-    ),
-    "process": (
-        *(*_WHO, _STATE, _VERDICT, _Column("started_seconds", "STARTED", 7)),
-        *(_Column("cpu_percent", "CPU %", 8), _Column("rss_bytes", "RSS", 8), _Column("pools", "POOLS", 6)),
-        *(*_NUMBERS, _Column("command", "COMMAND", 9)),
-    ),
-    "pool": (
-        *(*_WHO, _Column("pool", "POOL", 0), _STATE, _VERDICT, _Column("pool_class", "CLASS", 8)),
-        *_NUMBERS,
-    ),
-    "connection": (
-        *(*_WHO, _Column("pool", "POOL", 5), _Column("connection", "CONNECTION", 3)),
-        *(_Column("server_id", "SERVER ID", 2), _STATE, _VERDICT._replace(rank=0)),
-        *(_Column("age_seconds", "AGE", 4), _Column("held_seconds", "HELD", 0)),
-        *(_Column("holder", "HOLDER", 3), _Column("holder_in", "HOLDER IN", 5), _SITE),
-    ),
-    "site": (
-        *(*_WHO[:2], _SITE, _VERDICT, _PROCESSES._replace(rank=5), _Column("held_now", "HELD", 1)),
-        *(_Column("in_database_now", "IN DATABASE", 2), _Column("waiting_now", "WAITING", 1)),
-        *(_Column("longest_held_seconds", "LONGEST HELD", 2), _Column("usual_held_seconds", "USUAL", 3)),
-        *(_Column("holds_total", "HOLDS", 3), _Column("hold_seconds_total", "HELD IN ALL", 4)),
-        _Column("estimated", "SAMPLED", 4),
-    ),
-}
-_LEFT: Final = (
-    "host", "program", "state", "dialect", "database_host", "database",
-    "pool", "pool_class", "command", "holder", "holder_in", "call_site", "verdict",
-    "node", "address", "role", "version", "problems",
-    "client_host", "user", "application", "ids", "blocked_by", "blocks",
+_LEFT_OUT: Final[Column[_Figured]] = Column("LEFT OUT", lambda row: row.figures.left_out, 1)
+
+_PROGRAM_TABLE: Final[tuple[Column[JsonProgram], ...]] = (
+    *_HOST_PROGRAM, _STATE, _VERDICT, _PROCESSES, *_FIGURES,
 )  # fmt: skip
+_HOST_TABLE: Final[tuple[Column[JsonHost], ...]] = (
+    _name("HOST", lambda row: row.host), _STATE, _VERDICT, _PROGRAMS, _PROCESSES, *_FIGURES,
+)  # fmt: skip
+_DATABASE_TABLE: Final[tuple[Column[JsonDatabase], ...]] = (
+    _name("DIALECT", lambda row: row.dialect),
+    _name("DATABASE HOST", lambda row: row.database_host),
+    _number_name("PORT", lambda row: row.database_port),
+    _name("DATABASE", lambda row: row.database),
+    _STATE,
+    _VERDICT,
+    _PROGRAMS,
+    _PROCESSES,
+    *_FIGURES,
+)
+_PROCESS_TABLE: Final[tuple[Column[JsonProcess], ...]] = (
+    *_PROCESS,
+    _STATE,
+    _VERDICT,
+    _age("STARTED", lambda row: row.process.started_seconds, 7),
+    Column("CPU %", lambda row: row.process.cpu_percent, 8),
+    Column("RSS", lambda row: row.process.rss_bytes, 8, _mebibytes),
+    Column("POOLS", lambda row: row.figures.pools, 6),
+    *_FIGURES,
+    _text("COMMAND", lambda row: row.process.command, 9),
+)
+_POOL_TABLE: Final[tuple[Column[JsonPool], ...]] = (
+    *_PROCESS,
+    _name("POOL", lambda row: row.pool.pool),
+    _STATE,
+    _VERDICT,
+    _text("CLASS", lambda row: row.pool.pool_class, 8),
+    *_FIGURES,
+)
+_CONNECTION_TABLE: Final[tuple[Column[JsonConnection], ...]] = (
+    *_PROCESS,
+    _text("POOL", lambda row: row.pool.pool, 5),
+    Column("CONNECTION", lambda row: row.connection, 3),
+    Column("SERVER ID", lambda row: row.server_id, 2),
+    _text("STATE", lambda row: row.state, 2),
+    _text("VERDICT", lambda row: row.verdict, 0),
+    _age("AGE", lambda row: row.age_seconds, 4),
+    _age("HELD", lambda row: row.held_seconds, 0),
+    _text("HOLDER", lambda row: row.holder, 3),
+    _text("HOLDER IN", lambda row: row.holder_in, 5),
+    Column("CALL SITE", lambda row: row.call_site, is_text=True, is_path=True),
+)
+_CALL_SITE_TABLE: Final[tuple[Column[JsonCallSite], ...]] = (
+    *_HOST_PROGRAM,
+    Column("CALL SITE", lambda row: row.call_site, is_text=True, is_name=True, is_path=True),
+    _VERDICT,
+    Column("PROCESSES", lambda row: row.processes, 5),
+    Column("HELD", lambda row: row.held_now, 1),
+    Column("IN DATABASE", lambda row: row.in_database_now, 2),
+    Column("WAITING", lambda row: row.waiting_now, 1),
+    _age("LONGEST HELD", lambda row: row.longest_held_seconds, 2),
+    Column("USUAL", lambda row: row.usual_held_seconds, 3, short_duration),
+    Column("HOLDS", lambda row: row.holds_total, 3),
+    _age("HELD IN ALL", lambda row: row.hold_seconds_total, 4),
+    Column("SAMPLED", lambda row: row.estimated, 4),
+)
+_TABLES: Final[Mapping[Grouping, tuple[Column[Any], ...]]] = {
+    "program": _PROGRAM_TABLE,
+    "host": _HOST_TABLE,
+    "database": _DATABASE_TABLE,
+    "process": _PROCESS_TABLE,
+    "pool": _POOL_TABLE,
+    "connection": _CONNECTION_TABLE,
+    "site": _CALL_SITE_TABLE,
+}
+
+# --- Tables -------------------------------------------------------------------------------------
 
 
-def as_table(document: Mapping[str, Any], by: Grouping, width: int | None = None) -> str:
+def as_table(document: Document, width: int | None = None) -> str:
     """Return a table for people: who answered, the totals, a choice of columns, and below it what is wrong.
 
-    `width` in terminal cells: columns are left out until the rows fit. Where they still do not, call sites
-    lose the left of their paths, and then a row is cut. None: no limit.
+    `width` in terminal cells: columns are left out until the rows fit. If they still do not fit, call sites
+    lose the left of their paths, and then the row is cut. None: no limit.
 
-    The gravest rows come first, then those for which most wait, then the others; the same by name as in JSON.
+    The gravest rows come first, then those for which most wait, then the others, each by name as in JSON.
     """
-    chosen, rows = _TABLE[by], sorted(document["rows"], key=_urgency)
-    if any(row.get("left_out") for row in rows):
-        chosen = (*chosen, _LEFT_OUT)
-    columns = [(column, _lines_of(column, rows)) for column in chosen]
+    columns, rows = _TABLES[document.by], sorted(document.rows, key=_urgency)
+    if any(_has_left_out(row) for row in rows):
+        columns = (*columns, _LEFT_OUT)
+    lines = (*_head(document.head), "", *_table_lines(columns, rows, width), *_reasons(rows, columns))
+    return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def _urgency(row: JsonRow) -> tuple[int, int]:
+    """Return a key that sorts graver rows first."""
+    waiting: int | None = 0
+    if isinstance(row, JsonCallSite):
+        waiting = row.waiting_now
+    elif not isinstance(row, JsonConnection):
+        waiting = row.figures.waiting
+    return -rank(row.verdict), -(waiting or 0)
+
+
+def _has_left_out(row: JsonRow) -> bool:
+    return not isinstance(row, JsonConnection | JsonCallSite) and bool(row.figures.left_out)
+
+
+def _table_lines(columns: Iterable[Column[Any]], rows: Sequence[Any], width: int | None = None) -> list[str]:
+    """Return the lines of a table, the headings first; `width` as in `as_table`."""
+    filled = [(column, column.lines(rows)) for column in columns]
     if width is not None:
-        _fit(columns, rows, width)
-    lines = [_cut("  ".join(cells), width) for cells in zip(*(lines for _, lines in columns), strict=True)]
-    reasons = _reasons(rows, chosen)
-    return "".join(f"{line.rstrip()}\n" for line in (*_head(document), "", *lines, *reasons))
+        _fit(filled, rows, width)
+    return [_cut("  ".join(parts), width) for parts in zip(*(lines for _, lines in filled), strict=True)]
 
 
-def _urgency(row: Mapping[str, Any]) -> tuple[int, int]:
-    """Return what puts a row before others that are less grave."""
-    from connmon.protocol.verdicts import rank  # which writes ages as they are written here
-
-    return (-rank(row.get("verdict")), -(row.get("waiting") or row.get("waiting_now") or 0))
-
-
-#: Terminal cells that a call site keeps, whatever else there is.
-_LEAST: Final = 12
+#: Terminal cells that a call site keeps, however narrow the table is.
+_LEAST_PATH_CELLS: Final = 12
 #: Columns from this rank on go before a path loses its left part.
-_DETAIL: Final = 3
+_DETAIL_RANK: Final = 3
 
 
-def _fit(columns: list[tuple[_Column, list[str]]], rows: Iterable[Mapping[str, Any]], width: int) -> None:
-    """Leave out columns and shorten call sites until the rows fit, as far as that goes.
+def _fit(columns: list[tuple[Column[Any], list[str]]], rows: Sequence[Any], width: int) -> None:
+    """Leave out columns and shorten call sites until the rows fit, as far as possible.
 
-    A call site keeps its file and line, and as much of its path as tells it from others.
+    A call site keeps its file and line, and as much of its path as distinguishes it from the others.
     """
-    sites = [row.get(_SITE.key) for row in rows] if any(each[0].key == _SITE.key for each in columns) else []
+    path = next((column for column, _ in columns if column.is_path), None)
+    sites: list[str | None] = [] if path is None else [path.value(row) for row in rows]  # type: ignore[misc]
     spare = 0
 
-    def over() -> int:
+    def excess() -> int:
         return sum(_width(lines[0]) + 2 for _, lines in columns) - 2 - width
 
-    for lowest in (_DETAIL, 1):
-        while over() > spare:
+    for lowest_rank in (_DETAIL_RANK, 1):
+        while excess() > spare:
             least = max(reversed(columns), key=lambda entry: entry[0].rank)
-            if least[0].rank < lowest:
+            if least[0].rank < lowest_rank:
                 break
             columns.remove(least)
-        if sites:
-            natural = next(_width(lines[0]) for column, lines in columns if column.key == _SITE.key)
-            spare = max(0, natural - max(_width(_SITE.heading), _enough(sites)))
-    if sites and over() > 0:
-        number = next(number for number, (column, _) in enumerate(columns) if column.key == _SITE.key)
-        size = max(_LEAST, _width(columns[number][1][0]) - over())
-        short = [{_SITE.key: shortened(site, size)} for site in sites]
-        columns[number] = (_SITE, _lines_of(_SITE, short))
+        if path is not None and sites:
+            natural = next(_width(lines[0]) for column, lines in columns if column is path)
+            spare = max(0, natural - max(_width(path.heading), _distinct_size(sites)))
+    if path is not None and sites and excess() > 0:
+        number = next(number for number, (column, _) in enumerate(columns) if column is path)
+        size = max(_LEAST_PATH_CELLS, _width(columns[number][1][0]) - excess())
+        short: Column[Any] = replace(path, value=lambda row: shortened(path.value(row), size))  # type: ignore[arg-type]
+        columns[number] = (path, short.lines(rows))
 
 
-def _enough(sites: Iterable[str | None]) -> int:
-    """Return in how many characters each call site has its file and line, and differs from the others."""
+def _distinct_size(sites: Iterable[str | None]) -> int:
+    """Return how many characters show the file and line of each call site and keep all of them distinct."""
     known = {site for site in sites if site is not None}
     places = {site: re.match(r"(.*?:\d+)(?= |$)", site) for site in known}
     ends = [place[1].rpartition("/")[2] if place else site for site, place in places.items()]
@@ -188,111 +342,85 @@ def _enough(sites: Iterable[str | None]) -> int:
     return size
 
 
-def _reasons(rows: Iterable[Mapping[str, Any]], columns: Iterable[_Column]) -> list[str]:
-    """Return a line for each row with a reason: what identifies it, the verdict, and the reason in full."""
-    names = [
-        column.key
-        for column in columns
-        if column.rank == 0 and column.key in (*_LEFT, "pid", "database_port")
-    ]
+def _reasons(rows: Iterable[JsonRow], columns: Iterable[Column[Any]]) -> list[str]:
+    """Return a line for each row with a reason: its name, the verdict, and the reason in full."""
+    names = [column for column in columns if column.is_name]
     lines = []
     for row in rows:
-        if row.get("verdict") is not None and row.get("verdict_reason") is not None:
-            who = " ".join(printable(str(row[key])) for key in names if row[key] is not None)
-            lines.append(f"{who}  {row['verdict']}: {printable(row['verdict_reason'])}")
+        if isinstance(row, JsonConnection) or row.verdict is None or row.verdict_reason is None:
+            continue
+        values = [column.value(row) for column in names]
+        name = " ".join(printable(str(value)) for value in values if value is not None)
+        lines.append(f"{name}  {row.verdict}: {printable(row.verdict_reason)}")
     return ["", *lines] if lines else []
 
 
-def printed(document: Mapping[str, Any], by: Grouping, form: str, width: int | None = None) -> str:
-    """Return the document as `form` says: table, json or csv."""
-    if form == "json":
-        return as_json(document)
-    return as_csv(document, by) if form == "csv" else as_table(document, by, width)
-
-
-def as_json_line(document: Mapping[str, Any]) -> str:
-    """Return the document as JSON in one line, in ASCII, with its line end."""
-    text = msgspec.json.encode(document).decode()
-    return _NOT_ASCII.sub(lambda match: "".join(map(_escape, match[0])), text) + "\n"
-
-
-def _head(document: Mapping[str, Any]) -> tuple[str, str]:
-    """Who answered, and the totals."""
-    stale, leader = short_age(document["stale_seconds"]), document["leader"]
-    quorum = f"quorum yes  stale {stale}" if document["quorum"] else f"NO QUORUM, stands still for {stale}"
-    totals = {key: _cell(key, value) for key, value in document["totals"].items()}
-    parts = [f"{key} {totals[key]}" for key in ("hosts", "programs", "processes", "capacity")]
-    parts += [
-        f"{key.replace('_', ' ')} {totals[key]} (max {totals['max_' + key]})"
-        for key in ("connections", "checked_out", "waiting")
+def _head(head: JsonHead) -> tuple[str, str]:
+    """Return two lines: who answered, and the totals."""
+    stale, figures = short_age(head.stale_seconds), head.totals.figures
+    quorum = f"quorum yes  stale {stale}" if head.quorum else f"NO QUORUM, stands still for {stale}"
+    parts = [
+        f"hosts {head.totals.hosts}",
+        f"programs {head.totals.programs}",
+        f"processes {_plain(figures.processes)}",
+        f"capacity {_plain(figures.capacity)}",
+        f"connections {_plain(figures.connections)} (max {_plain(figures.max_connections)})",
+        f"checked out {_plain(figures.checked_out)} (max {_plain(figures.max_checked_out)})",
+        f"waiting {_plain(figures.waiting)} (max {_plain(figures.max_waiting)})",
+        f"checkouts/s {_plain(figures.checkouts_per_second)}",
     ]
-    parts.append(f"checkouts/s {totals['checkouts_per_second']}")
-    if verdicts := document["totals"].get("verdicts"):
-        parts.append(", ".join(f"{word} {count}" for word, count in verdicts.items()))
-    if document["totals"].get("left_out"):
-        parts.append(f"LEFT OUT by limits {totals['left_out']}")
-    names = f"service {document['service']}  node {document['node']}  leader {leader or '-'}"
+    if head.totals.verdicts:
+        parts.append(", ".join(f"{word} {count}" for word, count in head.totals.verdicts.items()))
+    if figures.left_out:
+        parts.append(f"LEFT OUT by limits {figures.left_out}")
+    names = f"service {head.service}  node {head.node}  leader {head.leader or '-'}"
     return f"{printable(names)}  {quorum}", "  ".join(parts)
 
 
-_STATUS: Final = tuple(
-    _Column(key, key.removesuffix("_seconds").upper(), 0)
-    for key in (
-        "node", "address", "role", "term", "applied", "lag", "stale_seconds",
-        "processes", "consoles", "uptime_seconds", "version", "problems",
-    )
+# --- Tables of dicts ----------------------------------------------------------------------------
+
+_STATUS_KEYS: Final = (
+    "node", "address", "role", "term", "applied", "lag", "stale_seconds",
+    "processes", "consoles", "uptime_seconds", "version", "problems",
 )  # fmt: skip
+#: Keys whose values are text, aligned to the left.
+_TEXT_KEYS: Final = frozenset({
+    "host", "program", "state", "database", "holder", "call_site", "node", "address", "role", "version",
+    "problems", "client_host", "user", "application", "ids", "blocked_by", "blocks",
+})  # fmt: skip
 
 
 def status_table(document: Mapping[str, Any]) -> str:
-    """Return the document of cluster-status as a table for people; a node's problems come last, whole."""
+    """Return the document of cluster-status as a table for people; a node's problems come last, in full."""
     quorum = "yes" if document["quorum"] else "NO"
     names = f"service {document['service']}  quorum {quorum}  leader {document['leader'] or '-'}"
-    head = f"{document['health'].upper()}  {printable(names)}  term {_cell('term', document['term'])}"
+    head = f"{document['health'].upper()}  {printable(names)}  term {_plain(document['term'])}"
     rows = [{**row, "problems": "; ".join(row["problems"]) or None} for row in document["nodes"]]
-    columns = [_lines_of(column, rows) for column in _STATUS]
-    lines = ["  ".join(cells) for cells in zip(*columns, strict=True)]
-    return "".join(f"{line.rstrip()}\n" for line in (head, "", *lines))
-
-
-def _lines_of(column: _Column, rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The heading and all cells of a column, padded to one width."""
-    cells = [column.heading, *(_cell(column.key, row.get(column.key)) for row in rows)]
-    widths = [_width(cell) for cell in cells]
-    size = max(widths)
-    if column.key in _LEFT:
-        return [cell + " " * (size - width) for cell, width in zip(cells, widths, strict=True)]
-    return [" " * (size - width) + cell for cell, width in zip(cells, widths, strict=True)]
+    headings = {key: key.removesuffix("_seconds").upper() for key in _STATUS_KEYS}
+    return "".join(f"{line}\n" for line in (head, "", *aligned(headings, rows)))
 
 
 def aligned(headings: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return lines of these columns (key: heading), cells as in all tables; for smaller tables."""
-    rows = list(rows)
-    columns = [_lines_of(_Column(key, heading, 0), rows) for key, heading in headings.items()]
-    return ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
+    """Return the lines of a table of dicts; `headings` by key. A row may lack a key."""
+    columns = [_column_of(key, heading) for key, heading in headings.items()]
+    return [line.rstrip() for line in _table_lines(columns, list(rows))]
 
 
-def _cell(key: str, value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if key == "usual_held_seconds":
-        return short_duration(value)
-    if key.endswith("_seconds") or key == "hold_seconds_total":
-        return short_age(value)
-    if key == "rss_bytes":
-        return f"{value / 2**20:.0f} MiB"
-    return f"{value:.1f}" if isinstance(value, float) else printable(str(value))
+def _column_of(key: str, heading: str) -> Column[Mapping[str, Any]]:
+    form = short_age if key.endswith("_seconds") else _plain
+    return Column(heading, lambda row: row.get(key), form=form, is_text=key in _TEXT_KEYS)
+
+
+# --- Widths -------------------------------------------------------------------------------------
 
 
 def _width(text: str) -> int:
-    """Terminal cells of a printable text."""
+    """Return the terminal cells of a printable text."""
     return len(text) if text.isascii() else wcswidth(text)
 
 
 def _cut(text: str, width: int | None) -> str:
-    """Return as much of the text as `width` cells hold."""
+    """Return as much of the text as fits into `width` cells."""
     if width is None or _width(text) <= width:
         return text
     end = min(len(text), width)

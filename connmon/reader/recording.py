@@ -1,18 +1,18 @@
-"""Recordings: a file of pictures, one JSON document per line, and what they showed. Reading and the format.
+"""Recordings: read a file of recorded snapshots, one JSON document per line, and its format.
 
-The format, which is read again by this version and later ones:
+The format, which this version and later ones read:
 
-- The first line of a file says what it is: ``{"connmon": "recording", "version": 1, "service": ...}``.
-- Each further line is a `Frame`: the time, and a node's answers by grouping, as on the wire (arrays). A
-  frame with ``"complete": true`` stands alone; any other has what changed since the frame before it.
-- A file always begins with a complete frame, and so does every `EVERY`-th frame after it: to show one, not
-  more than that has to be read.
+- The first line says what the file is: ``{"connmon": "recording", "version": 1, "service": ...}``.
+- Each further line is a `RecordedSnapshot`: the time, and a node's answers by grouping, as on the wire
+  (arrays). With ``"complete": true`` it stands alone; otherwise it has the changes since the one before it.
+- The first recorded snapshot of a file is complete, and so is every `COMPLETE_EVERY`-th after it: to show
+  one, no more than that has to be read.
 
 Rules kept here:
 
-- Nothing of a file is believed: each line is decoded into the types of `model`, as from the network.
-- A file that is no recording, or has no whole frame, is one clear error. One that ends in the middle
-  of a frame (the recorder was killed, the disk was full) shows what is whole; `cut` says so.
+- A file is not trusted: each line is decoded into the types of the protocol, as from the network.
+- A file that is no recording, or has no whole recorded snapshot, is one clear error. A file that ends in the
+  middle of one (the recorder was killed, the disk was full) shows the whole ones; `cut` says so.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from connmon.protocol.snapshot import Snapshot
 from connmon.protocol.values import Grouping
 
 VERSION: Final = 1
-#: So many frames after a complete one there is another.
-EVERY: Final = 60
-#: What a frame has the answers to; connection brings the rows of processes and pools as well.
+#: This many recorded snapshots after a complete one, the next is complete.
+COMPLETE_EVERY: Final = 60
+#: The longest first line.
+FIRST_LINE_BYTES: Final = 64 * 1024
+#: The groupings that are recorded; connection brings the rows of processes and pools as well.
 RECORDED: Final[tuple[Grouping, ...]] = ("program", "host", "database", "connection", "site")
-
-Cluster = dict[str, Any]
 
 
 class Beginning(Struct, frozen=True):
@@ -46,35 +46,37 @@ class Beginning(Struct, frozen=True):
     software: str = ""
 
 
-class Frame(Struct, frozen=True):
-    """One picture."""
+class RecordedSnapshot(Struct, frozen=True):
+    """The answers of a node at one moment."""
 
     at: float
-    """Seconds since the epoch, by the clock of the host that recorded it."""
+    """Seconds since 1970, by the clock of the host that recorded it."""
     complete: bool
     answers: dict[Grouping, tuple[Rows, ...]]
     timeouts: tuple[tuple[tuple[str | int | None, ...], int], ...] | None = None
-    """Which rows had pool timeouts in the minutes before. None: not known."""
+    """The keys of rows with pool timeouts in the minutes before, and how many. None: unknown."""
     nodes: tuple[dict[str, Any], ...] | None = None
-    """The rows of cluster-status. None: they were not asked for, or are as before."""
+    """The rows of cluster-status. None: they were not asked for, or have not changed."""
 
 
 _beginning: Final = msgspec.json.Decoder(Beginning)
-_frame: Final = msgspec.json.Decoder(Frame)
+_recorded: Final = msgspec.json.Decoder(RecordedSnapshot)
 encode: Final = msgspec.json.Encoder().encode
 
 
 class Recording:
-    """A recording that can be read at any frame. Raises UsageError where the file is none."""
+    """A recording that can be read at any recorded snapshot."""
 
     def __init__(self, path: str) -> None:
+        """Raises UsageError if the file is no recording or cannot be read."""
         self.path: Final = path
         self.cut = ""
-        """What is missing at the end of the file, in one line; "": nothing."""
+        """One line that says what the end of the file lacks; "": nothing."""
         self._offsets: list[int] = []
+        """Where each recorded snapshot begins in the file."""
         self._complete: list[int] = []
-        """The numbers of the complete frames."""
-        self._cache: tuple[int, Frame] | None = None
+        """The numbers of the complete recorded snapshots."""
+        self._cache: tuple[int, RecordedSnapshot] | None = None
         try:
             self._file = open(path, "rb")  # noqa: SIM115  (closed by `close`)
             self._index()
@@ -82,19 +84,22 @@ class Recording:
             raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
 
     def close(self) -> None:
-        """Close the file, which is held open so that a recorder may rotate it meanwhile."""
+        """Close the file. It stays open until then, so that a recorder may rotate it meanwhile."""
         file = getattr(self, "_file", None)
         if file is not None:
             file.close()
 
     __del__ = close
 
+    def __repr__(self) -> str:
+        return f"<Recording {self.path}, {len(self)} snapshots>"
+
     def __len__(self) -> int:
         return len(self._offsets)
 
     def _index(self) -> None:
-        """Find where the frames begin; only the first and the last of them are looked into here."""
-        first = self._file.readline(64 * 1024)
+        """Find where the recorded snapshots begin, without decoding them."""
+        first = self._file.readline(FIRST_LINE_BYTES)
         try:
             beginning = _beginning.decode(first)
         except msgspec.MsgspecError:
@@ -115,46 +120,47 @@ class Recording:
                 self._offsets.append(offset)
             offset += len(line)
         if not self._offsets or self._complete[:1] != [0]:
-            raise UsageError(f"{self.path}: the recording ends before its first picture is whole")
+            raise UsageError(f"{self.path}: the recording ends before its first snapshot is whole")
         if not whole:
-            self.cut = f"{self.path}: truncated: it ends in the middle of picture {len(self) + 1}"
+            self.cut = f"{self.path}: truncated: it ends in the middle of snapshot {len(self) + 1}"
 
-    def frame(self, number: int) -> Frame:
-        """Return a frame, from 0. Raises UsageError where the file is damaged there."""
+    def recorded(self, number: int) -> RecordedSnapshot:
+        """Return a recorded snapshot, from 0. Raises UsageError if the file is damaged there."""
         if self._cache is not None and self._cache[0] == number:
             return self._cache[1]
         self._file.seek(self._offsets[number])
         try:
-            frame = _frame.decode(self._file.readline())
+            recorded = _recorded.decode(self._file.readline())
         except msgspec.MsgspecError as error:
-            raise UsageError(f"{self.path}: picture {number + 1} cannot be read: {error}") from None
-        self._cache = (number, frame)
-        return frame
+            raise UsageError(f"{self.path}: snapshot {number + 1} cannot be read: {error}") from None
+        self._cache = (number, recorded)
+        return recorded
 
     def before(self, number: int) -> int:
-        """Return the number of the last complete frame up to this one."""
+        """Return the number of the last complete recorded snapshot up to this one."""
         return max(complete for complete in self._complete if complete <= number)
 
     def snapshot(self, number: int, by: Grouping) -> Snapshot:
-        """Return what a node would have answered in that moment."""
+        """Return the rows of that moment in one grouping."""
         snapshot = Snapshot(by)
-        for at in range(self.before(number), number + 1):
-            for rows in answered(self.frame(at), by):
+        for earlier in range(self.before(number), number + 1):
+            for rows in answered(self.recorded(earlier), by):
                 snapshot.apply(rows)
         return snapshot
 
 
-def answered(frame: Frame, by: Grouping) -> tuple[Rows, ...]:
-    """Return the frames of an answer to a grouping. Raises UsageError where there is none.
+def answered(recorded: RecordedSnapshot, by: Grouping) -> tuple[Rows, ...]:
+    """Return the frames of the answer for a grouping. Raises UsageError if there is no whole one.
 
-    In a recording from before lines of code were recorded there is none of these.
+    An old recording without call sites has no rows for them.
     """
-    kept = by in RECORDED and not (by == "site" and by not in frame.answers)
-    answer = frame.answers.get(by if kept else "connection")
+    is_recorded = by in RECORDED and not (by == "site" and by not in recorded.answers)
+    answer = recorded.answers.get(by if is_recorded else "connection")
     if not answer or answer[-1].more:
-        raise UsageError(f"a picture of the recording has no whole answer for {by}")
+        raise UsageError(f"a snapshot of the recording has no whole answer for {by}")
     return answer
 
 
 def first_line(beginning: Mapping[str, str]) -> bytes:
+    """Return the first line of a file; `beginning` has the service and the software's version."""
     return encode(Beginning("recording", VERSION, **beginning)) + b"\n"

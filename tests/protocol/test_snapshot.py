@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import time
+from collections.abc import Collection
 from typing import Any, get_args
 
 import msgspec
@@ -14,6 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wcwidth import wcswidth
 
+from connmon.protocol.document import (
+    FIGURES,
+    KEYS,
+    PRESENT,
+    Document,
+    JsonConnection,
+    JsonProgram,
+    JsonRow,
+    head_cells,
+)
 from connmon.protocol.queries import Query
 from connmon.protocol.reports import PoolInfo, Process, Usage
 from connmon.protocol.rows import (
@@ -31,7 +42,7 @@ from connmon.protocol.rows import (
     SiteRow,
     Verdict,
 )
-from connmon.protocol.snapshot import FIGURES, KEYS, PRESENT, Snapshot
+from connmon.protocol.snapshot import Snapshot
 from connmon.protocol.text import printable, short_age, short_duration
 from connmon.protocol.values import GROUPINGS, Gauges, Grouping, RowState, Totals
 from connmon.reader.formats import as_csv, as_json, as_table
@@ -184,14 +195,18 @@ def answer(*rows: Row, **changes: Any) -> Rows:
     return Rows(**{**header, "rows": rows, **changes})
 
 
-def shown(by: Grouping, *rows: Row, **changes: Any) -> dict[str, Any]:
+def typed_document(by: Grouping, *rows: Row, **changes: Any) -> Document:
     snapshot = Snapshot(by)
     snapshot.apply(answer(*rows, **changes))
-    return snapshot.document()
+    return snapshot.typed_document()
+
+
+def shown(by: Grouping, *rows: Row, **changes: Any) -> dict[str, Any]:
+    return typed_document(by, *rows, **changes).flat()
 
 
 def keys(snapshot: Snapshot) -> list[RowKey]:
-    return [key for key, _ in snapshot.keyed_rows()]
+    return [key for key, _ in snapshot.typed_rows()]
 
 
 # --- The document -------------------------------------------------------------------------
@@ -431,15 +446,16 @@ GONE_1 = msgspec.structs.replace(FIGURES_2, max_connections=80)
 )
 def test_where_all_are_lost_there_is_no_present(by: Grouping, row: Row) -> None:
     """Of a program, a host, a database and the totals too; in the JSON, the CSV and the table."""
-    document = shown(by, row, totals=LOST_1)
+    typed = typed_document(by, row, totals=LOST_1)
+    document = typed.flat()
     for cells in (document["rows"][0], document["totals"]):
         assert {key: cells[key] for key in PRESENT} == dict.fromkeys(PRESENT)
         assert cells["processes"] == 0  # that none reports is known
         assert (cells["max_connections"], cells["checkouts_total"]) == (80, 88213)
         assert cells["last_report_seconds"] == 0.8
-    (written,) = csv.DictReader(io.StringIO(as_csv(document, by)))
+    (written,) = csv.DictReader(io.StringIO(as_csv(typed)))
     assert {written[key] for key in PRESENT} == {""}
-    table = as_table(document, by).splitlines()
+    table = as_table(typed).splitlines()
     assert "connections - (max 80)" in table[1]
     assert table[4].split().count("-") >= 9
 
@@ -470,7 +486,7 @@ def test_a_view_that_stands_still(by: Grouping) -> None:
         for key in ("last_report_seconds", "started_seconds", "age_seconds")
         if key in before
     }
-    totals = snapshot.head()["totals"]
+    totals = head_cells(snapshot.typed_head())["totals"]
     assert (totals["last_report_seconds"], totals["longest_held_seconds"]) == (60.8, 41.0)
 
 
@@ -673,7 +689,68 @@ def test_following_equals_a_fresh_read(steps: list[tuple[Any, ...]]) -> None:
             for frame in node.answer(fresh.query(), 100):
                 fresh.apply(frame)
             assert follower.document() == fresh.document()
-            assert follower.keyed_rows() == fresh.keyed_rows()
+            assert follower.typed_rows() == fresh.typed_rows()
+
+
+def connection_rows(snapshot: Snapshot, seen: Collection[RowKey] | None = None) -> list[JsonConnection]:
+    return [row for _, row in snapshot.typed_rows(seen) if isinstance(row, JsonConnection)]
+
+
+def test_connections_share_the_fields_of_their_process_and_pool() -> None:
+    """A process and a pool are built once; a connection to another server has pool fields of its own."""
+    moved = msgspec.structs.replace(connection(number=3), server=("10.0.0.10", 3307))
+    snapshot = Snapshot("connection")
+    snapshot.apply(answer(process(), pool(), connection(), connection(number=2), moved))
+    one, two, three = connection_rows(snapshot)
+    assert one.process is two.process is three.process
+    assert one.pool is two.pool
+    assert (three.pool.database_host, three.pool.database_port) == ("10.0.0.10", 3307)
+    assert three.pool.pool == one.pool.pool
+
+
+def test_a_quiet_process_is_not_built_again() -> None:
+    """A change of one process leaves the rows of another as they are, and returned rows never change."""
+    rows: list[Row] = [*(process(name) for name in "ab"), *(pool(name) for name in "ab")]
+    snapshot = Snapshot("connection")
+    snapshot.apply(answer(*rows, connection("a"), connection("b")))
+    before = connection_rows(snapshot)
+    snapshot.apply(answer(connection("b", held=None), complete=False, version=8))
+    after = connection_rows(snapshot)
+    assert after[0] is before[0]
+    assert (before[1].state, after[1].state) == ("checked_out", "idle")
+
+
+def test_ages_off_the_screen_may_lag() -> None:
+    """With `seen`, only the ages of rows on the screen are exact; others follow after `UNSEEN_SECONDS`."""
+    snapshot = Snapshot("connection")
+    snapshot.apply(answer(process(), pool(), connection(), connection(number=2), clock=100.0, stale=0.0))
+    ages = [row.age_seconds for row in connection_rows(snapshot)]
+    assert ages == [60.0, 60.0]
+    seen = {("connection", "i1", 2)}
+    for clock, expected in ((101.0, [60.0, 61.0]), (115.0, [60.0, 75.0]), (115.5, [75.5, 75.5])):
+        snapshot.apply(answer(complete=False, clock=clock, stale=0.0))
+        assert [row.age_seconds for row in connection_rows(snapshot, seen)] == expected
+    snapshot.apply(answer(complete=False, clock=116.0, stale=0.0))
+    assert [row.age_seconds for row in connection_rows(snapshot)] == [76.0, 76.0]
+
+
+def test_derived_values_follow_changes_and_ages() -> None:
+    """`derive` sees each row that is built or ages, and `remake` has all rows derived again."""
+    rates = iter((1.0, 2.0, 3.0))
+
+    def derive(key: RowKey, row: JsonRow) -> JsonRow:
+        assert isinstance(row, JsonProgram) and key == ("program", "ctl1", "nova-api")
+        return msgspec.structs.replace(row, connects_per_second=next(rates))
+
+    snapshot = Snapshot("program", derive=derive)
+    snapshot.apply(answer(ProgramRow("ctl1", "nova-api", "connected", FIGURES_1), clock=100.0))
+    for expected in (1.0, 2.0, 3.0):
+        ((_, row),) = snapshot.typed_rows()
+        assert isinstance(row, JsonProgram) and row.connects_per_second == expected
+        if expected == 1.0:
+            snapshot.apply(answer(complete=False, clock=101.0))
+        else:
+            snapshot.remake()
 
 
 def test_many_rows() -> None:
@@ -695,10 +772,10 @@ def test_many_rows() -> None:
 HOSTILE = '\x1b[2J=1+1\n\x9b31m\u202e"x",\x7f\r\t\x00'
 
 
-def hostile(by: Grouping) -> dict[str, Any]:
+def hostile(by: Grouping) -> Document:
     who = Process(HOSTILE, HOSTILE, 1, 1, HOSTILE, HOSTILE, None)
     info = PoolInfo(HOSTILE, HOSTILE, HOSTILE, 1, HOSTILE, HOSTILE, None, -1, None)
-    return shown(
+    return typed_document(
         by,
         ProgramRow(HOSTILE, HOSTILE, "connected", FIGURES_1),
         HostRow(HOSTILE, 1, "connected", FIGURES_1),
@@ -717,12 +794,13 @@ def hostile(by: Grouping) -> dict[str, Any]:
 def test_no_control_character_gets_out(by: Grouping) -> None:
     """A hostile name cannot steer a terminal or break a line, in any format."""
     document = hostile(by)
-    for text in (as_table(document, by), as_table(document, by, 80), as_csv(document, by), as_json(document)):
+    flat = document.flat()
+    for text in (as_table(document), as_table(document, 80), as_csv(document), as_json(flat)):
         assert all(line.isprintable() for line in text.split("\n"))
-    reasons = sum(row.get("verdict_reason") is not None for row in document["rows"])
-    assert len(as_table(document, by).splitlines()) == 5 + (reasons and 1 + reasons)
-    assert len(as_csv(document, by).splitlines()) == 2
-    assert json.loads(as_json(document)) == document
+    reasons = sum(row.get("verdict_reason") is not None for row in flat["rows"])
+    assert len(as_table(document).splitlines()) == 5 + (reasons and 1 + reasons)
+    assert len(as_csv(document).splitlines()) == 2
+    assert json.loads(as_json(flat)) == flat
 
 
 def test_json() -> None:
@@ -736,8 +814,8 @@ def test_json() -> None:
 
 def test_csv() -> None:
     """CSV has all keys, the stack in one cell, nothing for null, and no cell that is a formula."""
-    document = shown("connection", process(program="=cmd()"), pool(), connection(held=None))
-    text = as_csv(document, "connection")
+    document = typed_document("connection", process(program="=cmd()"), pool(), connection(held=None))
+    text = as_csv(document)
     (row,) = csv.DictReader(io.StringIO(text))
     assert list(row) == list(KEYS["connection"])
     assert row["program"] == "'=cmd()"
@@ -745,14 +823,14 @@ def test_csv() -> None:
     assert row["max_overflow"] == "10"
     assert row["stack"] == "api.py:412 boot < wsgi.py:3 call"
     assert "\r" not in text
-    assert as_csv(shown("host"), "host") == ",".join(KEYS["host"]) + "\n"
+    assert as_csv(typed_document("host")) == ",".join(KEYS["host"]) + "\n"
 
 
 @given(st.lists(st.text(max_size=8), min_size=2, max_size=2))
 def test_csv_round_trip(names: list[str]) -> None:
     """Taking away one leading apostrophe gives every printable name back, and none begins a formula."""
-    document = shown("program", ProgramRow(names[0], names[1], "gone", FIGURES_2))
-    (row,) = csv.DictReader(io.StringIO(as_csv(document, "program")))
+    document = typed_document("program", ProgramRow(names[0], names[1], "gone", FIGURES_2))
+    (row,) = csv.DictReader(io.StringIO(as_csv(document)))
     for name, cell in zip(names, (row["host"], row["program"]), strict=True):
         assert cell.removeprefix("'") == printable(name)
         assert not cell.startswith(("=", "+", "-", "@"))
@@ -761,12 +839,12 @@ def test_csv_round_trip(names: list[str]) -> None:
 
 def test_table() -> None:
     """The table says who answered, the totals, and has its columns aligned, numbers to the right."""
-    document = shown(
+    document = typed_document(
         "program",
         ProgramRow("ctl1", "nova-api", "connected", FIGURES_1),
         ProgramRow("ctl2", "glance", "gone", FIGURES_2),
     )
-    assert as_table(document, "program").splitlines() == [
+    assert as_table(document).splitlines() == [
         "service default  node node1  leader node1  quorum yes  stale 0.2s",
         "hosts 1  programs 2  processes 8  capacity 240  connections 78 (max 80)  checked out 31 (max 47)  "
         "waiting 5 (max 10)  checkouts/s 310.2",
@@ -785,7 +863,7 @@ def test_table_with_what_limits_leave_out() -> None:
     figures = msgspec.structs.replace(FIGURES_1, left_out=7)
     rows = [ProgramRow("ctl1", "nova", "connected", figures), ProgramRow("ctl2", "glance", "gone", FIGURES_2)]
     for width in (None, 80):
-        lines = as_table(shown("program", *rows, totals=figures), "program", width).splitlines()
+        lines = as_table(typed_document("program", *rows, totals=figures), width).splitlines()
         assert "LEFT OUT by limits 7" in lines[1]
         assert lines[3].endswith("LEFT OUT")
         assert [line.split()[-1] for line in lines[4:]] == ["7", "-"]
@@ -793,8 +871,8 @@ def test_table_with_what_limits_leave_out() -> None:
 
 def test_table_without_quorum() -> None:
     """A node without quorum says so, and how long its view has stood still."""
-    document = shown("host", quorum=False, leader=None, stale=754.0)
-    assert as_table(document, "host").startswith(
+    document = typed_document("host", quorum=False, leader=None, stale=754.0)
+    assert as_table(document).startswith(
         "service default  node node1  leader -  NO QUORUM, stands still for 12m\n"
     )
 
@@ -812,7 +890,7 @@ def test_table_fits(by: Grouping, width: int) -> None:
         connection(),
         SiteRow("主机一", "ノヴァ-api", "库.py:1 f", 1, 3, 1, 68.5, 4, 17, 23_456, 0.01, True, 99.5),
     ]
-    head, _, empty, *lines = as_table(shown(by, *rows), by, width).splitlines()
+    head, _, empty, *lines = as_table(typed_document(by, *rows), width).splitlines()
     assert "node1" in head
     assert empty == ""
     assert len(lines) == 2
@@ -827,7 +905,7 @@ def test_table_fits(by: Grouping, width: int) -> None:
 def test_wide_characters_are_aligned() -> None:
     """A column starts in the same terminal cell in every row, however wide the names before it are."""
     rows = [ProgramRow(host, "p", "gone", FIGURES_2) for host in ("主机一", "ctl", "e\u0301te")]
-    lines = as_table(shown("program", *rows), "program").splitlines()[4:]
+    lines = as_table(typed_document("program", *rows)).splitlines()[4:]
     assert {wcswidth(line[: line.index("gone")]) for line in lines} == {
         len("主机一") * 2 + 2 + len("PROGRAM") + 2
     }

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connmon.protocol import verdicts
+from connmon.protocol.document import JsonDatabase, typed
 from connmon.protocol.values import HolderIn
 from connmon.protocol.verdicts import Hold, PoolFacts, Thresholds, judge, rank
 from connmon.reader.server_maxima import judged_by
@@ -421,24 +422,32 @@ def test_the_page_has_every_word_and_threshold_and_tests_that_exist() -> None:
 # --- By a reader's own maxima --------------------------------------------------------------------
 
 
+def database(host: str, name: str, capacity: int | None, **changes: Any) -> JsonDatabase:
+    row: JsonDatabase = typed(
+        "database",
+        {
+            "dialect": "mysql", "database_host": host, "database_port": 3306, "database": name,
+            "capacity": capacity, "state": "connected", **changes,
+        },
+    )  # fmt: skip
+    return row
+
+
 def test_a_readers_own_maxima_count_all_databases_of_a_server() -> None:
     """Capacities are summed by server; a server whose maximum is not known has no verdict."""
-    rows: list[dict[str, Any]] = [
-        {"database_host": "db1", "database_port": 3306, "database": name, "capacity": 80}
-        for name in ("nova", "neutron")
-    ]
-    rows.append({"database_host": "db2", "database_port": 3306, "database": "nova", "capacity": 500})
+    rows = [database("db1", name, 80) for name in ("nova", "neutron")]
+    rows.append(database("db2", "nova", 500))
     judged = judged_by(rows, {("db1", None): 151})
-    assert [row.get("verdict") for row in judged] == ["OVERCOMMIT", "OVERCOMMIT", None]
-    assert "160 connections to db1:3306, which takes 151" in judged[0]["verdict_reason"]
-    assert "server_max" not in rows[0]
+    assert [row.verdict for row in judged] == ["OVERCOMMIT", "OVERCOMMIT", None]
+    assert "160 connections to db1:3306, which takes 151" in str(judged[0].verdict_reason)
+    assert rows[0].server_max is None
     # A pool whose URL names several servers may open all it can at each of them.
-    either = {"database_host": "DB1:3306,db3:3306", "database_port": None, "database": "x", "capacity": 20}
+    either = database("DB1:3306,db3:3306", "x", 20, database_port=None)
     (_, _, _, last) = judged_by([*rows, either], {("Db1", None): 170, ("db3", 3306): 500})
-    assert "180 connections to db1:3306, which takes 170" in last["verdict_reason"]
-    lost = {**rows[0], "state": "lost", "capacity": None}
+    assert "180 connections to db1:3306, which takes 170" in str(last.verdict_reason)
+    lost = database("db1", "nova", None, state="lost")
     judged = judged_by([*rows, lost], {("db1", None): 151})
-    assert [row.get("server_capacity") for row in judged] == [160, 160, None, 160]
-    assert judged_by([lost], {("db1", None): 151})[0]["server_capacity"] is None
-    rows[0]["capacity"] = None
-    assert judged_by(rows, {("db1", 3306): 151})[1].get("verdict") is None
+    assert [row.server_capacity for row in judged] == [160, 160, None, 160]
+    assert judged_by([lost], {("db1", None): 151})[0].server_capacity is None
+    rows[0] = database("db1", "nova", None)
+    assert judged_by(rows, {("db1", 3306): 151})[1].verdict is None

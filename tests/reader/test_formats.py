@@ -9,42 +9,47 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from wcwidth import wcswidth
 
+from connmon.protocol.document import KEYS, Document, JsonCallSite, JsonDatabase, cells, typed
 from connmon.protocol.rows import DatabaseRow, HostRow, ProgramRow
 from connmon.protocol.text import shortened
-from connmon.protocol.values import Grouping
+from connmon.protocol.values import Grouping, VerdictWord
 from connmon.reader.formats import as_csv, as_json, as_table
-from connmon.reader.server_maxima import ADDED, judged_by
-from tests.protocol.test_snapshot import FIGURES_1, connection, pool, process, shown
+from connmon.reader.server_maxima import judged_by
+from tests.protocol.test_snapshot import FIGURES_1, connection, pool, process, typed_document
 
 LEAK = {"verdict": "LEAK", "verdict_reason": "a connection has been held for 41s by a thread that has ended"}
 WELL = {"verdict": None, "verdict_reason": None}
 SITES = ("nova/db/api.py:412 instance_get", "/usr/lib/python3/dist-packages/nova/compute/manager.py:1234 run")
 
 
-def document(by: Grouping, *rows: dict[str, Any], **totals: Any) -> dict[str, Any]:
-    """Return a document of a node that judges: the first made row with these cells each."""
+def document(by: Grouping, *rows: dict[str, Any], verdicts: dict[VerdictWord, int] | None = None) -> Document:
+    """Return a document of a node that judges: the first row of the grouping, with these cells each."""
     all_rows = (
         ProgramRow("ctl1", "nova-api", "connected", FIGURES_1), HostRow("ctl1", 2, "connected", FIGURES_1),
         DatabaseRow("mysql", "db", 3306, "nova", 2, "connected", FIGURES_1),
         process(), pool(), connection(),
     )  # fmt: skip
-    made = shown(by, *all_rows)
-    return {
-        **made,
-        "totals": {**made["totals"], **totals},
-        "rows": [{**made["rows"][0], **cells} for cells in rows],
-    }
+    made = typed_document(by, *all_rows)
+    totals = made.head.totals
+    if verdicts is not None:
+        totals = structs.replace(totals, verdicts=verdicts)
+    first = cells(made.rows[0])
+    return Document(
+        by, structs.replace(made.head, totals=totals), [typed(by, {**first, **row}) for row in rows]
+    )
 
 
-def site(call_site: str, **changes: Any) -> dict[str, Any]:
+def site(call_site: str, **changes: Any) -> JsonCallSite:
     given = {
         "host": "ctl1", "program": "nova-api", "call_site": call_site, "processes": 2, "held_now": 3,
         "in_database_now": 1, "waiting_now": 4, "holds_total": 881, "hold_seconds_total": 3921.5,
         "longest_held_seconds": 41.0, "usual_held_seconds": 0.0031, "estimated": True, **WELL,
     }  # fmt: skip
-    return {**given, **changes}
+    row: JsonCallSite = typed("site", {**given, **changes})
+    return row
 
 
 def test_the_gravest_rows_come_first() -> None:
@@ -57,14 +62,14 @@ def test_the_gravest_rows_come_first() -> None:
         )
     ]  # fmt: skip
     made = document("program", *rows)
-    lines = as_table(made, "program").splitlines()
+    lines = as_table(made).splitlines()
     assert [line.split()[1] for line in lines[4:12]] == [*"gfecbhad"]
     assert [line.split()[1] for line in lines[13:]] == [*"gfec"]
-    assert [line.split(",")[1] for line in as_csv(made, "program").splitlines()[1:]] == [*"abcdefgh"]
-    assert [row["program"] for row in json.loads(as_json(made))["rows"]] == [*"abcdefgh"]
+    assert [line.split(",")[1] for line in as_csv(made).splitlines()[1:]] == [*"abcdefgh"]
+    assert [row["program"] for row in json.loads(as_json(made.flat()))["rows"]] == [*"abcdefgh"]
     assert "b.py:1 f" in sites(site("a.py:1 f", waiting_now=0), site("b.py:1 f", waiting_now=5))[1]
     held = {"verdict": "BLOCKED", "verdict_reason": None, "holder": "h"}
-    lines = as_table(document("connection", {**WELL, "holder": "g"}, held), "connection").splitlines()
+    lines = as_table(document("connection", {**WELL, "holder": "g"}, held)).splitlines()
     assert "BLOCKED" in lines[4]
 
 
@@ -72,7 +77,7 @@ def test_the_gravest_rows_come_first() -> None:
 def test_the_table_has_the_verdict_and_below_it_the_reason(by: Grouping) -> None:
     """Each row has its verdict in a column, also in 80 cells; what is wrong is in full below it."""
     for width in (None, 80):
-        lines = as_table(document(by, LEAK, WELL), by, width).splitlines()
+        lines = as_table(document(by, LEAK, WELL), width).splitlines()
         reasons = lines[7:]
         (reason,) = reasons
         assert reason.endswith("  LEAK: a connection has been held for 41s by a thread that has ended")
@@ -85,15 +90,15 @@ def test_the_table_has_the_verdict_and_below_it_the_reason(by: Grouping) -> None
 
 def test_the_reason_names_its_row() -> None:
     """A reason says whose it is: program, process and pool as the table names them."""
-    (line,) = as_table(document("pool", LEAK), "pool").splitlines()[6:]
+    (line,) = as_table(document("pool", LEAK)).splitlines()[6:]
     assert line.startswith("ctl1 nova-api 42 mysql+pymysql://root@10.0.0.9/nova  LEAK: ")
-    (line,) = as_table(document("database", LEAK), "database").splitlines()[6:]
+    (line,) = as_table(document("database", LEAK)).splitlines()[6:]
     assert line.startswith("mysql db 3306 nova  LEAK: ")
 
 
 def test_nothing_is_wrong() -> None:
     """Where all is well no line follows the table, and the totals say nothing of verdicts."""
-    lines = as_table(document("program", WELL, verdicts={}), "program").splitlines()
+    lines = as_table(document("program", WELL, verdicts={})).splitlines()
     assert len(lines) == 5
     assert "LEAK" not in "".join(lines)
 
@@ -103,38 +108,35 @@ def test_the_totals_count_verdicts() -> None:
     groupings: tuple[Grouping, ...] = ("program", "connection")
     for by in groupings:
         counted = document(by, {"verdict": None}, verdicts={"LEAK": 1, "SATURATED": 2})
-        assert as_table(counted, by).splitlines()[1].endswith("  LEAK 1, SATURATED 2")
+        assert as_table(counted).splitlines()[1].endswith("  LEAK 1, SATURATED 2")
 
 
 def test_hostile_reasons() -> None:
     """A reason quotes lines and names of applications: nothing of it moves the terminal's cursor."""
     evil = {"verdict": "LEAK", "verdict_reason": "a\n\x1b[2J\u202eb", "program": "p\n\x1b[2Jq"}
-    table = as_table(document("program", evil), "program")
+    table = as_table(document("program", evil))
     assert all(line.isprintable() for line in table.splitlines())
     assert len(table.splitlines()) == 7
-    assert as_json(document("program", evil)).isascii()
+    assert as_json(document("program", evil).flat()).isascii()
 
 
 def test_connections_and_where_their_holders_are() -> None:
     """A connection's row has its verdict, and where its holder is; the call site is there at any width."""
     held = {"verdict": "BLOCKED", "holder_in": "database", "call_site": SITES[0]}
-    lines = as_table(document("connection", held), "connection").splitlines()
+    lines = as_table(document("connection", held)).splitlines()
     assert "HOLDER IN" in lines[3]
     assert "BLOCKED" in lines[4] and "database" in lines[4]
     for width in (80, 100, 120):
-        line = as_table(document("connection", held), "connection", width).splitlines()[4]
+        line = as_table(document("connection", held), width).splitlines()[4]
         assert "api.py:412" in line
 
 
 # --- By call site -------------------------------------------------------------------------
 
 
-SITE: Any = "site"
-
-
-def sites(*rows: dict[str, Any], width: int | None = None) -> list[str]:
+def sites(*rows: JsonCallSite, width: int | None = None) -> list[str]:
     made = document("program", WELL)
-    return as_table({**made, "rows": list(rows)}, SITE, width).splitlines()[3:]
+    return as_table(Document("site", made.head, rows), width).splitlines()[3:]
 
 
 def test_by_site() -> None:
@@ -194,7 +196,7 @@ def test_what_a_call_site_loses_first(size: int, text: str) -> None:
 # --- OVERCOMMIT by a maximum that the reader has ------------------------------------------
 
 
-def databases(**changes: Any) -> list[dict[str, Any]]:
+def databases(**changes: Any) -> list[JsonDatabase]:
     row = {
         "dialect": "mysql",
         "database_host": "db",
@@ -202,25 +204,26 @@ def databases(**changes: Any) -> list[dict[str, Any]]:
         "database": "nova",
         "capacity": 240,
     }
-    return [{**row, "state": "connected", **WELL, **changes}]
+    return [typed("database", {**row, "state": "connected", **WELL, **changes})]
 
 
 def test_overcommit_of_the_readers_own_maximum() -> None:
     """With --server-max a row says OVERCOMMIT where the node, which does not know the maximum, has not."""
     (row,) = judged_by(databases(), {("db", 3306): 100})
-    assert row["verdict"] == "OVERCOMMIT"
-    assert "240" in row["verdict_reason"] and "100" in row["verdict_reason"]
-    assert row.keys() - set(ADDED) == databases()[0].keys()
+    assert row.verdict == "OVERCOMMIT" and row.verdict_reason is not None
+    assert "240" in row.verdict_reason and "100" in row.verdict_reason
+    assert (row.server, row.server_max, row.server_capacity) == ("db:3306", 100, 240)
+    assert cells(row).keys() == set(KEYS["database"])  # what only the reader knows is no part of the contract
     (row,) = judged_by(databases(), {("db", 3306): 300})
-    assert row["verdict"] is None
+    assert row.verdict is None
 
 
 def test_overcommit_adds_to_what_the_node_says() -> None:
-    """What is graver stays in front, and what the node has said already is not said twice."""
+    """What is graver stays in front, and what the node has said already is not repeated."""
     (row,) = judged_by(databases(**LEAK), {("db", None): 100})
-    assert row["verdict"] == "LEAK"
-    assert row["verdict_reason"].startswith(LEAK["verdict_reason"])
-    assert "; OVERCOMMIT: pools may open 240" in row["verdict_reason"]
-    said = databases(verdict="OVERCOMMIT", verdict_reason="as the node has it")
-    (row,) = judged_by(said, {("db", None): 100})
-    assert {**row, **said[0]} == row
+    assert row.verdict == "LEAK" and row.verdict_reason is not None
+    assert row.verdict_reason.startswith(LEAK["verdict_reason"])
+    assert "; OVERCOMMIT: pools may open 240" in row.verdict_reason
+    (said,) = databases(verdict="OVERCOMMIT", verdict_reason="as the node has it")
+    (row,) = judged_by([said], {("db", None): 100})
+    assert cells(row) == cells(said)

@@ -1,4 +1,4 @@
-"""Recordings: what is written, what is read again, and what is said of a file that is none."""
+"""Recordings: what `connmon record` writes, what `connmon replay` reads, and errors of other files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def service_of(node: FakeNode) -> Service:
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four pictures, of which the last two are without nova-api."""
+    """Four recorded snapshots; the last two are without nova-api."""
     path = tmp_path_factory.mktemp("recording") / "a.jsonl"
     node = FakeNode()
     with contextlib.closing(Stopping(node)):
@@ -66,7 +66,7 @@ def shown(player: Player, demand: Demand) -> Picture:
 
 
 def test_a_recording_shows_what_the_node_showed(recorded: Path) -> None:
-    """Every grouping can be read at every picture; the first line says what the file is."""
+    """Every grouping can be read at every recorded snapshot; the first line says what the file is."""
     first = json.loads(recorded.read_text().splitlines()[0])
     assert (first["connmon"], first["version"], first["service"]) == ("recording", 1, "default")
     recording = Recording(str(recorded))
@@ -79,7 +79,7 @@ def test_a_recording_shows_what_the_node_showed(recorded: Path) -> None:
 
 
 def test_the_player_steps_back_and_forth(recorded: Path) -> None:
-    """Any picture can be shown after any other; the same one is not made twice."""
+    """Any recorded snapshot can be shown after any other; the same one is not made twice."""
     player = Player(Recording(str(recorded)), lambda: 0.0)
     reel = Reel(4, playing=False)
     wants = (Want("program"),)
@@ -91,7 +91,7 @@ def test_the_player_steps_back_and_forth(recorded: Path) -> None:
 
 
 def test_the_player_goes_on_with_time(recorded: Path) -> None:
-    """It goes on when as much time has passed as between the pictures, divided by the speed."""
+    """It goes on after the time between two recorded snapshots, divided by the speed."""
     now = 0.0
     player = Player(Recording(str(recorded)), lambda: now)
     demand = Demand((Want("program"),), reel=Reel(4))
@@ -131,14 +131,14 @@ def test_all_views_of_a_replay(recorded: Path) -> None:
         (b'{"a": 1}\n', "no recording of connmon"),
         (b"\x00\xff" * 100_000, "no recording of connmon"),
         (b'{"connmon":"recording","version":99}\n', "version 99, this connmon reads 1"),
-        (b'{"connmon":"recording","version":1}\n', "ends before its first picture"),
-        (b'{"connmon":"recording","version":1}\n{"at":1.0,"compl', "ends before its first picture"),
+        (b'{"connmon":"recording","version":1}\n', "ends before its first snapshot"),
+        (b'{"connmon":"recording","version":1}\n{"at":1.0,"compl', "ends before its first snapshot"),
     ],
 )
 def test_a_foreign_file_is_one_clear_line(
     content: bytes, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Anything that is no recording is exit code 2 and one line with the file's name."""
+    """A file that is no recording is exit code 2 and one line with its name."""
     path = tmp_path / "foreign"
     path.write_bytes(content)
     assert cli.main(["replay", str(path)]) == 2
@@ -152,26 +152,26 @@ def test_a_foreign_file_is_one_clear_line(
 def test_a_truncated_file_is_shown_up_to_there(
     recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What is whole is shown, one line says what is missing; damage within is one line as well."""
+    """Whole snapshots are shown, and one line says what is missing; damage within is one line as well."""
     path = tmp_path / "cut"
     whole = recorded.read_bytes()
     path.write_bytes(whole[:-50])
     assert cli.main(["replay", str(path)]) == 0
     out, err = capsys.readouterr()
-    assert err == f"connmon: {path}: truncated: it ends in the middle of picture 4\n"
+    assert err == f"connmon: {path}: truncated: it ends in the middle of snapshot 4\n"
     assert "keystone" in out
     recording = Recording(str(path))
     assert [news for news in Player(recording).news() if isinstance(news, Note)]
     lines = whole.splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:2], b'{"at":"x"}\n', *lines[3:]]))
     assert cli.main(["replay", str(path)]) == 2
-    assert "picture 2 cannot be read" in capsys.readouterr().err
+    assert "snapshot 2 cannot be read" in capsys.readouterr().err
 
 
-def test_without_a_terminal_the_last_picture_is_printed(
+def test_without_a_terminal_the_last_snapshot_is_printed(
     recorded: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In a pipe, replay prints what there was at the end, as table, JSON or CSV."""
+    """In a pipe, replay prints the last recorded snapshot, as table, JSON or CSV."""
     assert cli.main(["replay", str(recorded), "--by", "host", "--format", "json"]) == 0
     assert [row["host"] for row in json.loads(capsys.readouterr().out)["rows"]] == ["ctl1", "ctl2"]
 
@@ -180,7 +180,7 @@ def test_without_a_terminal_the_last_picture_is_printed(
 def test_replay_takes_the_options_of_reading(
     after: bool, recorded: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They change nothing, but for the service: that of another recording is a mistake."""
+    """They change nothing, except the service: the service of another recording is a usage error."""
     for options in (
         ["-H", "x"], ["--host", "x:1"], ["-n", "a"], ["--node", "a"], ["-c", "none"],
         ["--secret-file", "none"], ["-s", "default"], ["--config", "none", "--service", "default"],
@@ -194,10 +194,10 @@ def test_replay_takes_the_options_of_reading(
 
 
 def test_files_rotate_by_size_and_never_overwrite(tmp_path: Path) -> None:
-    """The present file is the one that was named; older parts count up and the oldest goes."""
+    """The named file is the newest; older parts count up, and the oldest is deleted."""
     path = tmp_path / "r.jsonl"
     file = Rotating(str(path), 1000, 2, "default")
-    assert file.fits(b"x" * 5000)  # one picture always does
+    assert file.fits(b"x" * 5000)  # one snapshot always does
     for number in range(4):
         line = b"%d" % number * 600 + b"\n"
         if not file.fits(line):
@@ -215,7 +215,7 @@ def test_files_rotate_by_size_and_never_overwrite(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_every_part_can_be_replayed_alone(tmp_path: Path) -> None:
-    """Where a recording is rotated, the next file begins with a complete picture."""
+    """After a rotation the next file begins with a complete snapshot."""
     path = tmp_path / "r.jsonl"
     node = FakeNode()
     with contextlib.closing(Stopping(node)):
@@ -228,7 +228,7 @@ def test_every_part_can_be_replayed_alone(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_record_outlives_a_node_and_ends_with_sigterm(tmp_path: Path) -> None:
-    """A node that dies is one line, its return is recorded; SIGTERM ends it with 0 and a whole file."""
+    """A node that dies is one line, and its return is recorded; SIGTERM ends with 0 and a whole file."""
     path = tmp_path / "r.jsonl"
     node = FakeNode()
     arguments = ["record", str(path), "-H", f"127.0.0.1:{node.port}", "--interval", "0.1"]
@@ -253,7 +253,7 @@ def test_record_outlives_a_node_and_ends_with_sigterm(tmp_path: Path) -> None:
 
 
 def test_no_node_to_record_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Where no node answers nothing is written: one line, exit code 1."""
+    """If no node answers, nothing is written: one line, exit code 1."""
     path = tmp_path / "r.jsonl"
     node = FakeNode()
     node.stop()

@@ -25,8 +25,10 @@ from connmon.cluster.raft.replica import Replica
 from connmon.cluster.server import Server
 from connmon.config import Service
 from connmon.errors import ConfigError, one_line
+from connmon.protocol.document import KEYS
+from connmon.protocol.document import cells as json_cells
 from connmon.protocol.rows import RowKey
-from connmon.protocol.snapshot import KEYS, Snapshot
+from connmon.protocol.snapshot import Snapshot
 from connmon.protocol.text import csv_cell
 
 logger = logging.getLogger(__name__)
@@ -163,7 +165,7 @@ class Dump:
             await asyncio.sleep(0)
         now = datetime.datetime.now(datetime.timezone.utc)
         timestamp = now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        rows = self._rows.due(self._snapshot.keyed_rows(), timestamp)
+        rows = self._rows.due([(key, json_cells(row)) for key, row in self._snapshot.typed_rows()], timestamp)
         if rows and not await _on_a_thread(lambda: self._file.write(rows)):
             self._rows.forget()
 

@@ -19,7 +19,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from connmon import process_info
-from connmon.cluster.export.prometheus import KINDS, Fleet, limits_text
+from connmon.cluster.export.prometheus import METRIC_GROUPINGS, Fleet, limits_text
 from connmon.cluster.raft.replica import Replica
 from connmon.cluster.server import Server
 from connmon.cluster.state.answers import figures_of
@@ -75,7 +75,7 @@ class Metrics:
         if status.quorum:
             fleet, state = Fleet(), self._replica.state
             pieces.append(limits_text(state.left_out(), state.forgotten).encode())
-            keys = [key for key in state.groups if key[0] in KINDS]
+            keys = [key for key in state.groups if key[0] in METRIC_GROUPINGS]
             for at in range(0, len(keys), AT_ONCE):
                 for key in keys[at : at + AT_ONCE]:
                     group = state.groups.get(key)

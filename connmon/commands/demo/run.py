@@ -159,7 +159,7 @@ def _wait_for_applications(service: Service, applications: list[Child]) -> None:
 def _tables(service: Service) -> str:
     shown = [status_table(ask(service).document)]
     for by in ("program", "pool", "site"):
-        shown.append(as_table(read_once(service.nodes, service.name, by).document(), by))
+        shown.append(as_table(read_once(service.nodes, service.name, by).typed_document()))
     return "\n".join(shown)
 
 

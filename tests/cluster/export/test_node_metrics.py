@@ -26,9 +26,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from connmon.cluster.export.prometheus import Fleet, label, limits_text
 from connmon.cluster.state.machine import State
+from connmon.protocol.document import PRESENT, QUANTILES
 from connmon.protocol.histogram import BUCKETS, bucket, of
 from connmon.protocol.rows import DatabaseRow, Figures, ProgramRow, Verdict
-from connmon.protocol.snapshot import PRESENT, QUANTILES
 from connmon.protocol.values import Times, VerdictWord
 from tests.protocol.test_snapshot import FIGURES_1, SHOWN_1
 from tests.support.nodes import RunningNode
