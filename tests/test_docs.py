@@ -77,7 +77,8 @@ ERRORS = (
 )
 MODULES = (
     "config", "address", "database_address", "protocol/credentials", "protocol/tls", "cluster/raft/storage",
-    "cluster/export/csv_dump", "cluster/daemon", "cluster/open_files", "cluster/log_sections",
+    "cluster/raft/member", "cluster/export/csv_dump", "cluster/daemon", "cluster/open_files",
+    "cluster/log_sections",
     "commands/arguments", "commands/cli", "commands/repeat", "commands/output", "commands/record",
     "commands/demo/run", "commands/demo/process", "commands/demo/chaos", "reader/client", "reader/recording",
     "database/sessions", "database/whois", "console/screen",
@@ -181,6 +182,6 @@ def test_the_limits_of_the_protocol() -> None:
     page = (DOCS / "protocol.rst").read_text()
     for size in (
         frames.HELLO_LIMIT, frames.REPORT_LIMIT, frames.QUERY_LIMIT, frames.ANSWER_LIMIT, frames.PEER_LIMIT,
-        messages.COMMAND_LIMIT, messages.PART, messages.MESSAGE_LIMIT,
+        messages.COMMAND_BYTES, messages.PART_BYTES, messages.MESSAGE_BYTES,
     ):  # fmt: skip
         assert f"{size:,}" in page, size

@@ -25,6 +25,7 @@ from connmon.cluster.export.csv_dump import Dump, check_dump, open_dump
 from connmon.cluster.export.dump_file import DumpFile
 from connmon.cluster.log_limit import Notices, system_reason
 from connmon.cluster.open_files import Room, current_limit, raise_limit, room
+from connmon.cluster.raft.member import check_pysyncobj
 from connmon.cluster.raft.replica import Replica
 from connmon.cluster.raft.storage import DataDir, Trial
 from connmon.cluster.raft.transport import Peers
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = argument_parser().parse_args(argv)
     raise_limit()
     try:
+        check_pysyncobj()
         config = load(options.config)
         if options.check_config:
             return _check(config, options.service, options.node)
@@ -301,7 +303,7 @@ async def _serve_metrics(service: Service, server: Server, replica: Replica) -> 
 
 async def _tell_ready(service: Service, node: Node, replica: Replica, port: int) -> None:
     """Log the line that says, also to programs, that reports are being applied from now."""
-    while not (replica.quorum and replica.leader):
+    while not replica.status.quorum:
         await asyncio.sleep(0.02)
     logger.info("ready service=%s node=%s port=%d pid=%d", service.name, node.name, port, os.getpid())
 

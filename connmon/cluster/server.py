@@ -272,9 +272,9 @@ class Server:
             transport.abort()
 
     def rows(self, query: RowsQuery) -> Iterator[Rows]:
-        replica = self._replica
+        replica, group = self._replica, self._replica.status
         about = About(
-            self._service.name, self._node.name, replica.leader, replica.quorum, replica.stale
+            self._service.name, self._node.name, group.leader, group.quorum, group.stale
         )  # fmt: skip
         if isinstance(query, WaitsQuery):
             return lookups.waits(replica.state, query, about)
@@ -381,7 +381,7 @@ class Server:
         """Return the next batch; None where there is nothing to say."""
         now = self.clock()
         tick: Tick | None = None
-        if not self._replica.is_leader:
+        if not self._replica.status.is_leader:
             self._tick_at = None
         else:
             since = now - self._tick_at if self._tick_at is not None else 0.0
@@ -440,7 +440,7 @@ class Server:
         while True:
             began = self.clock()
             try:
-                for _ in self._past.sample(self._replica.state, self._replica.quorum):
+                for _ in self._past.sample(self._replica.state, self._replica.status.quorum):
                     await asyncio.sleep(0)
             except Exception:
                 logger.exception("a sample for the history was not taken; going on")

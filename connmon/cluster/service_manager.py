@@ -58,7 +58,8 @@ class Manager:
         every = 1.0 if self.watchdog is None else min(1.0, self.watchdog / 3)
         said = ""
         while True:
-            now = f"leader {replica.leader}" if replica.quorum else "no quorum"
+            status = replica.status
+            now = f"leader {status.leader}" if status.quorum else "no quorum"
             if now != said:
                 self.status(now)
                 said = now

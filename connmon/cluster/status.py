@@ -1,11 +1,21 @@
-"""What a node says of itself, for `connmon cluster-status`. Pure."""
+"""The node's answer to `connmon cluster-status`. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Final
+
 from connmon import __version__
-from connmon.cluster.raft.group import Status
+from connmon.cluster.raft.status import Role, Status
 from connmon.cluster.state.machine import State
 from connmon.protocol.queries import NodeStatus
+from connmon.protocol.values import NodeRole
+
+_ROLES: Final[Mapping[Role, NodeRole]] = {
+    Role.LEADER: "leader",
+    Role.FOLLOWER: "follower",
+    Role.CANDIDATE: "candidate",
+}
 
 
 def of_node(
@@ -19,24 +29,24 @@ def of_node(
     uptime: float,
     digest: str | None,
 ) -> NodeStatus:
-    """Return what the node says of itself. `uptime` is in seconds, `processes` and `consoles` its own."""
+    """Return the node's status. `uptime` is in seconds; `processes` and `consoles` are its own."""
     return NodeStatus(
-        service,
-        node,
-        __version__,
-        group.role,
-        group.leader,
-        group.term,
-        group.applied,
-        group.lag,
-        group.quorum,
-        group.stale,
-        processes,
-        consoles,
-        uptime,
-        tuple(name for name, linked in group.connected.items() if linked),
-        tuple(name for name, linked in group.connected.items() if not linked),
-        state.epoch,
-        state.version,
-        digest,
+        service=service,
+        node=node,
+        software=__version__,
+        role=_ROLES[group.role],
+        leader=group.leader,
+        term=group.term,
+        applied=group.applied,
+        lag=group.lag,
+        quorum=group.quorum,
+        stale=group.stale,
+        processes=processes,
+        consoles=consoles,
+        uptime=uptime,
+        linked=tuple(name for name, connected in group.connected.items() if connected),
+        unlinked=tuple(name for name, connected in group.connected.items() if not connected),
+        epoch=state.epoch,
+        version=state.version,
+        digest=digest,
     )

@@ -197,7 +197,7 @@ def test_three_nodes_have_one_digest() -> None:
             assert statuses[0].digest is not None
             for status in statuses:
                 assert set(status.linked) == set(NAMES) - {status.node}
-                assert status.leader == trio.replicas["node1"].leader
+                assert status.leader == trio.replicas["node1"].status.leader
             while Client.made:
                 Client.made.pop().kill()
 

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from connmon.cluster.raft import messages
-from connmon.cluster.raft.group import ApplyError, Group
+from connmon.cluster.raft.applier import ApplyError
+from connmon.cluster.raft.group import Group
+from connmon.cluster.raft.log import Checkpoint
 from connmon.cluster.state.machine import Outcome, State
 from connmon.protocol.batch import Batch, Departure, Tick
 from connmon.protocol.reports import Connection, PoolInfo, PoolReport, Process, Report
@@ -38,20 +40,20 @@ class Violation(AssertionError):
 
 
 class Disk:
-    """Where a node keeps its snapshot (raft.Store); the journal is a real file."""
+    """Where a node keeps its checkpoint (follower.Store); the journal is a real file."""
 
     def __init__(self, directory: Path | None, name: str) -> None:
         self.journal = None if directory is None else str(directory / f"{name}.journal")
-        self.data: bytes | None = None
+        self.checkpoint: Checkpoint | None = None
 
-    def save(self, data: bytes) -> None:
-        self.data = data
+    def save(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
 
-    def load(self) -> bytes | None:
-        return self.data
+    def load(self) -> Checkpoint | None:
+        return self.checkpoint
 
     def drop(self) -> None:
-        self.data = None
+        self.checkpoint = None
 
 
 class Line:
@@ -94,20 +96,21 @@ class Host:
         self.low: tuple[str, int, int] = ("", 0, 0)
         """Epoch, version and totals below which this replica must not fall; a crash forgets them."""
         self.group = Group(
-            "default",
             self.name,
             [name for name in simulation.names if name != self.name],
             State(),
             self,
             journal=self.disk.journal,
             store=self.disk if kept else None,
+            settings=simulation.settings,
+            clock=lambda: simulation.now,
             on_applied=self.applied,
             on_rebuilt=self.rebuilt,
         )
         self.started = simulation.now
         self.tick(self.life)
 
-    # --- raft.Carrier
+    # --- messages.Carrier
 
     def send(self, name: str, message: messages.Message) -> bool:
         return self.simulation.send(self.name, name, message)
@@ -174,18 +177,18 @@ class Host:
         assert self.group is not None
         self.group.tick()
         self.pump()
-        if self.group.quorum:
+        if self.group.has_quorum(self.simulation.now):
             self.simulation.check_current(self)
 
     def pump(self) -> None:
         group, now = self.group, self.simulation.now
         assert group is not None
-        if not group.is_leader:
+        if not group.member.is_leader:
             self.tick_at = None
         if self.busy or now - self.batch_at < GATHER or self.simulation.frozen:
             return
         tick: Tick | None = None
-        if group.is_leader:
+        if group.member.is_leader:
             since = 0.0 if self.tick_at is None else now - self.tick_at
             if self.queue or self.tick_at is None or since >= STEP:
                 tick = Tick(min(since, 2.0), LEASE)

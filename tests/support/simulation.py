@@ -35,7 +35,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from connmon.cluster.raft import core, member, messages
+from connmon.cluster.raft import messages
+from connmon.cluster.raft.settings import RaftSettings
 from connmon.cluster.state.machine import Outcome
 from connmon.protocol.batch import Batch
 from connmon.protocol.values import Totals, plus
@@ -91,9 +92,8 @@ class Simulation:
         }
         self.delay = self.random.choice((0.001, 0.01, 0.05))
         # A short log, so that there are snapshots.
-        self.log_entries = self.random.choice((10, 40, 500))
-        member.clock = lambda: self.now
-        core.LOG_ENTRIES, core.KEEP = self.log_entries, self.log_entries // 5  # type: ignore[misc]
+        log_entries = self.random.choice((10, 40, 500))
+        self.settings = RaftSettings(log_entries=log_entries, kept_entries=log_entries // 5)
         random.seed(f"connmon {seed}")
         self.hosts: dict[str, Host] = {}
         for name in self.names:
@@ -235,7 +235,10 @@ class Simulation:
     def calm(self) -> bool:
         """All nodes are there, linked, and have everything: one may go."""
         return all(
-            host.group is not None and not host.paused and host.group.quorum and host.group.raft.lag == 0
+            host.group is not None
+            and not host.paused
+            and host.group.has_quorum(self.now)
+            and host.group.follower.lag == 0
             for host in self.hosts.values()
         ) and not any(line.cut or line.link is None for line in self.lines.values())
 
@@ -277,7 +280,7 @@ class Simulation:
             self.fail(f"{host.name}: batch {batch.number} of {batch.node} could not be applied")
             return
         self.counts["batches"] += 1
-        index = group.raft.applied + 1
+        index = group.member.applied + 1
         self.log("applied", host.name, index, batch.boot, batch.number, outcome.version)
         known = self.histories.setdefault(index, (batch.boot, batch.number))
         if known != (batch.boot, batch.number):
@@ -344,8 +347,8 @@ class Simulation:
         self.check_end()
         for host in self.hosts.values():
             assert host.group is not None
-            self.counts["overwritten"] += host.group.raft.overwritten
-            self.counts["elections"] = max(self.counts["elections"], host.group.term)
+            self.counts["overwritten"] += host.group.follower.overwritten
+            self.counts["elections"] = max(self.counts["elections"], host.group.member.term)
         return self.counts
 
     def close(self) -> None:
@@ -360,7 +363,10 @@ class Simulation:
         return (
             self.now - since > 2 * LEASE  # so that who was taken for lost is not, if he lives
             and all(group is not None and alive == set(group.state.processes) for group in groups)
-            and all(group is not None and group.quorum and not group.raft.lag for group in groups)
+            and all(
+                group is not None and group.has_quorum(self.now) and not group.follower.lag
+                for group in groups
+            )
             and all(application.settled and application.told_at > since for application in self.applications)
         )
 
@@ -403,7 +409,7 @@ class Simulation:
 
 def run(seed: int, verbose: bool = False) -> tuple[str, dict[str, int]]:
     """Run one seed; return the digest of its trace, and counts. Raises Violation."""
-    before = member.clock, core.LOG_ENTRIES, core.KEEP, random.getstate()
+    before = random.getstate()
     directory = Path(tempfile.mkdtemp(prefix="connmon-simulation-"))
     try:
         simulation = Simulation(seed, directory, verbose)
@@ -413,8 +419,7 @@ def run(seed: int, verbose: bool = False) -> tuple[str, dict[str, int]]:
             simulation.close()
         return simulation.trace.hexdigest(), counts
     finally:
-        member.clock, core.LOG_ENTRIES, core.KEEP = before[:3]  # type: ignore[misc]
-        random.setstate(before[3])
+        random.setstate(before)
         shutil.rmtree(directory)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from connmon.cluster.raft.replica import Replica
-from connmon.cluster.raft.transport import Peers
+from connmon.cluster.raft.transport import Peers, PeerSettings
 from connmon.cluster.server import Server
 from connmon.config import Address, Node, Service
 from connmon.protocol.credentials import OPEN, Credentials
@@ -43,10 +43,16 @@ class Trio:
     Used as `async with`: all are running inside, and have a leader.
     """
 
-    def __init__(self, credentials: Credentials = OPEN, state: Callable[[], Any] = FakeState) -> None:
+    def __init__(
+        self,
+        credentials: Credentials = OPEN,
+        state: Callable[[], Any] = FakeState,
+        peer_settings: PeerSettings | None = None,
+    ) -> None:
         self.service = service(free_ports(len(NAMES)))
         self.credentials = credentials
         self.state = state
+        self.peer_settings = peer_settings
         self.servers: dict[str, Server] = {}
         self.replicas: dict[str, Replica] = {}
 
@@ -54,7 +60,7 @@ class Trio:
         """Return a server that is not running."""
         used = config or self.service
         node = used.node(name)
-        peers = Peers(used, node, credentials=self.credentials)
+        peers = Peers(used, node, credentials=self.credentials, settings=self.peer_settings)
         replica = Replica("default", name, self.state(), peers=peers, **options)
         return Server(used, node, replica, credentials=self.credentials), replica
 
@@ -92,7 +98,7 @@ class Trio:
         return [self.replicas[name].state for name in sorted(self.replicas)]
 
     def leaders(self) -> set[str | None]:
-        return {replica.leader for replica in self.replicas.values()}
+        return {replica.status.leader for replica in self.replicas.values()}
 
     async def __aenter__(self) -> Trio:
         await asyncio.gather(*(self.start(name) for name in NAMES))

@@ -157,7 +157,8 @@ class Dump:
             await asyncio.sleep(EVERY)
 
     async def _look(self) -> None:
-        if not self._replica.quorum or (self._leader_only and not self._replica.is_leader):
+        group = self._replica.status
+        if not group.quorum or (self._leader_only and not group.is_leader):
             self._rows.forget()
             return
         for frame in self._server.rows(self._snapshot.query()):

@@ -77,10 +77,10 @@ class Metrics:
             pieces.append(limits_text(state.left_out(), state.forgotten).encode())
             keys = [key for key in state.groups if key[0] in METRIC_GROUPINGS]
             for at in range(0, len(keys), AT_ONCE):
+                now = state.clock + self._replica.status.stale
                 for key in keys[at : at + AT_ONCE]:
                     group = state.groups.get(key)
                     if group is not None:  # else it has gone meanwhile
-                        now = state.clock + self._replica.stale
                         fleet.take(key, figures_of(group), group.times, now)
                 await asyncio.sleep(0)
             for text in fleet.pages():
@@ -117,7 +117,7 @@ class Metrics:
                 "Entries that the leader has committed and this node has not applied.",
                 status.lag,
             ),
-            ("log_entries", "Entries that the Raft log holds.", self._replica.log_entries),
+            ("log_entries", "Entries that the Raft log holds.", self._replica.status.log_entries),
             ("stale_seconds", "Time since the replica last moved.", status.stale),
             ("uptime_seconds", "Time since the node's start.", status.uptime),
             ("processes", "Processes that report to this node.", status.processes),

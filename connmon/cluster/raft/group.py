@@ -1,94 +1,74 @@
-"""This node's member of the Raft group, and the state that it keeps: batches in, outcomes out.
+"""This node's member of the Raft group: puts the parts together, and routes messages between them.
 
-Knows nothing of asyncio, sockets or threads: it is driven by ticks, messages and one clock, so
-that a simulation drives it as the server does. The rules it keeps:
+Knows nothing of asyncio, sockets or threads: it is driven by ticks, messages and one clock, so that a
+simulation drives it as the server does. The rules kept here:
 
-- One batch in flight. It is proposed again, with the same number, on any error and after
-  `REPEAT` seconds until it has been applied here: callbacks may never come, and an error does
-  not mean "not applied". The state ignores a batch that it has already.
-- Nothing raises into pysyncobj: what is applied and raises is logged and told to the proposer.
-- A view is current only while this node hears from a leader with a majority, and applies.
-  What it shows otherwise it calls stale, and says for how long (`stale`).
+- A view is current only while this node hears from a leader with a majority, and applies. Otherwise it is
+  stale, and `Status.stale` says for how long.
+- The log is cut to what slow members need. Only with a store does that take a checkpoint.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
-import msgspec
-
-from connmon.cluster.raft import member, messages
-from connmon.cluster.raft.core import Carrier, Raft, Store
-from connmon.errors import ConnmonError
+from connmon.cluster.raft import messages
+from connmon.cluster.raft.applier import Applier, ApplyError
+from connmon.cluster.raft.election import Election
+from connmon.cluster.raft.follower import Follower, Store
+from connmon.cluster.raft.leader import Leader
+from connmon.cluster.raft.log import Checkpoint
+from connmon.cluster.raft.member import Member
+from connmon.cluster.raft.messages import BATCH, Carrier
+from connmon.cluster.raft.settings import RaftSettings
+from connmon.cluster.raft.status import ROLE_CHANGES, Role, Status
+from connmon.cluster.state.machine import Outcome, State
 from connmon.protocol.batch import Batch
-
-if TYPE_CHECKING:
-    from connmon.cluster.state.machine import Outcome, State
 
 logger = logging.getLogger(__name__)
 
-#: Seconds after which a batch that was not applied is proposed again.
-REPEAT: Final = 2.0
-#: Seconds to wait before a batch that was refused (no leader yet) is proposed again.
-RETRY: Final = 0.05
-#: Seconds without a word of the leader (of a majority, on the leader), and without a batch
-#: applied, after which a node does not call its view current any more.
-SILENT: Final = 1.5
-STILL: Final = 3.0
-#: Seconds for which applying may lag behind before it is logged, and between two such lines.
-LAGGING: Final = 5.0
-QUIET: Final = 60.0
 
-GroupRole: TypeAlias = Literal["leader", "follower", "candidate"]
+class _LagWatch:
+    """Notices when this node applies nothing although the leader has more."""
 
+    def __init__(self, settings: RaftSettings) -> None:
+        self._settings = settings
+        self.even_at = float("-inf")
+        """When all that the leader had committed was last applied here."""
+        self._since: float | None = None
+        self._applied = 0
+        self._warned_at = float("-inf")
 
-class ApplyError(ConnmonError):
-    """The state could not apply a batch. That is a bug; it is logged, and the group goes on."""
-
-
-class _Flight:
-    """The batch that is being proposed."""
-
-    def __init__(self, batch: Batch, done: Callable[[Outcome | ApplyError], None], now: float) -> None:
-        self.boot, self.number = batch.boot, batch.number
-        self.data = msgspec.msgpack.encode(batch)
-        self.done = done
-        self.due = now
-        """When it is to be proposed (again)."""
-        self.attempt = 0
-
-
-class Status(NamedTuple):
-    """What `connmon cluster-status` tells of a node."""
-
-    role: GroupRole
-    leader: str | None
-    term: int
-    applied: int
-    """The index of the last log entry applied."""
-    lag: int
-    """How many entries the leader had committed, when last heard of, that are not applied here."""
-    quorum: bool
-    stale: float
-    """Seconds since the last batch was applied here."""
-    connected: dict[str, bool]
-    """By the name of each other node: whether there is a link to it."""
-    log_entries: int
+    def look(self, now: float, lag: int, applied: int, contact: float) -> float | None:
+        """Return for how many seconds nothing was applied, if it is time to warn of it."""
+        if not lag and now - contact < self._settings.silent_seconds:
+            self.even_at = now
+        if not lag or applied != self._applied:
+            self._since, self._applied = None, applied
+        elif self._since is None:
+            self._since = now
+        elif (
+            now - self._since > self._settings.lagging_seconds
+            and now - self._warned_at > self._settings.warning_interval_seconds
+        ):
+            self._warned_at = now
+            return now - self._since
+        return None
 
 
 class Group:
-    """One node's member of the group of `service`.
+    """One node's member of a group. `others` are the names of the other nodes.
 
-    `others` are the names of the other nodes, `carrier` takes messages to them. `journal` is the
-    log on disk (datadir.Journal, or a path for pysyncobj's own) and `store` keeps the snapshot;
-    None: both are in memory only.
+    `carrier` takes messages to them. `journal` is the log on disk (storage.Journal, or a path for pysyncobj's
+    own) and `store` keeps the checkpoint; None: both are in memory only. `clock` is monotonic, in seconds.
+    `tick` and `receive` never block. Raises ConfigError (member.check_pysyncobj), and OSError and
+    ProtocolError if journal or store cannot be read.
     """
 
     def __init__(
         self,
-        service: str,
         node: str,
         others: Sequence[str],
         state: State,
@@ -96,87 +76,78 @@ class Group:
         *,
         journal: object | None = None,
         store: Store | None = None,
+        settings: RaftSettings | None = None,
+        clock: Callable[[], float] = time.monotonic,
         on_applied: Callable[[Batch, Outcome | None], None] | None = None,
         on_rebuilt: Callable[[], None] | None = None,
     ) -> None:
-        self.service = service
-        self.node = node
-        self.state = state
-        """As of the last applied batch; another object after a snapshot was loaded."""
-        self.on_applied = on_applied
-        """Called after each batch; with None where the state could not apply it."""
-        self.on_rebuilt = on_rebuilt
-        """Called after the state was replaced: by a snapshot, or by nothing."""
-        self._others = tuple(others)
-        self._decoder = msgspec.msgpack.Decoder(Batch)
-        self._flight: _Flight | None = None
-        self._applied_at = member.clock()
-        self._moved = False
-        """A batch was applied, or a snapshot taken, since the start (over)."""
-        self._even_at = float("-inf")
-        """When all that the leader had committed was last applied here."""
-        self._lag_since: float | None = None
-        self._lag_at = 0
+        settings = settings or RaftSettings()
+        self._settings = settings if others else settings.of_one()
+        self._carrier = carrier
+        self._store = store
+        self._clock = clock
+        self._role = Role.CANDIDATE
         self._leading: tuple[str | None, int] = (None, 0)
-        """Who led, and in which term, when it was last logged."""
-        self._lag_told = float("-inf")
-        self._failure_told = float("-inf")
+        """The leader and term that were last logged."""
+        self._lag_watch = _LagWatch(self._settings)
+        self._failure_logged_at = float("-inf")
         self._ticking = False
-        self.raft = Raft(node, others, self, carrier, journal=journal, store=store)
+        self._applied_bytes = 0
+        """Bytes of the commands applied since the log was last cut."""
+        self.applier = Applier(node, state, self._settings, clock, on_applied, on_rebuilt)
+        self.member = Member(node, others, self, journal=journal, settings=self._settings, clock=clock)
+        forgot_vote = bool(others) and (journal is None or bool(getattr(journal, "forgetful", False)))
+        self.election = Election(self.member, self._settings, clock(), forgot_vote)
+        self.leader = Leader(self.member, carrier, self._settings, self._take_checkpoint)
+        self.follower = Follower(self.member, self, store)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Group {self._role.value} {self.member!r} {self.election!r} {self.leader!r} {self.follower!r}>"
+        )
 
     # --- what it knows ---
 
     @property
-    def leader(self) -> str | None:
-        """The leader's name as far as known here."""
-        return self.raft.leader
+    def state(self) -> State:
+        """As of the last applied batch; another object after a checkpoint was loaded."""
+        return self.applier.state
 
     @property
-    def is_leader(self) -> bool:
-        return self.raft.is_leader
-
-    @property
-    def term(self) -> int:
-        return self.raft.term
-
-    @property
-    def role(self) -> GroupRole:
-        if self.raft.is_leader:
-            return "leader"
-        return "candidate" if self.raft.leader is None else "follower"
-
-    @property
-    def stale(self) -> float:
-        """Seconds since the last batch was applied here; since the start where there was none."""
-        return max(0.0, member.clock() - self._applied_at)
-
-    @property
-    def quorum(self) -> bool:
-        """Whether what this node shows is what a majority has agreed on, up to a moment ago."""
-        return (
-            self.raft.leader is not None
-            and (self.raft.is_leader or self.raft.leader in self.raft.connected)
-            and self.raft.awake
-            and self.raft.ready
-            and self._moved
-            and member.clock() - self.raft.contact < SILENT
-            and member.clock() - self._even_at < SILENT
-            and self.stale < STILL
-        )
+    def role(self) -> Role:
+        if self.member.is_leader:
+            return Role.LEADER
+        return Role.CANDIDATE if self.member.leader is None else Role.FOLLOWER
 
     @property
     def status(self) -> Status:
-        linked = self.raft.connected
+        member, now = self.member, self._clock()
+        connected = member.connected
         return Status(
-            self.role,
-            self.leader,
-            self.term,
-            self.raft.applied,
-            self.raft.lag,
-            self.quorum,
-            self.stale,
-            {other: other in linked for other in self._others},
-            self.raft.log_entries,
+            role=self.role,
+            leader=member.leader,
+            term=member.term,
+            applied=member.applied,
+            lag=self.follower.lag,
+            quorum=self.has_quorum(now),
+            stale=self.applier.stale(now),
+            connected={other: other in connected for other in member.others},
+            log_entries=len(member.log),
+        )
+
+    def has_quorum(self, now: float) -> bool:
+        """Whether what this node shows is what a majority has agreed on, up to a moment ago."""
+        member, settings = self.member, self._settings
+        return (
+            member.leader is not None
+            and (member.is_leader or member.leader in member.connected)
+            and self.election.awake(now)
+            # Only an entry of the present term shows what former leaders had committed (Raft, section 8).
+            and member.log.entry(member.applied).term == member.term
+            and self.applier.moved
+            and now - self.election.contact < settings.silent_seconds
+            and now - self._lag_watch.even_at < settings.silent_seconds
+            and self.applier.stale(now) < settings.still_seconds
         )
 
     # --- what drives it ---
@@ -186,146 +157,160 @@ class Group:
         if self._ticking:
             return
         self._ticking = True
+        now = self._clock()
         try:
-            if self._flight is not None and member.clock() >= self._flight.due:
-                self._attempt(self._flight)
-            self.raft.tick()
+            self._tick(now)
         except Exception:
-            now = member.clock()
-            if now - self._failure_told > QUIET:
-                self._failure_told = now
+            if now - self._failure_logged_at > self._settings.warning_interval_seconds:
+                self._failure_logged_at = now
                 logger.exception("a tick of the Raft group has failed; going on")
         finally:
             self._ticking = False
         self._watch()
 
+    def _tick(self, now: float) -> None:
+        member = self.member
+        if (due := self.applier.due(now)) is not None:
+            data, answered = due
+            member.propose(BATCH + data, answered)
+        if (question := self.election.tick(now)) is not None:
+            for name in sorted(member.connected):
+                self._carrier.send(name, question)
+        member.tick()
+        if member.is_leader:
+            self.follower.leader_commit = member.commit
+            self.election.heard_majority(member.answered_at(), now)
+
     def receive(self, name: str, message: messages.Message) -> None:
-        """Take a message of another node. Raises ProtocolError where it makes no sense."""
-        self.raft.receive(name, message)
+        """Take a message of another node. Raises ProtocolError if it is not valid."""
+        messages.check_commands(message)
+        for answer in self._answers(name, message):
+            self._carrier.send(name, answer)
+
+    def _answers(self, name: str, message: messages.Message) -> Sequence[messages.Message]:
+        """Pass a message to the part that takes it, and return the answers."""
+        now = self._clock()
+        answer: messages.Message | None = None
+        if isinstance(message, (messages.Append, messages.Install)):
+            if (stale := self.follower.follow(name, message)) is not None:
+                return [stale]
+            self.election.heard_leader(now)
+            if isinstance(message, messages.Install):
+                return self.follower.install(name, message)
+            answer = self.follower.append(name, message)
+        elif isinstance(message, messages.Matched):
+            self.leader.matched(name, message)
+        elif isinstance(message, messages.Ask):
+            answer = self.election.asked(name, message, now)
+        elif isinstance(message, messages.Would):
+            self.election.would(name, message)
+        elif isinstance(message, messages.RequestVote):
+            answer = self.election.vote_requested(name, message, now)
+        elif isinstance(message, messages.Vote):
+            self.election.voted(name, message)
+        elif isinstance(message, messages.Stale):
+            self.election.later_term(message.term)
+        else:
+            self.member.receive(name, message)
+        return [] if answer is None else [answer]
 
     def link_up(self, name: str) -> None:
         """There is a link to that node now."""
-        self.raft.link_up(name)
+        self.member.link_up(name)
+        if self.member.is_leader:
+            self.member.forget_progress(name)
+            self.leader.feed(name)
 
     def link_down(self, name: str) -> None:
-        """There is none any more."""
-        self.raft.link_down(name)
+        """The link to that node is gone."""
+        self.member.link_down(name)
+        self.leader.link_down(name)
+        self.election.lost_link(name, self._clock())
 
     def roomy(self, name: str) -> None:
         """The link to that node takes more again."""
-        self.raft.roomy(name)
+        if self.member.is_leader and name in self.member.connected:
+            self.leader.feed(name)
 
     def propose(self, batch: Batch, done: Callable[[Outcome | ApplyError], None]) -> None:
-        """Have the group apply `batch`; `done` is told once what applying it here brought.
+        """Have the group apply `batch`; `done` is called once with the result of applying it here.
 
         Only one at a time. The next tick proposes it.
         """
-        if self._flight is not None:
-            raise RuntimeError(f"batch {self._flight.number} is still being proposed")
-        self._flight = _Flight(batch, done, member.clock())
+        self.applier.propose(batch, done)
 
     def give_up(self) -> None:
         """Propose no more what is being proposed; it may still be applied."""
-        self._flight = None
+        self.applier.give_up()
 
     def close(self) -> None:
-        self._flight = None
-        self.raft.close()
-
-    # --- inside ---
-
-    def _attempt(self, flight: _Flight) -> None:
-        flight.attempt += 1
-        flight.due = member.clock() + REPEAT
-        attempt = flight.attempt
-
-        def answered(_result: object, error: int) -> None:
-            # Success is heard of in `apply`, which also hears of an earlier attempt.
-            if error and self._flight is flight and flight.attempt == attempt:
-                flight.due = min(flight.due, member.clock() + RETRY)
-
-        self.raft.propose(flight.data, answered)
+        self.applier.give_up()
+        self.member.close()
 
     def _watch(self) -> None:
-        """Say so where the leader goes on and this node does not, and at DEBUG who leads."""
-        leading = (self.raft.leader, self.raft.term)
+        """Log changes of leader and role, and that the leader goes on while this node does not."""
+        member = self.member
+        leading = (member.leader, member.term)
+        role = self.role
         if leading != self._leading:
             self._leading = leading
-            logger.debug("leader %s in term %d; this node: %s", leading[0], leading[1], self.role)
-        now, applied = member.clock(), self.raft.applied
-        if not self.raft.lag and now - self.raft.contact < SILENT:
-            self._even_at = now
-        if not self.raft.lag or applied != self._lag_at:
-            self._lag_since, self._lag_at = None, applied
-        elif self._lag_since is None:
-            self._lag_since = now
-        elif now - self._lag_since > LAGGING and now - self._lag_told > QUIET:
-            self._lag_told = now
+            logger.debug("leader %s in term %d; this node: %s", *leading, role.value)
+        if role is not self._role:
+            level = logging.DEBUG if role in ROLE_CHANGES[self._role] else logging.ERROR
+            logger.log(level, "this node: %s -> %s in term %d", self._role.value, role.value, member.term)
+            self._role = role
+        lag = self.follower.lag
+        still = self._lag_watch.look(self._clock(), lag, member.applied, self.election.contact)
+        if still is not None:
             logger.warning(
                 "nothing has been applied for %.0f s although leader %s has %d entries more",
-                now - self._lag_since,
-                self.leader,
-                self.raft.lag,
+                still,
+                member.leader,
+                lag,
             )
 
-    # --- what the log calls (raft.Machine) ---
+    # --- what the member calls (member.Hooks) ---
 
-    def apply(self, data: bytes) -> None:
-        """Apply one batch. Never raises."""
-        try:
-            batch = self._decoder.decode(data)
-        except Exception:
-            logger.exception("a replicated command of %d bytes cannot be read; it is skipped", len(data))
+    def send(self, name: str, message: messages.Message) -> bool:
+        return self._carrier.send(name, message)
+
+    def apply(self, command: bytes) -> None:
+        if command[:1] == BATCH:
+            self._applied_bytes += len(command)
+            self.applier.apply(command[1:])
+        else:
+            self.applier.begin(command[1:].hex())
+
+    def send_entries(self) -> None:
+        self.member.next_heartbeat = self._clock() + self._settings.heartbeat_seconds
+        self.leader.feed_all()
+
+    def compact(self) -> None:
+        log, settings, applied = self.member.log, self._settings, self.member.applied
+        if len(log) <= settings.log_entries and self._applied_bytes <= settings.log_bytes:
             return
-        self._applied_at = member.clock()
-        self._moved = True
-        outcome: Outcome | None = None
-        try:
-            outcome = self.state.apply(batch)
-        except Exception:
-            logger.exception("batch %d of node %r cannot be applied; it is skipped", batch.number, batch.node)
-        try:
-            flight = self._flight
-            if flight is not None and (batch.boot, batch.number) == (flight.boot, flight.number):
-                self._flight = None
-                flight.done(
-                    ApplyError(f"batch {batch.number} of node {self.node!r} could not be applied")
-                    if outcome is None
-                    else outcome
-                )
-            if self.on_applied is not None:
-                self.on_applied(batch, outcome)
-        except Exception:
-            logger.exception("what follows batch %d of node %r has failed", batch.number, batch.node)
+        first, self._applied_bytes = log.cut_at(applied, settings.kept_entries, settings.log_bytes // 4)
+        if first == log.first:
+            return
+        if self._store is not None:
+            self._store.save(self._take_checkpoint())
+        log.delete_before(first)
+        logger.debug("cut: %r", log)
 
-    def begin(self, name: str) -> None:
-        """Name the state after the leader's term that has begun.
+    def _take_checkpoint(self) -> Checkpoint:
+        entry = self.member.log.entry(self.member.applied)
+        return Checkpoint(
+            index=entry.index, term=entry.term, command=entry.command, state=self.applier.dump()
+        )
 
-        Where nodes lose their memory, a leader may begin with less than another replica had;
-        versions can be compared only where what has been led by the same leader is the same.
-        """
-        self.state.epoch = name
-
-    def dump(self) -> bytes:
-        return self.state.dump()
+    # --- what the follower calls (follower.Machine) ---
 
     def load(self, data: bytes) -> None:
-        self._replace(type(self.state).load(data))
-        self._rebuilt(True)
+        """Become the state encoded in a checkpoint. Raises ProtocolError."""
+        self.applier.load(data)
+        self._applied_bytes = 0
 
     def forget(self) -> None:
-        self._replace(type(self.state)())
-        self._rebuilt(False)
-
-    def _replace(self, state: State) -> None:
-        state.judge.judge_as(self.state.judge)
-        self.state = state
-
-    def _rebuilt(self, moved: bool) -> None:
-        self._moved = moved
-        if moved:
-            self._applied_at = member.clock()
-        if self._flight is not None:
-            self._flight.due = member.clock()  # it may be in there already, which only an attempt tells
-        if self.on_rebuilt is not None:
-            self.on_rebuilt()
+        """Become empty: the group has lost what this node had, and this node its vote."""
+        self.applier.forget()
+        self.election.abstain(self._clock())

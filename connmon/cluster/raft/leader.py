@@ -1,124 +1,168 @@
-"""The leader's side of the log: what is sent to whom.
+"""The leader's side of the log: what is sent to whom. No I/O, no clock.
 
 - A follower is sent no more than its link takes (`Carrier.room`), but always a heartbeat.
-- One that is further behind than the log goes back is sent the state, dumped when it is found
-  to need it, in pieces; all that need one at a time are sent the same.
+- One that lacks entries which the log no longer has is sent a checkpoint, taken when that is found, in
+  pieces; all that need one at a time are sent the same.
 - An answer to an earlier term says nothing about this one: the log may have changed since.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+import logging
+from collections.abc import Callable, Set
+from typing import Protocol
 
-from connmon.cluster.raft import member, messages
-from connmon.cluster.raft.member import Image, Member
+from connmon.cluster.raft.log import Checkpoint, Log
+from connmon.cluster.raft.messages import (
+    PART_BYTES,
+    Append,
+    Carrier,
+    Entry,
+    Install,
+    Matched,
+    check,
+)
+from connmon.cluster.raft.settings import RaftSettings
 
-#: Entries in one message, and their bytes beyond the first.
-BATCH_ENTRIES: Final = 500
-BATCH_BYTES: Final = 1024 * 1024
+logger = logging.getLogger(__name__)
 
 
-class Leading(Member):
-    """What a leader tells the others."""
+class LeadingMember(Protocol):
+    """What the leader's side needs of its member."""
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        self._image: Image | None = None
+    log: Log
+
+    @property
+    def connected(self) -> Set[str]: ...
+    @property
+    def term(self) -> int: ...
+    @property
+    def commit(self) -> int: ...
+    def next_index(self, name: str) -> int: ...
+    def set_next_index(self, name: str, index: int) -> None: ...
+    def receive(self, name: str, message: Matched, /) -> None: ...
+
+
+class Leader:
+    """Sends each follower what it lacks. `take_checkpoint` returns the present state."""
+
+    def __init__(
+        self,
+        member: LeadingMember,
+        carrier: Carrier,
+        settings: RaftSettings,
+        take_checkpoint: Callable[[], Checkpoint],
+    ) -> None:
+        self._member = member
+        self._carrier = carrier
+        self._settings = settings
+        self._take_checkpoint = take_checkpoint
+        self._checkpoint: Checkpoint | None = None
         """Kept while it is being sent."""
-        self._sending: dict[str, tuple[Image, int]] = {}
-        """By member: what is sent, and how many bytes of it have been."""
-        self._led = 0
+        self._transfers: dict[str, tuple[Checkpoint, int]] = {}
+        """By follower: the checkpoint being sent to it, and how many bytes of its state were sent."""
+        self._term = 0
         """The term that these two belong to."""
 
-    def feed_all(self) -> None:
-        """Send a heartbeat, and what there is, to all."""
-        self._core._SyncObj__newAppendEntriesTime = member.clock() + self._heartbeat
-        for name in sorted(self._connected):
-            self._feed(self._nodes[name])
+    def __repr__(self) -> str:
+        transfers = {name: f"{offset}/{len(cp.state)}" for name, (cp, offset) in self._transfers.items()}
+        return f"<Leader term={self._term} transfers={transfers}>"
 
-    def _feed(self, node: Any) -> None:
-        """Send a heartbeat, and what there is and the link takes."""
-        log, name = self._log, node.id
-        if self._led != self._term:  # what was being sent in an earlier term may be history
-            self._led = self._term
-            self._sending.clear()
-            self._image = None
+    def feed_all(self) -> None:
+        """Send each connected follower a heartbeat and what it lacks."""
+        for name in sorted(self._member.connected):
+            self.feed(name)
+
+    def feed(self, name: str) -> None:
+        """Send a heartbeat, and what the follower lacks as far as its link takes it."""
+        member, log = self._member, self._member.log
+        if self._term != member.term:  # what was being sent in an earlier term may be history
+            self._term = member.term
+            self._transfers.clear()
+            self._checkpoint = None
         sent = False
         while True:
-            first, last = log[0][1], log[-1][1]
-            following = min(self._next[node], last + 1)
+            next_index = min(member.next_index(name), log.last + 1)
             room = self._carrier.room(name)
-            if following <= first:
-                if not room or not self._send_piece(node):
+            if next_index <= log.first:
+                if not room or not self._send_piece(name):
                     return
                 sent = True
                 continue
-            self._sending.pop(name, None)
-            entries = self._entries(following, first) if room else ()
+            self._transfers.pop(name, None)
+            entries = self._entries(next_index) if room else ()
             if sent and not entries:
                 return
-            _, previous, previous_term = log[following - 1 - first]
-            message = messages.Append(
-                self._term,
-                self._commit,
-                last,
-                previous,
-                previous_term,
-                messages.check(log[following - 1 - first][0]),
-                entries,
-            )
-            if not self._carrier.send(name, message) or not entries:
+            if not self._carrier.send(name, self._append(next_index, entries)) or not entries:
                 return
-            self._next[node] = following + len(entries)
+            member.set_next_index(name, next_index + len(entries))
             sent = True
 
-    def _entries(self, following: int, first: int) -> tuple[messages.Entry, ...]:
-        entries: list[messages.Entry] = []
+    def _append(self, next_index: int, entries: tuple[Entry, ...]) -> Append:
+        previous = self._member.log.entry(next_index - 1)
+        return Append(
+            term=self._member.term,
+            commit=self._member.commit,
+            last=self._member.log.last,
+            previous=previous.index,
+            previous_term=previous.term,
+            previous_check=check(previous.command),
+            entries=entries,
+        )
+
+    def _entries(self, next_index: int) -> tuple[Entry, ...]:
+        entries: list[Entry] = []
         size = 0
-        for command, _, term in self._log[following - first : following - first + BATCH_ENTRIES]:
+        for command, _, term in self._member.log.slice(next_index, self._settings.append_entries):
             size += len(command)
-            if entries and size > BATCH_BYTES:
+            if entries and size > self._settings.append_bytes:
                 break
-            entries.append(messages.Entry(term, command))
+            entries.append(Entry(term, command))
         return tuple(entries)
 
-    def _send_piece(self, node: Any) -> bool:
-        """Send the next piece of a snapshot; return whether to go on."""
-        if node.id not in self._sending:
-            self._sending[node.id] = (self._current_image(), 0)
-        image, offset = self._sending[node.id]
-        piece = image.state[offset : offset + messages.PART]
-        message = messages.Install(
-            self._term, self.last, image.index, image.term, image.command, len(image.state), offset, piece
+    def _send_piece(self, name: str) -> bool:
+        """Send the next piece of a checkpoint; return whether to go on."""
+        if name not in self._transfers:
+            self._transfers[name] = (self._current_checkpoint(), 0)
+            logger.debug("node %s is sent %r", name, self._transfers[name][0])
+        checkpoint, offset = self._transfers[name]
+        piece = checkpoint.state[offset : offset + PART_BYTES]
+        message = Install(
+            term=self._member.term,
+            last=self._member.log.last,
+            index=checkpoint.index,
+            index_term=checkpoint.term,
+            index_command=checkpoint.command,
+            size=len(checkpoint.state),
+            offset=offset,
+            data=piece,
         )
-        if not self._carrier.send(node.id, message):
+        if not self._carrier.send(name, message):
             return False
         offset += len(piece)
-        if offset < len(image.state):
-            self._sending[node.id] = (image, offset)
+        if offset < len(checkpoint.state):
+            self._transfers[name] = (checkpoint, offset)
         else:
-            del self._sending[node.id]
-            self._next[node] = image.index + 1
-            if not self._sending:
-                self._image = None
+            self._end_transfer(name)
+            self._member.set_next_index(name, checkpoint.index + 1)
         return True
 
-    def _current_image(self) -> Image:
-        """Return a snapshot that the log goes on from."""
-        if self._image is None or self._image.index < self._log[0][1]:
-            self._image = self._take_image()
-        return self._image
+    def _current_checkpoint(self) -> Checkpoint:
+        """Return a checkpoint that the log goes on from."""
+        if self._checkpoint is None or self._checkpoint.index < self._member.log.first:
+            self._checkpoint = self._take_checkpoint()
+        return self._checkpoint
 
-    def _take_image(self) -> Image:
-        command, index, term = self._log[self._applied - self._log[0][1]]
-        return Image(index, term, command, self._machine.dump())
+    def _end_transfer(self, name: str) -> None:
+        self._transfers.pop(name, None)
+        if not self._transfers:
+            self._checkpoint = None
 
-    def _matched(self, node: Any, message: messages.Matched) -> None:
-        if message.term == self._term and message.next <= self.last + 1:
-            self._tell(
-                node,
-                type="next_node_idx",
-                next_node_idx=message.next,
-                reset=message.reset,
-                success=message.success,
-            )
+    def link_down(self, name: str) -> None:
+        """Stop sending a checkpoint to that follower: the pieces sent may be lost."""
+        self._end_transfer(name)
+
+    def matched(self, name: str, message: Matched) -> None:
+        """Take a follower's answer."""
+        if message.term == self._member.term and message.next <= self._member.log.last + 1:
+            self._member.receive(name, message)

@@ -1,57 +1,197 @@
-"""PySyncObj, closed: one member of a Raft group, with what is dangerous in it shut off.
+"""pysyncobj behind names of our own: terms, votes, the log, and the rule of what is committed.
 
-The only module that imports pysyncobj. The rules it keeps:
+The only module that imports pysyncobj, or knows its private attributes. The rules kept here:
 
 - No unpickler that knows a name. What pysyncobj pickles here is the journal's term and vote.
-- Commands are bytes: a batch or nothing (`NO_OP`). pysyncobj's own membership and version
-  commands are not carried out.
-- No socket, no pipe, no thread. What pysyncobj sends goes out as messages of `peer`; what it
-  replaces by the parts in elections, leading and following it calls by the names in `_Core`.
-- `clock` is the only clock; a simulation replaces it.
-- Importing pysyncobj changes nothing for anybody else: it puts a function for Windows in the place of
-  `socket.inet_ntop`, everywhere, which is taken back.
+- Commands are bytes: a batch or a no-op. pysyncobj's own membership and version commands are not carried out.
+- No socket, no pipe, no thread. What pysyncobj sends goes out as messages of `messages`; the parts of it that
+  are replaced call the `Hooks`.
+- pysyncobj has one clock per process. It is that of the member at work, so that a simulation can pass one in.
+- Importing pysyncobj changes nothing for anyone else: it replaces `socket.inet_ntop` by a function for
+  Windows, which is undone.
+- A pysyncobj without what is relied on here is refused before anything of it is used (`check_pysyncobj`).
 """
 
 from __future__ import annotations
 
 import _socket
+import importlib.metadata
+import inspect
 import io
 import pickle
 import random
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Final, Protocol
 
-import pysyncobj
-import pysyncobj.journal
-import pysyncobj.node
-import pysyncobj.pickle
-import pysyncobj.syncobj
-import pysyncobj.transport
-from msgspec import Struct
-
 from connmon.cluster.raft import messages
-from connmon.cluster.raft.messages import BATCH, NO_OP
-from connmon.errors import ProtocolError
+from connmon.cluster.raft.log import Log
+from connmon.cluster.raft.messages import NO_OP
+from connmon.cluster.raft.settings import RaftSettings
+from connmon.errors import ConfigError, ProtocolError, one_line
 
-socket.inet_ntop = _socket.inet_ntop
+_SyncObj: Any
+_Transport: Any
+try:
+    import pysyncobj
+    import pysyncobj.journal
+    import pysyncobj.node
+    import pysyncobj.pickle
+    import pysyncobj.syncobj
+    import pysyncobj.transport
 
-#: Monotonic, in seconds.
-clock: Callable[[], float] = time.monotonic
+    _SyncObj, _Transport = pysyncobj.SyncObj, pysyncobj.transport.Transport
+    _import_problem: str | None = None
+except Exception as error:  # whatever it is: `check_pysyncobj` has to report it
+    _SyncObj = _Transport = object
+    _import_problem = f"importing it fails: {error}"
+finally:
+    socket.inet_ntop = _socket.inet_ntop
 
-#: Seconds: between two heartbeats; without one until an election, at random between these two;
-#: after which a leader without a majority's answers stops being one.
-HEARTBEAT: Final = 0.1
-MIN_TIMEOUT: Final = 0.6
-MAX_TIMEOUT: Final = 1.2
-FALLBACK: Final = 2.0
-#: The same for a group of one, where there is nobody to wait for.
-ALONE: Final = (0.03, 0.1, 0.2)
-#: Commands of other nodes that may wait here; each has one in flight.
-COMMANDS: Final = 1000
+#: The versions that this module was written for, as an error says it.
+EXPECTED_VERSIONS: Final = "0.3.17"
 
-# --- pysyncobj's pickle, closed -------------------------------------------------------------
+# --- what is relied on ----------------------------------------------------------------------
+
+#: Methods of SyncObj that are replaced, all of which it calls by these names.
+_REPLACED: Final = ("doApplyCommand", "sendAppendEntries", "tryLogCompaction")
+#: Methods of SyncObj that are called, with the names of their parameters.
+_CALLED: Final[Mapping[str, tuple[str, ...]]] = {
+    "_SyncObj__onMessageReceived": ("node", "message"),
+    "_SyncObj__onNodeConnected": ("node",),
+    "_SyncObj__onNodeDisconnected": ("node",),
+    "_SyncObj__onLeaderChanged": (),
+    "_SyncObj__setCurrentTerm": ("term", "votedForNodeId"),
+    "_SyncObj__setState": ("newState",),
+    "_SyncObj__generateRaftTimeout": (),
+    "_applyCommand": ("command", "callback", "commandType"),
+    "_onTick": ("timeToWait",),
+    "_isLeader": (),
+    "transferLeadership": ("node", "callback"),
+    "destroy": (),
+}
+_PARAMETERS: Final = (
+    "selfNode",
+    "otherNodes",
+    "conf",
+    "consumers",
+    "nodeClass",
+    "transport",
+    "transportClass",
+)
+#: Private attributes of SyncObj that are read or written.
+_ATTRIBUTES: Final = (
+    "raftLog", "raftCurrentTerm", "raftCommitIndex", "raftLastApplied", "raftNextIndex", "raftMatchIndex",
+    "lastResponseTime", "raftLeader", "raftElectionDeadline", "transferInProgress", "commandsWaitingCommit",
+    "commandsWaitingReply", "newAppendEntriesTime",
+)  # fmt: skip
+#: By the method that takes or sends them: the kinds and fields of messages.
+_SHAPES: Final[Mapping[str, tuple[str, ...]]] = {
+    "_SyncObj__onMessageReceived": (
+        "type", "append_entries", "term", "commit_index", "request_vote", "last_log_term", "last_log_index",
+        "response_vote", "next_node_idx", "reset", "success", "apply_command", "request_id", "command",
+        "apply_command_response", "error", "log_idx", "log_term", "timeout_now",
+    ),
+    "_checkCommandsToApply": (
+        "type", "apply_command", "command", "request_id", "apply_command_response", "error", "log_idx",
+        "log_term",
+    ),
+    "_onTick": ("type", "request_vote", "term", "last_log_index", "last_log_term"),
+    "transferLeadership": ("type", "timeout_now", "term"),
+}  # fmt: skip
+_OPTIONS: Final = (
+    "autoTick", "appendEntriesUseBatch", "commandsWaitLeader", "dynamicMembershipChange", "commandsQueueSize",
+    "raftMinTimeout", "raftMaxTimeout", "appendEntriesPeriod", "leaderFallbackTimeout", "journalFile",
+)  # fmt: skip
+_JOURNAL: Final = (
+    "add", "clear", "deleteEntriesFrom", "deleteEntriesTo", "setRaftCommitIndex", "getRaftCommitIndex",
+    "setCurrentTerm", "getCurrentTerm", "getVotedForNodeId", "onOneSecondTimer",
+)  # fmt: skip
+#: What is replaced, for the whole process or in each SyncObj: it must be used, or replacing it does nothing.
+_STUBBED: Final = ("monotonicTime", "PIPE_NOTIFIER_ENABLED", "createJournal", "_poller", "poll")
+
+
+def _names(function: Any) -> set[str]:
+    """Return the names that a function uses: what it calls, reads and sets."""
+    return set(function.__code__.co_names)
+
+
+def _texts(function: Any) -> set[str]:
+    """Return the text constants of a function."""
+    constants = list(function.__code__.co_consts)
+    texts: set[str] = set()
+    while constants:
+        constant = constants.pop()
+        if isinstance(constant, str):
+            texts.add(constant)
+        elif isinstance(constant, (tuple, frozenset)):
+            constants.extend(constant)
+    return texts
+
+
+def _missing() -> Iterator[str]:
+    """Yield what pysyncobj lacks of what is relied on here."""
+    functions = {name: value for name, value in vars(pysyncobj.SyncObj).items() if inspect.isfunction(value)}
+    used = {name for function in functions.values() for name in _names(function)}
+    for name in _REPLACED:
+        if f"_SyncObj__{name}" not in functions or f"_SyncObj__{name}" not in used:
+            yield f"SyncObj.__{name}"
+    for name, parameters in {**_CALLED, "__init__": _PARAMETERS}.items():
+        present = tuple(inspect.signature(functions[name]).parameters)[1:] if name in functions else None
+        if present != parameters:
+            yield f"SyncObj.{name.removeprefix('_SyncObj')}({', '.join(parameters)})"
+    attributes = _names(functions["__init__"])
+    yield from (f"SyncObj.__{name}" for name in _ATTRIBUTES if f"_SyncObj__{name}" not in attributes)
+    for name, texts in _SHAPES.items():
+        known = _texts(functions[name]) if name in functions else set()
+        yield from (f"{text!r} in {name.removeprefix('_SyncObj')}" for text in texts if text not in known)
+    yield from (f"syncobj.{name}" for name in _STUBBED if name not in used)
+    options = _texts(pysyncobj.SyncObjConf.__init__)
+    yield from (f"option {name}" for name in _OPTIONS if name not in options)
+    yield from _missing_elsewhere()
+
+
+def _missing_elsewhere() -> Iterator[str]:
+    """Yield what is missing outside of SyncObj."""
+    memory, file = pysyncobj.journal.MemoryJournal, pysyncobj.journal.FileJournal
+    yield from (f"Journal.{name}" for name in _JOURNAL if not (hasattr(memory, name) and hasattr(file, name)))
+    if "getMeta" not in _names(file.__init__) or not hasattr(pysyncobj.journal.MetaStorer, "getPath"):
+        yield "MetaStorer.getMeta"
+    states = pysyncobj.syncobj._RAFT_STATE
+    yield from (f"_RAFT_STATE.{name}" for name in ("FOLLOWER", "LEADER") if not hasattr(states, name))
+    if pysyncobj.FAIL_REASON.SUCCESS != 0 or not hasattr(pysyncobj.FAIL_REASON, "MISSING_LEADER"):
+        yield "FAIL_REASON"
+
+
+def _find_problem() -> str | None:
+    """Return what is wrong with the pysyncobj that is installed, or None."""
+    if _import_problem is not None:
+        return _import_problem
+    try:
+        missing = next(_missing(), None)
+    except (AttributeError, TypeError, ValueError) as error:
+        missing = str(error)
+    return None if missing is None else f"it lacks {missing}"
+
+
+_problem: Final = _find_problem()
+
+
+def check_pysyncobj() -> None:
+    """Raise ConfigError if the pysyncobj that is installed lacks anything that this module relies on."""
+    if _problem is None:
+        return
+    try:
+        version = importlib.metadata.version("pysyncobj")
+    except importlib.metadata.PackageNotFoundError:
+        version = "of an unknown version"
+    raise ConfigError(
+        f"pysyncobj {version} cannot be used: {one_line(_problem)}; install pysyncobj {EXPECTED_VERSIONS}"
+    )
+
+
+# --- pysyncobj's pickle, clock and pipes ----------------------------------------------------
 
 
 class _Unpickler(pickle.Unpickler):
@@ -81,7 +221,7 @@ def _dumps(value: object, protocol: int | None = None) -> bytes:
 def _get_meta(storer: Any) -> dict[str, Any]:
     """Return a journal's term, vote and commit index. Raises OSError and ProtocolError.
 
-    Stock takes a file that it cannot read for none, and so forgets whom it has voted for.
+    pysyncobj itself takes a file that it cannot read for a missing one, and so forgets its vote.
     """
     path = storer.getPath()
     try:
@@ -96,12 +236,18 @@ def _get_meta(storer: Any) -> dict[str, Any]:
 
 
 def _create_journal(journal: Any) -> Any:
-    """Return the journal that was given, or pysyncobj's own in the file of that name (None: in memory)."""
-    given = journal is not None and not isinstance(journal, str)
-    return journal if given else pysyncobj.journal.createJournal(journal)
+    """Return the journal passed in, or pysyncobj's own in the file of that name (None: in memory)."""
+    is_journal = journal is not None and not isinstance(journal, str)
+    return journal if is_journal else pysyncobj.journal.createJournal(journal)
 
 
-def _close_pysyncobj() -> None:
+class _Clock:
+    """pysyncobj's clock: that of the member at work."""
+
+    now: Callable[[], float] = time.monotonic
+
+
+def _replace_globals() -> None:
     """Replace pysyncobj's pickling, clock and pipes, for the whole process.
 
     All that it still pickles here is the journal's term and vote, in a file of this node.
@@ -110,106 +256,118 @@ def _close_pysyncobj() -> None:
     pysyncobj.pickle.dump, pysyncobj.pickle.dumps = _dump, _dumps
     pysyncobj.journal.loads, pysyncobj.journal.dumps = _loads, _dumps
     pysyncobj.journal.MetaStorer.getMeta = _get_meta
-    pysyncobj.syncobj.monotonicTime = lambda: clock()
+    pysyncobj.syncobj.monotonicTime = lambda: _Clock.now()
     pysyncobj.syncobj.createJournal = _create_journal
-    # A pipe per member, never closed, to wake a thread that there is not.
+    # A pipe per member, never closed, to wake a thread that does not exist here.
     pysyncobj.syncobj.PIPE_NOTIFIER_ENABLED = False
 
 
-_close_pysyncobj()
+if _problem is None:
+    _replace_globals()
 
-# --- What it is connected with --------------------------------------------------------------
-
-
-class Machine(Protocol):
-    """What the log's commands are applied to."""
-
-    def apply(self, data: bytes) -> None:
-        """Apply one batch. Never raises."""
-
-    def begin(self, name: str) -> None:
-        """A leader's term begins; the name is the same everywhere, and no other's. Never raises."""
-
-    def dump(self) -> bytes:
-        """The whole state."""
-
-    def load(self, data: bytes) -> None:
-        """Become the state that was dumped. Raises ProtocolError."""
-
-    def forget(self) -> None:
-        """Become empty."""
+# --- messages as pysyncobj has them ---------------------------------------------------------
 
 
-class Carrier(Protocol):
-    """What takes messages to the other nodes. Never blocks."""
+def from_pysyncobj(message: Mapping[str, Any]) -> messages.Message:
+    """Return what pysyncobj sends as a message of ours."""
+    kind = message["type"]
+    if kind == "apply_command":
+        return messages.Propose(message["request_id"], message["command"])
+    if kind == "apply_command_response":
+        return messages.Proposed(
+            message["request_id"], message.get("error"), message.get("log_idx", 0), message.get("log_term", 0)
+        )
+    if kind == "request_vote":
+        return messages.RequestVote(message["term"], message["last_log_term"], message["last_log_index"])
+    if kind == "response_vote":
+        return messages.Vote(message["term"])
+    if kind == "timeout_now":
+        return messages.TimeoutNow(message["term"])
+    raise AssertionError(f"pysyncobj sends {kind!r}, which is not expected of it")
+
+
+def to_pysyncobj(message: messages.Message) -> dict[str, Any]:
+    """Return a message of ours as pysyncobj takes it."""
+    if isinstance(message, messages.Propose):
+        return {"type": "apply_command", "request_id": message.request, "command": message.command}
+    if isinstance(message, messages.Proposed):
+        answer = {"request_id": message.request, "error": message.error}
+        return {
+            "type": "apply_command_response",
+            **answer,
+            "log_idx": message.index,
+            "log_term": message.term,
+        }
+    if isinstance(message, messages.RequestVote):
+        last = {"last_log_term": message.last_term, "last_log_index": message.last}
+        return {"type": "request_vote", "term": message.term, **last}
+    if isinstance(message, messages.Vote):
+        return {"type": "response_vote", "term": message.term}
+    if isinstance(message, messages.TimeoutNow):
+        return {"type": "timeout_now", "term": message.term}
+    if isinstance(message, messages.Matched):
+        result = {"reset": message.reset, "success": message.success}
+        return {"type": "next_node_idx", "next_node_idx": message.next, **result}
+    raise AssertionError(f"pysyncobj does not take {message!r}")
+
+
+# --- the member -----------------------------------------------------------------------------
+
+
+class Hooks(Protocol):
+    """What a member calls while it works."""
 
     def send(self, name: str, message: messages.Message) -> bool:
-        """Send; False: there is no link to that node now."""
+        """Send to another node; False: there is no link to it now. Never blocks."""
 
-    def room(self, name: str) -> bool:
-        """Whether the link takes more than signs of life now; `Raft.roomy` says when again."""
+    def apply(self, command: bytes) -> None:
+        """Apply a committed command. Never raises."""
 
+    def send_entries(self) -> None:
+        """This member leads: heartbeats and new entries are due."""
 
-class Store(Protocol):
-    """Where the latest snapshot is kept over a restart."""
-
-    def save(self, data: bytes) -> None:
-        """Replace what is kept. Raises OSError."""
-
-    def load(self) -> bytes | None:
-        """What is kept. Raises OSError."""
-
-    def drop(self) -> None:
-        """Keep nothing. Raises OSError."""
+    def compact(self) -> None:
+        """Cut the log if it is too long."""
 
 
-class Image(Struct, frozen=True, array_like=True):
-    """A state as of an entry of the log."""
-
-    index: int
-    term: int
-    command: bytes
-    state: bytes
-
-
-class _Transport(pysyncobj.transport.Transport):  # type: ignore[misc]
-    """What pysyncobj itself sends, as our messages."""
+class _HookTransport(_Transport):  # type: ignore[misc]
+    """Where pysyncobj puts what it sends."""
 
     def __init__(self, member: Member) -> None:
         super().__init__(None, None, ())
         self._member = member
 
     def send(self, node: Any, message: dict[str, Any]) -> bool:
-        return self._member.pass_on(node.id, message)
+        return self._member._send(node.id, from_pysyncobj(message))
 
 
-class _Nothing:
+class _NoPoller:
     """pysyncobj's poller, with nothing to poll."""
 
     def poll(self, timeout: float) -> None:
         pass
 
 
-class _Core(pysyncobj.SyncObj):  # type: ignore[misc]
-    """The parts of pysyncobj that are replaced; it calls them by these names."""
+class _Core(_SyncObj):  # type: ignore[misc]
+    """pysyncobj with the methods of `_REPLACED` calling the hooks."""
 
-    def __init__(self, member: Member, *arguments: Any, **named: Any) -> None:
-        self.member = member
+    def __init__(self, hooks: Hooks, *arguments: Any, **named: Any) -> None:
+        self.hooks = hooks
         super().__init__(*arguments, **named)
-        self._poller = _Nothing()
+        self._poller = _NoPoller()
 
     def _SyncObj__doApplyCommand(self, command: bytes) -> None:
-        self.member.apply(command)
+        self.hooks.apply(command)
 
     def _SyncObj__sendAppendEntries(self) -> None:
-        self.member.feed_all()
+        self.hooks.send_entries()
 
     def _SyncObj__tryLogCompaction(self) -> None:
-        self.member.compact()
+        self.hooks.compact()
 
 
 def _private(name: str) -> Any:
-    """Return access to a private attribute of pysyncobj, which tests/cluster pins."""
+    """Return access to a private attribute of pysyncobj, one of `_ATTRIBUTES`."""
     key = f"_SyncObj__{name}"
 
     def get(member: Member) -> Any:
@@ -222,83 +380,90 @@ def _private(name: str) -> Any:
 
 
 class Member:
-    """What pysyncobj knows of this member, and what it is told and tells.
+    """One member of the group. `others` are the names of the other members.
 
-    `others` are the names of the other members. Raises OSError and ProtocolError where the journal
-    cannot be read.
+    `journal` is the log on disk (storage.Journal, or a path for pysyncobj's own); None: in memory. `clock` is
+    monotonic, in seconds. Raises ConfigError, and OSError and ProtocolError if the journal cannot be read.
     """
 
-    _log: Any = _private("raftLog")
+    deadline: float = _private("raftElectionDeadline")
+    """When this member stands for election unless it hears from a leader, by the clock."""
+    applied: int = _private("raftLastApplied")
+    """The index of the last entry applied here."""
+    transferring: bool = _private("transferInProgress")
+    """The leader has asked this member to take over."""
+    next_heartbeat: float = _private("newAppendEntriesTime")
+    """When a leader's next heartbeat is due, by the clock."""
     _term: int = _private("raftCurrentTerm")
     _commit: int = _private("raftCommitIndex")
-    _applied: int = _private("raftLastApplied")
     _next: dict[Any, int] = _private("raftNextIndex")
     _match: dict[Any, int] = _private("raftMatchIndex")
     _answered: dict[Any, float] = _private("lastResponseTime")
     _leader: Any = _private("raftLeader")
-    _deadline: float = _private("raftElectionDeadline")
-    _transfer: bool = _private("transferInProgress")
     _waiting: dict[int, list[Any]] = _private("commandsWaitingCommit")
     _unanswered: dict[int, Any] = _private("commandsWaitingReply")
+    _journal: Any = _private("raftLog")
 
     def __init__(
         self,
         name: str,
         others: Sequence[str],
-        machine: Machine,
-        carrier: Carrier,
+        hooks: Hooks,
+        *,
         journal: object | None,
-        store: Store | None,
+        settings: RaftSettings,
+        clock: Callable[[], float],
     ) -> None:
+        check_pysyncobj()
         self.name = name
-        self._machine = machine
-        self._carrier = carrier
-        self._store = store
+        self._hooks = hooks
+        self._clock = clock
         self._nodes = {other: pysyncobj.node.Node(other) for other in others}
         self._connected: set[str] = set()
-        self._heartbeat, shortest, longest = ALONE if not others else (HEARTBEAT, MIN_TIMEOUT, MAX_TIMEOUT)
         conf = pysyncobj.SyncObjConf(
             autoTick=False,
             appendEntriesUseBatch=False,
             commandsWaitLeader=False,
             dynamicMembershipChange=False,
-            commandsQueueSize=COMMANDS,
-            raftMinTimeout=shortest,
-            raftMaxTimeout=longest,
-            appendEntriesPeriod=self._heartbeat,
-            leaderFallbackTimeout=FALLBACK,
+            commandsQueueSize=settings.queued_commands,
+            raftMinTimeout=settings.election_min_seconds,
+            raftMaxTimeout=settings.election_max_seconds,
+            appendEntriesPeriod=settings.heartbeat_seconds,
+            leaderFallbackTimeout=settings.fallback_seconds,
             journalFile=journal,
         )
+        _Clock.now = clock
         self._core = _Core(
-            self,
+            hooks,
             pysyncobj.node.Node(name),
             list(self._nodes.values()),
             conf,
             nodeClass=pysyncobj.node.Node,
-            transport=_Transport(self),
+            transport=_HookTransport(self),
         )
-        self.contact = float("-inf")
-        """When the leader was last heard of; on the leader itself, a majority of the others."""
-        self._applied_bytes = 0
-        """Of the commands applied since the log was last cut."""
-        self._leader_commit = 0
-        """What a leader was last known to have committed."""
-        self._quiet_until = clock()
-        """Until then it votes for nobody, and does not stand for election."""
-        if (journal is None or getattr(journal, "forgetful", False)) and others:
-            self._be_quiet()
-        self._willing: set[str] | None = None
-        """Who would vote for this member in the present round; None: not asking."""
-        self._commit = min(self._commit, self.last)
+        self.log = Log(self._journal)
+        self._commit = min(self._commit, self.log.last)
         self._name_leaders()
 
-    def close(self) -> None:
-        self._core.destroy()
+    def __repr__(self) -> str:
+        return (
+            f"<Member {self.name} leader={self.leader} term={self.term} applied={self.applied} {self.log!r}>"
+        )
 
     # --- what it knows ---
 
     @property
+    def others(self) -> tuple[str, ...]:
+        return tuple(self._nodes)
+
+    @property
+    def connected(self) -> frozenset[str]:
+        """The other members to which there is a link."""
+        return frozenset(self._connected)
+
+    @property
     def leader(self) -> str | None:
+        """The leader's name, as far as known here."""
         return None if self._leader is None else str(self._leader.id)
 
     @property
@@ -310,120 +475,129 @@ class Member:
         return self._term
 
     @property
-    def applied(self) -> int:
-        """The index of the last entry applied here."""
-        return self._applied
+    def commit(self) -> int:
+        """The index up to which all entries are committed, as far as known here."""
+        return self._commit
 
-    @property
-    def last(self) -> int:
-        """The index of the last entry of the log."""
-        return int(self._log[-1][1])
+    @commit.setter
+    def commit(self, index: int) -> None:
+        self._commit = index
+        self.log.commit(index)
 
-    @property
-    def lag(self) -> int:
-        """How many entries the leader had committed, when last heard of, that are not applied here."""
-        return max(0, max(self._leader_commit, self._commit) - self._applied)
+    def random_timeout(self) -> float:
+        """Return a random time without a leader after which to stand for election, in seconds."""
+        return float(self._core._SyncObj__generateRaftTimeout())
 
-    @property
-    def ready(self) -> bool:
-        """Whether something of the present term is applied here.
+    # --- what a leader knows of the others ---
 
-        Only then is it known what former leaders had committed (Raft, section 8).
+    def next_index(self, name: str) -> int:
+        """Return the index of the next entry to send to that member."""
+        return self._next[self._nodes[name]]
+
+    def set_next_index(self, name: str, index: int) -> None:
+        self._next[self._nodes[name]] = index
+
+    def forget_progress(self, name: str) -> None:
+        """Assume nothing of what that member has: it may have been restarted without its data."""
+        self._match[self._nodes[name]] = 0
+        self.set_next_index(name, self.log.last + 1)
+
+    def answered_at(self) -> list[float]:
+        """Return when each other member last answered this leader, by the clock."""
+        return [self._answered[node] for node in self._nodes.values()]
+
+    # --- what drives it ---
+
+    def tick(self) -> None:
+        """Do what is due: apply, send heartbeats, stand for election, take proposals."""
+        _Clock.now = self._clock
+        self._core._onTick(0.0)
+
+    def receive(self, name: str, message: messages.Message) -> None:
+        """Take a message that `to_pysyncobj` knows."""
+        self._receive(name, to_pysyncobj(message))
+
+    def propose(self, command: bytes, answered: Callable[[object, int], None]) -> None:
+        """Have the command put into the log, here or by the leader, at the next tick.
+
+        `answered` is called with pysyncobj's result and error (0: none), or never; it must not raise.
         """
-        return bool(self._log[self._applied - self._log[0][1]][2] == self._term)
+        self._core._applyCommand(command, answered)
 
-    @property
-    def log_entries(self) -> int:
-        return len(self._log)
+    def link_up(self, name: str) -> None:
+        self._connected.add(name)
+        self._core._SyncObj__onNodeConnected(self._nodes[name])
 
-    @property
-    def connected(self) -> frozenset[str]:
-        return frozenset(self._connected)
+    def link_down(self, name: str) -> None:
+        self._connected.discard(name)
+        self._core._SyncObj__onNodeDisconnected(self._nodes[name])
 
-    # --- what the parts use ---
+    def close(self) -> None:
+        self._core.destroy()
 
-    def _be_quiet(self) -> None:
-        """Vote for nobody for a while: this member has forgotten whom it has voted for."""
-        self._quiet_until = clock() + MAX_TIMEOUT
+    # --- changes of leader and term ---
 
-    def _lose_leader(self) -> None:
-        """Nobody leads, as far as is known here; what was proposed to him has failed."""
-        self._leader = None
-        self._fail_proposals()
+    def follow(self, name: str, term: int) -> None:
+        """Take that member for the leader of this term, which is not an earlier one."""
+        # Without an entry to append, pysyncobj handles term, state, leader and deadline only.
+        self._receive(name, {"type": "append_entries", "term": term, "commit_index": 0})
 
-    def _fail_proposals(self) -> None:
-        self._core._SyncObj__onLeaderChanged()
-
-    def _become_follower(self, term: int) -> None:
+    def become_follower(self, term: int) -> None:
         """Go on to a later term, in which nobody leads yet."""
         self._core._SyncObj__setCurrentTerm(term, None)
         self._core._SyncObj__setState(pysyncobj.syncobj._RAFT_STATE.FOLLOWER)
-        self._lose_leader()
+        self.lose_leader()
 
-    def _random_timeout(self) -> float:
-        return float(self._core._SyncObj__generateRaftTimeout())
+    def lose_leader(self) -> None:
+        """Know of no leader; what was proposed to the former one has failed."""
+        self._leader = None
+        self.fail_proposals()
 
-    def _run(self) -> None:
-        """Have pysyncobj do what is due."""
-        self._core._onTick(0.0)
+    def fail_proposals(self) -> None:
+        """Answer what was proposed to the leader: it has failed."""
+        self._core._SyncObj__onLeaderChanged()
 
-    def _tell(self, node: Any, **message: Any) -> None:
-        """Have pysyncobj take a message of its own kind."""
-        self._core._SyncObj__onMessageReceived(node, message)
+    def stand_for_election(self) -> None:
+        """Begin a new term, and ask all others for their votes."""
+        self.deadline = float("-inf")
+        self.tick()
+
+    def step_down(self) -> None:
+        """Have another member lead, if this one does and one of the others has everything."""
+        if self.is_leader:
+            self._core.transferLeadership()
+
+    # --- another state ---
+
+    def drop_waiting(self, index: int | None = None) -> None:
+        """Forget who waits for entries up to `index` (None: for any): they will not be applied one by one."""
+        for waiting in [each for each in self._waiting if index is None or each <= index]:
+            del self._waiting[waiting]
+
+    # --- inside ---
+
+    def _receive(self, name: str, message: dict[str, Any]) -> None:
+        _Clock.now = self._clock
+        self._core._SyncObj__onMessageReceived(self._nodes[name], message)
+
+    def _send(self, name: str, message: messages.Message) -> bool:
+        sent = self._hooks.send(name, message)
+        if not sent and isinstance(message, messages.Propose):
+            answered = self._unanswered.pop(message.request, None)
+            if answered is not None:
+                answered(None, pysyncobj.FAIL_REASON.MISSING_LEADER)
+        return sent
 
     def _name_leaders(self) -> None:
-        """Have the entry with which a leader begins differ from any other's.
+        """Make the no-op entry with which a leader begins differ from any other's.
 
-        It names the history that begins with it, and `check` tells it from another history's.
+        It names the history that begins with it, and its checksum tells it from another history's.
         """
-        add = self._log.add
+        add = self._journal.add
 
-        def named(command: bytes, index: int, term: int) -> None:
+        def add_named(command: bytes, index: int, term: int) -> None:
             if command == NO_OP and index > 1:
                 command += random.getrandbits(64).to_bytes(8, "big")
             add(command, index, term)
 
-        self._log.add = named
-
-    # --- what pysyncobj calls ---
-
-    def apply(self, command: bytes) -> None:
-        if command[:1] == BATCH:
-            self._applied_bytes += len(command)
-            self._machine.apply(command[1:])
-        else:
-            self._machine.begin(command[1:].hex())
-
-    def feed_all(self) -> None:
-        raise NotImplementedError
-
-    def compact(self) -> None:
-        raise NotImplementedError
-
-    def pass_on(self, name: str, message: dict[str, Any]) -> bool:
-        """Send what pysyncobj sends."""
-        kind = message["type"]
-        told: messages.Message
-        if kind == "apply_command":
-            told = messages.Propose(message["request_id"], message["command"])
-        elif kind == "apply_command_response":
-            told = messages.Proposed(
-                message["request_id"],
-                message.get("error"),
-                message.get("log_idx", 0),
-                message.get("log_term", 0),
-            )
-        elif kind == "request_vote":
-            told = messages.RequestVote(message["term"], message["last_log_term"], message["last_log_index"])
-        elif kind == "response_vote":
-            told = messages.Vote(message["term"])
-        elif kind == "timeout_now":
-            told = messages.TimeoutNow(message["term"])
-        else:
-            raise AssertionError(f"pysyncobj sends {kind!r}, which is not expected of it")
-        sent = self._carrier.send(name, told)
-        if not sent and isinstance(told, messages.Propose):
-            answered = self._unanswered.pop(told.request, None)
-            if answered is not None:
-                answered(None, pysyncobj.FAIL_REASON.MISSING_LEADER)
-        return sent
+        self._journal.add = add_named

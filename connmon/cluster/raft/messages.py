@@ -1,19 +1,19 @@
-"""What the nodes of a group tell one another. Pure.
+"""The messages that the nodes of a group send to each other. Pure.
 
 The rules kept here:
 
-- Everything is frozen, typed and bounded, so that decoding is validating. Nothing of it is a
-  pickle, and nothing becomes one: a command is an encoded Batch, a snapshot an encoded State.
+- Everything is frozen, typed and bounded, so that decoding validates. Nothing is a pickle, and nothing
+  becomes one: a command is an encoded Batch, a checkpoint an encoded State.
 - A log entry's index is not sent: it follows from `previous`.
-- `check` is a checksum of an entry's command. Terms alone do not tell two histories apart after
-  a majority has lost its memory: both may have an entry of term 3 at index 7.
-- A message longer than `PART` bytes travels as several `Part`s, so that no frame is long.
+- `check` is a checksum of an entry's command. Terms alone do not distinguish two histories after a majority
+  has lost its memory: both may have an entry of term 3 at index 7.
+- A message longer than `PART_BYTES` travels as several `Part`s, so that no frame is long.
 """
 
 from __future__ import annotations
 
 import zlib
-from typing import Annotated, Any, Final, TypeAlias, Union
+from typing import Annotated, Any, Final, Protocol, TypeAlias, Union
 
 import msgspec
 from msgspec import Meta, Struct
@@ -21,21 +21,21 @@ from msgspec import Meta, Struct
 from connmon.errors import ProtocolError
 from connmon.protocol.values import LARGEST, Count
 
-#: The first byte of a command, as pysyncobj has it.
+#: The first byte of a command, as in pysyncobj: an encoded Batch follows, or the name of a leader's term.
 BATCH: Final = b"\x00"
 NO_OP: Final = b"\x01"
 
-#: Largest command, in bytes: a batch with the largest report that the port takes.
-COMMAND_LIMIT: Final = 20 * 1024 * 1024
-#: Largest piece of a snapshot, and of a message that is cut, in bytes.
-PART: Final = 256 * 1024
-#: Largest message that is put together from parts, and largest snapshot, in bytes.
-MESSAGE_LIMIT: Final = 2 * COMMAND_LIMIT
-SNAPSHOT_LIMIT: Final = 2**31
+#: Largest command: a batch with the largest report that the port takes.
+COMMAND_BYTES: Final = 20 * 1024 * 1024
+#: Largest piece of a checkpoint, and of a message that is cut.
+PART_BYTES: Final = 256 * 1024
+#: Largest message that is joined from parts, and largest checkpoint.
+MESSAGE_BYTES: Final = 2 * COMMAND_BYTES
+CHECKPOINT_BYTES: Final = 2**31
 
 Index: TypeAlias = Annotated[int, Meta(ge=1, le=LARGEST)]
 Check: TypeAlias = Annotated[int, Meta(ge=0, le=2**32 - 1)]
-Command: TypeAlias = Annotated[bytes, Meta(min_length=1, max_length=COMMAND_LIMIT)]
+Command: TypeAlias = Annotated[bytes, Meta(min_length=1, max_length=COMMAND_BYTES)]
 
 
 def check(command: bytes) -> int:
@@ -64,23 +64,27 @@ class Ask(Struct, frozen=True, array_like=True, tag="ask"):
 
 
 class Would(Struct, frozen=True, array_like=True, tag="would"):
-    """The yes to Ask. There is no no."""
+    """The answer to Ask of a node that would. Refusals are not sent."""
 
     round: Count
 
 
 class RequestVote(Struct, frozen=True, array_like=True, tag="request_vote"):
+    """A candidate asks for a vote in its term."""
+
     term: Count
     last_term: Count
     last: Index
 
 
 class Vote(Struct, frozen=True, array_like=True, tag="vote"):
+    """A granted vote. Refusals are not sent."""
+
     term: Count
 
 
 class Append(Struct, frozen=True, array_like=True, tag="append"):
-    """The leader's word: what it has, after an entry that the follower has to have."""
+    """A leader's heartbeat, and its entries after one that the follower must have."""
 
     term: Count
     commit: Count
@@ -93,33 +97,33 @@ class Append(Struct, frozen=True, array_like=True, tag="append"):
 
 
 class Install(Struct, frozen=True, array_like=True, tag="install"):
-    """A piece of the leader's state as of entry `index`, for a follower that is too far behind."""
+    """A piece of the checkpoint at entry `index`, for a follower that lacks entries cut off the log."""
 
     term: Count
     last: Index
     index: Index
     index_term: Count
     index_command: Command
-    size: Annotated[int, Meta(ge=0, le=SNAPSHOT_LIMIT)]
-    """Of the whole snapshot, in bytes."""
+    size: Annotated[int, Meta(ge=0, le=CHECKPOINT_BYTES)]
+    """Bytes of the whole encoded state."""
     offset: Count
-    data: Annotated[bytes, Meta(max_length=PART)]
+    data: Annotated[bytes, Meta(max_length=PART_BYTES)]
 
 
 class Matched(Struct, frozen=True, array_like=True, tag="matched"):
-    """The follower's answer: `next` is what to go on with."""
+    """The follower's answer: `next` is the index to go on with."""
 
     term: Count
-    """Of the leader that is answered; an answer to an earlier term says nothing about this one."""
+    """The answered leader's; an answer to an earlier term says nothing about this one."""
     next: Index
     reset: bool
-    """What was sent does not fit: begin again at `next`."""
+    """What was sent does not fit: go back to `next`."""
     success: bool
     """All before `next` is as the leader has it."""
 
 
 class Stale(Struct, frozen=True, array_like=True, tag="stale"):
-    """The answer to a leader of an older term: there is a newer one."""
+    """The answer to a leader or candidate of an earlier term: there is a later one."""
 
     term: Count
 
@@ -132,7 +136,7 @@ class Propose(Struct, frozen=True, array_like=True, tag="propose"):
 
 
 class Proposed(Struct, frozen=True, array_like=True, tag="proposed"):
-    """Where the leader has put it, or (`error`) why not."""
+    """The answer: the entry that holds it, or the `error` of pysyncobj."""
 
     request: Count
     error: Count | None = None
@@ -141,7 +145,7 @@ class Proposed(Struct, frozen=True, array_like=True, tag="proposed"):
 
 
 class TimeoutNow(Struct, frozen=True, array_like=True, tag="timeout_now"):
-    """The leader goes: stand for election at once (Ongaro's thesis, 3.10)."""
+    """The leader ends: stand for election at once (Ongaro's thesis, 3.10)."""
 
     term: Count
 
@@ -149,7 +153,7 @@ class TimeoutNow(Struct, frozen=True, array_like=True, tag="timeout_now"):
 class Part(Struct, frozen=True, array_like=True, tag="part"):
     """A piece of a longer message."""
 
-    data: Annotated[bytes, Meta(max_length=PART)]
+    data: Annotated[bytes, Meta(max_length=PART_BYTES)]
     more: bool
 
 
@@ -159,10 +163,28 @@ Message: TypeAlias = Union[
 Framed: TypeAlias = Union[
     Ping, Part, Ask, Would, RequestVote, Vote, Append, Install, Matched, Stale, Propose, Proposed, TimeoutNow
 ]
-"""What a frame between nodes may hold."""
+"""What a frame between nodes may contain."""
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final[msgspec.msgpack.Decoder[Any]] = msgspec.msgpack.Decoder(Message)
+
+
+class Carrier(Protocol):
+    """Takes messages to the other nodes. Never blocks."""
+
+    def send(self, name: str, message: Message) -> bool:
+        """Send; False: there is no link to that node now."""
+
+    def room(self, name: str) -> bool:
+        """Whether the link takes more than heartbeats now. `Group.roomy` is called when it does again."""
+
+
+def check_commands(message: Message) -> None:
+    """Raise ProtocolError if a command in it is of a kind that this group does not have."""
+    if isinstance(message, Propose) and message.command[:1] != BATCH:
+        raise ProtocolError("a command that is no batch")
+    if isinstance(message, Append) and any(e.command[:1] not in (BATCH, NO_OP) for e in message.entries):
+        raise ProtocolError("an entry that is neither a batch nor a no-op")
 
 
 def encode(message: Message) -> bytes:
@@ -170,7 +192,7 @@ def encode(message: Message) -> bytes:
 
 
 def decode(data: bytes | bytearray) -> Message:
-    """Return the message. Raises ProtocolError where this is none."""
+    """Return the message. Raises ProtocolError if it is not valid."""
     try:
         return _decoder.decode(data)  # type: ignore[no-any-return]
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -178,30 +200,34 @@ def decode(data: bytes | bytearray) -> Message:
 
 
 def cut(message: Message) -> list[Message | Part]:
-    """Return what is to be sent for a message: itself, or its parts."""
-    rough = 0
+    """Return what to send for a message: itself, or its parts."""
+    size = 0
     if isinstance(message, Append):
-        rough = sum(len(entry.command) for entry in message.entries)
+        size = sum(len(entry.command) for entry in message.entries)
     elif isinstance(message, Propose):
-        rough = len(message.command)
+        size = len(message.command)
     elif isinstance(message, Install):
-        rough = len(message.index_command)  # the data is short enough by itself
-    if rough <= PART:
+        size = len(message.index_command)  # the data is short enough by itself
+    if size <= PART_BYTES:
         return [message]
     data = memoryview(encode(message))
-    return [Part(bytes(data[at : at + PART]), at + PART < len(data)) for at in range(0, len(data), PART)]
+    return [
+        Part(bytes(data[at : at + PART_BYTES]), at + PART_BYTES < len(data))
+        for at in range(0, len(data), PART_BYTES)
+    ]
 
 
 class Joiner:
-    """Puts parts together again."""
+    """Joins parts."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit_bytes: int = MESSAGE_BYTES) -> None:
+        self._limit_bytes = limit_bytes
         self._buffer = bytearray()
 
     def add(self, part: Part) -> Message | None:
         """Return the message that is complete with this part. Raises ProtocolError."""
-        if len(self._buffer) + len(part.data) > MESSAGE_LIMIT:
-            raise ProtocolError(f"a message of another node of more than {MESSAGE_LIMIT} bytes")
+        if len(self._buffer) + len(part.data) > self._limit_bytes:
+            raise ProtocolError(f"a message of another node of more than {self._limit_bytes} bytes")
         self._buffer += part.data
         if part.more:
             return None

@@ -1,17 +1,19 @@
-"""`data_dir`: the log and the snapshot of one node on disk, so that a restart does not forget them.
+"""`data_dir`: the log and the checkpoint of one node on disk, so that a restart does not forget them.
 
-The files: `identity` (whose directory it is, in which format), `lock`, `journal`, `snapshot`. The
-rules it keeps:
+The files: `identity` (the node and the format), `lock`, `journal`, and `snapshot`, which has the checkpoint.
+The rules kept here:
 
-- One node, one directory: another node's, another service's and one in use are refused, and so is
-  whatever is damaged, cut short or missing. Nothing is guessed: the other nodes have it all.
-- pysyncobj's own journal writes to a mapped file, and a full disk kills its process (SIGBUS). This
-  one writes at the end and then, in one block in place, how far the log goes, with term and vote:
-  what kill -9 tears off was never counted, and the vote is kept on a full disk too.
-- A disk that fails while running is told of once; the node goes on in memory. What is on disk stays
-  a whole, older state, and is written anew, snapshot first, as soon as that is possible.
-- The snapshot is written beside, synced and renamed. The journal is not synced: it outlives the
-  process, not the host's loss of power.
+- One node, one directory. Another node's, another service's and one in use are refused, and so is one with a
+  file that is damaged, truncated or missing. Nothing is guessed: the other nodes have it all.
+- pysyncobj's own journal writes to a mapped file, and a full disk kills its process (SIGBUS). This one writes
+  at the end and then, in one block in place, how far the log goes, with term and vote: what kill -9 tears off
+  was never counted, and the vote is kept on a full disk too.
+- A disk that fails while the node runs is logged once; the node goes on in memory. The disk keeps a whole,
+  older state. Everything is written again, the checkpoint first, as soon as that is possible.
+- The checkpoint is written to a temporary file, synced and renamed. The journal is not synced: it survives
+  the process, not a power failure of the host.
+- A checkpoint has one envelope on disk: a header with size and checksum before the encoded `Checkpoint`. Only
+  this module knows it.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from connmon.cluster.raft.follower import read_image
+import msgspec
+
+from connmon.cluster.raft.log import Checkpoint
 from connmon.cluster.state.machine import State
 from connmon.cluster.writable import check_directory, check_parent
 from connmon.errors import ConfigError, ProtocolError, one_line
@@ -36,24 +40,27 @@ from connmon.errors import ConfigError, ProtocolError, one_line
 logger = logging.getLogger(__name__)
 
 FORMAT: Final = 1
-#: Seconds between two attempts to write again what could not be written.
-RETRY: Final = 5.0
+#: Between two attempts to write again what could not be written.
+DISK_RETRY_SECONDS: Final = 5.0
+#: The file that has the checkpoint.
+_CHECKPOINT_FILE: Final = "snapshot"
 
 _MAGIC: Final = b"connmonJ"
-_SNAPSHOT: Final = b"connmonS"
+_CHECKPOINT_MAGIC: Final = b"connmonS"
 _HEADER: Final = struct.Struct("<8sIQQQB?H")  # magic, format, end, term, commit, voted, behind, name's size
 _BLOCK: Final = 512
 _RECORD: Final = struct.Struct("<II")  # size and checksum of what follows
 _ENTRY: Final = struct.Struct("<QQ")  # index, term; the command follows
-_FRAME: Final = struct.Struct("<8sIQI")  # magic, format, size, checksum
+_CHECKPOINT_HEADER: Final = struct.Struct("<8sIQI")  # magic, format, size, checksum; the checkpoint follows
+_decoder: Final = msgspec.msgpack.Decoder(Checkpoint)
 
 _Entry = tuple[bytes, int, int]
 
 
 class DataDir:
-    """The directory of a node, locked until `close`. What the group calls its store.
+    """The directory of a node, locked until `close`. It is the group's store (follower.Store).
 
-    Raises ConfigError where the directory cannot be had, or used.
+    Raises ConfigError if the directory cannot be made, locked or used.
     """
 
     def __init__(self, path: str, service: str, node: str, origin: str = "") -> None:
@@ -63,9 +70,10 @@ class DataDir:
         self.path = Path(path)
         self._where = f"{origin} " if origin else ""
         self._lock = -1
-        self._image: bytes | None = None
-        """What is still to be written; None: the file is right."""
-        self._kept: bytes | None = None
+        self._unwritten: Checkpoint | None = None
+        """What is still to be written; None: the file is up to date."""
+        self._kept: Checkpoint | None = None
+        """What the file had when the directory was opened, until `load`."""
         try:
             self._open(service, nodes)
         except OSError as error:
@@ -76,6 +84,9 @@ class DataDir:
         except BaseException:
             self.close()
             raise
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.path} unwritten={self._unwritten!r}>"
 
     def _error(self, problem: str) -> ConfigError:
         return ConfigError(f"{self._where}data_dir {one_line(str(self.path))}: {problem}")
@@ -104,17 +115,17 @@ class DataDir:
                 raise self.damaged("the journal is missing")
         elif "journal" in names and (self.path / "journal").stat().st_size > _BLOCK:
             raise self.damaged("the identity is missing")
-        self._kept = self._read_snapshot()
+        self._kept = self._read_checkpoint()
         self._open_journal(fresh, service, nodes)
 
     def _make(self) -> bool:
-        """Make the directory. Returns whether it can be looked into."""
+        """Make the directory. Return whether its files can be read."""
         with contextlib.suppress(FileExistsError):
             os.mkdir(self.path, 0o700)
         return True
 
     def _hold(self) -> bool:
-        """Lock the directory. Returns whether what is in it can be looked at."""
+        """Lock the directory. Return whether its files can be read."""
         self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -123,7 +134,7 @@ class DataDir:
         return True
 
     def _probe(self) -> None:
-        """Raise OSError where the directory takes no files."""
+        """Raise OSError if no file can be written into the directory."""
         self._write("probe", b"x")
         os.unlink(self.path / "probe")
 
@@ -139,24 +150,21 @@ class DataDir:
             raise
 
     def _compare(self, journal: Journal) -> None:
-        """Raise ConfigError where snapshot and journal do not belong together."""
+        """Raise ConfigError if checkpoint and journal do not belong together."""
         first = int(journal[0][1]) if len(journal) else 0
-        try:
-            image = None if self._kept is None else read_image(self._kept)
-        except ProtocolError:
-            raise self.damaged("the snapshot is damaged") from None
-        if first > 1 and image is None:
-            raise self.damaged("the snapshot is missing")
-        if image is not None and image.index < first:
-            raise self.damaged("the snapshot is older than the journal")
-        if journal.commit > max(journal.last, 1 if image is None else image.index):
+        checkpoint = self._kept
+        if first > 1 and checkpoint is None:
+            raise self.damaged("the checkpoint is missing")
+        if checkpoint is not None and checkpoint.index < first:
+            raise self.damaged("the checkpoint is older than the journal")
+        if journal.commit > max(journal.last, 1 if checkpoint is None else checkpoint.index):
             raise self.damaged("the journal is truncated")
 
     def _check(self, data: bytes, service: str, nodes: Sequence[str]) -> None:
         try:
-            told: Any = json.loads(data)
-            known, form = told["connmon"] == "data_dir", int(told["format"])
-            owner = str(told["service"]), str(told["node"])
+            identity: Any = json.loads(data)
+            known, form = identity["connmon"] == "data_dir", int(identity["format"])
+            owner = str(identity["service"]), str(identity["node"])
         except (ValueError, KeyError, TypeError):
             known, form, owner = False, 0, ("", "")
         if not known:
@@ -172,29 +180,32 @@ class DataDir:
                 f"{expected} of service {service!r}; name a directory that is this node's own"
             )
 
-    def _read_snapshot(self) -> bytes | None:
+    def _read_checkpoint(self) -> Checkpoint | None:
         try:
-            data = (self.path / "snapshot").read_bytes()
+            data = (self.path / _CHECKPOINT_FILE).read_bytes()
         except FileNotFoundError:
             return None
-        if len(data) < _FRAME.size:
-            raise self.damaged("the snapshot is truncated")
-        magic, form, size, check = _FRAME.unpack_from(data)
-        body = data[_FRAME.size :]
-        if magic != _SNAPSHOT or form != FORMAT:
-            raise self.damaged("the snapshot is damaged, or of another version")
+        if len(data) < _CHECKPOINT_HEADER.size:
+            raise self.damaged("the checkpoint is truncated")
+        magic, form, size, check = _CHECKPOINT_HEADER.unpack_from(data)
+        body = memoryview(data)[_CHECKPOINT_HEADER.size :]
+        if magic != _CHECKPOINT_MAGIC or form != FORMAT:
+            raise self.damaged("the checkpoint is damaged, or of another version")
         if len(body) < size:
-            raise self.damaged("the snapshot is truncated")
+            raise self.damaged("the checkpoint is truncated")
         if len(body) != size or zlib.crc32(body) != check:
-            raise self.damaged("the snapshot is damaged")
-        return body
+            raise self.damaged("the checkpoint is damaged")
+        try:
+            return _decoder.decode(body)
+        except (msgspec.MsgspecError, ValueError):
+            raise self.damaged("the checkpoint is damaged") from None
 
-    def _write(self, name: str, data: bytes) -> None:
-        """Replace a file as a whole. Raises OSError, and leaves the old one then."""
+    def _write(self, name: str, *parts: bytes) -> None:
+        """Replace a file as a whole. If that raises OSError, the old file stays."""
         temporary = self.path / f"{name}.tmp"
         try:
             with temporary.open("wb") as file:
-                file.write(data)
+                file.writelines(parts)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, self.path / name)
@@ -204,53 +215,56 @@ class DataDir:
             raise
 
     def close(self) -> None:
-        """Let another process have the directory."""
+        """Unlock the directory."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
 
-    # --- raft.Store ---
+    # --- follower.Store ---
 
-    def save(self, data: bytes) -> None:
+    def save(self, checkpoint: Checkpoint) -> None:
         """Keep this from now on. Never raises: what the disk does not take is written later."""
-        self._image = data
+        self._unwritten = checkpoint
         if not self.journal.behind:
             try:
                 self.flush()
             except OSError as error:
                 self.journal.fall_behind(error)
 
-    def load(self) -> bytes | None:
-        """What was kept when the directory was opened."""
+    def load(self) -> Checkpoint | None:
+        """Return what was kept when the directory was opened, once."""
         kept, self._kept = self._kept, None
         return kept
 
     def drop(self) -> None:
         """Keep nothing."""
-        self._image = None
+        self._unwritten = None
         try:
-            (self.path / "snapshot").unlink(missing_ok=True)
+            (self.path / _CHECKPOINT_FILE).unlink(missing_ok=True)
         except OSError as error:
             self.journal.fall_behind(error)
 
     def flush(self) -> None:
         """Write what is still to be written. Raises OSError."""
-        data = self._image
-        if data is not None:
-            self._write("snapshot", _FRAME.pack(_SNAPSHOT, FORMAT, len(data), zlib.crc32(data)) + data)
-            self._image = None
+        checkpoint = self._unwritten
+        if checkpoint is not None:
+            body = msgspec.msgpack.encode(checkpoint)
+            header = _CHECKPOINT_HEADER.pack(_CHECKPOINT_MAGIC, FORMAT, len(body), zlib.crc32(body))
+            self._write(_CHECKPOINT_FILE, header, body)
+            self._unwritten = None
+            logger.debug("data_dir %s: wrote %r", self.path, checkpoint)
 
 
 class Trial(DataDir):
-    """What `DataDir` would say of a directory, found out without making, writing or locking anything.
+    """The checks of `DataDir` without making, writing or locking anything.
 
-    `nodes`: any of these may own it. Raises ConfigError as `DataDir` does, and where the node could not
-    load the snapshot.
+    `nodes`: any of these may own the directory. Raises ConfigError as `DataDir` does, and if the node could
+    not load the checkpoint.
     """
 
     def __init__(self, path: str, service: str, nodes: Sequence[str], origin: str = "") -> None:
         self.running = False
-        """A node has the directory; what is in it was not looked at."""
+        """A node has the directory; its files were not read."""
         self._begin(path, service, nodes, origin)
         self.close()
 
@@ -285,7 +299,7 @@ class Trial(DataDir):
         self._compare(journal)
         if self._kept is not None:
             try:
-                State.load(read_image(self._kept).state)
+                State.load(self._kept.state)
             except ProtocolError as error:
                 raise self.damaged(str(error)) from None
 
@@ -297,7 +311,7 @@ def _record(entry: _Entry) -> bytes:
 
 
 class Journal:
-    """The log, in memory and on disk; what pysyncobj calls a journal, by its method names."""
+    """The log, in memory and on disk: a journal for pysyncobj, by its method names (log.Journal)."""
 
     def __init__(self, directory: DataDir, fresh: bool, read_only: bool = False) -> None:
         self._directory = directory
@@ -312,7 +326,7 @@ class Journal:
         self.behind = False
         """The disk has not taken everything."""
         self.forgetful = fresh
-        """Whether it may have voted and not know of it: for a while it had better not vote."""
+        """Whether it may have voted without knowing: this member must not vote for a while."""
         self._retry_at = 0.0
         flags = (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC
         flags |= os.O_CREAT | os.O_TRUNC if fresh else 0
@@ -325,6 +339,9 @@ class Journal:
         except BaseException:
             os.close(self._file)
             raise
+
+    def __repr__(self) -> str:
+        return f"<Journal {self._path} {len(self)} entries, last {self.last}, behind={self.behind}>"
 
     @property
     def last(self) -> int:
@@ -372,14 +389,14 @@ class Journal:
         return block + zlib.crc32(block).to_bytes(4, "little")
 
     def _write_header(self) -> None:
-        """Say how far the log goes: one block, in place."""
+        """Write how far the log goes: one block, in place."""
         if os.pwrite(self._file, self._header(self._end, self.behind), 0) != _BLOCK:
             raise OSError("the disk takes no more")
         self._dirty = False
 
     def fall_behind(self, error: OSError) -> None:
         """Go on in memory; what is on disk stays as it is."""
-        self._retry_at = time.monotonic() + RETRY
+        self._retry_at = time.monotonic() + DISK_RETRY_SECONDS
         if self.behind:
             return
         self.behind = True
@@ -392,7 +409,7 @@ class Journal:
             self._write_header()
 
     def _rewrite(self) -> None:
-        """Write everything anew, beside. Raises OSError."""
+        """Replace the file with all entries. Raises OSError."""
         ends, parts, end = [], [], _BLOCK
         for entry in self._entries:
             parts.append(_record(entry))

@@ -1,29 +1,30 @@
-"""The links between the nodes of a group: their messages in connmon's own frames on the one port.
+"""The peer links between the nodes of a group: their messages in connmon's own frames on the one port.
 
-The rules it keeps:
+The rules kept here:
 
-- One link per pair. The node whose name comes first dials, every `RETRY` seconds; the other one
-  dials too when there was none for `LATE` seconds (the first may be unable to get through).
-- The hello says who it is, which run of it (`boot`), and which nodes it believes there are; what
-  does not fit is refused with a reason, which is logged on both sides. A second node under a
-  name is refused while the first one is heard of.
+- One link per pair. The node whose name comes first dials, every `dial_retry_seconds`; the other one dials
+  too if there was no link for `late_seconds` (the first may be unable to get through).
+- The hello has the node's name, which run of it this is (`boot`), and the nodes of its config; what does not
+  fit is refused with a reason, which is logged on both sides. A second node under a name is refused while the
+  first one is heard of.
 - Messages of a node count only while they come over its present link, in their order.
-- A link that has nothing to carry carries a ping every `PING` seconds; one on which nothing was
-  heard for `DEAD` seconds is dropped, as is one that takes nothing of what waits for it.
+- A link that has nothing to carry carries a ping every `ping_seconds`. One on which nothing was heard for
+  `dead_seconds` is dropped, as is one that takes nothing of what waits for it.
 - Nothing here ever waits: what a link does not take is left out, and Raft sends it again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import enum
 import hashlib
 import logging
 import random
 import secrets
 import time
-from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -34,36 +35,64 @@ from connmon.config import Address, Node, Service
 from connmon.errors import PeerError, ProtocolError, one_line
 from connmon.protocol.credentials import OPEN, Credentials, nonce
 from connmon.protocol.frames import VERSION, ClientSide, Hello, NodeSide, Refuse, Welcome
-
-if TYPE_CHECKING:
-    from connmon.protocol.tls import Channel
+from connmon.protocol.tls import Channel
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two attempts to dial; without a link until the other side dials too; for one
-#: attempt, hello included.
-RETRY: Final = 0.5
-LATE: Final = 2.0
-OPENING: Final = 3.0
-#: Seconds between two signs of life, and without one until a link is dropped.
-PING: Final = 0.4
-DEAD: Final = 3.0
-#: Seconds within which the first node of a name has to have been heard of for a second one to be
-#: refused rather than to take its place.
-ALIVE: Final = 1.5
-#: Bytes that wait to be sent on a link before it carries signs of life only, and before it is dropped.
-ROOM: Final = 1024 * 1024
-OUTPUT_LIMIT: Final = 64 * 1024 * 1024
-#: Seconds between two equal log lines about a node.
-QUIET: Final = 60.0
+#: Longest reason that is logged, in characters.
 REASON_LENGTH: Final = 1000
-#: Changes where nodes of two versions cannot be in one group: messages, batches, state.
+#: Changes when nodes of two versions cannot be in one group: messages, batches, state.
 REVISION: Final = 1
 
 _framed: Final[msgspec.msgpack.Decoder[Any]] = msgspec.msgpack.Decoder(messages.Framed | Refuse)
 
 
-class Member(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class PeerSettings:
+    """Timings and sizes of peer links. The defaults are those of connmond."""
+
+    dial_retry_seconds: float = 0.5
+    """Between two attempts to dial."""
+    late_seconds: float = 2.0
+    """Without a link for so long, the other side dials too."""
+    opening_seconds: float = 3.0
+    """For one attempt, hello included."""
+    ping_seconds: float = 0.4
+    """Between two pings on a link that has nothing else to carry."""
+    dead_seconds: float = 3.0
+    """A link on which nothing was heard for so long is dropped."""
+    alive_seconds: float = 1.5
+    """A second node under a name is refused if the first was heard of within this; else it replaces it."""
+    room_bytes: int = 1024 * 1024
+    """Unsent bytes above which a link carries heartbeats only..."""
+    output_bytes: int = 64 * 1024 * 1024
+    """...and above which it is dropped."""
+    warning_interval_seconds: float = 60.0
+    """Between two equal log lines about a node."""
+
+
+class LinkState(enum.Enum):
+    """The states of a peer link."""
+
+    OPENING = "opening"
+    """This node dials; the hello was not answered yet."""
+    OPEN = "open"
+    """Both sides know each other."""
+    CONGESTED = "congested"
+    """Open, but more than `room_bytes` wait to be sent: only heartbeats are added."""
+    CLOSED = "closed"
+
+
+LINK_CHANGES: Final[Mapping[LinkState, frozenset[LinkState]]] = {
+    # A link that another node dialed begins as OPEN.
+    LinkState.OPENING: frozenset({LinkState.OPEN, LinkState.CLOSED}),
+    LinkState.OPEN: frozenset({LinkState.CONGESTED, LinkState.CLOSED}),
+    LinkState.CONGESTED: frozenset({LinkState.OPEN, LinkState.CLOSED}),
+    LinkState.CLOSED: frozenset(),
+}
+
+
+class PeerGroup(Protocol):
     """What the links need of the group."""
 
     def receive(self, name: str, message: messages.Message) -> None: ...
@@ -73,7 +102,7 @@ class Member(Protocol):
 
 
 def cluster_text(service: Service) -> str:
-    """Return what all nodes of a group must have alike, as a text for people and for comparison."""
+    """Return what all nodes of a group must have in common, as a text for people and for comparison."""
     nodes = " ".join(sorted(f"{node.name}={node.address}" for node in service.nodes))
     if len(nodes) > 1500:
         nodes = f"{len(service.nodes)} nodes, {hashlib.blake2b(nodes.encode(), digest_size=8).hexdigest()}"
@@ -81,8 +110,8 @@ def cluster_text(service: Service) -> str:
     return f"{nodes} (rules {hashlib.blake2b(repr(alike).encode(), digest_size=4).hexdigest()})"
 
 
-class _Link(asyncio.Protocol):
-    """One connection to another node, from its hello on."""
+class PeerLink(asyncio.Protocol):
+    """One connection to another node."""
 
     def __init__(
         self,
@@ -95,16 +124,26 @@ class _Link(asyncio.Protocol):
         self._peers = peers
         self.name = name
         self.boot = boot
+        """Which run of the other node this is; "" if this node has dialed it."""
+        self.state = LinkState.OPEN if isinstance(side, NodeSide) else LinkState.OPENING
         self._side = side
         self._channel = channel
         self._joiner = messages.Joiner()
         self._transport: asyncio.Transport | None = None
         self.where = "?"
-        self.heard = self.sent = self.opened = self.moved = peers.clock()
-        self.paused = False
-        self.open = isinstance(side, NodeSide)
-        """The hello has been answered."""
+        self.heard = self.sent = self.opened = self.congested_at = peers.clock()
         self.ended = asyncio.get_running_loop().create_future()
+
+    def __repr__(self) -> str:
+        return f"<PeerLink {self.name} {self.where} {self.state.value} unsent={self.unsent_bytes}>"
+
+    def _become(self, state: LinkState) -> None:
+        if state is self.state:
+            return
+        if state not in LINK_CHANGES[self.state]:
+            raise AssertionError(f"{self!r} cannot become {state.value}")
+        logger.debug("link to node %s (%s): %s -> %s", self.name, self.where, self.state.value, state.value)
+        self.state = state
 
     # --- from asyncio ---
 
@@ -116,7 +155,7 @@ class _Link(asyncio.Protocol):
     def take(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        transport.set_write_buffer_limits(high=ROOM)
+        transport.set_write_buffer_limits(high=self._peers.settings.room_bytes)
         name = transport.get_extra_info("peername")
         self.where = f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "?"
 
@@ -126,13 +165,13 @@ class _Link(asyncio.Protocol):
             if self._channel is not None:
                 data = self._channel.receive(data)
                 self._write(b"")
-            messages: list[Any] = list(self._side.receive(data))
+            received: list[Any] = list(self._side.receive(data))
             if isinstance(self._side, ClientSide) and (reply := self._side.reply()):
                 self._write(reply)
-            for message in messages:
+            for message in received:
                 self.handle(message)
         except PeerError as error:
-            self._write(b"")  # what TLS has to say to the other side about it
+            self._write(b"")  # the alert of TLS, if there is one
             self._peers.complain(self.name, f"the link to {self.where} is dropped: {error}")
             self.abort()
         except Exception:
@@ -144,17 +183,17 @@ class _Link(asyncio.Protocol):
         return False
 
     def pause_writing(self) -> None:
-        self.paused = True
-        self.moved = self._peers.clock()
+        if self.state is LinkState.OPEN:  # while it opens, a hello is all that is sent
+            self._become(LinkState.CONGESTED)
+            self.congested_at = self._peers.clock()
 
     def resume_writing(self) -> None:
-        self.paused = False
-        self._peers.roomy(self)
+        if self.state is LinkState.CONGESTED:
+            self._become(LinkState.OPEN)
+            self._peers.roomy(self)
 
     def connection_lost(self, error: Exception | None) -> None:
-        if not self.ended.done():
-            self.ended.set_result(None)
-        self._peers.lost(self)
+        self._end()
 
     # --- from Peers ---
 
@@ -167,11 +206,13 @@ class _Link(asyncio.Protocol):
         if isinstance(message, Welcome):
             if message.node != self.name:
                 raise ProtocolError(f"{message.node!r} answers where {self.name!r} was expected")
-            self.open = True
+            if self.state is not LinkState.OPENING:
+                raise ProtocolError("a second welcome")
+            self._become(LinkState.OPEN)
             self._peers.joined(self)
         elif isinstance(message, Refuse):
             raise PeerError(f"it says: {one_line(message.reason, REASON_LENGTH)}")
-        elif not self.open:
+        elif self.state is LinkState.OPENING:
             raise ProtocolError("a message before the welcome")
         elif isinstance(message, messages.Part):
             if (whole := self._joiner.add(message)) is not None:
@@ -185,32 +226,41 @@ class _Link(asyncio.Protocol):
     def abort(self) -> None:
         if self._transport is not None:
             self._transport.abort()
+        self._end()
+
+    def _end(self) -> None:
+        self._become(LinkState.CLOSED)
         if not self.ended.done():
             self.ended.set_result(None)
         self._peers.lost(self)
 
     def close(self) -> None:
-        """Close when what was written is sent."""
+        """Close once everything written is sent."""
         if self._transport is not None:
             self._transport.close()
 
     def check(self, now: float) -> None:
-        """Drop the link where it is dead, else show that this side is not."""
-        if not self.open:
-            if now - self.opened > OPENING:
-                self._peers.complain(self.name, f"{self.where} has not answered within {OPENING:g} s")
-                self.abort()
-        elif now - self.heard > DEAD:
-            self._peers.complain(self.name, f"nothing was heard from {self.where} for {DEAD:g} s")
-            self.abort()
-        elif self.waiting > OUTPUT_LIMIT or (self.paused and now - self.moved > 2 * DEAD):
-            self._peers.complain(self.name, f"{self.where} does not take what is sent to it")
-            self.abort()
-        elif now - self.sent >= PING * 0.9:
+        """Drop the link if it is dead, else send a ping if one is due."""
+        settings = self._peers.settings
+        congested = self.state is LinkState.CONGESTED
+        if self.state is LinkState.OPENING:
+            if now - self.opened > settings.opening_seconds:
+                self._drop(f"{self.where} has not answered within {settings.opening_seconds:g} s")
+        elif now - self.heard > settings.dead_seconds:
+            self._drop(f"nothing was heard from {self.where} for {settings.dead_seconds:g} s")
+        elif self.unsent_bytes > settings.output_bytes or (
+            congested and now - self.congested_at > 2 * settings.dead_seconds
+        ):
+            self._drop(f"{self.where} does not take what is sent to it")
+        elif now - self.sent >= settings.ping_seconds * 0.9:
             self.send(messages.Ping())
 
+    def _drop(self, reason: str) -> None:
+        self._peers.complain(self.name, reason)
+        self.abort()
+
     @property
-    def waiting(self) -> int:
+    def unsent_bytes(self) -> int:
         return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
     def _write(self, data: bytes) -> None:
@@ -235,8 +285,10 @@ class Peers:
         node: Node,
         *,
         credentials: Credentials = OPEN,
+        settings: PeerSettings | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.settings = settings or PeerSettings()
         self.clock = clock
         self._service = service.name
         self._node = node.name
@@ -244,31 +296,35 @@ class Peers:
         self._cluster = cluster_text(service)
         self._boot = secrets.token_hex(8)
         self._credentials = credentials
-        self._links: dict[str, _Link] = {}
-        self._opening: set[_Link] = set()
+        self._links: dict[str, PeerLink] = {}
+        self._opening: set[PeerLink] = set()
         self._down_since = dict.fromkeys(self._addresses, clock())
-        self._told: dict[str, tuple[str, float]] = {}
-        self._member: Member | None = None
+        self._complaints: dict[str, tuple[str, float]] = {}
+        """By node: what was last logged about it, and when."""
+        self._group: PeerGroup | None = None
         self._wake: Callable[[], None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
-    # --- what the replica uses (raft.Carrier) ---
+    def __repr__(self) -> str:
+        return f"<Peers of {self._node} {[*self._links.values(), *self._opening]}>"
+
+    # --- what the replica uses (messages.Carrier) ---
 
     @property
     def names(self) -> tuple[str, ...]:
         """The other nodes."""
         return tuple(self._addresses)
 
-    def start(self, member: Member, wake: Callable[[], None]) -> None:
+    def start(self, group: PeerGroup, wake: Callable[[], None]) -> None:
         """Begin to dial. `wake` is called after messages: something may be due."""
-        self._member, self._wake = member, wake
+        self._group, self._wake = group, wake
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._dial(name, at)) for name, at in self._addresses.items()]
         self._tasks.append(loop.create_task(self._pulse()))
 
     def close(self) -> None:
         """Drop all links; what was written is still sent."""
-        self._member = self._wake = None
+        self._group = self._wake = None
         for task in self._tasks:
             task.cancel()
         self._tasks = []
@@ -286,7 +342,7 @@ class Peers:
 
     def room(self, name: str) -> bool:
         link = self._links.get(name)
-        return link is not None and not link.paused
+        return link is not None and link.state is not LinkState.CONGESTED
 
     def renew(self, credentials: Credentials) -> None:
         """Dial with these certificates from now on; the secret stays."""
@@ -308,57 +364,61 @@ class Peers:
                 f"{self._cluster} here; all nodes need the same"
             )
         current = self._links.get(name)
-        if current is not None and current.boot != hello.boot and self.clock() - current.heard < ALIVE:
+        if (
+            current is not None
+            and current.boot != hello.boot
+            and self.clock() - current.heard < self.settings.alive_seconds
+        ):
             return f"node {name!r} is connected from {current.where} already: two nodes under one name"
         return None
 
     def adopt(
-        self, side: NodeSide, channel: Channel | None, transport: asyncio.Transport, messages: list[Any]
+        self, side: NodeSide, channel: Channel | None, transport: asyncio.Transport, pending: list[Any]
     ) -> None:
-        """Take over a connection whose hello was welcomed, and what came after it. Raises ProtocolError."""
+        """Take over a welcomed connection, and the messages after its hello. Raises ProtocolError."""
         assert side.hello is not None
-        link = _Link(self, side.hello.client, side, channel, side.hello.boot)
+        link = PeerLink(self, side.hello.client, side, channel, side.hello.boot)
         link.take(transport)
         transport.set_protocol(link)
         self._opening.add(link)
         self.joined(link)
-        for message in messages:
+        for message in pending:
             link.handle(message)
 
     # --- what links use ---
 
-    def joined(self, link: _Link) -> None:
-        """The link can be used: it is the node's present one from now."""
+    def joined(self, link: PeerLink) -> None:
+        """Make an open link the present one to its node."""
         self._opening.discard(link)
-        if self._member is None:
+        if self._group is None:
             link.abort()
             return
         former = self._links.pop(link.name, None)
         if former is not None:
-            self._member.link_down(link.name)
+            self._group.link_down(link.name)
             former.abort()
         self._links[link.name] = link
-        self._told.pop(link.name, None)
+        self._complaints.pop(link.name, None)
         logger.info("node %s is linked (%s)", link.name, link.where)
-        self._member.link_up(link.name)
+        self._group.link_up(link.name)
         self.wake()
 
-    def received(self, link: _Link, message: messages.Message) -> None:
-        if self._links.get(link.name) is link and self._member is not None:
-            self._member.receive(link.name, message)
+    def received(self, link: PeerLink, message: messages.Message) -> None:
+        if self._links.get(link.name) is link and self._group is not None:
+            self._group.receive(link.name, message)
 
-    def roomy(self, link: _Link) -> None:
-        if self._links.get(link.name) is link and self._member is not None:
-            self._member.roomy(link.name)
+    def roomy(self, link: PeerLink) -> None:
+        if self._links.get(link.name) is link and self._group is not None:
+            self._group.roomy(link.name)
 
-    def lost(self, link: _Link) -> None:
+    def lost(self, link: PeerLink) -> None:
         self._opening.discard(link)
         if self._links.get(link.name) is link:
             del self._links[link.name]
             self._down_since[link.name] = self.clock()
             logger.info("node %s is not linked any more (%s)", link.name, link.where)
-            if self._member is not None:
-                self._member.link_down(link.name)
+            if self._group is not None:
+                self._group.link_down(link.name)
                 self.wake()
 
     def wake(self) -> None:
@@ -366,30 +426,30 @@ class Peers:
             self._wake()
 
     def complain(self, name: str, reason: str) -> None:
-        """Log what is wrong with a node, but not over and over."""
-        told, at = self._told.get(name, ("", float("-inf")))
+        """Log a problem with a node, and the same one once in `warning_interval_seconds`."""
+        former, at = self._complaints.get(name, ("", float("-inf")))
         now = self.clock()
-        if reason != told or now - at > QUIET:
-            self._told[name] = reason, now
+        if reason != former or now - at > self.settings.warning_interval_seconds:
+            self._complaints[name] = reason, now
             logger.warning("node %s: %s", name, reason)
 
     # --- inside ---
 
     async def _dial(self, name: str, address: Address) -> None:
-        """Have a link to that node, for ever."""
+        """Dial that node whenever there is no link to it and it is this node's turn, for ever."""
         loop = asyncio.get_running_loop()
         while True:
-            mine = self._node < name or self.clock() - self._down_since[name] > LATE
+            mine = self._node < name or self.clock() - self._down_since[name] > self.settings.late_seconds
             if mine and name not in self._links:
                 try:
                     await self._open(loop, name, address)
                 except (OSError, asyncio.TimeoutError, PeerError) as error:
-                    said = system_reason(error) if isinstance(error, OSError) else str(error)
-                    problem = one_line(said or type(error).__name__, REASON_LENGTH)
+                    reason = system_reason(error) if isinstance(error, OSError) else str(error)
+                    problem = one_line(reason or type(error).__name__, REASON_LENGTH)
                     self.complain(name, f"{address} cannot be reached: {problem}")
                 except Exception:
                     logger.exception("dialing node %s has failed; going on", name)
-            await asyncio.sleep(RETRY * random.uniform(0.8, 1.2))
+            await asyncio.sleep(self.settings.dial_retry_seconds * random.uniform(0.8, 1.2))
 
     async def _open(self, loop: asyncio.AbstractEventLoop, name: str, address: Address) -> None:
         side = ClientSide(
@@ -401,23 +461,23 @@ class Peers:
             boot=self._boot,
             cluster=self._cluster,
         )
-        link = _Link(self, name, side, self._credentials.channel(address.host))
+        link = PeerLink(self, name, side, self._credentials.channel(address.host))
         await asyncio.wait_for(
             loop.create_connection(lambda: link, address.host, address.port),
-            OPENING,
+            self.settings.opening_seconds,
         )
-        if not link.open:
+        if link.state is LinkState.OPENING:
             self._opening.add(link)
         await link.ended
 
     async def _pulse(self) -> None:
-        """Ping, and find out who is dead."""
+        """Send pings, and drop dead links."""
         before = self.clock()
         while True:
-            await asyncio.sleep(PING / 4)
+            await asyncio.sleep(self.settings.ping_seconds / 4)
             now = self.clock()
             late, before = now - before > 1.0, now
             for link in [*self._links.values(), *self._opening]:
-                if late:  # this process stood still: the others are to be heard first
-                    link.heard = link.opened = link.moved = now
+                if late:  # this process stood still: what the others sent meanwhile comes first
+                    link.heard = link.opened = link.congested_at = now
                 link.check(now)

@@ -21,6 +21,8 @@ from hypothesis import strategies as st
 from connmon.cluster import daemon
 from connmon.cluster.export.csv_dump import COLUMNS, DEFAULT, Dump, Rows, columns_of, open_dump
 from connmon.cluster.export.dump_file import DumpFile
+from connmon.cluster.raft.status import Role as RaftRole
+from connmon.cluster.raft.status import Status
 from connmon.config import direct, load
 from connmon.errors import ConfigError
 from connmon.protocol.queries import Query
@@ -259,8 +261,7 @@ class Role:
     """A replica, and a node's port, as far as a dump looks at them."""
 
     def __init__(self, quorum: bool, is_leader: bool) -> None:
-        self.quorum = quorum
-        self.is_leader = is_leader
+        self.status = Status(quorum=quorum, role=RaftRole.LEADER if is_leader else RaftRole.FOLLOWER)
 
     def rows(self, query: Query) -> Iterator[Any]:
         yield answered("nova")

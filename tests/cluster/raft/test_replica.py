@@ -15,9 +15,9 @@ import pysyncobj.pickle
 import pysyncobj.syncobj
 import pytest
 
-from connmon.cluster.raft import core as raft_module
-from connmon.cluster.raft import group as group_module
+from connmon.cluster.raft.log import Checkpoint
 from connmon.cluster.raft.replica import ApplyError, Replica
+from connmon.cluster.raft.settings import RaftSettings
 from connmon.protocol.batch import Batch, Tick
 from connmon.protocol.reports import Report
 from tests.support.cluster_fakes import FakeState, full
@@ -28,12 +28,14 @@ def batch(number: int, *reports: Report, boot: str = "b") -> Batch:
     return Batch("node1", boot, number, Tick(0.1, 15.0), reports)
 
 
-def with_replica(body: Callable[[Replica, FakeState], Awaitable[None]]) -> None:
+def with_replica(
+    body: Callable[[Replica, FakeState], Awaitable[None]], settings: RaftSettings | None = None
+) -> None:
     """Run `body` with a started replica, for at most 30 s."""
 
     async def run() -> None:
         inner: Any = FakeState()
-        replica = Replica("default", "node1", inner)
+        replica = Replica("default", "node1", inner, settings=settings)
         replica.start()
         try:
             await asyncio.wait_for(body(replica, inner), 30)
@@ -47,16 +49,16 @@ def test_a_batch_is_applied_and_its_outcome_returned() -> None:
     """propose waits for the election and returns what applying brought."""
 
     async def body(replica: Replica, state: FakeState) -> None:
-        assert replica.leader is None
-        assert not replica.quorum
+        assert replica.status.leader is None
+        assert not replica.status.quorum
         outcome = await replica.propose(batch(1, full("i1")))
         assert outcome.applied
         assert outcome.answers == (("i1", 1, False),)
         assert state.reports == {"i1": 1}
-        assert replica.leader == "node1"
-        assert replica.is_leader
-        assert replica.quorum
-        assert replica.stale < 30
+        assert replica.status.leader == "node1"
+        assert replica.status.is_leader
+        assert replica.status.quorum
+        assert replica.status.stale < 30
 
     with_replica(body)
 
@@ -87,13 +89,12 @@ def test_batches_go_in_order_one_at_a_time() -> None:
     with_replica(body)
 
 
-def test_a_proposal_that_is_lost_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proposal_that_is_lost_is_repeated() -> None:
     """pysyncobj's callbacks may never come; the batch is proposed again until it is applied."""
-    monkeypatch.setattr(group_module, "REPEAT", 0.05)
 
     async def body(replica: Replica, state: FakeState) -> None:
-        raft: Any = replica._group.raft  # type: ignore[union-attr]
-        real = raft.propose
+        member: Any = replica._group.member  # type: ignore[union-attr]
+        real = member.propose
         lost = 0
 
         def lose(data: bytes, answered: Any) -> None:
@@ -103,12 +104,12 @@ def test_a_proposal_that_is_lost_is_repeated(monkeypatch: pytest.MonkeyPatch) ->
             else:
                 lost += 1
 
-        raft.propose = lose
+        member.propose = lose
         outcome = await replica.propose(batch(1, full("i1")))
         assert lost == 3
         assert outcome.applied
 
-    with_replica(body)
+    with_replica(body, RaftSettings(repeat_seconds=0.05))
 
 
 def test_a_state_that_raises_does_not_stop_the_group(caplog: pytest.LogCaptureFixture) -> None:
@@ -146,7 +147,7 @@ def test_bytes_that_are_no_batch_are_skipped(caplog: pytest.LogCaptureFixture) -
 
     async def body(replica: Replica, state: FakeState) -> None:
         await replica.propose(batch(1))
-        replica._group.raft.propose(b"\xc1garbage", lambda result, error: None)  # type: ignore[union-attr]
+        replica._group.member.propose(b"\x00\xc1garbage", lambda result, error: None)  # type: ignore[union-attr]
         assert (await replica.propose(batch(2))).applied
 
     with_replica(body)
@@ -160,41 +161,40 @@ def test_the_log_stays_short_over_5000_commands() -> None:
         longest = 0
         for number in range(1, 5001):
             await replica.propose(batch(number, full(f"i{number % 7}", number)))
-            longest = max(longest, replica.log_entries)
+            longest = max(longest, replica.status.log_entries)
         assert state.version == 5000
         assert sorted(state.reports.values()) == list(range(4994, 5001))
-        assert longest <= raft_module.LOG_ENTRIES + 3
+        assert longest <= RaftSettings().log_entries + 3
 
     with_replica(body)
 
 
-def test_the_log_is_cut_by_size_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_log_is_cut_by_size_too() -> None:
     """Large commands do not add up to 500 times their size."""
-    monkeypatch.setattr(raft_module, "LOG_BYTES", 100_000)
 
     async def body(replica: Replica, state: FakeState) -> None:
         longest = 0
         for number in range(1, 201):
             await replica.propose(batch(number, full("i", number, "x" * 2000)))
-            longest = max(longest, replica.log_entries)
+            longest = max(longest, replica.status.log_entries)
         assert longest < 60
 
-    with_replica(body)
+    with_replica(body, RaftSettings(log_bytes=100_000))
 
 
 class Shelf:
-    """A raft.Store in memory."""
+    """A follower.Store in memory."""
 
-    data: bytes | None = None
+    checkpoint: Checkpoint | None = None
 
-    def save(self, data: bytes) -> None:
-        self.data = data
+    def save(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
 
-    def load(self) -> bytes | None:
-        return self.data
+    def load(self) -> Checkpoint | None:
+        return self.checkpoint
 
     def drop(self) -> None:
-        self.data = None
+        self.checkpoint = None
 
 
 def test_journal_and_store_bring_the_state_back(tmp_path: Path) -> None:
@@ -208,14 +208,14 @@ def test_journal_and_store_bring_the_state_back(tmp_path: Path) -> None:
         try:
             for number in numbers:
                 await replica.propose(batch(number, full(f"i{number % 7}", number)))
-            while not replica.quorum or replica.state.version < until:
+            while not replica.status.quorum or replica.state.version < until:
                 await asyncio.sleep(0.01)
             return replica.state  # type: ignore[return-value]
         finally:
             replica.close()
 
     before = asyncio.run(run(range(1, 1301), 1300))
-    assert shelf.data is not None
+    assert shelf.checkpoint is not None
     # What was not known to be committed is committed again by the next leader.
     after = asyncio.run(run(range(1301, 1302), 1301))
     assert before.version == 1300

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from connmon.cluster import daemon
-from connmon.cluster.raft.follower import write_image
-from connmon.cluster.raft.member import Image
+from connmon.cluster.raft.log import Checkpoint
 from connmon.cluster.raft.storage import DataDir
 from connmon.config import Address, Node
 from connmon.errors import ConfigError
@@ -28,7 +27,7 @@ LIMIT = 30.0
 
 # --- the store, by example -------------------------------------------------------------------
 
-IMAGE = write_image(Image(2, 1, b"\1two", b"state"))
+CHECKPOINT = Checkpoint(2, 1, b"\1two", b"state")
 
 
 def filled(path: Path) -> Path:
@@ -38,28 +37,28 @@ def filled(path: Path) -> Path:
         kept.journal.add(b"\1" + b"x" * index, index, 1)
     kept.journal.setCurrentTerm(7, "node2")
     kept.journal.setRaftCommitIndex(3)
-    kept.save(IMAGE)
+    kept.save(CHECKPOINT)
     kept.journal._destroy()
     kept.close()
     return path
 
 
-def opened(path: Path, service: str = "default", node: str = "node1") -> tuple[list[Any], bytes | None]:
+def opened(path: Path, service: str = "default", node: str = "node1") -> tuple[list[Any], Checkpoint | None]:
     kept = DataDir(str(path), service, node)
-    log, image = [kept.journal[at] for at in range(len(kept.journal))], kept.load()
+    log, checkpoint = [kept.journal[at] for at in range(len(kept.journal))], kept.load()
     assert (kept.journal.getCurrentTerm(), kept.journal.getVotedForNodeId()) == (7, "node2")
     kept.journal._destroy()
     kept.close()
-    return log, image
+    return log, checkpoint
 
 
 def test_what_was_kept_is_there_again(tmp_path: Path) -> None:
     """Log, term, vote, commit index and snapshot come back, and as often as wanted."""
     path = filled(tmp_path / "d")
-    log, image = opened(path)
+    log, checkpoint = opened(path)
     assert [(index, term) for _, index, term in log] == [(1, 1), (2, 1), (3, 1)]
-    assert image == IMAGE
-    assert opened(path) == (log, image)
+    assert checkpoint == CHECKPOINT
+    assert opened(path) == (log, checkpoint)
 
 
 def test_what_was_deleted_is_not(tmp_path: Path) -> None:

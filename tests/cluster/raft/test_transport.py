@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from connmon.cluster.raft import messages, transport
+from connmon.cluster.raft import messages
 from connmon.cluster.raft.messages import (
     Append,
     Entry,
@@ -24,7 +24,8 @@ from connmon.cluster.raft.messages import (
     decode,
     encode,
 )
-from connmon.cluster.raft.transport import cluster_text
+from connmon.cluster.raft.status import Role
+from connmon.cluster.raft.transport import PeerSettings, cluster_text
 from connmon.config import Address, Node
 from connmon.errors import ProtocolError
 from connmon.protocol.credentials import Credentials
@@ -92,7 +93,7 @@ def test_what_one_proposes_all_apply() -> None:
         (leader,) = trio.leaders()
         for name, replica in trio.replicas.items():
             status = replica.status
-            assert status.role == ("leader" if name == leader else "follower")
+            assert status.role is (Role.LEADER if name == leader else Role.FOLLOWER)
             assert (status.leader, status.lag, status.quorum) == (leader, 0, True)
             assert set(status.connected.values()) == {True}
 
@@ -110,10 +111,10 @@ def test_a_leader_that_ends_is_followed_by_another() -> None:
         trio.stop(leader)
         rest = next(iter(trio.replicas.values()))
         assert (await rest.propose(batch(2, full("i2")))).applied
-        assert rest.leader != leader
+        assert rest.status.leader != leader
         trio.start(leader)
         await trio.until(lambda: {state.version for state in trio.states()} == {2})
-        await trio.until(lambda: all(replica.quorum for replica in trio.replicas.values()))
+        await trio.until(lambda: all(replica.status.quorum for replica in trio.replicas.values()))
 
     with_trio(body)
 
@@ -127,7 +128,7 @@ def test_without_a_majority_nothing_is_applied_and_quorum_is_denied() -> None:
         trio.stop("node2")
         trio.stop("node3")
         replica = trio.replicas["node1"]
-        await trio.until(lambda: not replica.quorum and replica.leader is None)
+        await trio.until(lambda: not replica.status.quorum and replica.status.leader is None)
         proposal = asyncio.ensure_future(replica.propose(batch(2, full("i2"))))
         done, _ = await asyncio.wait({proposal}, timeout=0.5)
         assert not done and replica.state.version == 1
@@ -214,7 +215,7 @@ def test_another_config_is_told_to_both(caplog: pytest.LogCaptureFixture) -> Non
 
         await trio.until(lambda: told("connmon.cluster.log_limit") and told("connmon.cluster.raft.transport"))
         assert (await trio.replicas["node1"].propose(batch(1))).applied
-        assert not trio.replicas["node3"].quorum
+        assert not trio.replicas["node3"].status.quorum
 
     with_trio(body)
 
@@ -268,9 +269,8 @@ def test_a_peer_that_makes_no_sense_is_dropped(garbage: bytes, caplog: pytest.Lo
 
 
 @pytest.mark.slow
-def test_a_silent_link_is_dropped(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """A node that says nothing for DEAD seconds is not linked any more."""
-    monkeypatch.setattr(transport, "DEAD", 0.6)
+def test_a_silent_link_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    """A link on which nothing is heard for `dead_seconds` is dropped, and opened again."""
 
     async def body(trio: Trio) -> None:
         peers = trio.replicas["node2"].peers
@@ -280,7 +280,7 @@ def test_a_silent_link_is_dropped(monkeypatch: pytest.MonkeyPatch, caplog: pytes
         await trio.until(lambda: peers._links.get("node3") is not link)
         await trio.until(lambda: "node3" in peers._links)
 
-    with_trio(body)
+    with_trio(body, peer_settings=PeerSettings(dead_seconds=0.6))
     assert "nothing was heard" in caplog.text
 
 
@@ -293,7 +293,7 @@ def test_long_messages_are_cut_and_joined() -> None:
     for message in (
         Append(3, 1, 9, 1, 0, 0, entries),
         Propose(1, b"\x00" + b"x" * 3_000_000),
-        Install(3, 9, 9, 3, b"\x00" * 700_000, 10, 0, b"y" * messages.PART),
+        Install(3, 9, 9, 3, b"\x00" * 700_000, 10, 0, b"y" * messages.PART_BYTES),
         Append(3, 1, 9, 1, 0, 0, (Entry(1, b"\x01"),)),
     ):
         parts = cut(message)
@@ -308,10 +308,9 @@ def test_long_messages_are_cut_and_joined() -> None:
         assert decode(encode(message)) == message
 
 
-def test_what_is_joined_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_joined_has_a_limit() -> None:
     """A node cannot make another one grow without bound."""
-    monkeypatch.setattr(messages, "MESSAGE_LIMIT", 1000)
-    joiner = Joiner()
+    joiner = Joiner(limit_bytes=1000)
     joiner.add(Part(b"x" * 600, True))
     with pytest.raises(ProtocolError, match="more than 1000 bytes"):
         joiner.add(Part(b"x" * 600, True))
