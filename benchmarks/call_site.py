@@ -67,10 +67,10 @@ def main() -> int:
         ("its line at frame 50", [python] * 30 + ["/srv/shop/shop/db.py"] * 60),
         ("none: the line of a library", [library] * 30 + [python] * 60),
     ):
-        kinds = call_site.Kinds()
+        kinds = call_site.FrameKinds()
         figures: list[float] = []
 
-        def measure(kinds: call_site.Kinds = kinds, figures: list[float] = figures) -> None:
+        def measure(kinds: call_site.FrameKinds = kinds, figures: list[float] = figures) -> None:
             frame = sys._getframe(1)
             assert bare(frame) == FRAMES, bare(frame)
             figures.append(median(lambda: call_site.find(frame, kinds), rounds))

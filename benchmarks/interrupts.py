@@ -45,7 +45,7 @@ class Loop:
         self.account = None
         if trace is not None:
             ledger = Ledger("i", threading.Lock, time.monotonic, holder)
-            ledger.wake = lambda: None
+            ledger.process.wake = lambda: None
             tracing = holder.Tracing(trace)
             self.account = instrument(self.engine.pool, ledger, describe(self.engine), lambda _: 7, tracing)
         self.fired = self.seen = 0

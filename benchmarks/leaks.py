@@ -45,7 +45,7 @@ def run(leaks: int, per_second: float, one_in: int) -> tuple[int, int, int]:
     """Return how many leaks there were, of how many the line is right, and of how many the present place."""
     engine = Database().engine(QueuePool, pool_size=leaks + 5, max_overflow=0)
     ledger = Ledger("i", threading.Lock, time.monotonic, holder)
-    ledger.wake = lambda: None
+    ledger.process.wake = lambda: None
     account = instrument(engine.pool, ledger, describe(engine), lambda _: None, holder.Tracing("auto", 0.0))
     rng, functions = random.Random(7), lines()
     kept: dict[int, tuple[str, Any]] = {}

@@ -2,9 +2,9 @@
 
 A signal handler (Celery's soft time limit, an alarm, a SIGTERM handler that raises SystemExit), Ctrl-C, or
 another thread (PyThreadState_SetAsyncExc) raises wherever the program happens to be, also in the middle of
-connmon. The application waits for that exception and has to get it. A failure of connmon it must never get.
+connmon. The application waits for that exception and has to get it. It must never get a failure of connmon.
 
-This is asked where an exception was caught, never on the way: it may take its time.
+This is called where an exception was caught, never on the fast path: it may take its time.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from types import FrameType, TracebackType
 from typing import Any, Final
 
 _HERE: Final = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
-#: Modules whose exceptions what connmon calls on the way can raise by itself.
+#: Packages whose exceptions connmon's own calls can raise.
 _OWN: Final = ("builtins", "connmon", "sqlalchemy")
 
 
 def interrupted(error: BaseException, *, in_driver: bool = False) -> bool:
-    """Whether `error`, just caught, was raised into connmon, so that the application has to get it.
+    """Return whether `error`, just caught, was raised into connmon, so that the application has to get it.
 
-    `in_driver`: a database driver was called, whose own exceptions are no sign of an interruption.
-    An exception of a built-in class that another thread has set cannot be told from a failure: False.
+    `in_driver`: a database driver was called, whose own exceptions are no sign of an interruption. False for
+    an exception of a built-in class that another thread has set: it looks like a failure.
     """
     try:
         if not isinstance(error, Exception):
@@ -37,7 +37,7 @@ def interrupted(error: BaseException, *, in_driver: bool = False) -> bool:
             innermost, trace = trace, trace.tb_next
         if in_driver or innermost is None:
             return False
-        # Set by another thread: it seems to come out of nowhere in a line of connmon's.
+        # Set by another thread: it appears in a line of connmon's that raises no such thing.
         here = innermost.tb_frame.f_code.co_filename.startswith(_HERE)
         return here and type(error).__module__.partition(".")[0] not in _OWN
     except Exception:
@@ -45,7 +45,8 @@ def interrupted(error: BaseException, *, in_driver: bool = False) -> bool:
 
 
 def _is_signal_handler(frame: FrameType) -> bool:
-    """Whether this is the frame of a Python signal handler: it is called by the frame that it is given."""
+    """Return whether this is the frame of a Python signal handler: its argument is the frame that called
+    it."""
     caller, code = frame.f_back, frame.f_code
     if caller is None or code.co_filename.startswith(_HERE):
         return False
@@ -64,23 +65,23 @@ def _handlers() -> list[Any]:
     module = sys.modules.get("signal")
     if module is None:
         return []
-    found = []
+    codes = []
     for number in module.valid_signals():
         handler: Any = module.getsignal(number)
         handler = getattr(handler, "func", handler)  # functools.partial
         handler = getattr(handler, "__func__", handler)
-        found.append(getattr(handler, "__code__", None))
-    return [code for code in found if code is not None]
+        codes.append(getattr(handler, "__code__", None))
+    return [code for code in codes if code is not None]
 
 
 def let_go(error: BaseException) -> None:
-    """Have the error's traceback keep nothing of connmon's frames alive.
+    """Clear connmon's frames in the error's traceback.
 
-    They refer to the application's frames and connections, which would then live until a garbage collection.
+    They refer to the application's frames and connections, which would else live until a garbage collection.
     """
     trace = error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename.startswith(_HERE):
-            with contextlib.suppress(RuntimeError):  # it is not through yet
+            with contextlib.suppress(RuntimeError):  # the frame still runs
                 trace.tb_frame.clear()
         trace = trace.tb_next

@@ -34,8 +34,8 @@ def a_reporter_of_its_own() -> Iterator[None]:
     reporter = getattr(module, "_reporter", None)
     if reporter is not None and reporter._running:
         reporter.leave()
-        assert reporter._left.acquire(True, 20), "the reporter's thread does not end"
-        reporter.forked()
+        assert reporter._thread_ended.acquire(True, 20), "the reporter's thread does not end"
+        reporter.after_fork_in_child()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -243,28 +243,28 @@ def test_an_id_is_read_again_while_held_and_once_after() -> None:
     location, connection = Location(info(), PYMYSQL), Connection(7)
     found = met(location, connection)
     connection.number = 8
-    location.look_again(found, 200.0)
+    location.read_session_again(found, 200.0)
     assert (found.server_id, found.opened) == (7, 100.0)  # nobody has had it since
     found.checkouts, found.since = 1, 150.0
-    location.look_again(found, 200.0)
+    location.read_session_again(found, 200.0)
     assert (found.server_id, found.opened) == (8, 200.0)
     connection.number = 9
     connection.host = "db2"
     found.since, found.checkouts = 0.0, 2
-    location.look_again(found, 201.0)
+    location.read_session_again(found, 201.0)
     assert (found.server_id, found.opened, found.server) == (9, 201.0, DatabaseServer("db2", 3306))
     # What happens between a report and the giving back is seen with the next report.
     found.since = 201.5
-    location.look_again(found, 202.0)
+    location.read_session_again(found, 202.0)
     found.since, connection.number = 0.0, 10
-    location.look_again(found, 203.0)
+    location.read_session_again(found, 203.0)
     assert (found.server_id, found.opened) == (10, 203.0)
     connection.number = 11
-    location.look_again(found, 204.0)
+    location.read_session_again(found, 204.0)
     assert found.server_id == 10
     connection.number = None  # cut off, and not connected again yet
     found.since = 205.0
-    location.look_again(found, 206.0)
+    location.read_session_again(found, 206.0)
     assert (found.server_id, found.opened) == (None, 203.0)
 
 
@@ -276,7 +276,7 @@ def test_the_connection_is_not_kept() -> None:
     gc.collect()
     assert dead() is None
     found.since = 1.0
-    location.look_again(found, 2.0)
+    location.read_session_again(found, 2.0)
     assert found.server_id == 7
 
 

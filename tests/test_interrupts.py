@@ -75,7 +75,7 @@ class Application:
             options = {"pool_size": 1, "max_overflow": 1, "pool_timeout": 0.001}
         self.engine = self.database.engine(poolclass, **options)
         self.ledger = Ledger("i", threading.Lock, time.monotonic, holder)
-        self.ledger.wake = lambda: None
+        self.ledger.process.wake = lambda: None
         tracing = holder.Tracing("off" if off else "auto", 30.0)
         self.account = instrument(self.engine.pool, self.ledger, describe(self.engine), lambda _: 7, tracing)
 

@@ -201,18 +201,14 @@ _SANDBOX = "60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752"
         ("", "", None),
     ],
 )  # fmt: skip
-def test_container(
-    cgroup: str, mountinfo: str, found: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_container(cgroup: str, mountinfo: str, found: str | None, tmp_path: Path) -> None:
     """The container's id, wherever its engine lets it be seen; on a host that runs containers, none."""
     (tmp_path / "cgroup").write_text(cgroup)
     (tmp_path / "mountinfo").write_text(mountinfo)
-    monkeypatch.setattr(process_info, "_PROC", str(tmp_path))
-    assert process_info.container() == found
-    assert process_info.identity("h", "p").container == found
+    assert process_info.container(str(tmp_path)) == found
+    assert process_info.identity("h", "p", str(tmp_path)).container == found
 
 
-def test_no_container_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_no_container_where_there_is_no_proc(tmp_path: Path) -> None:
     """Where nothing can be read, nothing is said."""
-    monkeypatch.setattr(process_info, "_PROC", str(tmp_path / "missing"))
-    assert process_info.container() is None
+    assert process_info.container(str(tmp_path / "missing")) is None

@@ -19,7 +19,7 @@ from sqlalchemy.pool import Pool
 from connmon.plugin import call_site, holder
 
 _shown: list[str] | None = None
-_kinds: list[call_site.Kinds] = []
+_kinds: list[call_site.FrameKinds] = []
 
 
 @event.listens_for(Pool, "checkout")
@@ -28,13 +28,13 @@ def _checkout(*_: Any) -> None:
         return
     for kinds in _kinds:
         place = call_site.find(sys._getframe(1), kinds, holder._parents)
-        _shown.append("nothing" if place is None else holder.line(*place))
+        _shown.append("nothing" if place is None else holder.frame_text(*place))
 
 
 def of(package: str) -> None:
     """Say which package the service is."""
     names = frozenset({package})
-    _kinds[:] = [call_site.Kinds(), call_site.Kinds(own=names), call_site.Kinds(project=names)]
+    _kinds[:] = [call_site.FrameKinds(), call_site.FrameKinds(own=names), call_site.FrameKinds(project=names)]
 
 
 def right_line(file: str, function: str, fragment: str) -> str:

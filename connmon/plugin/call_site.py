@@ -1,25 +1,30 @@
 """Which frame of a stack is the call site: the line of the application that an operator wants to see.
 
+This page can be read from top to bottom: what a frame is (`FrameKinds`), code that only hands on a call
+(`hands_on`), which frame of a stack it is then (`find`), and the packages of the application
+(`own_packages`).
+
 Rules:
 
-1. It is the first frame, seen from the innermost, that is the application's. What is SQLAlchemy's, a
-   driver's, a library of the plumbing (`PLUMBING`) or Python's own is not, by the real directories of
-   these packages: a directory that is merely called sqlalchemy is the application's.
+1. It is the first frame, from the innermost, that is the application's. Frames of SQLAlchemy, of a driver, of
+   a library between these and the application (`PLUMBING`), and of Python's own library are not, by the real
+   directories of these packages: a directory that is merely called sqlalchemy is the application's.
 2. Nor is a frame that only hands on a call: a decorator's wrapper in the line where it calls `f(*args,
    **kwargs)`, a method where it calls the one that it overrides (`super().save(...)` in `save`), or a
-   function that does nothing but `return other(its, arguments)`. The last counts where what it calls is
-   SQLAlchemy: then it is the query.
-   A generator of @contextmanager hands on too: the `with` statement that enters it counts.
-3. The application is the packages of `connmon_project`; without that, what is outside of site-packages,
-   and the package that the process was started with. Another package in site-packages is a library. It
-   counts where nothing of the application called it, that is between it and the server (`SERVERS`), the
-   end of the stack or the thirtieth frame beyond it.
+   function that does nothing but `return other(its, arguments)`. The last counts where it calls SQLAlchemy:
+   then it is the query. A generator of @contextmanager hands on too: the `with` statement that enters it
+   counts.
+3. The application is the packages of `connmon_project`. Without that option it is what lies outside of
+   site-packages, and the package that the process was started with. Another package in site-packages is a
+   library. It counts where nothing of the application called it, as far as the server (`SERVERS`), the end of
+   the stack or `FRAMES_BEYOND` more frames.
 4. Where nothing counts, the innermost frame of the plumbing does.
-5. What a frame is depends on its code object alone, and is kept by the number of that (`id`): code
-   objects compare by value, and hashing one takes longer than all the rest. A weak reference removes the
-   entry when the code object goes, before its number can be used again.
+5. What a frame is depends on its code object alone, and is kept by the id() of that: code objects compare by
+   value, and hashing one is slower than all the rest. A weak reference removes the entry when the code object
+   goes, before its id can be used again.
 
-No locks, and nothing here raises for what an application's modules look like.
+No locks, and nothing here raises, whatever an application's modules look like. Kinds are plain numbers and
+module constants: they are compared for each frame of each noted checkout.
 """
 
 from __future__ import annotations
@@ -40,15 +45,17 @@ import sqlalchemy
 from connmon.interrupts import interrupted
 
 Place: TypeAlias = "tuple[CodeType, int]"
-Further: TypeAlias = "Callable[[], list[FrameType | None]]"
-"""No generator: an exception that is raised into one when it is closed goes to nobody."""
+"""Where a frame is: code object and line number."""
+MoreStacks: TypeAlias = "Callable[[], list[FrameType | None]]"
+"""Returns the innermost frames of the stacks further out. No generator: an exception that is raised into one
+when it is closed goes to nobody."""
 
 # --- What a frame is ------------------------------------------------------------------------
 
 APPLICATION: Final = 0
 LIBRARY: Final = 1
 HANDS_ON: Final = 2
-"""It does in some lines; see `Kinds.handing_on`."""
+"""Hands on a call in some lines; see `FrameKinds.handing_on`."""
 SERVER: Final = 3
 PLUMBING_FRAME: Final = 4
 MADE: Final = 5
@@ -81,7 +88,7 @@ PLUMBING: Final = (
     "debtcollector", "greenlet", "psycogreen", "anyio", "asgiref", "sentry_sdk", "opentelemetry",
     "newrelic", "ddtrace", "elasticapm", "sqlalchemy_collectd",
 )  # fmt: skip
-#: They call the application: whatever is further out has nothing to do with the query.
+#: They call the application: frames further out have nothing to do with the query.
 SERVERS: Final = (
     "gunicorn", "uvicorn", "hypercorn", "daphne", "waitress", "cheroot", "uwsgi", "eventlet", "gevent",
     "celery", "billiard", "kombu", "flask", "werkzeug", "starlette", "fastapi", "django", "webob",
@@ -91,7 +98,7 @@ SERVERS: Final = (
 )  # fmt: skip
 
 _NOBODY: Final = -1
-"""The kind of what the innermost frame calls."""
+"""Stands for the kind of what the innermost frame calls."""
 _QUERY: Final = frozenset({_NOBODY, MADE, SQLALCHEMY, BOUNDARY, ACQUIRES, WAITS, AWAITS, DRIVER})
 
 _CALLS_DRIVER: Final = frozenset(
@@ -114,7 +121,7 @@ _GENERATOR: Final = 0x20 | 0x200  # synchronous and asynchronous ones
 _ENTERING: Final = frozenset({"__enter__", "__exit__", "__aenter__", "__aexit__"})
 _CONTEXTLIB: Final = contextlib.__file__
 _VARIABLE: Final = 0x04 | 0x08  # *args and **kwargs
-_LONGEST: Final = 200
+_LARGEST_BYTECODE: Final = 200
 _SEP: Final = os.sep
 _HERE: Final = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
 _SQLALCHEMY: Final = os.path.join(os.path.dirname(sqlalchemy.__file__), "")
@@ -126,26 +133,35 @@ _SCRIPTS: Final = frozenset(
 )
 _INSTALLED: Final = (f"{_SEP}site-packages{_SEP}", f"{_SEP}dist-packages{_SEP}")
 _TYPED_IN: Final = ("<stdin", "<console", "<ipython")
-#: So many frames further out than a library the application is looked for that called it.
-BEYOND: Final = 30
-#: Code objects that are known at most; then it begins from nothing.
-MOST: Final = 20_000
+#: How many frames further out than a library the application is searched for.
+FRAMES_BEYOND: Final = 30
+#: The most code objects that are known; then all are forgotten.
+CODE_OBJECTS: Final = 20_000
 
 
-class Kinds:
-    """What the code objects are that have been seen, for one set of the application's packages."""
+class FrameKinds:
+    """The kinds of all code objects seen so far, for one set of the application's packages."""
 
-    def __init__(self, project: frozenset[str] = frozenset(), own: frozenset[str] = frozenset()) -> None:
-        """`project`: the packages of `connmon_project`. `own`: of what the process was started with."""
+    def __init__(
+        self,
+        project: frozenset[str] = frozenset(),
+        own: frozenset[str] = frozenset(),
+        code_objects: int = CODE_OBJECTS,
+    ) -> None:
+        """`project`: the packages of `connmon_project`. `own`: the package that the process was started with.
+
+        `code_objects`: the most that are kept.
+        """
         self.project = project
         self.own = own
+        self._limit = code_objects
         self.known: dict[int, int] = {}
         self.lines: dict[int, tuple[HandsOn, int]] = {}
-        """Of code that hands on a call: where it does, and what it is elsewhere."""
+        """By id of code that hands on a call: where it does, and what kind it is elsewhere."""
         self._references: dict[int, weakref.ref[CodeType]] = {}
 
     def of(self, code: CodeType) -> int:
-        """Return what this code object is."""
+        """Return the kind of this code object."""
         key = id(code)
         kind = self.known.get(key)
         if kind is not None:
@@ -157,7 +173,7 @@ class Kinds:
             if interrupted(error):
                 raise
             kind, lines = PLUMBING_FRAME, None
-        if len(self.known) >= MOST:
+        if len(self.known) >= self._limit:
             self._clear()
         known, all_lines, references = self.known, self.lines, self._references
 
@@ -174,14 +190,15 @@ class Kinds:
         return kind
 
     def handing_on(self, code: CodeType, number: int, inner: int) -> int:
-        """Return what a frame of kind HANDS_ON is in this line; `inner` is the kind of what it called."""
+        """Return the kind of a HANDS_ON frame in this line; `inner` is the kind of the frame that it
+        called."""
         where, kind = self.lines.get(id(code), (None, PLUMBING_FRAME))
         if where is None or number not in where.lines or (inner in _QUERY and not where.always):
             return kind
         return PLUMBING_FRAME
 
     def _clear(self) -> None:
-        # New ones, not the same emptied: somebody else may be about to write to these.
+        # New dicts, not the same emptied: another thread may be about to write to these.
         self.known, self.lines, self._references = {}, {}, {}
 
     def _kind(self, code: CodeType) -> int:
@@ -194,7 +211,7 @@ class Kinds:
             return OURS
         if _in_any(DRIVERS, path):
             return DRIVER
-        # Of two names the longer one decides: an application can have plumbing of its own, and the other way.
+        # The longest matching name decides: an application may contain plumbing, and plumbing an application.
         application = _longest(self.project or self.own, path, self.project)
         plumbing, server = _longest(PLUMBING, path), _longest(SERVERS, path)
         if application and application >= max(plumbing, server):
@@ -237,11 +254,11 @@ def _in_any(names: Iterable[str], path: str) -> bool:
 
 
 def _in(name: str, path: str) -> bool:
-    """Return whether the file is of the imported package or module of this name."""
+    """Return whether the file belongs to the imported package or module of this name."""
     module = sys.modules.get(name)
     if module is None:
         return False
-    try:  # not getattr: a lazy module would be imported by it
+    try:  # not getattr, which would import a lazy module
         names = object.__getattribute__(module, "__dict__")
     except AttributeError:
         return False
@@ -250,13 +267,13 @@ def _in(name: str, path: str) -> bool:
         return isinstance(file, str) and path == file
     if isinstance(file, str):
         return path.startswith(os.path.join(os.path.dirname(file), ""))
-    return any(isinstance(one, str) and path.startswith(os.path.join(one, "")) for one in list(paths))
+    return any(isinstance(root, str) and path.startswith(os.path.join(root, "")) for root in list(paths))
 
 
 def _longest(names: Iterable[str], path: str, by_path: Iterable[str] = ()) -> int:
-    """Return the length of the longest of the names of packages that the file is of; 0: of none."""
-    found = [len(name) for name in names if name.partition(".")[0] in path and _in(name, path)]
-    return max(found or (len(name) for name in by_path if _below(name, path)), default=0)
+    """Return the length of the longest of these package names that the file belongs to; 0: none."""
+    lengths = [len(name) for name in names if name.partition(".")[0] in path and _in(name, path)]
+    return max(lengths or (len(name) for name in by_path if _below(name, path)), default=0)
 
 
 def _below(name: str, path: str) -> bool:
@@ -281,20 +298,20 @@ def _installed(path: str) -> bool:
 
 
 class HandsOn(NamedTuple):
-    """Where a function does nothing but hand on a call that it was called with."""
+    """Where a function only hands on the call that it received."""
 
     lines: frozenset[int]
     always: bool
-    """Whether also where what it calls is SQLAlchemy."""
+    """Whether also where it calls SQLAlchemy."""
 
 
 def hands_on(code: CodeType) -> HandsOn | None:
-    """Return where this function only hands on a call; None: nowhere."""
+    """Return where this function only hands on a call. None: nowhere."""
     wrapper = code.co_flags & _VARIABLE == _VARIABLE
     overrides = "super" in code.co_names and code.co_name in code.co_names
-    if not (wrapper or overrides) and (len(code.co_code) > _LONGEST or not _parameters(code)):
+    if not (wrapper or overrides) and (len(code.co_code) > _LARGEST_BYTECODE or not _parameters(code)):
         return None
-    instructions = [each for each in dis.get_instructions(code) if each.opname != "CACHE"]
+    instructions = [step for step in dis.get_instructions(code) if step.opname != "CACHE"]
     if _passes_through(code, instructions):
         lines = frozenset(number for _, _, number in code.co_lines() if number is not None)
         return HandsOn(lines, wrapper and bool(_calls_with_all(code, instructions)))
@@ -324,32 +341,32 @@ def _calls(opname: str) -> bool:
 def _calls_with_all(code: CodeType, instructions: Sequence[dis.Instruction]) -> frozenset[int]:
     """Return the lines in which a function calls another one with its own *args and **kwargs."""
     starred = set(_parameters(code)[-2:])
-    found = set()
+    lines = set()
     loaded: set[str] = set()
     for instruction in instructions:
         name = instruction.opname
         if name == "CALL_FUNCTION_EX":
             if starred <= loaded:
-                found.add(_line_of(code, instruction.offset))
+                lines.add(_line_of(code, instruction.offset))
             loaded = set()
         elif _calls(name) or name.startswith(("STORE", "JUMP", "POP_JUMP", "RETURN")):
             loaded = set()
         else:
             loaded.update(_loaded(instruction))
-    return frozenset(number for number in found if number is not None)
+    return frozenset(number for number in lines if number is not None)
 
 
 def _calls_overridden(code: CodeType, instructions: Sequence[dis.Instruction]) -> frozenset[int]:
-    """Return the lines in which a method calls the one of `super()` that it overrides."""
-    found = set()
+    """Return the lines in which a method calls the `super()` method that it overrides."""
+    lines = set()
     start: int | None = None
     for instruction in instructions:
         if instruction.opname == "LOAD_GLOBAL" and instruction.argval == "super":
             start = _line_of(code, instruction.offset)
         elif start is not None and instruction.argval == code.co_name:
-            found |= {start, _line_of(code, instruction.offset)}
+            lines |= {start, _line_of(code, instruction.offset)}
             start = None
-    return frozenset(number for number in found if number is not None)
+    return frozenset(number for number in lines if number is not None)
 
 
 def _line_of(code: CodeType, offset: int) -> int | None:
@@ -357,20 +374,20 @@ def _line_of(code: CodeType, offset: int) -> int | None:
 
 
 def _passes_through(code: CodeType, instructions: Sequence[dis.Instruction]) -> bool:
-    """Return whether all that a function does is to return what another one does with its arguments.
+    """Return whether a function only returns what another one makes of its arguments.
 
-    One call, with arguments of its own only and with all of them: `return self.x.list(context, filters)`.
+    It has one call, with all of its own arguments and no others: `return self.x.list(context, filters)`.
     """
     parameters = _parameters(code)
     loaded: set[str] = set()
     calls = returns = 0
-    outside = False  # whether the function that is called is none of its arguments'
+    outside = False  # whether what it calls is not an attribute of an argument
     before = ""
     for instruction in instructions:
         name = instruction.opname
         if names := _loaded(instruction):
-            loaded.update(each for each in names if each in parameters)
-            if any(each not in parameters for each in names):
+            loaded.update(local for local in names if local in parameters)
+            if any(local not in parameters for local in names):
                 if name.startswith("LOAD_FAST") or calls or loaded:
                     return False
                 outside = True
@@ -394,8 +411,8 @@ def _passes_through(code: CodeType, instructions: Sequence[dis.Instruction]) -> 
 # --- Which frame ----------------------------------------------------------------------------
 
 
-def find(frame: FrameType | None, kinds: Kinds, further: Further = list) -> Place | None:
-    """Return the call site on the stack of this frame, going on with those that `further` returns."""
+def find(frame: FrameType | None, kinds: FrameKinds, more_stacks: MoreStacks = list) -> Place | None:
+    """Return the call site on the stack of this frame, going on with those of `more_stacks`."""
     known = kinds.known
     plumbing: Place | None = None
     made: Place | None = None
@@ -421,11 +438,11 @@ def find(frame: FrameType | None, kinds: Kinds, further: Further = list) -> Plac
                     kind = PLUMBING_FRAME
                 if kind == LIBRARY:
                     library = code, frame.f_lineno or 0
-                    return _beyond(frame, kinds, others, further) or library
+                    return _beyond(frame, kinds, others, more_stacks) or library
                 if kind == SERVER:
                     if plumbing is not None:
                         return plumbing
-                # The number of a line takes longer to find than all the rest.
+                # Finding a frame's line number is slower than all the rest.
                 elif kind == PLUMBING_FRAME:
                     plumbing = plumbing or (code, frame.f_lineno or 0)
                 else:
@@ -433,7 +450,7 @@ def find(frame: FrameType | None, kinds: Kinds, further: Further = list) -> Plac
             inner = kind
             frame = frame.f_back
         if others is None:
-            others = iter(further())
+            others = iter(more_stacks())
         try:
             frame = next(others)
         except StopIteration:
@@ -441,26 +458,30 @@ def find(frame: FrameType | None, kinds: Kinds, further: Further = list) -> Plac
 
 
 def _entered(code: CodeType, caller: FrameType | None) -> bool:
-    """Return whether this is a generator of @contextmanager that a `with` statement, the call site, runs."""
+    """Return whether this is a generator of @contextmanager, so that the `with` statement is the call
+    site."""
     return bool(code.co_flags & _GENERATOR) and caller is not None and _enters(caller.f_code)
 
 
 def _enters(code: CodeType) -> bool:
-    """Return whether this runs a generator of @contextmanager, whose `with` statement is the call site."""
+    """Return whether this is contextlib's code that runs a generator of @contextmanager."""
     return code.co_name in _ENTERING and code.co_filename == _CONTEXTLIB
 
 
 def _beyond(
-    frame: FrameType | None, kinds: Kinds, others: Iterator[FrameType | None] | None, further: Further
+    frame: FrameType | None,
+    kinds: FrameKinds,
+    others: Iterator[FrameType | None] | None,
+    more_stacks: MoreStacks,
 ) -> Place | None:
-    """Return the application's line where it called the library whose frame this is."""
+    """Return the place where the application called the library of this frame. None: it did not."""
     known = kinds.known
     inner = LIBRARY
-    for _ in range(BEYOND):
+    for _ in range(FRAMES_BEYOND):
         frame = frame.f_back if frame is not None else None
         while frame is None:
             if others is None:
-                others = iter(further())
+                others = iter(more_stacks())
             try:
                 frame = next(others)
             except StopIteration:
@@ -484,11 +505,11 @@ def _beyond(
     return None
 
 
-def find_in(stack: Iterable[Place], kinds: Kinds) -> Place | None:
-    """Return the call site among these places, the innermost first; what `find` does with frames."""
+def find_in(stack: Iterable[Place], kinds: FrameKinds) -> Place | None:
+    """Return the call site among these places, the innermost first: what `find` does, without frames."""
     library = plumbing = made = None
     inner = _NOBODY
-    left = BEYOND
+    left = FRAMES_BEYOND
     places = list(stack)
     for at, (code, number) in enumerate(places):
         kind = kinds.of(code)
@@ -518,26 +539,26 @@ def find_in(stack: Iterable[Place], kinds: Kinds) -> Place | None:
     return library or plumbing or made
 
 
-def above_driver(stack: Sequence[Place], kinds: Kinds) -> Sequence[Place]:
-    """Return the stack without what SQLAlchemy calls of a driver, be it one that nobody knows."""
-    for place, (code, _) in enumerate(stack):
+def above_driver(stack: Sequence[Place], kinds: FrameKinds) -> Sequence[Place]:
+    """Return the stack without the driver's frames, also of a driver that is not in `DRIVERS`."""
+    for position, (code, _) in enumerate(stack):
         kind = kinds.of(code)
         if kind == BOUNDARY:
-            return stack[place:]
+            return stack[position:]
         if kind in (SQLALCHEMY, ACQUIRES, WAITS):
             break
     return stack
 
 
-def in_database(stack: Sequence[Place], kinds: Kinds, taker: CodeType | None = None) -> bool:
-    """Return whether the driver is what works on this stack, with a connection that is held already.
+def in_database(stack: Sequence[Place], kinds: FrameKinds, taker: CodeType | None = None) -> bool:
+    """Return whether the driver works on this stack, with a connection that is held already.
 
-    `taker` took the connection: what is further out than it has nothing to do with that.
+    `taker` is the function that took the connection: frames further out have nothing to do with it.
     """
     working = None
     for code, _ in stack:
         kind = kinds.of(code)
-        if kind in (ACQUIRES, WAITS):  # it is about a connection that it does not have yet
+        if kind in (ACQUIRES, WAITS):  # it has no connection yet
             return False
         if working is None and kind not in (PYTHON, MADE, AWAITS):
             if kind in (DRIVER, BOUNDARY):
@@ -549,8 +570,8 @@ def in_database(stack: Sequence[Place], kinds: Kinds, taker: CodeType | None = N
     return bool(working)
 
 
-def waits(stack: Iterable[Place], kinds: Kinds) -> bool:
-    """Return whether a pool of SQLAlchemy is what waits on this stack, for a connection to come back."""
+def waits(stack: Iterable[Place], kinds: FrameKinds) -> bool:
+    """Return whether a pool of SQLAlchemy waits on this stack for a connection to be returned."""
     for code, _ in stack:
         kind = kinds.of(code)
         if kind == WAITS:
@@ -560,7 +581,7 @@ def waits(stack: Iterable[Place], kinds: Kinds) -> bool:
     return False
 
 
-def calls_driver(stack: Iterable[Place], kinds: Kinds) -> bool:
+def calls_driver(stack: Iterable[Place], kinds: FrameKinds) -> bool:
     """Return whether SQLAlchemy calls a driver on this stack, with a connection that is held already."""
     calls = False
     for code, _ in stack:
@@ -590,33 +611,33 @@ def own_packages(
     environ: Mapping[str, str],
     modules: Iterable[str] = (),
 ) -> frozenset[str]:
-    """Return the top-level packages that a process was started with; none where that cannot be known.
+    """Return the top-level packages that a process was started with; empty where that is not known.
 
-    `main` are the names of its module `__main__`: a script that pip made has the entry point among them.
+    `main` are the attributes of its module `__main__`: a script that pip made has the entry point among them.
     """
-    found: set[str] = set()
+    packages: set[str] = set()
     spec = main.get("__spec__")
     name = getattr(spec, "name", None)
     if isinstance(name, str):
-        found.add(name.partition(".")[0])
+        packages.add(name.partition(".")[0])
     elif _made_by_pip(str(main.get("__file__"))):
         for value in list(main.values()):
             module = getattr(value, "__module__", None) if callable(value) else None
             if isinstance(module, str):
-                found.add(module.partition(".")[0])
-    servers = found & _NOT_OWN
-    found -= _NOT_OWN | sys.stdlib_module_names
-    if servers or not found:
-        found |= _served(argv[1:], environ, frozenset(modules)) - _NOT_OWN
-    return frozenset(found)
+                packages.add(module.partition(".")[0])
+    servers = packages & _NOT_OWN
+    packages -= _NOT_OWN | sys.stdlib_module_names
+    if servers or not packages:
+        packages |= _served(argv[1:], environ, frozenset(modules)) - _NOT_OWN
+    return frozenset(packages)
 
 
 def _served(arguments: Sequence[str], environ: Mapping[str, str], modules: frozenset[str]) -> set[str]:
-    found = {environ[key] for key in ("FLASK_APP", "CELERY_APP") if environ.get(key)}
-    for place, argument in enumerate(arguments):
+    targets = {environ[key] for key in ("FLASK_APP", "CELERY_APP") if environ.get(key)}
+    for position, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")
         if option in _APP_OPTIONS:
-            found.update([value] if equals else arguments[place + 1 : place + 2])
+            targets.update([value] if equals else arguments[position + 1 : position + 2])
         elif _TARGET.match(argument) or (_DOTTED.match(argument) and argument in modules):
-            found.add(argument)
-    return {re.split(r"[.:]", name)[0] for name in found if re.match(r"[A-Za-z_]\w*", name)}
+            targets.add(argument)
+    return {re.split(r"[.:]", name)[0] for name in targets if re.match(r"[A-Za-z_]\w*", name)}

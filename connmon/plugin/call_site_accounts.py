@@ -1,18 +1,20 @@
-"""Which lines of the application take connections: which are noted, and what is counted by line. Pure.
+"""Which checkouts have their call site noted, and what is counted by call site. Pure.
 
 Rules:
 
-1. A checkout that is noted walks its stack, which takes 10 us. So every one is noted while there are fewer
-   than `RATE` a second, and above that a fair sample: each connection lets a random number of its checkouts
-   pass (`Sampling.pause`), whenever these come. One that is not noted costs one comparison.
-2. Counts are absolute. They are never moved from one line to another, but for those of a pool that is gone,
-   which go where its totals go.
-3. Memory is bounded: `KEPT` lines of a pool, of which the process reports `SITES_REPORTED`, those that came
-   first; all others are counted as one, `OTHER`. Of the application only code objects are kept.
-4. No lock: an update that another thread overtakes makes the sample a bit larger or smaller, nothing else.
-   What is counted is appended to lists, and taken from them by one thread at a time.
+1. Noting a checkout's call site walks its stack, which takes 10 us. So every checkout is noted while there
+   are fewer than `SamplingSettings.checkouts_per_second`. Above that a fair sample is: each connection lets a
+   random number of its checkouts pass (`Sampling.pause`), however they are spread over time. A checkout that
+   is not noted costs one comparison.
+2. Counts are absolute. They never move from one call site to another, but for those of a pool that is gone,
+   which follow its totals.
+3. Memory is bounded: a pool keeps `CallSiteSettings.kept_per_pool` call sites. A process reports the first
+   `reported_per_process` of them; all others are counted as one, `OTHER`. Of the application only code
+   objects are kept.
+4. No lock: an update that another thread overtakes makes the sample slightly larger or smaller, nothing else.
+   Durations are appended to lists, and taken out by one thread at a time.
 
-Times are seconds of one monotonic clock, handed in.
+Times are seconds of one monotonic clock, which is passed in.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from __future__ import annotations
 import random
 from bisect import bisect_left
 from collections import Counter
+from dataclasses import dataclass
 from functools import partial
 from math import inf
 from types import CodeType
@@ -29,53 +32,69 @@ from connmon.protocol import histogram
 from connmon.protocol.reports import SITES_REPORTED
 from connmon.protocol.values import HolderIn
 
-#: Checkouts a second, of one process, up to which each of them is noted.
-RATE: Final = 100.0
-#: A connection lets so many checkouts pass at most, on average, between two that are noted.
-LARGEST_PAUSE: Final = 2**14
-#: Seconds between two changes of how many pass: when too many are noted, and when too few.
-LONGER_AFTER: Final = 0.005
-SHORTER_AFTER: Final = 1.0
-#: Lines of one pool that are kept, whether they are reported or not.
-KEPT: Final = 1_000
-#: The line that stands for all those that are not reported one by one.
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How the sample of noted checkouts adapts to their rate."""
+
+    checkouts_per_second: float = 100.0
+    """Up to this rate in the whole process every checkout is noted; infinite: always."""
+    largest_pause_checkouts: int = 2**14
+    """The most checkouts, on average, that a connection lets pass between two noted ones."""
+    longer_after_seconds: float = 0.005
+    """The least time between two doublings of the pause, when too many are noted."""
+    shorter_after_seconds: float = 1.0
+    """The least time between two halvings, when too few are."""
+
+
+@dataclass(frozen=True)
+class CallSiteSettings:
+    """How many call sites are kept and reported."""
+
+    kept_per_pool: int = 1_000
+    reported_per_process: int = SITES_REPORTED
+
+
+#: The call site that stands for all those that are not reported one by one.
 OTHER: Final = "(other)"
-#: The usual hold of a line is that of so many of its latest ones, and of up to twice as many.
-LATEST: Final = 500
-#: Holds of a line that are not counted yet are counted on the spot when they are so many.
-UNCOUNTED: Final = 256
+#: A call site's usual hold is that of at least this many of its latest holds, and of up to twice as many.
+RECENT_HOLDS: Final = 500
+#: Uncounted holds of a call site are counted on the spot when there are more.
+UNCOUNTED_SITE_HOLDS: Final = 256
 
 _bucket = partial(bisect_left, histogram.BOUNDS)
-Site: TypeAlias = "tuple[CodeType, int]"
+CallSite: TypeAlias = "tuple[CodeType, int]"
+"""A line of the application: code object and line number."""
 
 
-class Look(NamedTuple):
+class Whereabouts(NamedTuple):
     """Where a holder is now."""
 
     where: HolderIn | None
-    """None: it was not looked at, or cannot be."""
-    site: str | None
-    """The line of the application."""
+    """None: not checked, or not to be found out."""
+    call_site: str | None
+    """The line of the application that it is in."""
     stack: tuple[str, ...]
     """The innermost frame first."""
 
 
 class Sampling:
-    """Which checkouts of a process are noted by their line."""
+    """Which checkouts of a process have their call site noted."""
 
-    __slots__ = ("_at", "_changed", "_left", "_random", "mean", "rate")
+    __slots__ = ("_at", "_changed", "_left", "_random", "_settings", "mean", "rate")
 
-    def __init__(self, rate: float = RATE) -> None:
-        """`rate`: so many a second at most; infinite: each of them."""
-        self.rate = rate
+    def __init__(self, settings: SamplingSettings = SamplingSettings()) -> None:  # immutable
+        self._settings = settings
+        self.rate = settings.checkouts_per_second
         self.mean = 1
-        """A connection is looked at every so many checkouts, on average."""
-        self._left = rate
+        """A connection has every so-many-th checkout noted, on average."""
+        self._left = self.rate
+        """How many more may be noted now: a token bucket."""
         self._at = self._changed = 0.0
-        self._random = random.Random()  # the application's own must go on as if this were not here
+        self._random = random.Random()  # so that the application's own random numbers stay as they are
 
     def due(self, now: float) -> bool:
-        """Whether there is room for one more."""
+        """Return whether there is room to note one more checkout, and take it."""
         rate = self.rate
         if rate == inf:
             return True
@@ -83,123 +102,132 @@ class Sampling:
         self._at = now
         if left < 1.0:
             self._left = left
-            if now - self._changed > LONGER_AFTER and self.mean < LARGEST_PAUSE:
+            longer_after, largest = (
+                self._settings.longer_after_seconds,
+                self._settings.largest_pause_checkouts,
+            )
+            if now - self._changed > longer_after and self.mean < largest:
                 self.mean, self._changed = 2 * self.mean, now
             return False
         self._left = left - 1.0
-        if self.mean > 1 and left > 0.75 * rate and now - self._changed > SHORTER_AFTER:
+        enough = self.mean > 1 and left > 0.75 * rate
+        if enough and now - self._changed > self._settings.shorter_after_seconds:
             self.mean, self._changed = self.mean // 2, now
         return True
 
     def pause(self) -> int:
-        """Return after how many checkouts of a connection the next one is to be noted: 1, that is each, or
-        a random number with mean `mean`."""
+        """Return after how many checkouts of a connection the next one is noted.
+
+        1 means the next one; else it is a random number with mean `mean`.
+        """
         mean = self.mean
         return 1 if mean == 1 else 1 + int(self._random.random() * (2 * mean - 1))
 
     def relax(self, now: float, per_second: float) -> bool:
-        """Take how many checkouts there were of late; return whether each is to be noted from now on.
+        """Take the recent rate of checkouts; return whether every one is noted from now on.
 
-        Connections that let many pass would go on to do so for long once there are few.
+        Without this, connections with a long pause would keep it for long after checkouts have become rare.
         """
         if self.mean > 1 and per_second < 0.9 * self.rate:
             self.mean, self._changed = 1, now
         return self.mean == 1
 
 
-class Usual(NamedTuple):
-    """The facts of a line that a report tells of."""
+class HoldFigures(NamedTuple):
+    """What a report says of a call site's ended holds."""
 
     holds: int
     hold_ms: int
     usual: float | None
+    """Their 95th percentile in seconds, of the latest ones. None: none has ended."""
 
 
-class SiteAccount:
-    """One line that takes connections from one pool."""
+class CallSiteAccount:
+    """One call site that checks connections out of one pool."""
 
     __slots__ = (
-        "_before", "_latest", "code", "counts", "ended", "holds", "line", "number", "seconds", "told",
-        "told_at",
+        "_before", "_latest", "code", "counts", "ended", "holds", "number", "reported", "reported_at",
+        "seconds", "text",
     )  # fmt: skip
 
-    def __init__(self, code: CodeType | None, number: int, other: SiteAccount | None = None) -> None:
-        """`other`: the one that counts for it, where it is not reported by itself."""
+    def __init__(self, code: CodeType | None, number: int, counts: CallSiteAccount | None = None) -> None:
+        """`counts`: the account that counts for this call site, where it is not reported by itself."""
         self.code = code
-        """None: all others."""
+        """None: this is the account of all others."""
         self.number = number
-        """The line of the file."""
-        self.counts: SiteAccount = self if other is None else other
+        """The line number."""
+        self.counts: CallSiteAccount = self if counts is None else counts
         self.holds: list[float] = []
-        """How long each hold took that has ended since that was last counted, in seconds."""
+        """Seconds of each ended hold that is not counted yet."""
         self.ended = 0
         self.seconds = 0.0
         self._latest: Counter[int] = Counter()
         self._before: Counter[int] = Counter()
-        self.line: str | None = None
-        """As it is written, once it was."""
-        self.told: tuple[object, ...] | None = None
-        """What the last report said of it; None: nothing yet."""
-        self.told_at = 0.0
+        self.text: str | None = None
+        """As reports name it. None: not needed yet."""
+        self.reported: tuple[object, ...] | None = None
+        """What the last report said of it. None: nothing yet."""
+        self.reported_at = 0.0
 
-    @property
-    def site(self) -> Site | None:
-        return None if self.code is None else (self.code, self.number)
+    def __repr__(self) -> str:
+        place = OTHER if self.code is None else f"{self.code.co_filename}:{self.number}"
+        return f"<CallSiteAccount {place}: {self.ended} holds>"
 
-    def count(self) -> Usual:
-        """Count what has ended. One thread at a time."""
-        taken = self.holds[:]
-        del self.holds[: len(taken)]
-        if taken:
-            self.ended += len(taken)
-            self.seconds += sum(taken)
-            if sum(self._latest.values()) >= LATEST:
+    def count(self) -> HoldFigures:
+        """Count the holds that have ended. One thread at a time."""
+        seconds = self.holds[:]
+        del self.holds[: len(seconds)]
+        if seconds:
+            self.ended += len(seconds)
+            self.seconds += sum(seconds)
+            if sum(self._latest.values()) >= RECENT_HOLDS:
                 self._before, self._latest = self._latest, Counter()
-            self._latest.update(map(_bucket, taken))
+            self._latest.update(map(_bucket, seconds))
         usual = histogram.quantile(self._latest + self._before, 95) if self.ended else None
-        return Usual(self.ended, int(self.seconds * 1000.0), usual)
+        return HoldFigures(self.ended, int(self.seconds * 1000.0), usual)
 
-    def absorb(self, gone: SiteAccount) -> None:
-        """Take over what a line of a pool that is gone has counted. One thread at a time."""
-        gone.count()
+    def absorb(self, closed: CallSiteAccount) -> None:
+        """Add what the same call site has counted in a pool that is gone. One thread at a time."""
+        closed.count()
         self.count()
-        self.ended += gone.ended
-        self.seconds += gone.seconds
-        self._latest.update(gone._latest)
-        self._before.update(gone._before)
+        self.ended += closed.ended
+        self.seconds += closed.seconds
+        self._latest.update(closed._latest)
+        self._before.update(closed._before)
 
 
-class Room:
-    """How many lines of a process may still be reported one by one; and the account of all others."""
+class CallSiteRoom:
+    """How many more call sites a process may report one by one, and the account of all others."""
 
-    __slots__ = ("left", "other")
+    __slots__ = ("kept_per_pool", "left", "other")
 
-    def __init__(self, left: int = SITES_REPORTED) -> None:
-        self.left = left
-        self.other = SiteAccount(None, 0)
+    def __init__(self, settings: CallSiteSettings = CallSiteSettings()) -> None:  # immutable
+        self.kept_per_pool = settings.kept_per_pool
+        self.left = settings.reported_per_process
+        self.other = CallSiteAccount(None, 0)
 
 
-class Sites:
-    """The lines that take connections from one pool."""
+class CallSites:
+    """The call sites that check connections out of one pool."""
 
     __slots__ = ("_room", "accounts", "noted")
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: CallSiteRoom) -> None:
         self._room = room
-        self.accounts: dict[tuple[int, int], SiteAccount] = {}
-        """By id of the code object, which is kept: comparing code objects takes long."""
+        self.accounts: dict[tuple[int, int], CallSiteAccount] = {}
+        """By id of the code object, which is kept, and line: comparing code objects is slow."""
         self.noted = 0
-        """Checkouts whose line was noted."""
+        """Checkouts whose call site was noted."""
 
-    def of(self, code: CodeType, number: int) -> SiteAccount:
-        """Return the account of this line."""
+    def of(self, code: CodeType, number: int) -> CallSiteAccount:
+        """Return the account of this call site."""
         key = id(code), number
         account = self.accounts.get(key)
         if account is None:
             room = self._room
             own = room.left > 0
-            account = SiteAccount(code, number, None if own else room.other)
-            if len(self.accounts) < KEPT:
+            account = CallSiteAccount(code, number, None if own else room.other)
+            if len(self.accounts) < room.kept_per_pool:
                 self.accounts[key] = account
                 if own:
                     room.left -= 1
@@ -207,21 +235,18 @@ class Sites:
                 account.counts = room.other
         return account
 
-    def reported(self) -> list[SiteAccount]:
+    def reported(self) -> list[CallSiteAccount]:
         """Return those that are reported one by one, and not as `OTHER`."""
         return [account for account in list(self.accounts.values()) if account.counts is account]
 
     def share(self, checkouts: int) -> float:
-        """Return which part of all checkouts was noted, above 0, to one digit; 1.0 only where all were.
-
-        `checkouts`: how many there were.
-        """
+        """Return the noted part of the pool's `checkouts`: above 0, to one digit, 1.0 only where all were."""
         if self.noted >= checkouts:
             return 1.0
         return min(0.99, max(0.0001, float(f"{self.noted / checkouts:.1g}")))
 
-    def hand_over(self, heirs: Sites) -> None:
-        """Give everything to the pool that has the totals of this one from now on. One thread at a time."""
+    def hand_over(self, heirs: CallSites) -> None:
+        """Move all counts to the pool account that takes over the totals. One thread at a time."""
         for account in self.reported():
             assert account.code is not None
             self._room.left += 1

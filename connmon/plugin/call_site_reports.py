@@ -1,109 +1,137 @@
-"""What a report has of the lines that take connections. Pure.
+"""What a report says of the call sites that check connections out. Pure.
 
 Rules:
 
-1. What is counted is absolute. A line is reported when something of it has changed: at once where somebody
-   waits there or has ceased to, else every `INTERVAL` seconds, since of a busy program all lines have changed
-   at each report. The last report of a process has all that has changed.
-2. Lines that have no report of their own are one, `OTHER`, of no pool (number 0).
-3. One that holds something is reported again after `REFRESH` seconds although nothing has changed: the
-   replica ages it by its own clock, and that can lag.
+1. Counts are absolute. A call site is reported when something of it has changed: at once where somebody waits
+   there or has stopped waiting, else every `interval_seconds`, since in a busy program all call sites have
+   changed at each report. The last report of a process has all that have changed.
+2. Call sites without a report of their own share one, `OTHER`, of no pool (number 0).
+3. A call site that holds a connection is reported again after `refresh_seconds` although nothing has changed:
+   the replica ages it by its own clock, which can lag.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from connmon.plugin.call_site_accounts import Room, SiteAccount
+from connmon.plugin.call_site_accounts import CallSiteAccount, CallSiteRoom
 from connmon.plugin.pool_account import PoolAccount
 from connmon.plugin.pool_sums import age
 from connmon.protocol.reports import SiteReport
 
-#: Seconds between two reports of a line where nobody waits.
-INTERVAL: Final = 5.0
-REFRESH: Final = 30.0
+
+@dataclass(frozen=True)
+class CallSiteReportSettings:
+    """How often a call site is reported."""
+
+    interval_seconds: float = 5.0
+    """Between two reports of a call site where nobody waits."""
+    refresh_seconds: float = 30.0
+    """After this a call site that holds a connection is reported again, changed or not."""
 
 
-class _Held(NamedTuple):
-    """What a line holds now."""
+class _PresentHolds(NamedTuple):
+    """The connections that a call site holds now."""
 
     number: int
-    first: float
-    """Since when the one is held that is held longest."""
+    since: float
+    """When the longest of these holds began."""
 
 
-class _Part(NamedTuple):
-    """What one pool has of its lines."""
+class _PoolPart(NamedTuple):
+    """What one pool contributes to `OTHER`."""
 
-    held: dict[SiteAccount, _Held]
-    waiting: Counter[SiteAccount]
+    held: dict[CallSiteAccount, _PresentHolds]
+    waiting: Counter[CallSiteAccount]
     share: float
 
 
-class SiteReports:
-    """Makes the reports of the lines of one process. One thread at a time."""
+class CallSiteReports:
+    """Makes the call-site reports of one process. One thread at a time."""
 
-    def __init__(self, line: Callable[[SiteAccount], str]) -> None:
-        """`line` writes a line."""
-        self._line = line
-        self._parts: list[_Part] = []
+    def __init__(
+        self,
+        text: Callable[[CallSiteAccount], str],
+        settings: CallSiteReportSettings = CallSiteReportSettings(),  # it is immutable
+    ) -> None:
+        """`text` returns what a call site is called in reports."""
+        self._text = text
+        self._settings = settings
+        self._parts: list[_PoolPart] = []
         self._now = 0.0
         self._all = self._changed = False
 
-    def begin(self, now: float, *, all_lines: bool, all_changed: bool) -> None:
-        """Begin a report: with all lines, or with all that have changed, or with those that are due."""
-        self._now, self._all, self._changed = now, all_lines, all_changed
+    def begin(self, now: float, *, everything: bool, all_changed: bool) -> None:
+        """Begin a report: with every call site, or all that have changed, or only those that are due."""
+        self._now, self._all, self._changed = now, everything, all_changed
         self._parts = []
 
     def of(self, account: PoolAccount, checkouts: int) -> list[SiteReport]:
-        """Return what is to be reported of this pool, which has had so many checkouts."""
-        sites = account.sites
-        if not sites.accounts:
+        """Return what is due of this pool, which has had `checkouts` checkouts."""
+        call_sites = account.call_sites
+        if not call_sites.accounts:
             return []
-        held: dict[SiteAccount, _Held] = {}
+        held: dict[CallSiteAccount, _PresentHolds] = {}
         for entry in list(account.entries.values()):
-            since, site = entry.since, entry.site
+            since, site = entry.since, entry.call_site
             if since and site is not None and entry.noted_at == entry.checkouts and not entry.closed:
-                count, first = held.get(site.counts, (0, since))
-                held[site.counts] = _Held(count + 1, min(first, since))
-        part = _Part(held, Counter(list(account.wait_sites.values())), sites.share(checkouts))
+                number, first = held.get(site.counts, (0, since))
+                held[site.counts] = _PresentHolds(number + 1, min(first, since))
+        waiting = Counter(list(account.wait_call_sites.values()))
+        part = _PoolPart(held, waiting, call_sites.share(checkouts))
         self._parts.append(part)
         return [
             report
-            for site in sites.reported()
+            for site in call_sites.reported()
             if (report := self._one(site, account.number, held.get(site), part.waiting[site], part.share))
         ]
 
-    def others(self, room: Room) -> list[SiteReport]:
-        """Return what is to be reported of all lines together that have no report of their own."""
+    def others(self, room: CallSiteRoom) -> list[SiteReport]:
+        """Return the report of all call sites without one of their own, where it is due."""
         parts, self._parts = self._parts, []
         other = room.other
-        holding = [part.held[other] for part in parts if other in part.held]
+        in_pools = [part.held[other] for part in parts if other in part.held]
         held = None
-        if holding:
-            held = _Held(sum([each.number for each in holding]), min([each.first for each in holding]))
+        if in_pools:
+            number = sum([holds.number for holds in in_pools])
+            held = _PresentHolds(number, min([holds.since for holds in in_pools]))
         waiting = sum([part.waiting[other] for part in parts])
-        if other.told is None and not (other.ended or other.holds or held or waiting):
+        if other.reported is None and not (other.ended or other.holds or held or waiting):
             return []
-        report = self._one(other, 0, held, waiting, min([part.share for part in parts], default=1.0))
+        share = min([part.share for part in parts], default=1.0)
+        report = self._one(other, 0, held, waiting, share)
         return [] if report is None else [report]
 
     def _one(
-        self, site: SiteAccount, pool: int, held: _Held | None, waiting: int, share: float
+        self, account: CallSiteAccount, pool: int, held: _PresentHolds | None, waiting: int, share: float
     ) -> SiteReport | None:
-        now, usual, told = self._now, site.count(), site.told
-        count, first = held or (0, None)
-        facts = (count, first, waiting, usual, share)
-        passed = now - site.told_at
-        if self._all or told is None:
+        now, figures, reported = self._now, account.count(), account.reported
+        number, since = held or (0, None)
+        facts = (number, since, waiting, figures, share)
+        passed = now - account.reported_at
+        if self._all or reported is None:
             due = True
-        elif facts == told:
-            due = count > 0 and passed > REFRESH
+        elif facts == reported:
+            due = number > 0 and passed > self._settings.refresh_seconds
         else:
-            due = self._changed or passed >= INTERVAL or waiting > 0 or told[2] != waiting
+            interval_over = passed >= self._settings.interval_seconds
+            due = self._changed or interval_over or waiting > 0 or reported[2] != waiting
         if not due:
             return None
-        site.told, site.told_at = facts, now
-        return SiteReport(pool, self._line(site), count, age(now, first), waiting, *usual, share)
+        account.reported, account.reported_at = facts, now
+        # `held` and `longest` are not read by any node: it sums its connections' call sites instead. They
+        # stay on the wire, whose structs are arrays.
+        return SiteReport(
+            pool=pool,
+            call_site=self._text(account),
+            held=number,
+            longest=age(now, since),
+            waiting=waiting,
+            holds=figures.holds,
+            hold_ms=figures.hold_ms,
+            usual=figures.usual,
+            share=share,
+        )

@@ -1,13 +1,13 @@
-"""Which server the connections of one pool are at, and which sessions. Pure: the driver is asked.
+"""At which server the connections of one pool are, and their session ids there. Pure: the driver is asked.
 
-- What a driver says of its own connection wins. The URL's words stand where the driver says the same
-  (pg8000 knows an address only), where it says nothing, and until the first connection is there.
-- A pool whose connections are at several servers is at all that it was seen at, of its whole life; each
-  connection is at one. One whose connections are in several databases is in none that could be named.
-- A session id that the server cannot have was made up by a pooler. Then no id of that pool's connections to
-  the same place is taken for one, since a pooler's ids fall now and then among those that could be.
-- An id is read again where the driver may have connected again since: while the connection is held, and once
-  after. Another id is another session, so that the connection is as old as that.
+- What a driver says of its own connection wins. The URL's words stand where the driver says the same (pg8000
+  knows an address only), where it says nothing, and until the first connection is made.
+- A pool whose connections are at several servers is reported at all that it was ever seen at; each connection
+  is at one. A pool whose connections are in several databases is reported in none.
+- A session id that the server cannot have was made up by a pooler. Then no session id of that pool's
+  connections to the same place is taken for the server's, since a pooler's ids sometimes look possible.
+- A session id is read again where the driver may have reconnected since: while the connection is held, and
+  once after. Another id is another session, so the connection's age starts again.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from connmon.database_address import UNKNOWN, DatabaseServer, comparable, joined, servers_of
-from connmon.drivers import Driver, Said
+from connmon.drivers import ConnectedServer, Driver
 from connmon.protocol.reports import PoolInfo, ServerAddress
 
-#: A pool that was seen at more servers than this is at none in particular; its connections still are.
+#: A pool that was seen at more servers is reported at none; its connections still are.
 MOST_SERVERS: Final = 16
-#: The longest name of a server, or list of them, that is reported; and of a database.
-LONGEST: Final = 256
-LONGEST_DATABASE: Final = 2048
+#: The longest server name, or list of them, that is reported; and the longest database name.
+SERVER_CHARACTERS: Final = 256
+DATABASE_CHARACTERS: Final = 2048
 
 
 class Located(Protocol):
-    """What is known of a connection; see `account.Entry`."""
+    """What is known of a connection; see `pool_account.Entry`."""
 
     server_id: int | None
     server: DatabaseServer | None
-    driver: Any
-    read: int
+    driver_ref: Any
+    session_read_at: int
     checkouts: int
     since: float
     opened: float
 
 
 class Location:
-    """What one pool's connections have said."""
+    """What one pool's connections have connected."""
 
     __slots__ = ("_ask", "_databases", "_seen", "_single", "_url", "at", "poolers")
 
     def __init__(self, info: PoolInfo, ask: Callable[[Any], int | None]) -> None:
-        """`info` has the URL's words; `ask` returns a connection's session id, and is mostly a `Driver`."""
+        """`info` has the URL's words; `ask` returns a connection's session id, and usually is a `Driver`."""
         self._ask = ask
         self._url: Final = servers_of(
             {
@@ -64,37 +64,41 @@ class Location:
         self.poolers: dict[DatabaseServer, None] = {}
         """Where session ids are not the server's."""
         self.at: DatabaseServer | None = None
-        """The one server that the pool was last described to be at: the very object of its entries."""
+        """The one server that `described` returned last: the same object as in the pool's entries."""
         self._databases: dict[str, None] = {}
 
     def meet(self, entry: Located, connection: Any) -> None:
-        """Ask a driver's connection that was just made, or found. It may raise what the driver raises."""
+        """Ask a driver connection that was just made or found. May raise what the driver raises."""
         ask = self._ask
         if not isinstance(ask, Driver):
             entry.server_id = ask(connection)
             return
         self._place(entry, ask.server(connection))
         self._number(entry, ask, ask.session(connection))
-        entry.read = entry.checkouts
+        entry.session_read_at = entry.checkouts
         if ask.reconnects:
             try:
-                entry.driver = weakref.ref(connection)
+                entry.driver_ref = weakref.ref(connection)
             except TypeError:
                 pass  # the id of the connect stays
 
-    def look_again(self, entry: Located, now: float) -> None:
-        """Read the session id again, where it may be another one by now. For the reporter's thread.
+    def read_session_again(self, entry: Located, now: float) -> None:
+        """Read the session id again where it may have changed. For the reporter's thread.
 
-        For that moment the connection is referred to; it is one that a pool or its holder has.
+        It refers to the connection for that moment only; a pool or a holder has it.
         """
         ask, held, checkouts = self._ask, entry.since, entry.checkouts
-        if entry.driver is None or not isinstance(ask, Driver) or not (held or entry.read != checkouts):
+        if (
+            entry.driver_ref is None
+            or not isinstance(ask, Driver)
+            or not (held or entry.session_read_at != checkouts)
+        ):
             return
-        connection = entry.driver()
+        connection = entry.driver_ref()
         if connection is None:
             return
-        # Held, it may change until it is given back, and is read once more then.
-        entry.read = -1 if held else checkouts
+        # Held, it may change until its checkin, and is read once more then.
+        entry.session_read_at = -1 if held else checkouts
         number = ask.session(connection)
         if number == entry.server_id:
             return
@@ -111,23 +115,23 @@ class Location:
             number = None
         entry.server_id = number
 
-    def _place(self, entry: Located, said: Said) -> None:
-        server, single = said.server, self._single
-        if server.host is None or len(server.host) > LONGEST:
+    def _place(self, entry: Located, connected: ConnectedServer) -> None:
+        server, single = connected.server, self._single
+        if server.host is None or len(server.host) > SERVER_CHARACTERS:
             server = single or UNKNOWN
         elif single is not None and (
             server == single
             or comparable(server) == comparable(single)
-            or (not said.named and server.port == single.port and not (server.socket or single.socket))
+            or (not connected.named and server.port == single.port and not (server.socket or single.socket))
         ):
             server = single
         if server.host is not None and len(self._seen) <= MOST_SERVERS:
             server = self._seen.setdefault(server, server)
-        if said.database is not None and len(self._databases) < 2:
-            self._databases[said.database[:LONGEST_DATABASE]] = None
+        if connected.database is not None and len(self._databases) < 2:
+            self._databases[connected.database[:DATABASE_CHARACTERS]] = None
         entry.server = server
 
-    # --- what is reported
+    # --- What is reported
 
     def session_of(self, entry: Located) -> int | None:
         """Return the session id of a connection; None where it is not the server's."""
@@ -136,16 +140,17 @@ class Location:
         return entry.server_id
 
     def address_of(self, entry: Located, info: PoolInfo) -> ServerAddress | None:
-        """Return where a connection is. None: where its pool is."""
+        """Return the server of a connection. None: its pool's."""
         server = entry.server
-        if server is None:  # not asked
+        if server is None:  # not asked yet
             server = self._single or UNKNOWN
         if server == (info.database_host, info.database_port):
             return None
         return ServerAddress(*server)
 
     def described(self, info: PoolInfo) -> PoolInfo:
-        """Return `info` with what is known of the server by now; the same object where nothing is new."""
+        """Return `info` with what is known of the server by now; the same object where nothing has
+        changed."""
         host, port = info.database_host, info.database_port
         seen = tuple(self._seen)
         if seen and len(self._url) < 2:  # a URL's list stands
@@ -154,7 +159,7 @@ class Location:
                 host, port = self.at = seen[0]
             else:
                 host, port = joined(sorted(seen, key=str)), None
-                if len(seen) > MOST_SERVERS or len(host) > LONGEST:
+                if len(seen) > MOST_SERVERS or len(host) > SERVER_CHARACTERS:
                     host = None
         pooler = True if self.poolers else None
         database, databases = info.database, tuple(self._databases)

@@ -1,19 +1,16 @@
-"""The URL form: `mysql+pymysql_connmon://` and its sisters.
+"""The URL form: `mysql+pymysql_connmon://` and the like.
 
 The entry points of `sqlalchemy.dialects` name attributes of this module, `<backend>_<driver>`
-(`mysql_pymysql`) and `<backend>_default` (for `mysql+connmon://`). Each is a subclass of the
-real dialect, made when it is first asked for, and the same one ever after.
+(`mysql_pymysql`) and `<backend>_default` (for `mysql+connmon://`). Each is a subclass of the real dialect,
+made when it is first asked for, and the same one ever after.
 
-Rules kept here:
-
-- A URL cannot be changed on its way through create_engine, so the three methods that are
-  handed one hand on the plain one; nothing else of the real dialect is touched.
-- Wherever SQLAlchemy looks, the subclass looks like the real dialect: name, driver, class
-  name, what is in the class's own `__dict__`, and when pickled. Once the engine is made, its
-  dialect is of the real class: what others patch there counts for it.
-- What create_engine would do with the plain URL is what it does: short forms take the driver
-  that the same URL without `+connmon` takes, or that connmon_driver names
-  (engine.plain_drivername says which).
+- A URL cannot be changed on its way through create_engine, so the three methods that receive one pass on the
+  plain one; nothing else of the real dialect is touched.
+- Wherever SQLAlchemy looks, the subclass looks like the real dialect: name, driver, class name, what is in
+  the class's own `__dict__`, and when pickled. Once the engine is made, its dialect is of the real class:
+  what others patch there counts for it.
+- create_engine does what it would do with the plain URL: short forms take the driver that the same URL
+  without `+connmon` takes, or that connmon_driver names (see engine.plain_drivername).
 """
 
 from __future__ import annotations
@@ -45,7 +42,7 @@ DRIVERS: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 class _Watched(DefaultDialect):
-    """What goes before a real dialect in the subclass made of it."""
+    """The base class before the real dialect, in the subclass of both."""
 
     def create_connect_args(self, url: URL) -> ConnectArgsType:
         return super().create_connect_args(split(url)[0])
@@ -66,8 +63,8 @@ class _Watched(DefaultDialect):
     def get_async_dialect_cls(cls, url: URL) -> type[Dialect]:
         # psycopg answers with another class, which has to be watched as well.
         chosen = cls._chosen(url)
-        found = super().get_async_dialect_cls(url) if chosen is None else chosen.get_dialect(_is_async=True)
-        return found if issubclass(found, _Watched) else watched(found)
+        real = super().get_async_dialect_cls(url) if chosen is None else chosen.get_dialect(_is_async=True)
+        return real if issubclass(real, _Watched) else watched(real)
 
     @classmethod
     def _chosen(cls, url: URL) -> URL | None:
@@ -83,7 +80,9 @@ class _Watched(DefaultDialect):
     @classmethod
     def engine_created(cls, engine: Engine) -> None:
         url, options = split(engine.url)
-        if options or url is not engine.url:  # else both the entry point and the dialect are asked
+        if (
+            options or url is not engine.url
+        ):  # else it was done: SQLAlchemy calls the entry point and the dialect
             engine.url = url
             created(engine, options)
             engine.url = WatchedURL(*url).watching(options)
@@ -92,19 +91,19 @@ class _Watched(DefaultDialect):
         super().engine_created(engine)
 
     def __reduce__(self) -> Any:
-        # As the real dialect, which alone can be found again under its name.
+        # As the real dialect: only that can be found again by its name.
         return object.__new__, (type(self).__mro__[2],), self.__dict__
 
 
 def _be_real(dialect: Any) -> None:
-    """Make it one of the real class, that still understands the URL as it was written."""
+    """Make the dialect one of the real class that still understands the URL as it was written."""
     dialect.__class__ = type(dialect).__mro__[2]
     for name in ("create_connect_args", "on_connect_url", "get_pool_class"):
         setattr(dialect, name, functools.partial(_with_plain_url, dialect, name))
 
 
 def _with_plain_url(dialect: Any, name: str, url: URL) -> Any:
-    method = inspect.getattr_static(type(dialect), name)  # whoever has patched it since
+    method = inspect.getattr_static(type(dialect), name)  # as it is now: others may have patched it
     return method.__get__(dialect, type(dialect))(split(url)[0])
 
 

@@ -1,15 +1,13 @@
-"""From an engine to an instrumented pool: `?plugin=connmon`, `attach(engine)`, and what both URL forms share.
+"""From an engine to an instrumented pool: `attach(engine)`, `?plugin=connmon`, and what both URL forms share.
 
-Rules kept here:
-
-- There is one split of the URL and one way to attach; a pool is attached once, whoever asks
-  and however often, and the first one's options count.
-- Options that are wrong fail with ArgumentError, where the engine is made. Anything else that
-  goes wrong in here is one warning in the log, and an engine that works without connmon.
-- What is told of an engine has no password and no query option in it.
+- There is one split of the URL and one way to attach; a pool is attached once, whoever asks and however
+  often, and the first one's options count.
+- Options that are wrong fail with ArgumentError, where the engine is made. Any other failure in here is one
+  warning in the log, and an engine that works without connmon.
+- What is reported of an engine has no password and no query option in it.
 - No listener of ConnectionEvents is ever registered: it would slow every statement.
 - The URL of an engine is the plain one, in a class of its own: an engine that is made from it (Alembic's
-  migrations, `engine.url.set(database=...)`) is watched like the first. A text of it is only the plain URL.
+  migrations, `engine.url.set(database=...)`) is watched like the first. Its text is only the plain URL.
 """
 
 from __future__ import annotations
@@ -31,6 +29,7 @@ from connmon.config import url_options
 from connmon.database_address import DatabaseServer, joined, servers_in_url
 from connmon.drivers import Driver
 from connmon.errors import ConfigError
+from connmon.interrupts import interrupted
 from connmon.protocol.reports import PoolInfo
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 Options: TypeAlias = Mapping[str, "str | Sequence[str]"]
-"""The connmon_ options of a URL, as they stand there."""
+"""The connmon_ options of a URL, unparsed, with their prefix."""
 
 _PREFIX: Final = "connmon_"
 #: The option that names the driver of `<dialect>+connmon://`.
@@ -50,7 +49,10 @@ DRIVER: Final = "connmon_driver"
 
 
 def split(url: URL) -> tuple[URL, Options]:
-    """Return the URL as it would be without connmon, and the connmon options in it."""
+    """Return the URL as it would be without connmon, and the connmon options in it.
+
+    Raises ArgumentError where connmon_driver does not fit the URL.
+    """
     options = {key: value for key, value in url.query.items() if key.startswith(_PREFIX)}
     if DRIVER in options and not url.drivername.endswith("+connmon"):
         raise ArgumentError(
@@ -66,10 +68,10 @@ def split(url: URL) -> tuple[URL, Options]:
 def plain_drivername(drivername: str, chosen: str | Sequence[str] | None = None) -> str:
     """Return a URL's `backend+driver` without connmon in it.
 
-    `mysql+connmon` is what `mysql` is, SQLAlchemy's default: to be watched is no reason to
-    change the driver. Where that default, mysqlclient, is not installed, plain `mysql` could
-    not work at all; there it is PyMySQL, which connmon brings along. `chosen` is the URL's
-    connmon_driver, which takes the place of that default.
+    `mysql+connmon` becomes `mysql`, with SQLAlchemy's default driver: being watched is no reason to change
+    the driver. Where that default, mysqlclient, is not installed, plain `mysql` could not work at all; there
+    it is PyMySQL, which connmon brings along. `chosen` is the URL's connmon_driver, which takes the place of
+    that default.
     """
     backend, _, driver = drivername.partition("+")
     if driver == "connmon" and isinstance(chosen, str):
@@ -92,10 +94,10 @@ def _has_mysqldb() -> bool:
 
 
 class WatchedURL(URL):
-    """The plain URL of a watched engine: whatever is made of it is watched too."""
+    """The plain URL of a watched engine: an engine made from it is watched too."""
 
     options: Options | None = None
-    """As the engine's URL had them. None: nothing is watched."""
+    """Those of the engine's URL. None: engines made from this URL are not watched."""
 
     def watching(self, options: Options) -> WatchedURL:
         self.options = options
@@ -107,15 +109,15 @@ class WatchedURL(URL):
         return changed
 
     def __copy__(self) -> WatchedURL:
-        return self  # it cannot be changed
+        return self  # it is immutable
 
     def __reduce__(self) -> Any:
-        return URL, tuple(self)  # another process may be without connmon
+        return URL, tuple(self)  # another process may not have connmon
 
-    # Private to SQLAlchemy; where it is not called, an engine made of this is not watched.
+    # Private to SQLAlchemy; a version that does not call it does not watch engines made from this URL.
     def _instantiate_plugins(self, kwargs: Any) -> Any:
         url, plugins, kwargs = super()._instantiate_plugins(kwargs)
-        if self.options is not None and not any(isinstance(each, ConnmonPlugin) for each in plugins):
+        if self.options is not None and not any(isinstance(present, ConnmonPlugin) for present in plugins):
             plugin = ConnmonPlugin(self, kwargs)
             url = plugin.update_url(url)
             plugin.options = {**self.options, **plugin.options}
@@ -134,8 +136,8 @@ class ConnmonPlugin(CreateEnginePlugin):
         self.options: Options = {}
 
     def update_url(self, url: URL) -> URL:
-        # This takes a `_connmon` out of the driver as well: with both forms at once, this one
-        # has the options, and the dialect is the plain one.
+        # This takes a `_connmon` out of the driver as well: with both forms at once, this one has the
+        # options, and the dialect is the plain one.
         url, self.options = split(url)
         return url
 
@@ -145,27 +147,52 @@ class ConnmonPlugin(CreateEnginePlugin):
 
 
 def attach(engine: Engine | AsyncEngine, **options: object) -> None:
-    """Watch the pool of an engine that is there already.
+    """Watch the connection pool of an existing engine.
 
-    The options are those of the URL without their prefix: `attach(engine, service="default",
-    program="nova-api", held=10)`; one that is None counts as not given. An engine that
-    connmon watches already stays as it is. Raises ArgumentError for options that are wrong.
+    What happens in the pool from now on is reported to a connmon node: connections, checkouts and checkins,
+    waits, and who holds a connection. A connection that is in use already is counted at its next event. The
+    engine's URL is not needed and stays as it is. An engine that connmon watches already keeps its first
+    options.
+
+    .. code-block:: python
+
+        import connmon
+        from sqlalchemy import create_engine
+
+        engine = create_engine("mysql+pymysql://db/shop")
+        connmon.attach(engine, service="default", program="shop", held=10)
+
+    :param engine: an ``Engine`` or ``AsyncEngine`` of SQLAlchemy. :param options: the options of the URL
+    without their prefix ``connmon_``, as values or text; one that is None counts as not given.
+
+        - ``service``: the service of the config file to report to; default ``"default"``.
+        - ``addr``: report to this ``host:port`` instead, without a config file.
+        - ``config``: path of the config file; default ``$CONNMON_CONFIG``, else ``/etc/connmon.cfg``.
+        - ``program``: the program name to show, up to 256 characters; default ``$CONNMON_PROGRAM``, else a
+          name that is found by how the process was started.
+        - ``trace``: which checkouts have their call site noted: ``"auto"`` (each, up to 100 a second in the
+          process, and a fair sample of more; the default), ``"all"``, or ``"off"``.
+        - ``held``: seconds after which a held connection counts as held long, above 0; default 30.
+        - ``project``: the packages that are the application, with commas between; default: found by where
+          code is installed.
+        - ``secret_file``: path of the file with the service's secret; default: the config file's. :returns:
+          None. The pool is watched for as long as the process lives, also after ``engine.dispose()``. :raises
+          sqlalchemy.exc.ArgumentError: ``engine`` is no engine, or an option is unknown or wrong. Any other
+          failure is one warning of the logger ``connmon.plugin.engine``, and the engine works unwatched.
     """
     sync_engine = getattr(engine, "sync_engine", engine)
     if not isinstance(sync_engine, Engine):
         raise ArgumentError(f"attach() got {engine!r}, expected an Engine or an AsyncEngine")
-    created(
-        sync_engine,
-        {_PREFIX + name: str(value) for name, value in options.items() if value is not None},
-    )
+    given = {_PREFIX + name: str(value) for name, value in options.items() if value is not None}
+    created(sync_engine, given)
 
 
-#: Pools that have been attached by a process; one that came of them by recreate() is not in here.
+#: The attached pools; those that recreate() made from them are not in here.
 _attached: Final[weakref.WeakSet[Pool]] = weakref.WeakSet()
 
 
 def created(engine: Engine, options: Options) -> None:
-    """Watch the pool of an engine, its URL being the plain one.
+    """Watch the pool of an engine whose URL is the plain one.
 
     Raises ArgumentError for options that are wrong, and nothing else.
     """
@@ -174,7 +201,8 @@ def created(engine: Engine, options: Options) -> None:
         if engine.pool in _attached:
             return
         service = given.resolve()
-        # Here, and not above: should they fail to import, the application does not notice.
+        # Imported by the first engine, and inside of this `try`: the application does not notice where one
+        # fails.
         from connmon.plugin import holder
         from connmon.plugin.pool import instrument
         from connmon.plugin.program_name import program_name
@@ -189,8 +217,6 @@ def created(engine: Engine, options: Options) -> None:
     except ConfigError as error:
         raise ArgumentError(str(error)) from None
     except Exception as error:
-        from connmon.interrupts import interrupted
-
         if interrupted(error):
             raise
         name = f"{engine.dialect.name}+{engine.dialect.driver}"
@@ -201,12 +227,12 @@ def created(engine: Engine, options: Options) -> None:
 
 
 def driver_of(dialect: Dialect) -> Driver:
-    """Return what asks the driver connections of this dialect for their session and server."""
+    """Return the `Driver` that asks this dialect's connections for their session and server."""
     return Driver(dialect.name, dialect.driver)
 
 
 def describe(engine: Engine) -> PoolInfo:
-    """Return what is told of an engine's pool: nothing secret, all of it within the wire's bounds."""
+    """Return what is reported of an engine's pool: nothing secret, everything within the wire's bounds."""
     url, dialect, pool = engine.url, engine.dialect.name, engine.pool
     name = _text(url.database or "", 2048)
     if dialect == "sqlite":
@@ -222,18 +248,18 @@ def describe(engine: Engine) -> PoolInfo:
             host, port = servers[0]
         else:
             host, port = joined(servers), None
-            if not 0 < len(host) <= 256:  # cut, it would be a list of others
+            if not 0 < len(host) <= 256:  # cut, it would be another list
                 host = None
         # libpq takes a whole connection string for a database's name, password included.
         database = name = "" if re.search("=|://", name) else name
     if not _as_in_url(engine, _WHICH):
         database = ""
-    shown = URL.create(
+    plain_url = URL.create(
         url.drivername, _text(url.username or "", 256) or None, None, url.host, url.port, name or None
     )
     size, overflow, timeout = _limits(pool)
     return PoolInfo(
-        url=_text(shown.render_as_string(), 2048),
+        url=_text(plain_url.render_as_string(), 2048),
         dialect=_text(dialect, 256),
         database_host=_text(host, 256) if host else None,
         database_port=port,
@@ -246,40 +272,39 @@ def describe(engine: Engine) -> PoolInfo:
 
 
 def _servers(engine: Engine) -> tuple[DatabaseServer, ...]:
-    """Return the servers that the URL decides on; none where something else decides."""
+    """Return the servers that the URL names; none where something else decides."""
     url, dialect = engine.url, engine.dialect
     if not _as_in_url(engine, _WHERE):
         return ()
     return servers_in_url(dialect.name, dialect.driver, url.host, url.port, url.query, os.environ)
 
 
-#: What drivers call the arguments that decide where they connect.
+#: The arguments by which drivers decide where they connect.
 _WHERE: Final = (
     "host", "hostaddr", "port", "unix_socket", "unix_sock", "dsn", "service", "sock", "server",
     "read_default_file", "read_default_group", "option_files", "option_groups", "failover",
 )  # fmt: skip
 
-
-#: And to which database.
+#: The arguments by which they decide to which database.
 _WHICH: Final = (
     "database", "db", "dbname", "dsn", "service", "read_default_file", "read_default_group", "option_files",
 )  # fmt: skip
 
 
 def _as_in_url(engine: Engine, names: Sequence[str]) -> bool:
-    """Whether SQLAlchemy itself connects, with those of these arguments that the URL has, and no others."""
+    """Return whether SQLAlchemy itself connects, and these arguments are the URL's."""
     given = _arguments(engine)
     if given is None:
         return False
     try:
         _, of_url = engine.dialect.create_connect_args(engine.url)
-    except Exception:  # it is connected in a way of its own
+    except Exception:  # the dialect connects in a way of its own
         return False
     return [given.get(name) for name in names] == [of_url.get(name) for name in names]
 
 
 def _arguments(engine: Engine) -> Mapping[str, Any] | None:
-    """Return the keyword arguments that SQLAlchemy connects with; None where a creator of others connects."""
+    """Return the keyword arguments that SQLAlchemy connects with; None where another creator connects."""
     creator: Any = engine.pool._creator
     code = getattr(creator, "__code__", None)
     if getattr(creator, "__module__", None) != create_engine.__module__ or code is None:
@@ -288,7 +313,7 @@ def _arguments(engine: Engine) -> Mapping[str, Any] | None:
         cells = dict(zip(code.co_freevars, creator.__closure__ or (), strict=True))
         arguments = cells["cparams"].cell_contents
     except (KeyError, ValueError):
-        return None  # of another version of SQLAlchemy: the first connection will tell
+        return None  # of another version of SQLAlchemy: the first connection is asked
     return arguments if isinstance(arguments, Mapping) else None
 
 
@@ -296,7 +321,7 @@ def _limits(pool: Pool) -> tuple[int | None, int | None, float | None]:
     """Return pool_size, max_overflow and timeout in seconds, as PoolInfo has them."""
     if isinstance(pool, QueuePool):  # the one for asyncio is a subclass
         overflow = getattr(pool, "_max_overflow", None)
-        # pool_timeout=None, to wait for ever, has no number; it is told as not known.
+        # pool_timeout=None, to wait for ever, has no number; it is reported as not known.
         seconds: float | None = pool.timeout()
         return max(0, pool.size()), overflow, None if seconds is None else max(0.0, float(seconds))
     if isinstance(pool, SingletonThreadPool):
@@ -307,5 +332,5 @@ def _limits(pool: Pool) -> tuple[int | None, int | None, float | None]:
 
 
 def _text(value: str, limit: int) -> str:
-    """Return the text as the wire can take it: no lone surrogates, at most `limit` characters."""
+    """Return the text as the wire accepts it: no lone surrogates, at most `limit` characters."""
     return value.encode("utf-8", "replace").decode()[:limit]

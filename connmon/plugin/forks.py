@@ -1,15 +1,15 @@
-"""When this process turns out to be another one than before, and when it may have a thread.
+"""Fork detection, and from when on this process may have threads.
 
-Rules, each paid for:
+Rules, each with its reason:
 
-1. Python tells of its own forks. uWSGI forks in C: Python's hooks run only if uWSGI is asked
-   for that (py-call-osafterfork, py-call-uwsgi-fork-hooks); its own post_fork_hook always does.
-2. That hook has one place for all, which `uwsgidecorators` takes without asking who was there.
-   So within uWSGI, and only there, the pool's listeners look at a page of memory that the
-   kernel blanks in a child (20 to 40 ns; asking for the pid takes 140 to 240).
-3. No thread before uWSGI has forked. A worker that is forked while another thread has the
-   interpreter's lock never gets it: it hangs at its start (two workers, application used its
-   pool while it was loaded: seen at the first try, uWSGI 2.0.31).
+1. Python calls hooks for its own forks. uWSGI forks in C: Python's hooks run only if uWSGI is asked for that
+   (py-call-osafterfork, py-call-uwsgi-fork-hooks); its own post_fork_hook always runs.
+2. That hook is one attribute, which `uwsgidecorators` overwrites without calling its predecessor. So within
+   uWSGI, and only there, the pool's listeners check a page of memory that the kernel blanks in a child (20 to
+   40 ns; asking for the pid takes 140 to 240).
+3. No thread before uWSGI has forked. A worker that is forked while another thread has the interpreter's lock
+   never gets it, and hangs at its start (seen at the first try with uWSGI 2.0.31, two workers and an
+   application that used its pool while it was loaded).
 4. Nothing in here raises.
 """
 
@@ -27,29 +27,33 @@ from connmon.interrupts import interrupted
 log = logging.getLogger("connmon")
 
 #: Linux's MADV_WIPEONFORK, which Python's mmap does not name before 3.13.
-_WIPE_ON_FORK = 18
+WIPE_ON_FORK = 18
 
 _forked: Callable[[], None] | None = None
-_settled: Callable[[], None] | None = None
 _pid = os.getpid()
 _page: Any = None
-_said = False
+_warned = False
 
 
-def tell(forked: Callable[[], None], settled: Callable[[], None]) -> None:
-    """Have `forked` called in every child, and `settled` when this process may have threads from now on."""
-    global _forked, _settled, _page
-    _forked, _settled = forked, settled
-    os.register_at_fork(after_in_child=_child)
+def register(
+    forked: Callable[[], None], may_have_threads: Callable[[], None], advice: int = WIPE_ON_FORK
+) -> None:
+    """Have `forked` called in every child, and `may_have_threads` once this process may have threads.
+
+    `advice` is what madvise is asked for to have a page blanked in children.
+    """
+    global _forked, _page
+    _forked = forked
+    os.register_at_fork(after_in_child=_in_child)
     uwsgi = _uwsgi()
     if uwsgi is None:
         return
-    _page = _blanked_by_fork()
+    _page = _page_blanked_by_fork(advice)
     previous = getattr(uwsgi, "post_fork_hook", None)
 
     def post_fork_hook() -> None:
-        _look()
-        settled()
+        _check_pid()
+        may_have_threads()
         if previous is not None:
             previous()
 
@@ -62,16 +66,16 @@ def tell(forked: Callable[[], None], settled: Callable[[], None]) -> None:
 
 
 def threads_allowed() -> bool:
-    """Whether no fork is to be feared any more that a thread would make go wrong. Says once if not."""
-    global _said
+    """Return whether no more forks come that a thread would break. Logs one warning where they may come."""
+    global _warned
     uwsgi = _uwsgi()
     if uwsgi is None:
         return True
     try:
         if uwsgi.worker_id() or uwsgi.mule_id() or uwsgi.i_am_the_spooler():
             return True
-        if uwsgi.masterpid() and not _said:  # without a master this will be a worker
-            _said = True
+        if uwsgi.masterpid() and not _warned:  # without a master this will be a worker
+            _warned = True
             log.warning(
                 "connmon: the application uses a connection pool in uWSGI's master, which is not reported "
                 "(a thread there could hang its workers); they are. With uWSGI's option lazy-apps the "
@@ -79,50 +83,50 @@ def threads_allowed() -> bool:
             )
         return False
     except Exception:
-        return True  # not uWSGI's own module, but what somebody calls the same
+        return True  # not uWSGI's own module, but another one of that name
 
 
-def look_for_one() -> Callable[[], None] | None:
-    """Return what finds out, within uWSGI, whether there was a fork; None: Python tells of all forks."""
+def fork_check() -> Callable[[], None] | None:
+    """Return a function that finds out about a fork within uWSGI. None: Python calls hooks for all forks."""
     page = _page
     if page is None:
         return None
 
-    def look() -> None:
+    def check() -> None:
         if not page[0]:
-            _look()
+            _check_pid()
 
-    return look
+    return check
 
 
-def guarded(listener: Callable[..., None]) -> Callable[..., None]:
-    """Return the listener, within uWSGI so that it first looks whether there was a fork."""
-    look = look_for_one()
-    if look is None:
+def after_fork_check(listener: Callable[..., None]) -> Callable[..., None]:
+    """Return the listener; within uWSGI it first checks for a fork."""
+    check = fork_check()
+    if check is None:
         return listener
 
-    def after_a_look(*arguments: Any) -> None:
-        look()
+    def check_and_listen(*arguments: Any) -> None:
+        check()
         listener(*arguments)
 
-    return after_a_look
+    return check_and_listen
 
 
 def _uwsgi() -> Any:
-    """Return the module that there is within uWSGI alone, or None."""
+    """Return uWSGI's module, which exists only inside of it, or None."""
     module = sys.modules.get("uwsgi")
     return module if hasattr(module, "worker_id") else None
 
 
-def _look() -> None:
-    """Find out whether this is a child of the process that it was, where nobody has told."""
+def _check_pid() -> None:
+    """Find out whether this process is a child for which no hook has run."""
     if _pid != os.getpid():
-        _child()
+        _in_child()
     elif _page is not None:
         _page[0] = 1
 
 
-def _child() -> None:
+def _in_child() -> None:
     global _pid
     _pid = os.getpid()
     if _page is not None:
@@ -136,21 +140,21 @@ def _child() -> None:
         log.warning("connmon: this process, a child, cannot be reported: %r", error)
 
 
-class _Unmarked:
-    """What stands for the page where the kernel has none of the kind: it is always looked into."""
+class _AlwaysBlank:
+    """Stands for the page where the kernel cannot blank one: each check asks for the pid."""
 
-    def __getitem__(self, place: int) -> int:
+    def __getitem__(self, index: int) -> int:
         return 0
 
-    def __setitem__(self, place: int, value: int) -> None:
+    def __setitem__(self, index: int, value: int) -> None:
         pass
 
 
-def _blanked_by_fork() -> Any:
+def _page_blanked_by_fork(advice: int) -> Any:
     try:
         page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        page.madvise(_WIPE_ON_FORK)
+        page.madvise(advice)
         page[0] = 1
         return page
     except Exception:
-        return _Unmarked()
+        return _AlwaysBlank()

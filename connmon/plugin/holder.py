@@ -1,17 +1,17 @@
-"""Who has a connection, and in which line of code: threads, asyncio tasks, greenlets.
+"""Who holds a connection, and at which call site: threads, asyncio tasks, greenlets.
 
 Rules:
 
 1. A checkout keeps a holder, nothing more: the thread's mark (40 ns), or a weak reference to the task or
    greenlet. Names and lines are found when a report is made, by the reporter's thread. A thread's number
-   would not do: the next thread gets that of one that has ended.
-2. Of a connection that is held long, what the holder does *now* is looked at from outside:
-   `sys._current_frames()`, the chain of awaits of a task, the frame of a greenlet that waits.
-3. A checkout whose line is noted (`sites.Sampling` decides) walks its own stack, and keeps a code object
-   and a number.
-4. The line that counts is the application's; which one that is, the module `call_site` says.
-5. No locks: under eventlet and gevent threading's belong to greenlets, and the reporter is a
-   native thread. Nothing here raises.
+   would not do: the next thread may get the number of one that has ended.
+2. Where the holder of a long hold is *now* is found from outside: `sys._current_frames()`, a task's chain of
+   awaits, the frame of a waiting greenlet.
+3. A checkout whose call site is noted (`call_site_accounts.Sampling` decides) walks its own stack, and keeps
+   a code object and a line number.
+4. Which frame of a stack is the call site, the module `call_site` says.
+5. No locks: under eventlet and gevent threading's locks belong to greenlets, and the reporter is a thread of
+   the operating system. Nothing here raises.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 from connmon.interrupts import interrupted
 from connmon.plugin import call_site as frames
 from connmon.plugin import unpatched
-from connmon.plugin.call_site_accounts import Look, Site
+from connmon.plugin.call_site_accounts import CallSite, Whereabouts
 from connmon.protocol.values import HolderIn
 
-#: Frames of a stack that are reported at most, and characters of a line.
-DEPTH: Final = 32
-LONGEST: Final = 256
+#: The most frames of a stack that are reported, and the most characters of a name or line.
+STACK_FRAMES: Final = 32
+TEXT_CHARACTERS: Final = 256
 
 Holder: TypeAlias = Any
 """A thread's mark or its number, or a weak reference to a task or a greenlet."""
 
 _active: dict[int, threading.Thread] = getattr(threading, "_active", {})
-_known_kinds: frames.Kinds | None = None
+_frame_kinds: frames.FrameKinds | None = None
 
 
-class Mark:
-    """By what a thread is known. Its object is not kept alive, its name is."""
+class ThreadMark:
+    """Stands for a thread, without keeping the thread object alive."""
 
     __slots__ = ("_thread", "ident", "name")
 
@@ -59,26 +59,29 @@ class Mark:
 
     @property
     def ended(self) -> bool:
-        """Whether the thread has ended. One that Python did not start is taken not to have."""
+        """Whether the thread has ended. False for one that Python did not start."""
         if self._thread is None:
             return False
         thread = self._thread()
         return thread is None or _active.get(self.ident) is not thread
 
 
-class _Marks(_thread._local):
-    """The mark of each thread, made when it is asked for the first time there."""
+class _ThreadMarks(_thread._local):
+    """The mark of each thread, made when the thread first asks for it."""
 
     def __init__(self) -> None:
-        self.mark = Mark()
+        self.mark = ThreadMark()
 
 
-#: Returns the mark of the thread that calls it; no function of Python's own is called for that.
-mark: Final[Callable[[], Mark]] = functools.partial(operator.attrgetter("mark"), _Marks())
+#: Returns the mark of the calling thread, without calling a Python function.
+mark: Final[Callable[[], ThreadMark]] = functools.partial(operator.attrgetter("mark"), _ThreadMarks())
 
 
 class Tracing(NamedTuple):
-    """Whose lines are noted at a checkout: `auto`, a sample where they are many; `all`; `off`, nobody's."""
+    """Which checkouts have their call site noted: `auto`, a sample where they are many; `all`; `off`, none.
+
+    `held`: seconds after which a holder's whereabouts are checked.
+    """
 
     trace: Literal["auto", "all", "off"] = "auto"
     held: float = 30.0
@@ -87,8 +90,8 @@ class Tracing(NamedTuple):
 # --- At the checkout ------------------------------------------------------------------------
 
 
-def asking(asynchronous: bool) -> Callable[[], Holder]:
-    """Return what tells who calls it, for a pool of an asyncio dialect or of another."""
+def holder_source(asynchronous: bool) -> Callable[[], Holder]:
+    """Return a function that returns its caller as a holder; `asynchronous`: the dialect is for asyncio."""
     if asynchronous:
         current_task = importlib.import_module("asyncio").current_task
 
@@ -105,25 +108,25 @@ def asking(asynchronous: bool) -> Callable[[], Holder]:
     return mark
 
 
-def call_site() -> Site | None:
-    """Return the line of the application that this was called from."""
+def call_site() -> CallSite | None:
+    """Return the call site on the caller's stack. None: none is found."""
     return frames.find(sys._getframe(2), _kinds(), _parents)
 
 
 def project(names: Iterable[str]) -> None:
-    """Have the packages of these names count as the application, in this process."""
-    global _known_kinds
-    more = frozenset(names)
-    before = _known_kinds.project if _known_kinds is not None else frozenset()
-    if not more <= before:
-        _known_kinds = frames.Kinds(before | more)
+    """Count the packages of these names as the application, in this process."""
+    global _frame_kinds
+    packages = frozenset(names)
+    known_packages = _frame_kinds.project if _frame_kinds is not None else frozenset()
+    if not packages <= known_packages:
+        _frame_kinds = frames.FrameKinds(known_packages | packages)
 
 
-def _kinds() -> frames.Kinds:
-    global _known_kinds
-    kinds = _known_kinds
+def _kinds() -> frames.FrameKinds:
+    global _frame_kinds
+    kinds = _frame_kinds
     if kinds is None:
-        kinds = _known_kinds = frames.Kinds(own=_own())
+        kinds = _frame_kinds = frames.FrameKinds(own=_own())
     return kinds
 
 
@@ -153,39 +156,40 @@ def _parents() -> list[FrameType | None]:
 
 
 def name(holder: Holder) -> str:
-    """Return the name of a thread, task or greenlet.
+    """Return the name of a thread, task or greenlet, of at most 256 characters.
 
-    "thread <ident>" where a thread has no name; the wire takes 256 characters.
+    It is "thread <ident>" where a thread has no name, and "(ended)" where a task or greenlet is gone.
     """
-    if isinstance(holder, Mark) and holder.ended:
+    if isinstance(holder, ThreadMark) and holder.ended:
         return _text(f"{holder.name or f'thread {holder.ident}'} (ended)")
-    if isinstance(holder, (int, Mark)):
+    if isinstance(holder, (int, ThreadMark)):
         ident = holder if isinstance(holder, int) else holder.ident
         name = getattr(_active.get(ident), "_name", None)
         return _text(name) if isinstance(name, str) else f"thread {ident}"
-    who = holder()
-    if who is None:
+    target = holder()
+    if target is None:
         return "(ended)"
     try:
-        if hasattr(who, "get_name"):
-            return _text(str(who.get_name()))
-        return _text(str(getattr(who, "name", None) or f"greenlet {id(who):#x}"))
+        if hasattr(target, "get_name"):
+            return _text(str(target.get_name()))
+        return _text(str(getattr(target, "name", None) or f"greenlet {id(target):#x}"))
     except Exception:
         return "(no name)"
 
 
-NOWHERE: Final = Look(None, None, ())
+UNKNOWN: Final = Whereabouts(None, None, ())
 
 
-def look(holder: Holder, code: CodeType | None = None, mine: bool = True) -> Look:
-    """Return where the holder is now; `code` took the connection, None: not known.
+def whereabouts(holder: Holder, code: CodeType | None = None, mine: bool = True) -> Whereabouts:
+    """Return where the holder is now.
 
-    Not `mine`: the holder has taken another connection since, so that one is what the driver works with.
+    `code` is the function that took the connection, None where that is not known. `mine` is False where the
+    holder has taken another connection since: then the driver on its stack works with that one.
     """
     try:
         stack = list(_stack_of(holder))
         if not stack:
-            return Look(_without_stack(holder), None, ())
+            return Whereabouts(_without_stack(holder), None, ())
         kinds = _kinds()
         site = frames.find_in(frames.above_driver(stack, kinds), kinds)
         where: HolderIn = "application"
@@ -195,14 +199,14 @@ def look(holder: Holder, code: CodeType | None = None, mine: bool = True) -> Loo
             where = "elsewhere"
         elif frames.waits(stack, kinds):
             where = "waiting"
-        lines = tuple(line(*place) for place in stack[:DEPTH])
-        return Look(where, None if site is None else line(*site), lines)
-    except Exception:  # it went on while it was looked at
-        return NOWHERE
+        lines = tuple(frame_text(*place) for place in stack[:STACK_FRAMES])
+        return Whereabouts(where, None if site is None else frame_text(*site), lines)
+    except Exception:  # it went on meanwhile
+        return UNKNOWN
 
 
 def in_driver() -> frozenset[int]:
-    """Return the numbers of the threads that work with a driver now, by way of SQLAlchemy."""
+    """Return the idents of the threads in which SQLAlchemy calls a driver now."""
     try:
         kinds = _kinds()
         threads = list(sys._current_frames().items())
@@ -211,73 +215,73 @@ def in_driver() -> frozenset[int]:
         return frozenset()
 
 
-def line(code: CodeType, number: int) -> str:
-    """Return "file.py:412 function", the file below the directory that it was imported from."""
+def frame_text(code: CodeType, number: int) -> str:
+    """Return "file.py:412 function", the file relative to the directory that it was imported from."""
     path = code.co_filename
     roots = [root for root in sys.path if root and path.startswith(os.path.join(root, ""))]
     if roots:
         path = path[len(os.path.join(max(roots, key=len), "")) :]
     function = code.co_name
-    if function in ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"):  # it is its function's line
+    if function in ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"):  # name the function around it
         names = getattr(code, "co_qualname", function).split(".")
         function = next((name for name in reversed(names) if not name.startswith("<")), function)
-    where = f":{number} {function[: LONGEST // 2]}"
-    room = LONGEST - len(where)
-    if len(path) > room:  # its end tells more
+    suffix = f":{number} {function[: TEXT_CHARACTERS // 2]}"
+    room = TEXT_CHARACTERS - len(suffix)
+    if len(path) > room:  # its end says more
         path = "..." + path[3 - room :]
-    return _text(path + where)
+    return _text(path + suffix)
 
 
-def _stack_of(holder: Holder) -> Iterable[Site]:
-    if isinstance(holder, Mark):
+def _stack_of(holder: Holder) -> Iterable[frames.Place]:
+    if isinstance(holder, ThreadMark):
         return () if holder.ended else _upwards(sys._current_frames().get(holder.ident))
     if isinstance(holder, int):
         return _upwards(sys._current_frames().get(holder))
-    who = holder()
-    if who is None:
+    target = holder()
+    if target is None:
         return ()
-    if hasattr(who, "get_coro"):
-        coroutine = who.get_coro()
+    if hasattr(target, "get_coro"):
+        coroutine = target.get_coro()
         if getattr(coroutine, "cr_running", False) and (running := _running(coroutine.cr_frame)):
             return running
         return reversed(list(_awaited(coroutine)))
-    return _upwards(getattr(who, "gr_frame", None))
+    return _upwards(getattr(target, "gr_frame", None))
 
 
 def _without_stack(holder: Holder) -> HolderIn | None:
-    """Return where a holder is that has no frame: ended, or not in Python, or where nobody can look."""
-    if isinstance(holder, (int, Mark)):
-        if isinstance(holder, Mark) and holder.ended:
+    """Return where a holder without a frame is: "ended"; None where that cannot be found out."""
+    if isinstance(holder, (int, ThreadMark)):
+        if isinstance(holder, ThreadMark) and holder.ended:
             return "ended"
         thread = _active.get(holder if isinstance(holder, int) else holder.ident)
         if thread is None or isinstance(thread, threading._DummyThread) or not thread.is_alive():
             return "ended"
         return None
-    who = holder()
-    if who is None or getattr(who, "dead", False) or (hasattr(who, "done") and who.done()):
+    target = holder()
+    if target is None or getattr(target, "dead", False) or (hasattr(target, "done") and target.done()):
         return "ended"
     return None
 
 
-def _upwards(frame: FrameType | None) -> Iterator[Site]:
+def _upwards(frame: FrameType | None) -> Iterator[frames.Place]:
     while frame is not None:
         yield frame.f_code, frame.f_lineno or 0
         frame = frame.f_back
 
 
-def _running(frame: FrameType | None) -> list[Site]:
-    """Return the stack of the thread that runs this frame of a coroutine right now; empty: none does."""
+def _running(frame: FrameType | None) -> list[frames.Place]:
+    """Return the stack of the thread that runs this coroutine's frame now; empty where none does."""
     for innermost in sys._current_frames().values():
-        each: FrameType | None = innermost
-        while each is not None:
-            if each is frame:
+        outer: FrameType | None = innermost
+        while outer is not None:
+            if outer is frame:
                 return list(_upwards(innermost))
-            each = each.f_back
+            outer = outer.f_back
     return []
 
 
-def _awaited(coroutine: Any) -> Iterator[Site]:
-    """Yield where each of a chain of coroutines stands, the outermost first."""
+def _awaited(coroutine: Any) -> Iterator[frames.Place]:
+    """Yield the place of each coroutine in a chain of awaits, the outermost first."""
     for _ in range(1000):
         frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "gi_frame", None)
         if frame is None:
@@ -293,5 +297,5 @@ def _awaited(coroutine: Any) -> Iterator[Site]:
 
 
 def _text(text: str) -> str:
-    """Return the text as the wire can take it: no lone surrogates, not too long."""
-    return text[:LONGEST].encode("utf-8", "replace").decode()
+    """Return the text as the wire accepts it: no lone surrogates, at most TEXT_CHARACTERS."""
+    return text[:TEXT_CHARACTERS].encode("utf-8", "replace").decode()

@@ -1,29 +1,29 @@
-"""The exact account of one process: facts in, report out. No I/O, no time, no threads.
+"""The exact account of one process: what happened in, reports out. No I/O, no time, no threads.
 
-1. What happens is written to the accounts of the pools (`account.py`, which says who may write
-   what). Here they are summed, by one thread at a time, into one report.
-2. A report is absolute, and says what there can have been at one moment. Peaks stay until the
-   report that carries them is acknowledged.
-3. Nothing here grows with time or with what happens, only with what is open: what has ended is
-   folded into totals, also where no report is ever taken.
-4. A report always fits on the wire, whatever the application opens. The oldest pools are reported one by
-   one; those beyond are one sum for each database, so nothing that is counted is missing. Of connections
-   that are too many only how many they are is told. What fits again later is told by the next report.
+1. What happens is written to the accounts of the pools (`pool_account.py` says who may write what). Here one
+   thread at a time sums them into a report.
+2. A report is absolute, and says what was possible at one moment. Peaks stay until the report that carries
+   them is acknowledged.
+3. Nothing here grows with time or with what happens, only with what is open: what has ended is folded into
+   totals, also where no report is ever taken.
+4. A report always fits on the wire, whatever the application opens. The oldest pools are reported one by one;
+   those beyond are one sum for each database (`pool_sums.py`), so that nothing counted is missing. Of
+   connections that are too many only the number is reported. What fits again later is in the next report.
 
-Times are seconds of one monotonic clock, handed in.
+Times are seconds of one monotonic clock, which is passed in.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from dataclasses import dataclass, field
 
-from connmon.plugin.call_site_accounts import Look, Room, Sampling, SiteAccount
-from connmon.plugin.call_site_reports import SiteReports
-from connmon.plugin.holder_checks import NOT_LOOKED, Holders, Looking
-from connmon.plugin.pool_account import UNCOUNTED, Entry, Live, PoolAccount, highest, within
-from connmon.plugin.pool_sums import OTHERS, Counted, Surplus, age
+from connmon.plugin.call_site_accounts import Sampling, SamplingSettings, Whereabouts
+from connmon.plugin.call_site_reports import CallSiteReports, CallSiteReportSettings
+from connmon.plugin.holder_checks import NOT_CHECKED, HolderChecks, HolderCheckSettings, Holders
+from connmon.plugin.pool_account import Entry, PoolAccount, highest, within_peaks
+from connmon.plugin.pool_sums import OTHERS, PoolFigures, PoolSum, age
+from connmon.plugin.process_account import AccountSettings, Lock, ProcessAccount
 from connmon.protocol.reports import (
     CONNECTIONS_REPORTED,
     POOLS_REPORTED,
@@ -46,33 +46,44 @@ from connmon.protocol.values import (
     plus,
 )
 
-#: How many databases keep the totals of their pools that are gone, and of those that are not reported one
-#: by one; the rest share one.
-REMAINS_LIMIT = 64
-#: Bytes in a report, at most, for what pools are; and for who holds connections, and where.
-IDENTITIES = 3 * 2**20
-HOLDERS = 6 * 2**20
-#: So few pools fit, whatever they are called.
-FEW = 100
-#: A connection that is held is told again after this many seconds, although nothing about it
-#: changed: the replica ages it by its own clock, and that can lag.
-REFRESH = 30.0
-#: Folding takes milliseconds. Where so many tries in a row found somebody at it, over so many seconds, nobody
-#: is: an interruption came before the lock was released.
-BLOCKED, BLOCKED_SECONDS = 3, 2.0
-#: Ended entries that may pile up while no reporter runs, before they are folded on the spot.
-BACKLOG = 1000
+
+@dataclass(frozen=True)
+class LedgerSettings:
+    """What one process's reports hold at most, and how often an unchanged connection is repeated."""
+
+    pools_reported: int = POOLS_REPORTED
+    connections_reported: int = CONNECTIONS_REPORTED
+    databases: int = 64
+    """How many databases keep the totals of their closed pools, and of pools that are not reported one by
+    one, apart; the rest share one."""
+    identity_bytes: int = 3 * 2**20
+    """The most bytes in a report for what pools are."""
+    holder_bytes: int = 6 * 2**20
+    """The most bytes in a report for who holds connections, and where."""
+    few_pools: int = 100
+    """So few pools always fit, whatever they are called."""
+    refresh_seconds: float = 30.0
+    """A held connection is reported again after this, although nothing about it has changed: the replica ages
+    it by its own clock, which can lag."""
+    lock_wait_seconds: float = 1.0
+    """How long the reporter waits for a thread that folds."""
+    accounts: AccountSettings = field(default_factory=AccountSettings)
+    holder_checks: HolderCheckSettings = field(default_factory=HolderCheckSettings)
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    call_site_reports: CallSiteReportSettings = field(default_factory=CallSiteReportSettings)
 
 
-_ANY_OTHER = PoolInfo(OTHERS, OTHERS, None, None, None, "", None, None, None)
-
-
-class Lock(Protocol):
-    """What is needed of a lock. It is only ever taken where entries are folded: by the reporter,
-    and, without waiting for it, by a connect that finds too much left to fold."""
-
-    def acquire(self, blocking: bool = True, timeout: float = -1, /) -> bool: ...
-    def release(self) -> None: ...
+_ANY_OTHER = PoolInfo(
+    url=OTHERS,
+    dialect=OTHERS,
+    database_host=None,
+    database_port=None,
+    database=None,
+    pool_class="",
+    pool_size=None,
+    max_overflow=None,
+    timeout=None,
+)
 
 
 class Ledger:
@@ -84,144 +95,95 @@ class Ledger:
     def __init__(
         self,
         instance: str,
-        lock: Callable[[], Lock],
+        make_lock: Callable[[], Lock],
         clock: Callable[[], float],
         holders: Holders | None = None,
+        settings: LedgerSettings = LedgerSettings(),  # it is immutable
     ) -> None:
-        """`lock` makes a lock of the native kind; `holders` knows who has a connection.
+        """`make_lock` makes a lock of the native kind; `holders` knows who has a connection.
 
-        `clock` is the one that all times are of: nobody hands one in where a connection just ends.
+        `clock` is the one that all times are of: where a connection just ends, nobody passes a time in.
         """
         self.instance = instance
-        self.clock = clock
-        self._lock = lock
-        self._folding = lock()
-        self._blocked, self._blocked_since = 0, 0.0
-        self.numbers = itertools.count(1)
-        self.live = Live()
+        self.settings = settings
+        self.process = ProcessAccount(make_lock, clock, settings.accounts)
         self.pools: dict[int, PoolAccount] = {}
         self.remains: dict[RowKey, PoolAccount] = {}
-        """By database: that is where the totals of a pool that is gone must not be missing."""
-        self._crowd = BACKLOG
-        self.used = False
-        """Whether anything has happened that is worth a report."""
-        self.wake: Callable[[], None] | None = None
-        """Called when the first connection is seen: starts the reporter. None: it runs."""
-        self.looking = Looking(holders)
-        self._site_reports = SiteReports(self.looking.line)
-        self.sampling = Sampling()
-        """Which checkouts are noted by their line, of all pools together."""
-        self.sites_room = Room()
+        """By database: the totals of its closed pools, which must not go missing there."""
+        self._pools_before_fold = settings.accounts.backlog_entries
+        self.holder_checks = HolderChecks(holders, settings.holder_checks)
+        self._call_site_reports = CallSiteReports(
+            self.holder_checks.call_site_text, settings.call_site_reports
+        )
+        self.sampling = Sampling(settings.sampling)
+        """Which checkouts have their call site noted, of all pools together."""
         self._checkouts = 0
         """Of all pools, as last counted."""
         self._ending = False
         self._sequence = 0
         self._base = 0
+        """The last acknowledged report. 0: the next report is a full one."""
         self._taken_at: float | None = None
-        self._busy = False
+        self._had_news = False
+        """Whether the last report had anything new."""
         self._unacknowledged: Peaks | None = None
+        """The process's peaks since the last acknowledged report."""
         self._closed_pools: list[int] = []
-        self._surplus: dict[RowKey, Surplus] = {}
+        self._sums: dict[RowKey, PoolSum] = {}
         """By database: the sums of the pools beyond those that are reported one by one."""
-        self._surplus_of: dict[int, Surplus] = {}
+        self._sum_of_pool: dict[int, PoolSum] = {}
         """By pool: the sum that it is in."""
         self._moved: dict[int, int] = {}
-        """The pools that have left such a sum, by number, after which report; until that is acknowledged."""
+        """By pool that has left a sum: after which report, until a later one is acknowledged."""
         self._listed = 0
-        """Connections that reports have told of and that have not been told to have ended."""
+        """Reported connections that are not reported as closed."""
         self._unlisted = 0
-        """Open ones that the last report did not tell of."""
-        self._holders_room = HOLDERS
+        """Open connections that the last report has left out."""
+        self._holder_bytes_left = settings.holder_bytes
+
+    def __repr__(self) -> str:
+        return f"<Ledger of instance {self.instance}: report {self._sequence}, {self.process!r}>"
+
+    # --- In the application's threads
 
     def pool(self, info: PoolInfo) -> PoolAccount:
         """Open the account of one more pool."""
         # Engines made and dropped must not pile up either while no report is taken.
-        if len(self.pools) >= self._crowd and (folding := self._fold()):
+        if len(self.pools) >= self._pools_before_fold and (lock := self.process.fold_lock.acquire()):
             try:
                 self._retire()
-                self._crowd = 2 * len(self.pools) + BACKLOG
+                backlog = self.settings.accounts.backlog_entries
+                self._pools_before_fold = 2 * len(self.pools) + backlog
             finally:
-                folding.release()
-        account = PoolAccount(self, next(self.numbers), info)
+                lock.release()
+        account = PoolAccount(self.process, next(self.process.numbers), info)
+        self.process.pool_live[account.number] = account.live
         self.pools[account.number] = account
         return account
 
     def forked(self, instance: str) -> None:
-        """Begin anew in the child of a fork: nothing that the parent counted is ours."""
+        """Start from nothing in the child of a fork: nothing that the parent counted is ours."""
         self.instance = instance
-        self.live.reset()
+        self.process.forked()
         self.remains = {}
-        self.sites_room = Room()
         self._checkouts = 0
         for account in list(self.pools.values()):
             account.forget()
-        self.used = False
         self._sequence = self._base = 0
         self._taken_at = self._unacknowledged = None
-        self._busy = self._ending = False
+        self._had_news = self._ending = False
         self._closed_pools = []
-        self._surplus, self._surplus_of, self._moved = {}, {}, {}
+        self._sums, self._sum_of_pool, self._moved = {}, {}, {}
         self._listed = self._unlisted = 0
-        self._folding = self._lock()
 
-    def seen(self) -> None:
-        """Something has happened that is worth a report: have the reporter run."""
-        if self.wake is not None:
-            self.wake()
-        self.used = True
-
-    def relieve(self, account: PoolAccount) -> None:
-        """Keep what has ended from piling up where no reporter can run."""
-        entries = len(account.entries) > 2 * account.live.open + BACKLOG
-        if (entries or len(account.made) > UNCOUNTED) and (folding := self._fold()):
-            try:
-                account.fold()
-                account.times()
-            finally:
-                folding.release()
-
-    def _fold(self, patience: float = 0.0) -> Lock | None:
-        """Return the lock, held, under which one thread at a time folds; None where somebody else does."""
-        folding = self._folding
-        if folding.acquire(patience > 0.0, patience or -1):
-            self._blocked = 0
-            return folding
-        now = self.clock()
-        if not self._blocked:
-            self._blocked_since = now
-        self._blocked += 1
-        if self._blocked >= BLOCKED and now - self._blocked_since >= BLOCKED_SECONDS:
-            self._blocked, self._folding = 0, self._lock()
-        return None
-
-    def count_times(self, account: PoolAccount, entry: Entry | None = None) -> None:
-        """Count how long holds of this connection took, or whatever there is of this pool.
-
-        That keeps it from piling up where no report is taken.
-        """
-        if folding := self._fold():
-            try:
-                if entry is None:
-                    account.times()
-                else:
-                    account.count_holds(entry)
-            finally:
-                folding.release()
-
-    def count_sites(self, site: SiteAccount) -> None:
-        """Count the holds of a line, which would pile up where no report is taken."""
-        if folding := self._fold():
-            try:
-                site.count()
-            finally:
-                folding.release()
+    # --- In the reporter's thread
 
     def restart(self) -> None:
-        """The next report must be a full one: the node is another, or missed something."""
+        """Make the next report a full one: the node is another, or has missed something."""
         self._base = 0
 
     def acknowledged(self, sequence: int) -> None:
-        """Report `sequence` was applied; the next one builds on it."""
+        """Note that report `sequence` was applied; the next one builds on it."""
         if sequence == self._sequence:
             self._base = sequence
             self._unacknowledged = None
@@ -229,223 +191,250 @@ class Ledger:
                 account.unacknowledged = None
             moved = list(self._moved.items())  # an application's thread may retire one meanwhile
             self._moved = {number: after for number, after in moved if after >= sequence}
-            for surplus in self._surplus.values():
-                if surplus.moved_after is not None and surplus.moved_after < sequence:
-                    surplus.moved_after = None
+            for pool_sum in self._sums.values():
+                if pool_sum.moved_after is not None and pool_sum.moved_after < sequence:
+                    pool_sum.moved_after = None
 
     def take_over(self) -> None:
-        """Nobody folds any more, who may have been in the middle of it."""
-        self._folding = self._lock()
+        """Go on in another thread; the one before is gone, maybe in the middle of folding."""
+        self.process.fold_lock.replace()
 
     def end(self) -> None:
-        """The process ends in good order: what is open now is closed with it, and what is held given back."""
+        """Note that the process ends in good order: every connection is closed, and every hold ends."""
         self._ending = True
         for account in self._accounts():
             for entry in list(account.entries.values()):
                 entry.end()
-            account.waits, account.wait_sites = {}, {}
+            account.waits, account.wait_call_sites = {}, {}
 
     def take(self, now: float, *, alive: bool = False) -> Report | None:
         """Return the next report: a full one, or what changed since the acknowledged one.
 
-        Without `alive`, None where nothing has changed. The caller adds who reports, sends it,
-        and calls `acknowledged` or `restart` before it takes another one.
+        Without `alive`, None where nothing has changed. The caller adds who reports, sends it, and calls
+        `acknowledged` or `restart` before it takes another one.
         """
-        folding = self._fold(1.0)
-        if folding is None:
+        lock = self.process.fold_lock.acquire(self.settings.lock_wait_seconds)
+        if lock is None:
             return None
         try:
             return self._take(now, alive)
         finally:
-            folding.release()
+            lock.release()
 
     def _take(self, now: float, alive: bool) -> Report | None:
         full = self._base == 0
         self._retire()
         for account in self._accounts():
             account.locate()
-        self._share()
-        for surplus_before in self._surplus.values():
-            surplus_before.counted = []  # of a report that failed
-        pools, connections, closed = [], [], []
-        sites: list[SiteReport] = []
-        self._unlisted, self._holders_room = 0, HOLDERS
-        present, longest, counted = Gauges(), 0.0, []
-        for account in self._accounts():
-            account.fold()
-            gauges, totals, held_since = account.count()
-            account.settle(gauges, totals, now)
-            first = min(account.waits.copy().values(), default=None)
-            wait = None if first is None else max(0.0, now - first)
-            longest = max(longest, wait or 0.0)
-            peaks = account.live.collect(wait or 0.0)
-            account.unacknowledged = highest(account.unacknowledged, peaks)
-            counted.append((account, gauges, totals, account.times(), peaks, held_since, first, wait))
-        self._sample(now, sum([totals.checkouts for _, _, totals, *_ in counted]))
-        self.looking.choose(list(self.pools.values()), now)
-        self._site_reports.begin(now, all_lines=full, all_changed=self._ending)
-        whole = self.live.collect(longest)
-        self._unacknowledged = highest(self._unacknowledged, whole)
-        for account, gauges, totals, times, peaks, held_since, first, wait in counted:
-            gauges = within(gauges, peaks, whole, present)
-            present = plus(present, gauges)
-            peaks = account.unacknowledged or peaks
-            surplus = self._surplus_of.get(account.number)
-            now_counted = Counted(account, gauges, totals, times, peaks, held_since, first)
-            facts = (now_counted.facts(), account.info)
-            if surplus is not None:
-                surplus.counted.append(now_counted)
-            elif full or facts != account.told:
-                with_info = full or account.info is not account.told_info
-                pools.append(
-                    PoolReport(
-                        account.number,
-                        account.info if with_info else None,
-                        gauges,
-                        totals,
-                        peaks,
-                        wait,
-                        age(now, held_since),
-                        times if with_info else changed_times(times, account.told_times),
-                        moved=account.number in self._moved,
-                    )
-                )
-                account.told, account.told_info, account.told_times = facts, account.info, times
-            closed += account.gone
-            self._listed -= len(account.gone)
-            account.gone = []
-            number, info = (
-                (account.number, account.info) if surplus is None else (surplus.number, surplus.info)
-            )
-            connections += self._connections(account.entries.values(), number, info, now, full)
-            if surplus is None:
-                sites += self._site_reports.of(account, totals.checkouts)
-        pools += self._surplus_reports(now, full, self._unacknowledged)
-        sites += self._site_reports.others(self.sites_room)
-        news = bool(pools or connections or closed or self._closed_pools or sites)
+        self._assign_to_sums()
+        counted = self._count_pools(now)
+        self._adapt_sampling(now, sum([figures.totals.checkouts for figures in counted]))
+        self.holder_checks.choose(list(self.pools.values()), now)
+        self._call_site_reports.begin(now, everything=full, all_changed=self._ending)
+        longest_wait = max([age(now, figures.waits_since) or 0.0 for figures in counted], default=0.0)
+        process_peaks = self.process.live.collect(longest_wait)
+        self._unacknowledged = highest(self._unacknowledged, process_peaks)
+        self._unlisted, self._holder_bytes_left = 0, self.settings.holder_bytes
+        pools: list[PoolReport] = []
+        connections: list[Connection] = []
+        closed_connections: list[int] = []
+        call_sites: list[SiteReport] = []
+        other_pools = Gauges()
+        for figures in counted:
+            account = figures.account
+            gauges = within_peaks(figures.gauges, figures.peaks, process_peaks, other_pools)
+            other_pools = plus(other_pools, gauges)
+            figures = figures._replace(gauges=gauges, peaks=account.unacknowledged or figures.peaks)
+            pool_sum = self._sum_of_pool.get(account.number)
+            if pool_sum is not None:
+                pool_sum.pools.append(figures)
+            elif (report := self._pool_report(figures, now, full)) is not None:
+                pools.append(report)
+            closed_connections += account.closed_connections
+            self._listed -= len(account.closed_connections)
+            account.closed_connections = []
+            row = account if pool_sum is None else pool_sum
+            connections += self._connections(account.entries.values(), row.number, row.info, now, full)
+            if pool_sum is None:
+                call_sites += self._call_site_reports.of(account, figures.totals.checkouts)
+        pools += self._sum_reports(now, full, self._unacknowledged)
+        call_sites += self._call_site_reports.others(self.process.call_site_room)
+        has_news = bool(pools or connections or closed_connections or self._closed_pools or call_sites)
         # One more report after the last change, so that rates and the longest wait come to rest.
-        if not (full or alive or news or self._busy):
+        if not (full or alive or has_news or self._had_news):
             return None
-        self._busy = news
+        self._had_news = has_news
         self._sequence += 1
         interval = 0.0 if self._taken_at is None else max(0.0, now - self._taken_at)
         self._taken_at = now
-        report = Report(
+        closed_pools, self._closed_pools = self._closed_pools, []
+        return Report(
             instance=self.instance,
             sequence=self._sequence,
             base=self._base,
             interval=interval,
             peaks=self._unacknowledged,
             pools=tuple(pools),
-            closed_pools=() if full else tuple(self._closed_pools),
+            closed_pools=() if full else tuple(closed_pools),
             connections=tuple(connections),
-            closed_connections=() if full else tuple(closed),
+            closed_connections=() if full else tuple(closed_connections),
             left_out=self._unlisted,
-            sites=tuple(sites),
+            sites=tuple(call_sites),
         )
-        self._closed_pools = []
-        return report
+
+    def _count_pools(self, now: float) -> list[PoolFigures]:
+        """Fold and count each pool; its peaks become part of the unacknowledged ones."""
+        for pool_sum in self._sums.values():
+            pool_sum.pools = []  # of a report that failed
+        counted = []
+        for account in self._accounts():
+            account.fold()
+            gauges, totals, held_since = account.count()
+            account.settle(gauges, totals, now)
+            waits_since = min(account.waits.copy().values(), default=None)
+            peaks = account.live.collect(age(now, waits_since) or 0.0)
+            account.unacknowledged = highest(account.unacknowledged, peaks)
+            figures = PoolFigures(
+                account=account,
+                gauges=gauges,
+                totals=totals,
+                times=account.times(),
+                peaks=peaks,
+                held_since=held_since,
+                waits_since=waits_since,
+            )
+            counted.append(figures)
+        return counted
+
+    def _pool_report(self, figures: PoolFigures, now: float, full: bool) -> PoolReport | None:
+        """Return a pool's own report, or None where nothing has changed."""
+        account = figures.account
+        facts = (figures.facts(), account.info)
+        if not full and facts == account.reported:
+            return None
+        with_info = full or account.info is not account.reported_info
+        times = figures.times if with_info else changed_times(figures.times, account.reported_times)
+        account.reported, account.reported_info, account.reported_times = facts, account.info, figures.times
+        return PoolReport(
+            number=account.number,
+            info=account.info if with_info else None,
+            gauges=figures.gauges,
+            totals=figures.totals,
+            peaks=figures.peaks,
+            wait=age(now, figures.waits_since),
+            held=age(now, figures.held_since),
+            times=times,
+            moved=account.number in self._moved,
+        )
 
     def _accounts(self) -> list[PoolAccount]:
         return [*list(self.pools.values()), *self.remains.values()]
 
-    def _share(self) -> None:
-        """Decide which pools are reported one by one: the oldest. One that is, stays so to its end."""
+    def _assign_to_sums(self) -> None:
+        """Decide which pools are reported one by one: the oldest. Such a pool stays so to its end."""
         accounts = list(self.pools.values())
-        if len(accounts) <= FEW and not self._surplus:
+        if len(accounts) <= self.settings.few_pools and not self._sums:
             return
-        room = IDENTITIES
-        for place, account in enumerate(accounts):
+        bytes_left = self.settings.identity_bytes
+        for position, account in enumerate(accounts):
             info, number = account.info, account.number
-            room -= _size(info.url, info.database or "", info.database_host or "")
-            own = account.told is not None or (place < POOLS_REPORTED and room >= 0)
-            if not own and number not in self._surplus_of:
-                self._surplus_of[number] = self._surplus_for(account)
-            elif not own and not self._surplus_of[number].has(info):  # its server is known only now
-                self._leave_surplus(number)
-                surplus = self._surplus_of[number] = self._surplus_for(account)
-                surplus.moved_after = self._sequence
-            elif own and number in self._surplus_of:
-                self._leave_surplus(number)
+            bytes_left -= _wire_bytes(info.url, info.database or "", info.database_host or "")
+            fits = position < self.settings.pools_reported and bytes_left >= 0
+            own = account.reported is not None or fits
+            if not own and number not in self._sum_of_pool:
+                self._sum_of_pool[number] = self._sum_for(account)
+            elif not own and not self._sum_of_pool[number].has(info):  # its server is known only now
+                self._leave_sum(number)
+                pool_sum = self._sum_of_pool[number] = self._sum_for(account)
+                pool_sum.moved_after = self._sequence
+            elif own and number in self._sum_of_pool:
+                self._leave_sum(number)
                 self._moved[number] = self._sequence
 
-    def _surplus_for(self, account: PoolAccount) -> Surplus:
+    def _sum_for(self, account: PoolAccount) -> PoolSum:
         key = database_key(account.info)
-        if key not in self._surplus and len(self._surplus) >= REMAINS_LIMIT:
+        if key not in self._sums and len(self._sums) >= self.settings.databases:
             key = database_key(_ANY_OTHER)
-        surplus = self._surplus.get(key)
-        if surplus is None:
+        pool_sum = self._sums.get(key)
+        if pool_sum is None:
             info = account.info if key == database_key(account.info) else _ANY_OTHER
-            surplus = self._surplus[key] = Surplus(next(self.numbers), info)
-        return surplus
+            pool_sum = self._sums[key] = PoolSum(next(self.process.numbers), info)
+        return pool_sum
 
-    def _leave_surplus(self, number: int) -> None:
-        surplus = self._surplus_of.pop(number, None)
-        if surplus is not None:
-            surplus.moved_after = self._sequence
+    def _leave_sum(self, number: int) -> None:
+        pool_sum = self._sum_of_pool.pop(number, None)
+        if pool_sum is not None:
+            pool_sum.moved_after = self._sequence
 
-    def _surplus_reports(self, now: float, full: bool, whole: Peaks) -> list[PoolReport]:
+    def _sum_reports(self, now: float, full: bool, process_peaks: Peaks) -> list[PoolReport]:
         reports = []
-        for key, surplus in list(self._surplus.items()):
-            if surplus.counted:
-                report = surplus.take(now, full, whole)
+        for key, pool_sum in list(self._sums.items()):
+            if pool_sum.pools:
+                report = pool_sum.take(now, full, process_peaks)
                 if report is not None:
                     reports.append(report)
             else:
-                del self._surplus[key]
-                if surplus.told is not None:
-                    self._closed_pools.append(surplus.number)
+                del self._sums[key]
+                if pool_sum.reported is not None:
+                    self._closed_pools.append(pool_sum.number)
         return reports
 
     def _connections(
         self, entries: Iterable[Entry], number: int, info: PoolInfo, now: float, full: bool
     ) -> list[Connection]:
-        """Return what is to be told of these connections; `number` and `info` are of their pool's report."""
-        told = []
+        """Return the reports of these connections; `number` and `info` are of their pool's report."""
+        reports = []
         for entry in list(entries):
-            if entry.told is None and self._listed >= CONNECTIONS_REPORTED:
+            if entry.reported is None and self._listed >= self.settings.connections_reported:
                 self._unlisted += 1
                 continue
             session, server = self._session(entry, info, now)
             since, detached = entry.since, entry.detached
             held = since > 0.0
-            name, site, look = self.looking.holder_of(entry, since, now) if held else (None, None, NOT_LOOKED)
+            name, call_site, whereabouts = (
+                self.holder_checks.holder_of(entry, since, now) if held else (None, None, NOT_CHECKED)
+            )
             # The id comes later than the connection: its first statements may be on their way meanwhile.
             plain = (number, since, detached, session, server)
-            facts: tuple[object, ...] = (plain, site, look)
-            before = entry.told
-            if not full and before == facts and not (held and now - entry.told_at > REFRESH):
+            facts: tuple[object, ...] = (plain, call_site, whereabouts)
+            before = entry.reported
+            refresh = held and now - entry.reported_at > self.settings.refresh_seconds
+            if not full and before == facts and not refresh:
                 continue
-            if name is not None:
-                size = _size(name, site or "", look.site or "", *look.stack)
-                if size > self._holders_room:  # told by the next report
-                    if not full and before is not None and before[0] == plain:
-                        continue
-                    name, site, look = None, None, Look(look.where, None, ())
-                    facts = (plain, None, look)
-                else:
-                    self._holders_room -= size
+            if name is not None and not self._takes_room(name, call_site, whereabouts):
+                if not full and before is not None and before[0] == plain:
+                    continue  # the next report says where it is held
+                name, call_site, whereabouts = None, None, Whereabouts(whereabouts.where, None, ())
+                facts = (plain, None, whereabouts)
             if before is None:
                 self._listed += 1
-            entry.told, entry.told_at = facts, now
+            entry.reported, entry.reported_at = facts, now
             state: ConnectionState = DETACHED if detached else CHECKED_OUT if held else IDLE
-            told.append(
+            reports.append(
                 Connection(
-                    entry.number,
-                    number,
-                    session,
-                    state,
-                    max(0.0, now - entry.opened),
-                    max(0.0, now - since) if held else None,
-                    name,
-                    site,
-                    look.stack,
-                    server,
-                    look.where,
-                    look.site,
+                    number=entry.number,
+                    pool=number,
+                    server_id=session,
+                    state=state,
+                    age=max(0.0, now - entry.opened),
+                    held=max(0.0, now - since) if held else None,
+                    holder=name,
+                    call_site=call_site,
+                    stack=whereabouts.stack,
+                    server=server,
+                    holder_in=whereabouts.where,
+                    holder_site=whereabouts.call_site,
                 )
             )
-        return told
+        return reports
+
+    def _takes_room(self, name: str, call_site: str | None, whereabouts: Whereabouts) -> bool:
+        """Return whether the report has room for this holder, and take it."""
+        size = _wire_bytes(name, call_site or "", whereabouts.call_site or "", *whereabouts.stack)
+        if size > self._holder_bytes_left:
+            return False
+        self._holder_bytes_left -= size
+        return True
 
     @staticmethod
     def _session(entry: Entry, info: PoolInfo, now: float) -> tuple[int | None, ServerAddress | None]:
@@ -453,15 +442,15 @@ class Ledger:
         location = entry.pool.location
         if location is None:
             return entry.server_id, None
-        if entry.driver is not None and (entry.since or entry.read != entry.checkouts):
-            location.look_again(entry, now)
+        if entry.driver_ref is not None and (entry.since or entry.session_read_at != entry.checkouts):
+            location.read_session_again(entry, now)
         number = location.session_of(entry) if location.poolers else entry.server_id
         if entry.server is not None and entry.server is location.at and info is entry.pool.info:  # as mostly
             return number, None
         return number, location.address_of(entry, info)
 
-    def _sample(self, now: float, checkouts: int) -> None:
-        """Note every checkout by its line again, where they have become few."""
+    def _adapt_sampling(self, now: float, checkouts: int) -> None:
+        """Note every checkout's call site again, where checkouts have become rare."""
         passed = 0.0 if self._taken_at is None else now - self._taken_at
         before, self._checkouts = self._checkouts, checkouts
         sparse = self.sampling.mean > 1
@@ -473,7 +462,7 @@ class Ledger:
                     entry.note_at = 0
 
     def _retire(self) -> None:
-        """Hand the totals of pools that are gone to the remains of the same database."""
+        """Move the totals of pools that are gone to the remains of the same database."""
         for account in list(self.pools.values()):
             if not account.retired or account.waits:
                 continue
@@ -481,34 +470,35 @@ class Ledger:
             if account.entries:  # a detached connection outlives its pool
                 continue
             del self.pools[account.number]
+            self.process.pool_live.pop(account.number, None)
             account.locate()
-            self._leave_surplus(account.number)
+            self._leave_sum(account.number)
             self._moved.pop(account.number, None)
             remains = self._remains_of(account)
-            _, happened, _ = account.count()
-            remains.ended = plus(remains.ended, happened)
+            _, totals, _ = account.count()
+            remains.ended = plus(remains.ended, totals)
             remains.inherit(account.times())
-            account.sites.hand_over(remains.sites)
-            remains.gone += account.gone
-            if account.told is not None:
+            account.call_sites.hand_over(remains.call_sites)
+            remains.closed_connections += account.closed_connections
+            if account.reported is not None:
                 self._closed_pools.append(account.number)
-            # Also what it has seen since the last report, which may be all of its life.
+            # Also the peaks since the last report, which may be all of its life.
             peaks = highest(account.unacknowledged, account.live.collect(0.0))
             remains.unacknowledged = highest(remains.unacknowledged, peaks)
 
     def _remains_of(self, account: PoolAccount) -> PoolAccount:
         info = account.info
-        if database_key(info) not in self.remains and len(self.remains) >= REMAINS_LIMIT:
+        if database_key(info) not in self.remains and len(self.remains) >= self.settings.databases:
             info = _ANY_OTHER
         key = database_key(info)
         remains = self.remains.get(key)
         if remains is None:
-            remains = self.remains[key] = PoolAccount(self, next(self.numbers), info)
+            remains = self.remains[key] = PoolAccount(self.process, next(self.process.numbers), info)
             remains.retired = True
         return remains
 
 
-def _size(*texts: str) -> int:
+def _wire_bytes(*texts: str) -> int:
     """Return how many bytes these texts take on the wire, or more."""
     text = "".join(texts)
     return 5 * len(texts) + (len(text) if text.isascii() else 4 * len(text))

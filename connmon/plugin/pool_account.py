@@ -1,101 +1,73 @@
 """The account of one pool: its connections, its waits, its totals. No I/O, no time, no threads.
 
-Who may write what, so that no lock is needed where the application runs:
+The application's threads write without a lock. These rules keep the account right:
 
-1. What happens to a connection is written to that connection's `Entry`, by whoever has the
-   connection at that moment. Plain attribute writes, nothing else: a garbage collection inside
-   a listener can run another checkin on the same thread, so a lock there would deadlock.
-2. Totals are never counted in a shared variable. They are the sum over the entries, and over
-   what entries that have ended left behind (`fold`).
-3. Only `Ledger` (one thread at a time) sums, folds and deletes. An entry that has ended is
-   taken out of its dict once, so it is folded once.
-4. `Live` counts the present a second time, for peaks alone: a peak must be seen when it happens.
-   If a lost update ever let it drift, `settle` sets it right when the pool has been quiet.
-5. How long something took is appended to a list: of a hold to the entry's, of waits and connects to the
-   pool's. Only `Ledger` takes things out, from the front, and counts them in the pool's histograms. Either is
-   one step of the interpreter, so nothing is lost and nothing is counted twice.
-6. An ended connection is `Entry.closed`, whoever notices it first: a close event, the end of the
-   `Token` in `record.info`, or of the driver's connection. Further notices do nothing.
-
+1. What happens to a connection is written to its `Entry`, by whoever has the connection at that moment. Plain
+   attribute writes only: a garbage collection inside a listener can run another checkin on the same thread,
+   so a lock would deadlock.
+2. Totals are never counted in a shared variable. They are the sum over the entries, plus what ended entries
+   have left behind (`fold`).
+3. Only the thread that has the process's fold lock sums, folds and deletes. An ended entry is taken out of
+   its dict once, so it is folded once.
+4. `LiveCounts` count the present a second time, for peaks only: a peak must be seen when it happens. If a
+   lost update lets them drift, `settle` corrects them once the pool has been quiet.
+5. A duration is appended to a list: a hold's to the entry's, a wait's or connect's to the pool's. Only the
+   thread with the fold lock takes durations out, from the front, into the pool's histograms. Both are one
+   step of the interpreter, so nothing is lost and nothing is counted twice.
+6. An ended connection is `Entry.closed`, whoever notices it first: a close event, the end of the `Token` in
+   `record.info`, or the end of the driver's connection. Later notices do nothing.
 7. An exception can be raised into any line of this (`interrupts.py`). So each change of an entry has one
-   write that decides, and what follows it can be made up for: a connection is held while `checkouts` is
-   larger than `checkins`, and open while it is not `closed`. After an interruption `mend` does the rest.
+   write that decides, and the rest can be made up for: a connection is held while `checkouts` is larger than
+   `checkins`, and open while it is not `closed`. After an interruption `mend` does the rest.
 
-Times are seconds of one monotonic clock, handed in.
+Times are seconds of one monotonic clock, which is passed in.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, MutableMapping
 from functools import partial
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 from connmon.database_address import DatabaseServer
 from connmon.interrupts import interrupted, let_go
-from connmon.plugin.call_site_accounts import UNCOUNTED as UNCOUNTED_HOLDS
-from connmon.plugin.call_site_accounts import Look, Room, Sampling, Site, SiteAccount, Sites
+from connmon.plugin.call_site_accounts import (
+    UNCOUNTED_SITE_HOLDS,
+    CallSite,
+    CallSiteAccount,
+    CallSites,
+    Sampling,
+    Whereabouts,
+)
 from connmon.plugin.describe import Location
+from connmon.plugin.process_account import LiveCounts, ProcessAccount
 from connmon.protocol.histogram import BOUNDS, ordered
 from connmon.protocol.reports import PoolInfo
 from connmon.protocol.values import Gauges, Peaks, Times, Totals, plus
 
 #: The key of a connection's token in `record.info`.
 KEY = "connmon"
-#: So many holds of one connection, or waits of one pool, that are not counted yet are counted on the spot:
-#: where no report is taken they would pile up. (A bit mask: only then it is looked how many there are.)
+#: Holds of one connection, or waits of one pool, that may be uncounted before they are counted on the spot:
+#: without a reporter they would pile up. The checkin listeners use it as a bit mask, to look at the list once
+#: in 64 checkouts. A constant of the module and not a setting, since an attribute would cost each checkin.
 UNCOUNTED = 63
 
-Counts: TypeAlias = "tuple[Counter[int], Counter[int], Counter[int]]"
+Histograms: TypeAlias = "tuple[Counter[int], Counter[int], Counter[int]]"
 #: `histogram.bucket`, without the call of a Python function for each value.
 _bucket = partial(bisect_left, BOUNDS)
 #: No connection is ever checked out so many times.
 NEVER = 2**62
-#: A difference between the sum over the entries and what is counted beside it is one, and not a
-#: moment, after this many seconds in which nothing happened.
-QUIET = 3.0
 
 
-class Live:
-    """The present of a pool, or of the whole process, and the peaks since the last report."""
-
-    __slots__ = (
-        "checked_out", "longest_wait", "open", "peak_checked_out", "peak_open", "peak_waiting", "waiting",
-    )  # fmt: skip
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        self.open = self.checked_out = self.waiting = 0
-        self.peak_open = self.peak_checked_out = self.peak_waiting = 0
-        self.longest_wait = 0.0
-
-    def collect(self, longest: float) -> Peaks:
-        """Return the peaks, the longest of the waits that go on included, and begin anew."""
-        # Each is read and begun anew before any call: at a call another thread may come in,
-        # and a peak that it saw would be lost.
-        peak_open, self.peak_open = self.peak_open, self.open
-        peak_checked_out, self.peak_checked_out = self.peak_checked_out, self.checked_out
-        peak_waiting, self.peak_waiting = self.peak_waiting, self.waiting
-        longest_wait, self.longest_wait = self.longest_wait, 0.0
-        return Peaks(
-            max(peak_open, self.peak_open),
-            max(peak_checked_out, self.peak_checked_out),
-            max(peak_waiting, self.peak_waiting),
-            max(longest_wait, longest),
-        )
-
-
-def _nowhere() -> None:
-    """Where a checkout came from is not asked."""
+def _no_call_site() -> None:
+    """Stands for a search of the call site where none is wanted."""
 
 
 def highest(a: Peaks | None, b: Peaks) -> Peaks:
-    """Return the larger of each."""
+    """Return the larger of each peak."""
     if a is None:
         return b
     return Peaks(
@@ -106,114 +78,138 @@ def highest(a: Peaks | None, b: Peaks) -> Peaks:
     )
 
 
-def within(gauges: Gauges, peaks: Peaks, whole: Peaks, others: Gauges) -> Gauges:
-    """Return the gauges of a pool, lowered to what there can have been at any one moment.
+def within_peaks(gauges: Gauges, peaks: Peaks, process_peaks: Peaks, other_pools: Gauges) -> Gauges:
+    """Return a pool's gauges, lowered to what was possible at any one moment.
 
-    They are summed while the application goes on: a connection is seen held, given back, and
-    the next one taken and seen held. That may show for a second, but maxima are made of it, and
-    these never come down again. `peaks` and `whole` tell what there was at most, in this pool
-    and in the process; `others` are the pools of the process that have been lowered before.
+    The sum is taken while the application goes on: a connection may be counted as held, be returned, and the
+    next one be counted as held as well. For a gauge that would pass in a second, but maxima are made of it
+    and never come down again. `peaks` are the pool's, `process_peaks` the whole process's; `other_pools` is
+    the sum of the process's pools that were lowered before.
     """
-    connections = min(gauges.connections, peaks.connections, whole.connections - others.connections)
+    connections = min(
+        gauges.connections, peaks.connections, process_peaks.connections - other_pools.connections
+    )
     detached = min(gauges.detached, connections)
     attached = connections - detached
     return gauges._replace(
         connections=connections,
         checked_out=min(
-            gauges.checked_out, peaks.checked_out, whole.checked_out - others.checked_out, attached
+            gauges.checked_out,
+            peaks.checked_out,
+            process_peaks.checked_out - other_pools.checked_out,
+            attached,
         ),
         overflow=min(gauges.overflow, attached),
         detached=detached,
-        waiting=min(gauges.waiting, peaks.waiting, whole.waiting - others.waiting),
+        waiting=min(gauges.waiting, peaks.waiting, process_peaks.waiting - other_pools.waiting),
     )
 
 
-def _count(seconds: list[float], counts: Counter[int]) -> float:
-    """Take these out and count them; return their sum. What others append meanwhile is for the next time."""
-    taken = seconds[:]
-    del seconds[: len(taken)]
-    counts.update(map(_bucket, taken))
-    return sum(taken)
+def _count_durations(durations: list[float], histogram: Counter[int]) -> float:
+    """Move these durations into the histogram; return their sum in seconds.
+
+    What other threads append meanwhile stays for the next call.
+    """
+    seconds = durations[:]
+    del durations[: len(seconds)]
+    histogram.update(map(_bucket, seconds))
+    return sum(seconds)
 
 
 class Entry:
     """One physical connection, from its connect (or adoption) to its end."""
 
     __slots__ = (
-        "checkins", "checkouts", "closed", "detached", "driver", "held", "holder", "holds", "invalidations",
-        "key", "left", "note_at", "noted_at", "noted_since", "number", "opened", "owned", "pool", "read",
-        "seen", "seen_at", "server", "server_id", "since", "site", "told", "told_at", "took", "weak",
+        "call_site", "checkins", "checkouts", "closed", "connect_seconds", "detached", "detached_ref",
+        "driver_ref", "held_seconds", "holder", "holds", "invalidations", "key", "left_call_site", "note_at",
+        "noted_at", "noted_since", "number", "opened", "owned", "pool", "reported", "reported_at", "server",
+        "server_id", "session_read_at", "since", "whereabouts", "whereabouts_at",
     )  # fmt: skip
 
     def __init__(
-        self, number: int, pool: PoolAccount, key: int, opened: float, owned: bool, took: float | None
+        self,
+        number: int,
+        pool: PoolAccount,
+        key: int,
+        opened: float,
+        owned: bool,
+        connect_seconds: float | None,
     ) -> None:
         self.number = number
         self.pool = pool
         self.key = key
-        """id() of the DBAPI connection: all that some events give."""
+        """id() of the DBAPI connection: some events pass nothing else."""
         self.opened = opened
         self.owned = owned
         """False: inherited through a fork, so another process has counted its connect."""
-        self.took = took
-        """Seconds that it took to make. None: not known."""
+        self.connect_seconds = connect_seconds
+        """How long the connect took. None: not known."""
         self.holds: list[float] = []
-        """How long it was held, each time, since that was last counted; and in all before, in seconds."""
-        self.held = 0.0
+        """Seconds of each ended hold that is not counted yet."""
+        self.held_seconds = 0.0
+        """The sum of all holds that are counted."""
         self.server_id: int | None = None
+        """The server's session id. `Location` writes this and the next three."""
         self.server: DatabaseServer | None = None
-        """Where it is connected, as far as is known. None: not asked. These and the next are `location`'s."""
-        self.driver: Any = None
-        """A weak reference to the driver's connection, where that may connect again; and `checkouts` when
-        the session id was last read."""
-        self.read = 0
+        """Where it is connected, as far as is known. None: not asked."""
+        self.driver_ref: Any = None
+        """A weak reference to the driver's connection, for a driver that can reconnect within the same
+        object."""
+        self.session_read_at = 0
+        """`checkouts` when the session id was last read."""
         self.since = 0.0
-        """When the present holder got it; 0.0: nobody holds it. Written before `checkouts`."""
+        """When the present hold began; 0.0: nobody holds it. Written before `checkouts`."""
         self.holder: Any = 0
-        """Who got it last, as `holder.asking` told."""
-        self.note_at = pool.note_from
-        """The line of this checkout, counted from 1, is to be noted; of none before it."""
+        """Who checked it out last, as `holder.current_holder` returned it."""
+        self.note_at = pool.first_noted_checkout
+        """The call site of this checkout, counted from 1, is noted next; of earlier ones it is not."""
         self.noted_at = 0
-        """The line of this checkout was noted last: it was `site`; and when that was."""
-        self.site: SiteAccount | None = None
+        """The checkout whose call site was noted last."""
+        self.call_site: CallSiteAccount | None = None
+        """That call site, noted at `noted_since`."""
         self.noted_since = 0.0
-        self.left = False
-        """Whether the holder was seen elsewhere in this hold: it does not come back to where it was."""
-        self.seen: Look | None = None
-        """Where its holder was when last looked at; and when that was."""
-        self.seen_at = 0.0
+        self.left_call_site = False
+        """Whether the holder was seen elsewhere during this hold: it does not return to the call site."""
+        self.whereabouts: Whereabouts | None = None
+        """Where its holder was when last checked, which was at `whereabouts_at`."""
+        self.whereabouts_at = 0.0
         self.checkouts = 0
         self.checkins = 0
-        """Checkouts that have ended. Written, not derived: a total must not go back for a moment."""
+        """Checkouts that have ended. Stored, not derived: a total must never go back."""
         self.invalidations = 0
         self.detached = False
         self.closed = True
-        """Until it is entered (`PoolAccount.opened`), and from its end on."""
-        self.weak: Any = None
-        self.told: tuple[object, ...] | None = None
-        """What the last report said of it; None: nothing yet."""
-        self.told_at = 0.0
+        """Until `PoolAccount.opened` has added it, and from its end on."""
+        self.detached_ref: Any = None
+        """A weak reference to a detached driver connection, whose callback ends this entry."""
+        self.reported: tuple[object, ...] | None = None
+        """What the last report said of it. None: nothing yet."""
+        self.reported_at = 0.0
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "held" if self.since else "idle"
+        return f"<Entry {self.number} of pool {self.pool.number}: {state}, {self.checkouts} checkouts>"
 
     def end(self) -> None:
-        """Note that the connection is no more."""
+        """Note that the connection has ended. A second call does nothing."""
         if self.closed:
             return
         self.closed = True
         pool = self.pool
         pool.live.open -= 1
-        pool.process.open -= 1
+        pool.process_live.open -= 1
         if self.detached:
             pool.detached.pop(self.key, None)
-            self.weak = None  # its callback knows this entry: a cycle
+            self.detached_ref = None  # its callback refers to this entry: a cycle
         elif self.checkouts != self.checkins:
             pool.live.checked_out -= 1
-            pool.process.checked_out -= 1
-        since = self.since  # once: another thread may end the same hold
+            pool.process_live.checked_out -= 1
+        since = self.since  # read once: another thread may end the same hold
         if since:
-            held = pool.ledger.clock() - since
+            held = pool.process.clock() - since
             self.holds.append(held)
-            if self.noted_at == self.checkouts and self.site is not None:
-                self.site.counts.holds.append(held)
+            if self.noted_at == self.checkouts and self.call_site is not None:
+                self.call_site.counts.holds.append(held)
         self.checkins = self.checkouts
         self.since = 0.0  # last: from now on it may be folded
 
@@ -225,14 +221,14 @@ class Entry:
         """Take back an `end` that was interrupted: the connection was not closed after all."""
         if self.number in self.pool.entries:  # else it is folded
             self.closed = False
-            self.checkins, self.since, holds = state
-            again, self.holds[holds:] = self.holds[holds:], []
-            if again and self.noted_at == self.checkouts and self.site is not None:
+            self.checkins, self.since, counted_holds = state
+            new_holds, self.holds[counted_holds:] = self.holds[counted_holds:], []
+            if new_holds and self.noted_at == self.checkouts and self.call_site is not None:
                 with contextlib.suppress(ValueError):  # counted already
-                    self.site.counts.holds.remove(again[0])
+                    self.call_site.counts.holds.remove(new_holds[0])
 
     def ended(self, _: object = None) -> None:
-        """The same, where nobody is there to take an exception: it would be written to stderr."""
+        """Do what `end` does, where no caller could take an exception: it would be written to stderr."""
         try:
             self.end()
         except BaseException:
@@ -240,8 +236,11 @@ class Entry:
 
 
 class Token:
-    """Lives in `record.info` and dies with the connection's real owner: SQLAlchemy clears `info`
-    on reconnect and copies it on detach, and no event tells of a pool that is dropped."""
+    """Ends its entry when it is collected.
+
+    It lives in `record.info`, which SQLAlchemy clears on reconnect and copies on detach, so it dies with the
+    connection's real owner. No event tells of a pool that is dropped.
+    """
 
     __slots__ = ("entry",)
 
@@ -250,7 +249,7 @@ class Token:
 
     def __del__(self) -> None:
         try:
-            if self.entry.weak is None:  # else the driver's connection itself tells
+            if self.entry.detached_ref is None:  # else the end of the driver's connection decides
                 self.entry.end()
         except AttributeError:  # its making was interrupted
             pass
@@ -259,8 +258,11 @@ class Token:
 
 
 class Lifeline:
-    """Held by a pool's listeners alone, which SQLAlchemy hands from a pool to the one recreated
-    from it; when it dies, the last of these pools is gone."""
+    """Marks the account as retired when it is collected.
+
+    Only a pool's listeners refer to it. SQLAlchemy hands these from a pool to the one recreated from it, so
+    the lifeline dies with the last of these pools.
+    """
 
     __slots__ = ("pool",)
 
@@ -271,84 +273,72 @@ class Lifeline:
         self.pool.retired = True
 
 
-class ProcessAccount(Protocol):
-    """What a pool's account needs of the ledger that it belongs to."""
-
-    clock: Callable[[], float]
-    numbers: itertools.count[int]
-    """The numbers of the process's connections."""
-    live: Live
-    pools: dict[int, PoolAccount]
-    sites_room: Room
-
-    def count_times(self, account: PoolAccount, entry: Entry | None = None) -> None: ...
-
-    def count_sites(self, site: SiteAccount) -> None: ...
-
-    def seen(self) -> None: ...
-
-    def relieve(self, account: PoolAccount) -> None: ...
-
-
 class PoolAccount:
     """The account of one engine's pool, over all its recreations."""
 
-    def __init__(self, ledger: ProcessAccount, number: int, info: PoolInfo) -> None:
-        self.ledger = ledger
+    def __init__(self, process: ProcessAccount, number: int, info: PoolInfo) -> None:
+        self.process = process
         self.number = number
         self.info = info
-        self.process = ledger.live
-        self.live = Live()
+        self.process_live = process.live
+        self.live = LiveCounts()
         self.location: Location | None = None
-        """What its connections say of their server. None: nobody asks them."""
+        """What its connections say of their server. None: they are not asked."""
         self.retired = False
-        self.look_after: float | None = None
-        """Seconds after which a held connection's holder is looked at; None: never."""
-        self.asked: Callable[[], Any] = int
-        """Tells who calls it: the holder, at a checkout."""
-        self.called_from: Callable[[], Site | None] = _nowhere
-        """Tells the line of the application that it is called from."""
+        self.long_hold_seconds: float | None = None
+        """From this age of a hold on its holder's whereabouts are checked. None: never."""
+        self.current_holder: Callable[[], Any] = int
+        """Returns the holder that calls it, at a checkout."""
+        self.find_call_site: Callable[[], CallSite | None] = _no_call_site
+        """Returns the call site that it is called from."""
         self.sampling: Sampling | None = None
-        """Which checkouts are noted by their line; None: none."""
-        self.sites = Sites(ledger.sites_room)
-        self.wait_sites: dict[object, SiteAccount] = {}
-        """Where those wait whose line was noted."""
+        """Decides which checkouts have their call site noted. None: none has."""
+        self.call_sites = CallSites(process.call_site_room)
+        self.wait_call_sites: dict[object, CallSiteAccount] = {}
+        """By wait: its call site, where it was noted."""
         self.entries: dict[int, Entry] = {}
         self.detached: dict[int, Entry] = {}
         self.waits: dict[object, float] = {}
-        """Since when each of those waits who wait now."""
+        """By wait that goes on: when it began."""
         self.timeouts = 0
         self.connect_errors = 0
-        self.waited: list[float] = []
-        """How long each wait took that has ended since that was last counted; and all of them, in seconds."""
+        self.wait_times: list[float] = []
+        """Seconds of each ended wait that is not counted yet."""
         self.wait_seconds = 0.0
+        """The sum of all ended waits."""
         self.ended = Totals()
-        """What the entries that have ended left behind; and how long in all, in seconds, they were
-        held, and took to make."""
-        self.ended_held = self.ended_took = 0.0
-        self.counted_ms: tuple[int, ...] = (0, 0, 0)
-        """What `count` last said: waits, holds, connects."""
-        self.made: list[float] = []
-        """How long each connection took to make, since that was last counted."""
-        self.counts: Counts = Counter(), Counter(), Counter()
-        """What was counted, as histograms: waits, holds, connects."""
-        self.gone: list[int] = []
-        """Told connections that have ended since the last report."""
-        self.told: object = None
-        self.told_info: PoolInfo | None = None
-        """What the last report said that it is; None: nothing yet."""
-        self.told_times = Times()
+        """The totals that folded entries have left behind."""
+        self.ended_held_seconds = self.ended_connect_seconds = 0.0
+        """How long folded entries were held, and how long their connects took."""
+        self.last_milliseconds: tuple[int, ...] = (0, 0, 0)
+        """The sums that `count` last returned: waits, holds, connects."""
+        self.connect_times: list[float] = []
+        """Seconds of each connect that is not counted yet."""
+        self.histograms: Histograms = Counter(), Counter(), Counter()
+        """What is counted: waits, holds, connects."""
+        self.closed_connections: list[int] = []
+        """Reported connections that have ended since the last report."""
+        self.reported: object = None
+        """What the last report said of the pool. None: nothing yet."""
+        self.reported_info: PoolInfo | None = None
+        self.reported_times = Times()
         self.unacknowledged: Peaks | None = None
+        """The peaks since the last acknowledged report."""
         self.drift: object = None
+        """What `settle` last compared, since when it is so, and how often that was seen."""
         self.drift_since, self.drift_seen = 0.0, 0
 
+    def __repr__(self) -> str:
+        retired = ", retired" if self.retired else ""
+        return f"<PoolAccount {self.number} of {self.info.url}: {self.live!r}{retired}>"
+
     def locate(self) -> None:
-        """Take into `info` what is known of the server by now."""
+        """Update `info` with what is known of the server by now."""
         if self.location is not None:
             self.info = self.location.described(self.info)
 
     def forget(self) -> None:
-        """Begin anew after a fork: all of this was the parent's."""
+        """Start from nothing after a fork: everything so far was the parent's."""
         for entry in list(self.entries.values()):
             entry.closed = True
             entry.since = 0.0
@@ -356,16 +346,18 @@ class PoolAccount:
         self.detached = {}
         self.waits = {}
         self.timeouts = self.connect_errors = 0
-        self.waited, self.made = [], []
-        self.wait_seconds = self.ended_held = self.ended_took = 0.0
+        self.wait_times, self.connect_times = [], []
+        self.wait_seconds = self.ended_held_seconds = self.ended_connect_seconds = 0.0
         self.ended = Totals()
-        self.sites = Sites(self.ledger.sites_room)
-        self.wait_sites = {}
-        self.counts = Counter(), Counter(), Counter()
-        self.counted_ms = (0, 0, 0)
-        self.gone = []
-        self.told = self.told_info = self.unacknowledged = self.drift = None
+        self.call_sites = CallSites(self.process.call_site_room)
+        self.wait_call_sites = {}
+        self.histograms = Counter(), Counter(), Counter()
+        self.last_milliseconds = (0, 0, 0)
+        self.closed_connections = []
+        self.reported = self.reported_info = self.unacknowledged = self.drift = None
         self.live.reset()
+
+    # --- In the application's threads
 
     def opened(
         self,
@@ -373,24 +365,24 @@ class PoolAccount:
         now: float,
         *,
         owned: bool = True,
-        took: float | None = None,
+        connect_seconds: float | None = None,
         info: MutableMapping[Any, Any] | None = None,
     ) -> Entry:
-        """Add a connection that was just made, in `took` seconds (or, not owned, that was found in use).
+        """Add a connection that was just made or, not owned, that was found in use.
 
         `info` is its record's, which gets the token that ends the entry: first, so that no interruption
         leaves an entry that nothing ends.
         """
-        entry = Entry(next(self.ledger.numbers), self, key, now, owned, took)
+        entry = Entry(next(self.process.numbers), self, key, now, owned, connect_seconds)
         if info is not None:
             info[KEY] = Token(entry)
         entry.closed = False
         self.entries[entry.number] = entry
-        if took is not None:
-            self.made.append(took)
-        # No call and no loop in between here, nor where it is counted back: there another thread
-        # may come in, and find (and peak at) a process that is not the sum of its pools.
-        live, process = self.live, self.process
+        if connect_seconds is not None:
+            self.connect_times.append(connect_seconds)
+        # No call and no loop between these counts, nor where they are counted back: another thread may run
+        # there, and see (and peak at) a process that is not the sum of its pools.
+        live, process = self.live, self.process_live
         live.open = count = live.open + 1
         if count > live.peak_open:
             live.peak_open = count
@@ -400,27 +392,27 @@ class PoolAccount:
         return entry
 
     @property
-    def note_from(self) -> int:
-        """From which of its checkouts on the line of a new connection's is noted."""
+    def first_noted_checkout(self) -> int:
+        """`Entry.note_at` of a new connection."""
         return NEVER if self.sampling is None else 0
 
     def note(self, entry: Entry, now: float) -> None:
-        """Note the line of the application that took this connection, if there is room for one more.
+        """Note the call site of this checkout, if the sample has room for it.
 
-        Called after the checkout is counted, in the stack of who made it. Raises nothing of its own.
+        Called after the checkout is counted, in the stack that made it. Raises nothing of its own.
         """
         try:
             checkout, sampling = entry.checkouts, self.sampling
             if sampling is None:
                 entry.note_at = NEVER
                 return
-            if sampling.due(now) and (found := self.called_from()) is not None:
-                site = self.sites.of(*found)
-                entry.site, entry.noted_since = site, now
+            if sampling.due(now) and (call_site := self.find_call_site()) is not None:
+                account = self.call_sites.of(*call_site)
+                entry.call_site, entry.noted_since = account, now
                 entry.noted_at = checkout
-                self.sites.noted += 1
-                if len(site.counts.holds) > UNCOUNTED_HOLDS:
-                    self.ledger.count_sites(site.counts)
+                self.call_sites.noted += 1
+                if len(account.counts.holds) > UNCOUNTED_SITE_HOLDS:
+                    self._count_call_site(account.counts)
             entry.note_at = checkout + sampling.pause()
         except BaseException as error:
             if interrupted(error):
@@ -428,22 +420,26 @@ class PoolAccount:
                 raise
 
     def note_wait(self, wait: object, now: float) -> None:
-        """Note the line of the application that waits. Raises nothing of its own."""
+        """Note the call site that waits, if the sample has room for it. Raises nothing of its own."""
         try:
             sampling = self.sampling
-            if sampling is not None and sampling.due(now) and (found := self.called_from()) is not None:
-                self.wait_sites[wait] = self.sites.of(*found).counts
+            if (
+                sampling is not None
+                and sampling.due(now)
+                and (call_site := self.find_call_site()) is not None
+            ):
+                self.wait_call_sites[wait] = self.call_sites.of(*call_site).counts
         except BaseException as error:
             if interrupted(error):
                 let_go(error)
                 raise
 
     def wait_begins(self, now: float, wait: object = None) -> object:
-        """Note that somebody waits; return what to end it with: `wait`, where one is given."""
+        """Note that a wait begins; return the object to end it with: `wait`, where one is given."""
         if wait is None:
             wait = object()
         self.waits[wait] = now
-        live, process = self.live, self.process
+        live, process = self.live, self.process_live
         live.waiting = count = live.waiting + 1
         if count > live.peak_waiting:
             live.peak_waiting = count
@@ -454,11 +450,11 @@ class PoolAccount:
 
     def wait_ends(self, wait: object, now: float) -> None:
         """Note that a wait has ended, by a connection, a timeout or a cancellation."""
-        self.wait_sites.pop(wait, None)
+        self.wait_call_sites.pop(wait, None)
         began = self.waits.pop(wait, None)
         if began is None:  # ended already, or the process forked meanwhile
             return
-        live, process = self.live, self.process
+        live, process = self.live, self.process_live
         live.waiting -= 1
         process.waiting -= 1
         waited = now - began
@@ -466,79 +462,129 @@ class PoolAccount:
             live.longest_wait = waited
         if waited > process.longest_wait:
             process.longest_wait = waited
-        self.waited.append(waited)
+        self.wait_times.append(waited)
         self.wait_seconds += waited
-        if len(self.waited) > UNCOUNTED:
-            self.ledger.count_times(self)
+        if len(self.wait_times) > UNCOUNTED:
+            self.count_times()
+
+    def relieve(self) -> None:
+        """Fold what has piled up, where no reporter runs that would do it."""
+        too_many = len(self.entries) > 2 * self.live.open + self.process.settings.backlog_entries
+        if (too_many or len(self.connect_times) > UNCOUNTED) and (lock := self.process.fold_lock.acquire()):
+            try:
+                self.fold()
+                self.times()
+            finally:
+                lock.release()
+
+    def count_times(self, entry: Entry | None = None) -> None:
+        """Count the holds of this connection, or all durations of the pool, before they pile up."""
+        if lock := self.process.fold_lock.acquire():
+            try:
+                if entry is None:
+                    self.times()
+                else:
+                    self.count_holds(entry)
+            finally:
+                lock.release()
+
+    def _count_call_site(self, account: CallSiteAccount) -> None:
+        """Count the holds of a call site before they pile up."""
+        if lock := self.process.fold_lock.acquire():
+            try:
+                account.count()
+            finally:
+                lock.release()
+
+    # --- With the fold lock
 
     def fold(self) -> None:
-        """Move what ended entries counted into `ended`. One thread at a time."""
-        ended = [entry for entry in list(self.entries.values()) if entry.closed and not entry.since]
-        for entry in ended:
+        """Move the counts of ended entries into `ended`."""
+        ended_entries = [entry for entry in list(self.entries.values()) if entry.closed and not entry.since]
+        for entry in ended_entries:
             if self.entries.pop(entry.number, None) is None:
                 continue
             self.count_holds(entry)
             owned = int(entry.owned)
-            self.ended_held += entry.held
-            self.ended_took += entry.took or 0.0
+            self.ended_held_seconds += entry.held_seconds
+            self.ended_connect_seconds += entry.connect_seconds or 0.0
             self.ended = plus(
                 self.ended,
-                Totals(owned, owned, entry.checkouts, entry.checkouts, entry.invalidations),
+                Totals(
+                    connects=owned,
+                    closes=owned,
+                    checkouts=entry.checkouts,
+                    checkins=entry.checkouts,
+                    invalidations=entry.invalidations,
+                ),
             )
-            if entry.told is not None:
-                self.gone.append(entry.number)
+            if entry.reported is not None:
+                self.closed_connections.append(entry.number)
 
     def times(self) -> Times:
-        """Return how long things took. One thread at a time."""
-        waits, _, connects = self.counts
-        _count(self.waited, waits)
-        _count(self.made, connects)
+        """Count all durations and return the histograms."""
+        waits, _, connects = self.histograms
+        _count_durations(self.wait_times, waits)
+        _count_durations(self.connect_times, connects)
         for entry in list(self.entries.values()):
             if entry.holds:
                 self.count_holds(entry)
-        return Times(*map(ordered, self.counts))
+        return Times(*map(ordered, self.histograms))
 
     def count_holds(self, entry: Entry) -> None:
-        """Count how long this connection was held. One thread at a time."""
-        entry.held += _count(entry.holds, self.counts[1])
+        """Count the ended holds of this connection."""
+        entry.held_seconds += _count_durations(entry.holds, self.histograms[1])
 
     def inherit(self, times: Times) -> None:
-        """Add how long things took in a pool that is gone."""
-        for counts, more in zip(self.counts, times, strict=True):
-            counts.update(more)
+        """Add the histograms of a pool that is gone."""
+        for histogram, counts in zip(self.histograms, times, strict=True):
+            histogram.update(counts)
 
     def count(self) -> tuple[Gauges, Totals, float | None]:
-        """Return the present, the totals, and since when the connection held longest is held."""
+        """Return the gauges, the totals, and when the longest present hold began (None: none is held)."""
         connects = closes = checkouts = checkins = connections = held = detached = invalidations = 0
-        longest: float | None = None
-        holding, making = self.ended_held, self.ended_took
+        longest_since: float | None = None
+        held_seconds, connect_seconds = self.ended_held_seconds, self.ended_connect_seconds
         for entry in list(self.entries.values()):
-            holding += entry.held + sum(entry.holds)
-            making += entry.took or 0.0
+            held_seconds += entry.held_seconds + sum(entry.holds)
+            connect_seconds += entry.connect_seconds or 0.0
             connects += entry.owned
             invalidations += entry.invalidations
-            begun = entry.checkouts  # before `checkins`, which may follow it meanwhile
-            checkouts += begun
+            entry_checkouts = entry.checkouts  # before `checkins`, which may catch up meanwhile
+            checkouts += entry_checkouts
             if entry.closed:  # since `fold`
                 closes += entry.owned
-                checkins += begun
+                checkins += entry_checkouts
                 continue
             connections += 1
-            ended, since = entry.checkins, entry.since
-            checkins += min(begun, ended)
-            if begun > ended:
+            entry_checkins, since = entry.checkins, entry.since
+            checkins += min(entry_checkouts, entry_checkins)
+            if entry_checkouts > entry_checkins:
                 held += 1
                 detached += entry.detached
-                if since and (longest is None or since < longest):
-                    longest = since
-        info = self.info
-        size, beyond = info.pool_size, info.max_overflow
+                if since and (longest_since is None or since < longest_since):
+                    longest_since = since
+        totals = Totals(
+            connects=connects,
+            closes=closes,
+            checkouts=checkouts,
+            checkins=checkins,
+            invalidations=invalidations,
+            timeouts=self.timeouts,
+            connect_errors=self.connect_errors,
+        )
+        wait_ms, hold_ms, connect_ms = self._milliseconds(self.wait_seconds, held_seconds, connect_seconds)
+        totals = totals._replace(wait_ms=wait_ms, hold_ms=hold_ms, connect_ms=connect_ms)
+        return self._gauges(connections, held, detached), plus(self.ended, totals), longest_since
+
+    def _gauges(self, connections: int, held: int, detached: int) -> Gauges:
+        size, max_overflow = self.info.pool_size, self.info.max_overflow
         limit = None
-        # With pool_size=0 a QueuePool has no limit, whatever else is said.
-        if size and (beyond is None or beyond >= 0):
-            limit = size + (beyond or 0)
+        # With pool_size=0 a QueuePool has no limit, whatever max_overflow says.
+        if size and (max_overflow is None or max_overflow >= 0):
+            limit = size + (max_overflow or 0)
         attached = connections - detached
-        gauges = Gauges(
+        return Gauges(
             pools=int(not self.retired),
             capacity=0 if limit is None or self.retired else limit,
             unbounded=int(limit is None and not self.retired),
@@ -548,35 +594,21 @@ class PoolAccount:
             detached=detached,
             waiting=len(self.waits),
         )
-        totals = plus(
-            self.ended,
-            Totals(
-                connects,
-                closes,
-                checkouts,
-                checkins,
-                invalidations,
-                self.timeouts,
-                self.connect_errors,
-                *self._milliseconds(self.wait_seconds, holding, making),
-            ),
-        )
-        return gauges, totals, longest
 
     def _milliseconds(self, *seconds: float) -> tuple[int, ...]:
-        """Return these sums in whole milliseconds, none less than it was before.
+        """Return these sums in whole milliseconds, none less than before.
 
-        (When an entry is folded the same is added up in another order, and rounded another way.)
+        (Folding an entry adds the same numbers in another order, which rounds differently.)
         """
-        now = tuple([max(int(a * 1000.0), b) for a, b in zip(seconds, self.counted_ms, strict=True)])
-        self.counted_ms = now
-        return now
+        sums = tuple([max(int(a * 1000.0), b) for a, b in zip(seconds, self.last_milliseconds, strict=True)])
+        self.last_milliseconds = sums
+        return sums
 
     def settle(self, gauges: Gauges, totals: Totals, now: float) -> None:
-        """Set `live` right if it differs from the sum, and nothing has moved for a while.
+        """Correct the live counts where they differ from the sum, and nothing has changed for a while.
 
-        Not at the second sight already: a thread may stand in the middle of a listener, and the
-        whole process may have been stopped there.
+        Not at the second sight already: a thread may be in the middle of a listener, and the whole process
+        may have been stopped there.
         """
         live = self.live
         drift = (
@@ -587,23 +619,17 @@ class PoolAccount:
         if self.drift != (gauges, totals, drift):
             self.drift, self.drift_since, self.drift_seen = (gauges, totals, drift), now, 0
         self.drift_seen += 1
-        if any(drift) and self.drift_seen > 3 and now - self.drift_since > QUIET:
-            self._correct(gauges.connections, gauges.checked_out, gauges.waiting)
+        quiet = now - self.drift_since > self.process.settings.quiet_seconds
+        if any(drift) and self.drift_seen > 3 and quiet:
+            self.process.correct(live, gauges.connections, gauges.checked_out, gauges.waiting)
             self.drift = None
 
-    def _correct(self, opened: int, checked_out: int, waiting: int) -> None:
-        """Set what is counted a second time, of the pool and of the process, to what there is."""
-        live, process = self.live, self.process
-        live.open, live.checked_out, live.waiting = opened, checked_out, waiting
-        pools = [account.live for account in list(self.ledger.pools.values())]
-        process.open = sum([pool.open for pool in pools])
-        process.checked_out = sum([pool.checked_out for pool in pools])
-        process.waiting = sum([pool.waiting for pool in pools])
+    # --- After an interruption
 
     def mend(self) -> None:
         """Complete what an interruption left half done. Raises nothing of its own.
 
-        What other threads do at this moment may be counted wrong in `live`; `settle` finds that.
+        What other threads do at this moment may leave the live counts wrong; `settle` corrects that.
         """
         try:
             opened = checked_out = 0
@@ -611,7 +637,7 @@ class PoolAccount:
                 if entry.closed:
                     if self.detached.get(entry.key) is entry:
                         del self.detached[entry.key]
-                    entry.weak = None
+                    entry.detached_ref = None
                     entry.checkins = entry.checkouts
                     entry.since = 0.0
                 elif entry.checkouts == entry.checkins:
@@ -620,12 +646,12 @@ class PoolAccount:
                 else:
                     opened += 1
                     checked_out += not entry.detached
-            self._correct(opened, checked_out, len(self.waits))
+            self.process.correct(self.live, opened, checked_out, len(self.waits))
         except Exception:
             pass
 
 
-def given_back(account: PoolAccount | None, record: Any) -> None:
+def complete_checkin(account: PoolAccount | None, record: Any) -> None:
     """Complete a checkin that was interrupted. Raises nothing of its own."""
     try:
         entry = record.info[KEY].entry

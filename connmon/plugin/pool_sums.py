@@ -1,8 +1,8 @@
-"""The pools of one database beyond those that a process reports one by one: one sum. Pure.
+"""The sum over the pools of one database beyond those that a process reports one by one. Pure.
 
-- It counts what its pools count, exactly: a pool that gets a report of its own takes its part along, and
-  what remains of a closed one goes where the remains of all closed pools go.
-- Its peak is the largest sum with one pool's peak in place of its present, as of a database on the node,
+- It counts exactly what its pools count: a pool that gets a report of its own takes its part along, and what
+  remains of a closed pool goes where the remains of all closed pools go.
+- Its peak is the largest sum with one pool's peak in place of its present, as a node computes a database's,
   but no more than the process's.
 """
 
@@ -22,7 +22,7 @@ from connmon.protocol.values import Gauges, Peaks, Times, Totals, changed_times,
 OTHERS = "(others)"
 
 
-class Counted(NamedTuple):
+class PoolFigures(NamedTuple):
     """What an account has counted, at one moment."""
 
     account: PoolAccount
@@ -30,73 +30,81 @@ class Counted(NamedTuple):
     totals: Totals
     times: Times
     peaks: Peaks
-    """Those that are not acknowledged yet."""
+    """Since the last acknowledged report."""
     held_since: float | None
+    """When the longest present hold began."""
     waits_since: float | None
+    """When the longest present wait began."""
 
     def facts(self) -> tuple[object, ...]:
         """Return what must have changed for the pool to be reported again."""
         return self.gauges, self.totals, self.times, self.peaks, self.held_since, self.waits_since
 
 
-class Surplus:
-    """The sum over the surplus pools of one database."""
+class PoolSum:
+    """The sum over the pools of one database that have no report of their own."""
 
     def __init__(self, number: int, info: PoolInfo) -> None:
         self.number = number
         self.info = structs.replace(
             info, url=OTHERS, pool_class="", pool_size=None, max_overflow=None, timeout=None
         )
-        self.told: object = None
-        """What the last report said of it; None: nothing yet."""
-        self.told_times = Times()
+        self.reported: object = None
+        """What the last report said of it. None: nothing yet."""
+        self.reported_times = Times()
         self.moved_after: int | None = None
-        """After which report a pool has left it, until a later one is acknowledged."""
-        self.counted: list[Counted] = []
+        """The report after which a pool has left this sum, until a later one is acknowledged."""
+        self.pools: list[PoolFigures] = []
+        """What the next report sums up."""
+
+    def __repr__(self) -> str:
+        return f"<PoolSum {self.number}: {len(self.pools)} pools of {self.info.database}>"
 
     def has(self, info: PoolInfo) -> bool:
-        """Whether pools of this database count in here."""
+        """Return whether pools of this database are summed here."""
         return self.info.dialect == OTHERS or database_key(self.info) == database_key(info)
 
-    def take(self, now: float, full: bool, whole: Peaks) -> PoolReport | None:
-        """Return its report where there is something to report. What it has counted is forgotten.
-
-        `whole` are the process's own peaks.
-        """
-        counted, self.counted = self.counted, []
+    def take(self, now: float, full: bool, process_peaks: Peaks) -> PoolReport | None:
+        """Return the sum's report, or None where nothing has changed. Empties `pools`."""
+        pools, self.pools = self.pools, []
         gauges, totals = Gauges(), Totals()
-        for each in counted:
-            gauges, totals = plus(gauges, each.gauges), plus(totals, each.totals)
-        opened = max(each.peaks.connections - each.gauges.connections for each in counted)
-        checked_out = max(each.peaks.checked_out - each.gauges.checked_out for each in counted)
-        waiting = max(each.peaks.waiting - each.gauges.waiting for each in counted)
-        peaks = Peaks(
-            min(gauges.connections + opened, whole.connections),
-            min(gauges.checked_out + checked_out, whole.checked_out),
-            min(gauges.waiting + waiting, whole.waiting),
-            max(each.peaks.longest_wait for each in counted),
-        )
-        times = Times(*[added(counts) for counts in zip(*[each.times for each in counted], strict=True)])
-        held = min((each.held_since for each in counted if each.held_since is not None), default=None)
-        first = min((each.waits_since for each in counted if each.waits_since is not None), default=None)
-        facts = (gauges, totals, times, peaks, held, first, len(counted))
-        if not full and facts == self.told:
+        for pool in pools:
+            gauges, totals = plus(gauges, pool.gauges), plus(totals, pool.totals)
+        peaks = _peaks(pools, gauges, process_peaks)
+        times = Times(*[added(counts) for counts in zip(*[pool.times for pool in pools], strict=True)])
+        held_since = min((pool.held_since for pool in pools if pool.held_since is not None), default=None)
+        waits_since = min((pool.waits_since for pool in pools if pool.waits_since is not None), default=None)
+        facts = (gauges, totals, times, peaks, held_since, waits_since, len(pools))
+        if not full and facts == self.reported:
             return None
-        # Where a pool has left it, counts are gone, which only all of them can tell.
-        with_info = full or self.told is None or self.moved_after is not None
-        told_times, self.told, self.told_times = self.told_times, facts, times
+        # Where a pool has left the sum, some counts are gone, which only the whole of them can show.
+        with_info = full or self.reported is None or self.moved_after is not None
+        reported_times, self.reported, self.reported_times = self.reported_times, facts, times
         return PoolReport(
-            self.number,
-            self.info if with_info else None,
-            gauges,
-            totals,
-            peaks,
-            age(now, first),
-            age(now, held),
-            times if with_info else changed_times(times, told_times),
+            number=self.number,
+            info=self.info if with_info else None,
+            gauges=gauges,
+            totals=totals,
+            peaks=peaks,
+            wait=age(now, waits_since),
+            held=age(now, held_since),
+            times=times if with_info else changed_times(times, reported_times),
             left_out=gauges.pools,
             moved=self.moved_after is not None,
         )
+
+
+def _peaks(pools: list[PoolFigures], gauges: Gauges, process_peaks: Peaks) -> Peaks:
+    """Return the peaks of the sum: see the module's docstring."""
+    connections = max(pool.peaks.connections - pool.gauges.connections for pool in pools)
+    checked_out = max(pool.peaks.checked_out - pool.gauges.checked_out for pool in pools)
+    waiting = max(pool.peaks.waiting - pool.gauges.waiting for pool in pools)
+    return Peaks(
+        min(gauges.connections + connections, process_peaks.connections),
+        min(gauges.checked_out + checked_out, process_peaks.checked_out),
+        min(gauges.waiting + waiting, process_peaks.waiting),
+        max(pool.peaks.longest_wait for pool in pools),
+    )
 
 
 def age(now: float, since: float | None) -> float | None:

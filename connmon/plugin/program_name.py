@@ -1,17 +1,20 @@
-"""What the program of this process is called: a pure table, and what gathers the facts for it.
+"""What the program of this process is called: a pure table (`name`), and what gathers the facts for it
+(`facts`).
 
-Rules:
+This page can be read from top to bottom: the facts, words that say nothing, what a server serves, command
+lines, the rules of the tools (`RULES`), the table itself (`name`), and the edge where the process is looked
+at.
 
 - A program is called what a person would call it: a server is called what it serves, a tool is called by its
   name and its subcommand, everything else by its script or module.
-- Two sites on one host are two names. What says nothing of a site (`app:app`, `main.py`) has the directory
-  that it lies in before it. That is the next one upwards that says something: not `src`, `current`, a
-  release's number.
-- Only words that are names of something end up in a name: a target, a module, a script, a subcommand.
-  Never the value of any other option, nor an argument of a factory: it may be a password.
+- Two deployments on one host are two names. A name that is the same in every deployment (`app:app`,
+  `main.py`) has the directory that it lies in before it: the innermost one that says something, so not `src`,
+  `current`, or a release's number.
+- Only words that are names of something end up in a program's name: a target, a module, a script, a
+  subcommand. Never the value of any other option, nor an argument of a factory: it may be a password.
 - A child process of multiprocessing, a reloader's child and a forked worker are called like their parent.
-- `name()` is pure and knows every input. `facts()` reads only what is in memory already, imports nothing, and
-  never raises.
+- `name()` is pure and receives every input. `facts()` reads only what is in memory already, imports nothing,
+  and never raises.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import posixpath
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeAlias
 
 from connmon import process_info
@@ -29,8 +32,8 @@ from connmon.interrupts import interrupted
 
 #: The variable that names a program where no option of a URL does.
 ENVIRONMENT: Final = "CONNMON_PROGRAM"
-#: Characters.
-LONGEST: Final = 256
+#: The longest name.
+NAME_CHARACTERS: Final = 256
 #: The variables that the table looks at.
 VARIABLES: Final = (
     "CELERY_APP", "DJANGO_SETTINGS_MODULE", "FLASK_APP", "GUNICORN_CMD_ARGS", "QUART_APP", "UVICORN_APP",
@@ -46,16 +49,16 @@ class Facts:
     orig_argv: tuple[str, ...] = ()
     """sys.orig_argv: with the interpreter and its options."""
     environ: Mapping[str, str] = field(default_factory=dict)
-    """Those of `VARIABLES` that are set."""
+    """The variables of `VARIABLES` that are set."""
     main: str | None = None
     """`__main__.__spec__.name`."""
     main_file: str | None = None
     directory: str = ""
     """The working directory."""
     parent: tuple[str, ...] = ()
-    """The command line of the parent, for a child of multiprocessing whose own arguments do not tell."""
+    """The parent's command line, for a child of multiprocessing whose own does not name the program."""
     modules: Mapping[str, str | None] = field(default_factory=dict)
-    """The file of each module that is loaded, of those which the table asks for; None: it has no file."""
+    """The file of each loaded module that the table asks for; None: it has no file."""
     uwsgi: Mapping[str, tuple[str, ...]] | None = None
     """uWSGI's own options; None outside of uWSGI."""
     wsgi_app: str | None = None
@@ -73,7 +76,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-#: Modules and scripts that are called the same on every other site.
+#: Modules and scripts that have the same name in many deployments.
 _COMMON: Final = _words(
     """
     __init__ __main__ api app application apps asgi backend bot celery celery_app celeryapp celeryconfig
@@ -82,7 +85,7 @@ _COMMON: Final = _words(
     worker workers wsgi wsgi_app
     """
 )
-#: Directories that say nothing of the site in them.
+#: Directories that say nothing about the deployment in them.
 _SILENT: Final = _words(
     """
     app apps application applications bin cgi-bin code current data deploy dist-packages env home htdocs
@@ -96,10 +99,10 @@ _SILENT_PATTERN: Final = re.compile(
 )
 
 
-def _site(directory: str) -> str:
-    """Return the innermost directory that says which site it is of, or "".
+def _deployment(directory: str) -> str:
+    """Return the innermost directory that names the deployment, or "".
 
-    One that says only which part of a site it is (`api`, `web`) has the site before it: `shop/api`.
+    One that names only a part of it (`api`, `web`) has the deployment before it: `shop/api`.
     """
     parts: list[str] = []
     for part in reversed(directory.split("/")):
@@ -111,15 +114,15 @@ def _site(directory: str) -> str:
 
 
 def _placed(name: str, stem: str, directory: str) -> str:
-    """Return the name, with its site before it where its first word says nothing."""
-    site = _site(directory) if stem.lower() in _COMMON else ""
-    return f"{site}/{name}" if site else name
+    """Return the name, with its deployment before it where `stem`, its first word, says nothing."""
+    deployment = _deployment(directory) if stem.lower() in _COMMON else ""
+    return f"{deployment}/{name}" if deployment else name
 
 
 # --- What a server serves -----------------------------------------------------------------
 
 _TARGET: Final = re.compile(r"([^\W\d]\w*(?:\.[^\W\d]\w*)*)(?::([^\W\d]\w*(?:\.\w+)*)?(\(.*)?)?", re.DOTALL)
-#: What packages call themselves by more than their module.
+#: Packages whose program has another name than their module.
 _KNOWN_MODULES: Final[Mapping[str, str]] = {
     "airflow.api_fastapi": "airflow api-server",
     "airflow.www": "airflow webserver",
@@ -127,7 +130,7 @@ _KNOWN_MODULES: Final[Mapping[str, str]] = {
     "nova.wsgi.osapi_compute": "nova-api",
     "nova.wsgi.metadata": "nova-metadata",
 }
-#: WSGI scripts of OpenStack.
+#: WSGI scripts of OpenStack, and their programs.
 _KNOWN_SCRIPTS: Final[Mapping[str, str]] = {
     "aodh-api": "aodh",
     "barbican-wsgi-api": "barbican",
@@ -143,22 +146,23 @@ _KNOWN_SCRIPTS: Final[Mapping[str, str]] = {
 
 
 def served(target: str, facts: Facts) -> str:
-    """Return what an application is called, by the text that a server was given for it; "" where it is none.
+    """Return an application's name, from the text that a server was given for it; "" where it is no
+    application.
 
-    As it was typed: `shop.main:app`. `P.wsgi:application` is P, as are P.asgi and P.wsgi.api, and
-    P.wsgi.X:application is P-X. A factory's arguments are left out. A file has its own rule.
+    That is what was typed: `shop.main:app`. `P.wsgi:application` is P, as are P.asgi and P.wsgi.api, and
+    P.wsgi.X:application is P-X. A factory's arguments are left out. A file has its own rule (`served_file`).
     """
-    if "://" in target:  # a database's, with a password
+    if "://" in target:  # a database URL, with a password
         return ""
     if target.endswith(".py") or "/" in target:
         return served_file(target, facts)
-    found = _TARGET.fullmatch(re.sub(r"\A(?:wsgi|asgi|asgi3):(?=\w+(?:\.\w+)*:)", "", target))
-    if found is None:
+    match = _TARGET.fullmatch(re.sub(r"\A(?:wsgi|asgi|asgi3):(?=\w+(?:\.\w+)*:)", "", target))
+    if match is None:
         return ""
-    module, name, call = found.groups()
-    for known, called in _KNOWN_MODULES.items():
+    module, name, call = match.groups()
+    for known, program in _KNOWN_MODULES.items():
         if module == known or module.startswith(known + "."):
-            return called
+            return program
     first = module.partition(".")[0]
     if name in (None, "application") and not call and first.lower() not in _COMMON:
         package = re.fullmatch(r"([^.]+)\.(?:wsgi|asgi)(?:\.api)?", module)
@@ -181,15 +185,14 @@ def _directory_of(module: str, facts: Facts) -> str:
 
 
 def served_file(path: str, facts: Facts) -> str:
-    """Return what a WSGI script is called: its name, without what every such name has."""
+    """Return a WSGI script's name, without the suffix that every such name has."""
     path = posixpath.normpath(posixpath.join(facts.directory, path.partition(":")[0]))
     directory, name = posixpath.split(path)
     stem, suffix = posixpath.splitext(name)
     if name in _KNOWN_SCRIPTS:
         return _KNOWN_SCRIPTS[name]
     if stem in ("wsgi", "asgi"):
-        site = _site(directory)
-        return site or name
+        return _deployment(directory) or name
     if suffix in (".wsgi", ""):
         name = re.sub(r"(?<=\w)[-_]wsgi\Z", "", stem)
     return _placed(name, stem, directory)
@@ -204,8 +207,8 @@ _MODULE: Final = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+|[^\W\d]\w*")
 def positionals(arguments: Sequence[str], flags: str = "") -> Iterator[str]:
     """Yield the arguments that are neither an option nor its value.
 
-    `flags` are the options that take no value; `--no-...` does not either, all others do. A value
-    does not look like an option.
+    `flags` are the options that take no value; `--no-...` takes none either, all others do. A value does not
+    look like an option.
     """
     plain = set(flags.split())
     takes = False
@@ -225,26 +228,26 @@ def positionals(arguments: Sequence[str], flags: str = "") -> Iterator[str]:
 
 def value_of(arguments: Sequence[str], *options: str) -> str | None:
     """Return the last value of an option that is written `-A x`, `-Ax`, `--app x` or `--app=x`."""
-    found = None
+    value = None
     for word, following in zip(arguments, (*arguments[1:], None), strict=False):
         for option in options:
             if word == option:
-                found = following
+                value = following
             elif option.startswith("--"):
                 if word.startswith(f"{option}="):
-                    found = word[len(option) + 1 :]
+                    value = word[len(option) + 1 :]
             elif word.startswith(option) and not word.startswith("--"):
-                found = word[len(option) :]
-    return found
+                value = word[len(option) :]
+    return value
 
 
 def _served_of(arguments: Sequence[str], flags: str, facts: Facts) -> str:
-    """Return what the first argument that names an application names; "" where none does."""
+    """Return the name of the first argument that is an application; "" where none is."""
     for word in positionals(arguments, flags):
-        found = served(word, facts)
-        if found:
-            return found
-    for word in arguments:  # behind an option that takes no value, and that is not known here
+        application = served(word, facts)
+        if application:
+            return application
+    for word in arguments:  # after an option that takes no value, and that is not known here
         target = _TARGET.fullmatch(word)
         if target and target[2] and target[1] in facts.modules:
             return served(word, facts)
@@ -252,7 +255,7 @@ def _served_of(arguments: Sequence[str], flags: str, facts: Facts) -> str:
 
 
 Rule: TypeAlias = Callable[[str, "tuple[str, ...]", Facts], str]
-"""From a tool's name and its arguments to the program's; "" where they say nothing."""
+"""From a tool's name and its arguments to the program's name; "" where they do not say it."""
 
 
 def _server(flags: str) -> Rule:
@@ -315,8 +318,8 @@ def _flask(tool: str, arguments: tuple[str, ...], facts: Facts) -> str:
     flags = "--debug --version --help"
     command = _subcommand(positionals(arguments, flags), None, ("db",))
     app = value_of(_before(arguments, command), "--app", "-A") or facts.environ.get(variable, "")
-    site = served(app, facts) if app else _site(facts.directory)
-    return " ".join(part for part in (tool, command, site) if part)
+    application = served(app, facts) if app else _deployment(facts.directory)
+    return " ".join(part for part in (tool, command, application) if part)
 
 
 def _before(arguments: tuple[str, ...], command: str) -> tuple[str, ...]:
@@ -332,12 +335,13 @@ def _django(tool: str, arguments: tuple[str, ...], facts: Facts) -> str:
     if not project or project.lower() in _COMMON:
         script = facts.argv[0] if tool == "manage.py" and facts.argv else ""
         directory = posixpath.dirname(posixpath.join(facts.directory, script)) if script else facts.directory
-        project = _site(posixpath.normpath(directory)) or project
+        project = _deployment(posixpath.normpath(directory)) or project
     return " ".join(part for part in (tool, command, project) if part)
 
 
 def _commands(known: str | None, groups: str = "", flags: str = "") -> Rule:
-    """A tool that is called by its name and its subcommand; within a group of them, by both."""
+    """Return the rule of a tool whose program is named by its subcommand; in a group of them, by both
+    words."""
     return lambda tool, arguments, facts: " ".join(
         part
         for part in (
@@ -359,20 +363,20 @@ def _subcommand(words: Iterator[str], known: Sequence[str] | None, groups: Seque
 
 
 def _consumer(flags: str = "") -> Rule:
-    """A tool that is called by its name and the first module that it is given."""
+    """Return the rule of a tool whose program is named by the first module among its arguments."""
 
     def rule(tool: str, arguments: tuple[str, ...], facts: Facts) -> str:
-        found = _served_of(arguments, flags, facts)
-        return f"{tool} {found}" if found else tool
+        module = _served_of(arguments, flags, facts)
+        return f"{tool} {module}" if module else tool
 
     return rule
 
 
 def _pserve(tool: str, arguments: tuple[str, ...], facts: Facts) -> str:
-    """pserve SITE"""
+    """pserve DEPLOYMENT"""
     for word in positionals(arguments, "--reload -q --quiet -v --verbose -b --browser"):
         if word.partition("#")[0].endswith(".ini"):
-            return f"pserve {_site(posixpath.dirname(posixpath.join(facts.directory, word)))}".rstrip()
+            return f"pserve {_deployment(posixpath.dirname(posixpath.join(facts.directory, word)))}".rstrip()
     return ""
 
 
@@ -417,7 +421,7 @@ _OPENSTACK_GROUPS: Final = """
 """
 _OPENSTACK_FLAGS: Final = "-d --debug --nodebug -v --verbose --use-syslog --nouse-syslog --post-mortem"
 
-#: The table: what is run, by the name of its script or module, to its rule.
+#: By the name of the script or module that is run: its rule.
 RULES: Final[Mapping[str, Rule]] = {
     "gunicorn": _gunicorn,
     "gunicorn3": _gunicorn,
@@ -450,8 +454,8 @@ RULES: Final[Mapping[str, Rule]] = {
 _MANAGE: Final = re.compile(r"[a-z]+(?:-[a-z]+)*-(?:db-)?manage")
 _MANAGE_RULE: Final = _commands(_OPENSTACK, _OPENSTACK_GROUPS, _OPENSTACK_FLAGS)
 
-#: Names of scripts and modules that people call otherwise.
-_CALLED: Final[Mapping[str, str]] = {
+#: Scripts and modules that people know by another name.
+_USUAL_NAMES: Final[Mapping[str, str]] = {
     "py.test": "pytest",
     "ipykernel_launcher": "ipykernel",
     "django": "django-admin",
@@ -469,7 +473,7 @@ _LAUNCHERS: Final = _words(
     viztracer joblib.externals.loky.backend.popen_loky_posix loky.backend.popen_loky_posix
     """
 )
-#: What multiprocessing starts in a child, or in the server that forks it.
+#: The code that multiprocessing runs in a child, or in the server that forks it.
 _CHILD: Final = re.compile(r"from (?:multiprocessing|billiard)[.\w]* import ")
 
 
@@ -477,7 +481,7 @@ _CHILD: Final = re.compile(r"from (?:multiprocessing|billiard)[.\w]* import ")
 
 
 def name(facts: Facts) -> str:
-    """Return what a process is called: 1 to 256 characters."""
+    """Return a process's name, of 1 to 256 characters."""
     if facts.uwsgi is not None:
         return clean(_uwsgi(facts.uwsgi, facts)) or "uwsgi"
     if facts.process_group is not None:
@@ -485,28 +489,28 @@ def name(facts: Facts) -> str:
     if _is_xdist_worker(facts):
         return "pytest"
     tool, script = _tool(facts)
-    called = _CALLED.get(tool, tool)
-    rule = RULES.get(called) or (_MANAGE_RULE if _MANAGE.fullmatch(called) else None)
+    program = _USUAL_NAMES.get(tool, tool)
+    rule = RULES.get(program) or (_MANAGE_RULE if _MANAGE.fullmatch(program) else None)
     if rule is not None:
-        return clean(rule(called, facts.argv[1:], facts)) or clean(called)
-    where = script or facts.main_file
-    if where is None or (script is not None and not called.endswith(".py")):
-        return clean(called) or "python"
-    path = posixpath.normpath(posixpath.join(facts.directory, where))
+        return clean(rule(program, facts.argv[1:], facts)) or clean(program)
+    path = script or facts.main_file
+    if path is None or (script is not None and not program.endswith(".py")):
+        return clean(program) or "python"
+    path = posixpath.normpath(posixpath.join(facts.directory, path))
     if script is None:  # up to the directory that the module's first package lies in
         path = path.removesuffix("/__main__.py")
-        for _ in range(called.count(".")):
+        for _ in range(program.count(".")):
             path = posixpath.dirname(path)
-    return clean(_placed(called, called.partition(".")[0], posixpath.dirname(path))) or "python"
+    return clean(_placed(program, program.partition(".")[0], posixpath.dirname(path))) or "python"
 
 
 def is_child(facts: Facts) -> bool:
-    """Whether multiprocessing has started this interpreter."""
+    """Return whether multiprocessing has started this interpreter."""
     return any(_CHILD.match(word) for word in facts.orig_argv) or "--multiprocessing-fork" in facts.orig_argv
 
 
 def wants_parent(facts: Facts) -> bool:
-    """Whether only the parent's command line tells what this process is."""
+    """Return whether only the parent's command line says what this process is."""
     first = facts.argv[0] if facts.argv else ""
     return is_child(facts) and (first in ("", "-c", "-m") or first.endswith("/__main__.py"))
 
@@ -530,10 +534,10 @@ def _tool(facts: Facts) -> tuple[str, str | None]:
             script = next(iter(_after_interpreter(facts.parent)), "-c")
             return _script(script, facts)
     asked = module_asked_for(facts.orig_argv)
-    if argv[0] == "-m":  # not found yet: the module's own package is just being imported
+    if argv[0] == "-m":  # not known yet: the module's own package is just being imported
         return (asked or "python"), None
     if asked and asked not in _LAUNCHERS and argv[0].endswith(_files_of(asked)):
-        return asked, None  # something has taken the place of __main__, as a notebook's kernel does
+        return asked, None  # another module has taken the place of __main__, as a notebook's kernel does
     return _script(argv[0], facts)
 
 
@@ -548,7 +552,7 @@ def _script(script: str, facts: Facts) -> tuple[str, str | None]:
     if script == "-c":
         return "python -c", None
     directory, name = posixpath.split(script.rstrip("/"))
-    if name in ("__main__.py", ".", ".."):  # a directory that is run; its name is that of the program
+    if name in ("__main__.py", ".", ".."):  # a directory that is run; its name is the program's
         path = directory if name == "__main__.py" else script
         path = posixpath.normpath(posixpath.join(facts.directory, path))
         return (posixpath.basename(path) or name), path
@@ -556,7 +560,7 @@ def _script(script: str, facts: Facts) -> tuple[str, str | None]:
 
 
 def _after_interpreter(command: Sequence[str]) -> Sequence[str]:
-    """Return a command line without the interpreter and its options: a script, -c, and what follows."""
+    """Return a command line without the interpreter and its options: from the script or -c on."""
     words = list(command[1:])
     while words:
         word = words.pop(0)
@@ -587,7 +591,7 @@ def module_asked_for(argv: Sequence[str]) -> str | None:
 
 
 def _uwsgi(options: Mapping[str, tuple[str, ...]], facts: Facts) -> str:
-    """Return what uWSGI serves; where that says nothing, what its configuration's file is called."""
+    """Return what uWSGI serves; where that says nothing, the name of its configuration file."""
     callables = options.get("callable", ())
     targets = []
     for key in ("module", "wsgi", "w"):
@@ -598,16 +602,16 @@ def _uwsgi(options: Mapping[str, tuple[str, ...]], facts: Facts) -> str:
         targets += [served_file(path, facts) for path in options.get(key, ())]
     for mount in options.get("mount", ()):
         targets.append(served(mount.partition("=")[2], facts))
-    found = ",".join(dict.fromkeys(target for target in targets if target))
-    first = re.split(r"[.:,]", found)[0].lower()
-    if found and first not in _COMMON:
-        return found
+    names = ",".join(dict.fromkeys(target for target in targets if target))
+    first = re.split(r"[.:,]", names)[0].lower()
+    if names and first not in _COMMON:
+        return names
     for key in ("ini", "ini-paste", "paste", "yaml", "yml", "json", "xml"):
         for path in options.get(key, ()):
             stem = posixpath.splitext(posixpath.basename(path.partition(":")[0]))[0]
             if stem and stem.lower() not in (*_COMMON, "uwsgi"):
-                return f"{stem}/{found}" if found else stem
-    return found
+                return f"{stem}/{names}" if names else stem
+    return names
 
 
 def _mod_wsgi(facts: Facts) -> str:
@@ -618,68 +622,68 @@ def _mod_wsgi(facts: Facts) -> str:
 
 
 def clean(text: str) -> str:
-    """Return the text as the wire and a terminal can take it: no lone surrogates, nothing unprintable."""
-    text = text.encode("utf-8", "replace").decode()[: 4 * LONGEST]
-    return "".join(each if each.isprintable() else "?" for each in text.strip())[:LONGEST].strip()
+    """Return the text as the wire and a terminal accept it: no lone surrogates, nothing unprintable."""
+    text = text.encode("utf-8", "replace").decode()[: 4 * NAME_CHARACTERS]
+    return "".join(char if char.isprintable() else "?" for char in text.strip())[:NAME_CHARACTERS].strip()
 
 
 # --- The edge -----------------------------------------------------------------------------
 
-_found: list[str] = []
-"""What the table said first: a process, and what is forked from it, has one name for its life."""
+_first_name: list[str] = []
+"""What the table returned first: a process, and its forks, keep one name for their lives."""
 
 
 def program_name() -> str:
-    """Return what this process's program is called, where no option of the URL says so.
+    """Return the name of this process's program, where no option of the URL gives it.
 
-    That is $CONNMON_PROGRAM, else what the table says of it. Never raises.
+    That is $CONNMON_PROGRAM, else what the table says. Never raises.
     """
-    asked = clean(os.environ.get(ENVIRONMENT) or "")
-    if asked:
-        return asked
-    if not _found:
-        _found.append(name(facts()))
-    return _found[0]
+    chosen = clean(os.environ.get(ENVIRONMENT) or "")
+    if chosen:
+        return chosen
+    if not _first_name:
+        _first_name.append(name(facts()))
+    return _first_name[0]
 
 
 def facts() -> Facts:
-    """Gather what is known of this process. What cannot be had is left out."""
+    """Gather what is known of this process. What cannot be read is left out."""
     argv = _texts(getattr(sys, "argv", None))
     main = sys.modules.get("__main__")
     environ = {key: os.environ[key] for key in VARIABLES if key in os.environ}
-    uwsgi = _try(_uwsgi_options)
     mod_wsgi = sys.modules.get("mod_wsgi")
     group = getattr(mod_wsgi, "process_group", None)
-    found = Facts(
-        argv,
-        _texts(sys.orig_argv),
-        environ,
-        _text(getattr(getattr(main, "__spec__", None), "name", None)),
-        _text(getattr(main, "__file__", None)),
-        _try(os.getcwd) or "",
-        (),
-        _modules(argv),
-        uwsgi,
-        _try(lambda: _wsgi_app(argv, environ)),
-        _try(_script_of_mod_wsgi) if mod_wsgi is not None else None,
-        group if isinstance(group, str) else None,
+    known = Facts(
+        argv=argv,
+        orig_argv=_texts(sys.orig_argv),
+        environ=environ,
+        main=_text(getattr(getattr(main, "__spec__", None), "name", None)),
+        main_file=_text(getattr(main, "__file__", None)),
+        directory=_try(os.getcwd) or "",
+        modules=_modules(argv),
+        uwsgi=_try(_uwsgi_options),
+        wsgi_app=_try(lambda: _wsgi_app(argv, environ)),
+        script=_try(_script_of_mod_wsgi) if mod_wsgi is not None else None,
+        process_group=group if isinstance(group, str) else None,
     )
-    if wants_parent(found):
+    if wants_parent(known):
         process = sys.modules.get("multiprocessing.process")
         parent = _try(lambda: process.parent_process().pid) if process is not None else None
-        return Facts(**{**vars(found), "parent": _texts(process_info.command(parent or os.getppid()))})
-    return found
+        return replace(known, parent=_texts(process_info.command(parent or os.getppid())))
+    return known
 
 
 def _modules(argv: Sequence[str]) -> dict[str, str | None]:
-    asked = {*_COMMON, "xdist", "execnet"}
+    wanted = {*_COMMON, "xdist", "execnet"}
     for word in argv[1:]:
         target = _TARGET.fullmatch(word)
         if target:
-            asked.add(target[1])
-            asked.add(target[1].partition(".")[0])
+            wanted.add(target[1])
+            wanted.add(target[1].partition(".")[0])
     return {
-        each: _text(getattr(sys.modules[each], "__file__", None)) for each in asked if each in sys.modules
+        module: _text(getattr(sys.modules[module], "__file__", None))
+        for module in wanted
+        if module in sys.modules
     }
 
 
@@ -696,15 +700,15 @@ def _uwsgi_options() -> dict[str, tuple[str, ...]] | None:
     options = getattr(sys.modules.get("uwsgi"), "opt", None)
     if not isinstance(options, dict):
         return None
-    found = {}
+    texts = {}
     for key, value in options.items():
         values = value if isinstance(value, list | tuple) else [value]
-        found[_decoded(key)] = tuple(_decoded(each) for each in values if isinstance(each, str | bytes))
-    return found
+        texts[_decoded(key)] = tuple(_decoded(one) for one in values if isinstance(one, str | bytes))
+    return texts
 
 
 def _script_of_mod_wsgi() -> str | None:
-    """Return the script: mod_wsgi loads it as a module; mod_wsgi-express has one that loads another."""
+    """Return the script that mod_wsgi has loaded as a module; mod_wsgi-express's own loads another."""
     for name in list(sys.modules):
         if name.startswith("_mod_wsgi_"):
             module = sys.modules[name]
@@ -721,7 +725,9 @@ def _text(value: object) -> str | None:
 
 
 def _texts(values: object) -> tuple[str, ...]:
-    return tuple(each for each in values if isinstance(each, str)) if isinstance(values, list | tuple) else ()
+    return (
+        tuple(value for value in values if isinstance(value, str)) if isinstance(values, list | tuple) else ()
+    )
 
 
 def _try(ask: Callable[[], Any]) -> Any:

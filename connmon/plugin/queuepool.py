@@ -2,14 +2,14 @@
 
 Rules:
 
-1. The pool gets a subclass of its own class; a pool recreated from it keeps that class. The
-   account is found on the creator, which a recreated pool keeps as well.
-2. `connect` and `_return_conn` do what the listeners of checkout and checkin would do. Without
-   the dispatch of these two events a checkout costs half as much. A checkout counts
-   when the application gets the connection; whatever is unusual about it is left to the listener.
-3. No event precedes a wait: `_do_get` is timed when there is nothing to hand out.
-4. Where SQLAlchemy has no such methods any more, listeners do the rest and there are no
-   figures of waits; one line in the log says so.
+1. The pool gets a subclass of its own class; a pool recreated from it keeps that class. The account is found
+   on the creator, which a recreated pool keeps as well.
+2. `connect` and `_return_conn` do what the listeners of checkout and checkin would do. Without the dispatch
+   of these two events a checkout costs half as much. A checkout counts when the application gets the
+   connection; whatever is unusual about it is left to the listener.
+3. No event precedes a wait: `_do_get` is timed when the pool has nothing to hand out.
+4. Where SQLAlchemy no longer has such methods, listeners do the rest and waits are not measured; one line in
+   the log says so.
 5. Nothing in here raises for connmon's own sake, logs on the way, or locks. What others raise into it
    (`interrupts.py`) goes on to the application, after the pool has its record back and the account is whole.
 """
@@ -26,48 +26,61 @@ from sqlalchemy import exc
 from sqlalchemy.pool import Pool, QueuePool
 
 from connmon.interrupts import interrupted
-from connmon.plugin.pool_account import KEY, UNCOUNTED, PoolAccount, given_back
+from connmon.plugin.pool_account import KEY, UNCOUNTED, PoolAccount, complete_checkin
 
-#: The mark on a wrapped creator whose pool accounts for checkouts itself: its `Extra`.
-EXTRA = "connmon_extra"
+#: The attribute of a wrapped creator whose pool accounts for checkouts itself: its `CheckoutHooks`.
+HOOKS = "connmon_hooks"
 
 log = logging.getLogger("connmon")
 
-_watched: dict[tuple[type[Pool], bool], type[Pool]] = {}
+_counting_classes: dict[tuple[type[Pool], bool], type[Pool]] = {}
+"""By a pool's class, and whether its checkouts check for forks."""
 
 
-class Extra(NamedTuple):
+class CheckoutHooks(NamedTuple):
     """What a checkout calls besides its fast path."""
 
     checkout: Callable[[Any, Any, Any], None]
-    """With the DBAPI connection, the record and the proxy of a checkout that is unusual."""
-    look: Callable[[], None] | None = None
-    """Before each checkout, to find out about forks."""
+    """Called with DBAPI connection, record and proxy of an unusual checkout."""
+    fork_check: Callable[[], None] | None = None
+    """Called before each checkout, to find out about forks."""
 
 
-def watch(pool: Pool, extra: Extra) -> bool:
-    """Have the pool's own methods account for checkouts, checkins and waits, if they can; return whether."""
+def count_by_methods(pool: Pool, hooks: CheckoutHooks) -> bool:
+    """Have the pool's own methods account for checkouts, checkins and waits; return whether they can."""
     cls = type(pool)
     if not isinstance(pool, QueuePool):
-        return False  # the others never wait, and are not what is fast
+        return False  # the others never wait, and are not fast
     try:
         pool._overflow, pool._max_overflow, pool._pool.empty  # noqa: B018
         real = cls.__dict__.get(KEY, cls)  # it is there with poolclass=type(another_engine.pool)
         if real is not cls or not hasattr(cls, KEY):
-            kind = (real, extra.look is not None)
-            if kind not in _watched:
-                _watched[kind] = _watched_class(*kind)
-            pool.__class__ = _watched[kind]  # type: ignore[assignment]
+            key = (real, hooks.fork_check is not None)
+            if key not in _counting_classes:
+                _counting_classes[key] = _counting_class(*key)
+            pool.__class__ = _counting_classes[key]  # type: ignore[assignment]
     except (AttributeError, TypeError) as error:
         log.warning("connmon: this SQLAlchemy's %s cannot be timed, so waits are not shown: %s", cls, error)
         return False
-    setattr(pool._creator, EXTRA, extra)
+    setattr(pool._creator, HOOKS, hooks)
     return True
 
 
-def _watched_class(cls: type[Any], with_look: bool) -> type[Pool]:
-    do_connect, do_get, do_return = cls.connect, cls._do_get, cls._return_conn
+def _counting_class(cls: type[Any], checks_forks: bool) -> type[Pool]:
+    """Return the subclass of a pool's class that accounts for checkouts, checkins and waits."""
+    connect = _connect_method(cls.connect)
+    namespace: dict[str, Any] = {
+        "__module__": cls.__module__,
+        "__doc__": cls.__doc__,
+        KEY: cls,
+        "connect": _fork_checking(connect) if checks_forks else connect,
+        "_return_conn": _return_method(cls._return_conn),
+        "_do_get": _get_method(cls._do_get),
+    }
+    return type(cls.__name__, (cls,), namespace)
 
+
+def _connect_method(do_connect: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def connect(self: Any) -> Any:
         proxy = do_connect(self)
         try:
@@ -76,16 +89,16 @@ def _watched_class(cls: type[Any], with_look: bool) -> type[Pool]:
                 _unusual(self, proxy)
                 return proxy
             account = entry.pool
-            who, now = account.asked(), monotonic()
+            holder, now = account.current_holder(), monotonic()
             live = account.live
             live.checked_out = count = live.checked_out + 1
             if count > live.peak_checked_out:
                 live.peak_checked_out = count
-            live = account.process
+            live = account.process_live
             live.checked_out = count = live.checked_out + 1
             if count > live.peak_checked_out:
                 live.peak_checked_out = count
-            entry.holder = who
+            entry.holder = holder
             entry.since = now
             entry.checkouts = count = entry.checkouts + 1
             if count >= entry.note_at:
@@ -98,13 +111,23 @@ def _watched_class(cls: type[Any], with_look: bool) -> type[Pool]:
                 _unusual(self, proxy)
         return proxy
 
-    def look_and_connect(self: Any) -> Any:
-        extra: Extra | None = getattr(self._creator, EXTRA, None)
-        if extra is not None and extra.look is not None:
-            extra.look()
+    return connect
+
+
+def _fork_checking(connect: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def check_and_connect(self: Any) -> Any:
+        hooks: CheckoutHooks | None = getattr(self._creator, HOOKS, None)
+        if hooks is not None and hooks.fork_check is not None:
+            hooks.fork_check()
         return connect(self)
 
-    # Not `_do_return_conn`: a detach gives the record back by that, and has an event of its own.
+    return check_and_connect
+
+
+# Not `_do_return_conn`: a detach returns the record by that, and has an event of its own.
+def _return_method(do_return: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    # The end of a hold stands here and in `pool`: a function for both would cost each checkin the call of
+    # a Python function, 20 ns.
     def _return_conn(self: Any, record: Any) -> None:
         try:
             try:
@@ -118,20 +141,24 @@ def _watched_class(cls: type[Any], with_look: bool) -> type[Pool]:
                     entry.checkins = count = entry.checkouts
                     entry.since = 0.0
                     if entry.noted_at == count:
-                        entry.site.counts.holds.append(held)
+                        entry.call_site.counts.holds.append(held)
                     account.live.checked_out -= 1
-                    account.process.checked_out -= 1
+                    account.process_live.checked_out -= 1
                     if not count & UNCOUNTED and len(entry.holds) >= UNCOUNTED:
-                        account.ledger.count_times(account, entry)
+                        account.count_times(entry)
                 else:
                     entry.checkins = entry.checkouts
             except BaseException as error:
                 if interrupted(error):
-                    given_back(getattr(self._creator, KEY, None), record)
+                    complete_checkin(getattr(self._creator, KEY, None), record)
                     raise
         finally:  # whatever was raised into this, the pool gets its record back
             do_return(self, record)
 
+    return _return_conn
+
+
+def _get_method(do_get: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def _do_get(self: Any) -> Any:
         try:
             if self._overflow < self._max_overflow or self._max_overflow < 0 or not self._pool.empty():
@@ -162,10 +189,7 @@ def _watched_class(cls: type[Any], with_look: bool) -> type[Pool]:
                 raise
         return record
 
-    namespace: dict[str, Any] = {"__module__": cls.__module__, "__doc__": cls.__doc__, KEY: cls}
-    namespace |= {"_return_conn": _return_conn, "_do_get": _do_get}
-    namespace["connect"] = look_and_connect if with_look else connect
-    return type(cls.__name__, (cls,), namespace)
+    return _do_get
 
 
 def _mend(pool: Any) -> None:
@@ -175,25 +199,25 @@ def _mend(pool: Any) -> None:
 
 
 def _unusual(pool: Any, proxy: Any) -> None:
-    """Account for a checkout of a connection that is not known, not ours, or held already."""
+    """Account for a checkout of a connection that is unknown, the parent's, or held already."""
     try:
-        extra: Extra | None = getattr(pool._creator, EXTRA, None)
-        if extra is not None:
-            extra.checkout(proxy.dbapi_connection, proxy._connection_record, proxy)
+        hooks: CheckoutHooks | None = getattr(pool._creator, HOOKS, None)
+        if hooks is not None:
+            hooks.checkout(proxy.dbapi_connection, proxy._connection_record, proxy)
     except BaseException as error:
         if interrupted(error):
             raise
 
 
-#: The pool that this thread, task or greenlet waits for: `_do_get` calls itself when it was not
-#: fast enough, and that is not another one who waits.
+#: The pool that this thread, task or greenlet waits for: `_do_get` calls itself when another thread was
+#: faster, and that is not a second wait.
 _waiting: contextvars.ContextVar[PoolAccount | None] = contextvars.ContextVar("connmon", default=None)
 
 
 def _wait_begins(account: PoolAccount, wait: object) -> None:
     try:
         _waiting.set(account)
-        account.ledger.seen()
+        account.process.seen()
         now = monotonic()
         account.wait_begins(now, wait)
         account.note_wait(wait, now)
@@ -220,6 +244,6 @@ def _count_timeout(pool: Any, error: exc.TimeoutError) -> None:
         if account is not None and not hasattr(error, KEY):
             setattr(error, KEY, True)
             account.timeouts += 1
-    except BaseException as caught:
-        if interrupted(caught):
+    except BaseException as failure:
+        if interrupted(failure):
             raise

@@ -1,8 +1,11 @@
-"""Threads, sockets and locks of the operating system, also where eventlet or gevent replaced them.
+"""Threads, sockets and locks of the operating system, also where eventlet or gevent have replaced them.
 
-The reporter must go on while a greenlet has the CPU, so nothing that it waits on may be a
-greenlet's. The C types under `socket` and the clock are never replaced; the rest is fetched
-from what the monkey patch put aside.
+The reporter must go on while a greenlet has the CPU, so nothing that it waits on may belong to greenlets. The
+C types under `socket` and the clock are never replaced; the rest is fetched from what the monkey patch has
+put aside.
+
+Imports and forks: a fork while another thread imports a module leaves a child that can never import it. So
+nothing is imported in the reporter's thread.
 """
 
 from __future__ import annotations
@@ -19,8 +22,8 @@ get_ident: Callable[[], int] = _thread.get_ident
 socket_type: type[_socket.socket] = _socket.socket
 getaddrinfo = _socket.getaddrinfo
 
-# Of which getaddrinfo asks for the codec. Were it imported by the reporter's thread, a fork in the
-# middle of that would leave a child in which nobody, the application included, can look up a name.
+# getaddrinfo looks up this codec. Imported by the reporter's thread, and with a fork in the middle of that,
+# it would leave a child in which nobody, the application included, can resolve a name.
 codecs.lookup("idna")
 
 
@@ -48,33 +51,34 @@ def patched() -> bool:
 
 
 def start_thread(function: Callable[[], None]) -> None:
-    """Run `function` in a daemon thread of the operating system. Raises RuntimeError if there can be none."""
+    """Run `function` in a daemon thread of the operating system. Raises RuntimeError where none can be
+    started."""
     _original("_thread", "start_new_thread")(function, ())
 
 
 def lock() -> Any:
-    """Return a new lock that stops the thread, not the greenlet."""
+    """Return a new lock that blocks the thread, not the greenlet."""
     return _original("_thread", "allocate_lock")()
 
 
 def thread_id() -> int:
-    """Return the operating system's thread as Python numbers it."""
+    """Return Python's ident of the operating system's thread."""
     return int(_original("_thread", "get_ident")())
 
 
 def identity(descriptor: int) -> tuple[int, int] | None:
-    """Return what tells a descriptor's file from all others; None: it is closed.
+    """Return device and inode of a descriptor's file. None: it is closed.
 
-    An application may close what is not its own (daemons close all they find), and open a file of its
-    own that gets the same number: that must not be read, written or closed for ours.
+    An application may close descriptors that are not its own (daemons close all they find), and open a file
+    of its own that gets the same number: that must not be read, written or closed in place of ours.
     """
     try:
-        found = os.fstat(descriptor)
+        status = os.fstat(descriptor)
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def poll_type() -> Any:
-    """Return what makes a new poll object when it is called."""
+    """Return the function that makes a new poll object."""
     return _original("select", "poll")

@@ -33,8 +33,8 @@ from sqlalchemy.types import TypeDecorator
 from connmon.config import url_options
 from connmon.errors import ConfigError
 from connmon.plugin import call_site, holder
-from connmon.plugin.call_site import Kinds, Place
-from connmon.plugin.call_site_accounts import Look
+from connmon.plugin.call_site import FrameKinds, Place
+from connmon.plugin.call_site_accounts import Whereabouts
 from connmon.plugin.engine import attach
 from tests.support.requirements import needs, needs_driver
 from tests.support.servers import Server
@@ -87,9 +87,9 @@ class Frame:
         return made
 
 
-def shown(*frames: Frame, kinds: Kinds | None = None) -> str | None:
+def shown(*frames: Frame, kinds: FrameKinds | None = None) -> str | None:
     """Return "path function" of the call site on a stack of these frames, the innermost first."""
-    kinds = kinds or Kinds()
+    kinds = kinds or FrameKinds()
     found: list[Place | None] = []
 
     def innermost(*_: Any) -> None:
@@ -293,7 +293,7 @@ def test_library_far_from_the_application() -> None:
     """The application is looked for thirty frames further out than the library, no more."""
     library, far = Frame(f"{SITE}/audit/log.py", "write"), Frame(STDLIB)
     app = Frame("/srv/shop/db.py", "query")
-    near = [far] * (call_site.BEYOND - 1)
+    near = [far] * (call_site.FRAMES_BEYOND - 1)
     assert shown(Frame(SESSION), library, *near, app) == "/srv/shop/db.py query"
     assert shown(Frame(SESSION), library, *near, far, app) == f"{SITE}/audit/log.py write"
 
@@ -303,7 +303,7 @@ def test_process_of_an_installed_package(module: Imported) -> None:
     module("nova", f"{SITE}/nova")
     library, nova = Frame(f"{SITE}/audit/log.py", "write"), Frame(f"{SITE}/nova/db/api.py", "instance_get")
     assert shown(Frame(SESSION), library, nova) == f"{SITE}/audit/log.py write"
-    own = Kinds(own=frozenset({"nova"}))
+    own = FrameKinds(own=frozenset({"nova"}))
     assert shown(Frame(SESSION), library, nova, kinds=own) == f"{SITE}/nova/db/api.py instance_get"
     script = Frame(os.path.join(os.path.dirname(sys.executable), "nova-api"), "<module>", "call()")
     names: dict[str, Any] = {}
@@ -317,7 +317,7 @@ def test_project(module: Imported) -> None:
     module("shop", f"{SITE}/shop")
     library, shop = Frame("/srv/helpers/db.py", "write"), Frame(f"{SITE}/shop/db.py", "query")
     assert shown(Frame(SESSION), library, shop) == "/srv/helpers/db.py write"
-    project = Kinds(project=frozenset({"shop"}))
+    project = FrameKinds(project=frozenset({"shop"}))
     assert shown(Frame(SESSION), library, shop, kinds=project) == f"{SITE}/shop/db.py query"
     assert shown(Frame(SESSION), library, kinds=project) == "/srv/helpers/db.py write"
 
@@ -325,7 +325,7 @@ def test_project(module: Imported) -> None:
 def test_project_that_is_not_imported_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """A script, and a package without a file of its own, are found by where they are below sys.path."""
     monkeypatch.syspath_prepend("/srv/app")
-    project = Kinds(project=frozenset({"shop.db", "script"}))
+    project = FrameKinds(project=frozenset({"shop.db", "script"}))
     library = Frame(f"{SITE}/audit/log.py", "write")
     assert shown(Frame(SESSION), library, Frame("/srv/app/shop/db/api.py"), kinds=project) == (
         "/srv/app/shop/db/api.py work"
@@ -345,10 +345,10 @@ def test_plumbing_of_the_application_itself(module: Imported, monkeypatch: pytes
     module("neutron.objects.db", f"{SITE}/neutron/objects/db")
     module("celery", f"{SITE}/celery")
     plumbing, nets = Frame(f"{SITE}/neutron/objects/db/api.py"), Frame(f"{SITE}/neutron/db/nets.py", "get")
-    for kinds in (Kinds(own=frozenset({"neutron"})), Kinds(project=frozenset({"neutron"}))):
+    for kinds in (FrameKinds(own=frozenset({"neutron"})), FrameKinds(project=frozenset({"neutron"}))):
         assert shown(Frame(SESSION), plumbing, nets, kinds=kinds) == f"{SITE}/neutron/db/nets.py get"
     task = Frame(f"{SITE}/celery/backends.py", "store")
-    kinds = Kinds(project=frozenset({"celery"}))
+    kinds = FrameKinds(project=frozenset({"celery"}))
     assert shown(Frame(SESSION), task, Frame("/srv/x.py"), kinds=kinds) == f"{SITE}/celery/backends.py store"
 
 
@@ -427,7 +427,7 @@ def test_own_packages(argv: list[str], main: dict[str, Any], environ: dict[str, 
 
 def test_cache_keeps_no_code_alive() -> None:
     """A code object that goes takes its entry with it, so that its number can be used again."""
-    kinds = Kinds()
+    kinds = FrameKinds()
     codes = [
         compile(f"def f(*a, **k): return g{n}(*a, **k)", "/srv/x.py", "exec").co_consts[0] for n in range(50)
     ]
@@ -441,10 +441,9 @@ def test_cache_keeps_no_code_alive() -> None:
     assert not kinds.lines
 
 
-def test_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_is_bounded() -> None:
     """However many code objects there are, no more than so many are known; what is asked stays right."""
-    monkeypatch.setattr(call_site, "MOST", 10)
-    kinds = Kinds()
+    kinds = FrameKinds(code_objects=10)
     codes = [compile(str(n), f"{(SITE, '/srv')[n % 2]}/x.py", "exec") for n in range(100)]
     for _ in range(2):
         for number, code in enumerate(codes):
@@ -454,7 +453,7 @@ def test_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_equal_code_of_different_files() -> None:
     """Code objects are told apart by what they are, not by what is in them."""
-    kinds = Kinds()
+    kinds = FrameKinds()
     for path, kind in ((SITE, call_site.LIBRARY), ("/srv", call_site.APPLICATION)):
         assert kinds.of(compile("7", f"{path}/x.py", "exec")) == kind
 
@@ -478,7 +477,7 @@ FRAMES = st.builds(
 @given(st.lists(FRAMES, min_size=1, max_size=60), st.sampled_from([frozenset(), frozenset({"shop"})]))
 def test_any_stack(frames: list[Frame], project: frozenset[str]) -> None:
     """Nothing raises, by frames and by places the same is found, and it is on the stack."""
-    found = shown(*frames, kinds=Kinds(project=project))
+    found = shown(*frames, kinds=FrameKinds(project=project))
     assert found is None or found.rpartition(" ")[0] in {frame.path for frame in frames}
 
 
@@ -497,7 +496,7 @@ def test_any_places(places: list[tuple[str, str, int]], taker: int) -> None:
         (compile("7", "x", "exec").replace(co_filename=path, co_name=name), number)
         for path, name, number in places
     ]
-    kinds = Kinds()
+    kinds = FrameKinds()
     found = call_site.find_in(stack, kinds)
     assert found is None or found in stack
     inner: Sequence[Place] = call_site.above_driver(stack, kinds)
@@ -537,11 +536,11 @@ def test_any_function(parameters: str, lines: list[str], asynchronous: bool) -> 
 def sites(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The call site of each checkout of any pool."""
     found: list[str] = []
-    monkeypatch.setattr(holder, "_known_kinds", Kinds())
+    monkeypatch.setattr(holder, "_frame_kinds", FrameKinds())
 
     def checkout(*_: Any) -> None:
         site = holder.call_site()
-        found.append("nothing" if site is None else holder.line(*site).rpartition(" ")[2])
+        found.append("nothing" if site is None else holder.frame_text(*site).rpartition(" ")[2])
 
     event.listen(sqlalchemy.pool.Pool, "checkout", checkout)
     yield found
@@ -632,7 +631,7 @@ def test_package_of_a_process(tmp_path: Path) -> None:
             "from connmon.plugin import holder\n"
             "engine = sqlalchemy.create_engine('sqlite://')\n"
             "@event.listens_for(engine, 'checkout')\n"
-            "def _(*_):\n    print(holder.line(*holder.call_site()))\n"
+            "def _(*_):\n    print(holder.frame_text(*holder.call_site()))\n"
             "def sell():\n    audit.log(lambda: 7 and engine.connect()).close()\n"
             "class Log:\n    def write(self):\n        return 7 and engine.connect()\n"
             "sell()\n",
@@ -662,7 +661,7 @@ def test_comprehension_is_of_its_function() -> None:
         return [sys._getframe().f_code for _ in range(1)]
 
     (code,) = get_ports()
-    name = holder.line(code, 7).rpartition(" ")[2]
+    name = holder.frame_text(code, 7).rpartition(" ")[2]
     assert name == "get_ports" or (sys.version_info < (3, 11) and name == "<listcomp>")
 
 
@@ -676,9 +675,9 @@ class Held:
         self.thread = threading.Thread(target=work, args=args, daemon=True)
         self.thread.start()
 
-    def look(self, code: CodeType | None = None) -> Look:
+    def look(self, code: CodeType | None = None) -> Whereabouts:
         assert self.thread.ident is not None
-        return holder.look(self.thread.ident, code)
+        return holder.whereabouts(self.thread.ident, code)
 
 
 def locked(path: Path) -> sqlite3.Connection:
@@ -703,7 +702,7 @@ def test_in_the_database_by_a_driver_without_frames(tmp_path: Path) -> None:
     try:
         wait_for(lambda: held.look().where == "database")
         found = held.look(query.__code__)
-        assert (found.where, (found.site or "").rpartition(" ")[2]) == ("database", "query")
+        assert (found.where, (found.call_site or "").rpartition(" ")[2]) == ("database", "query")
         assert held.look(elsewhere.__code__).where == "database"  # with another connection, perhaps
     finally:
         lock.close()
@@ -739,11 +738,11 @@ def test_application_elsewhere_and_a_type(tmp_path: Path) -> None:
 
     one, two = Held(request), Held(typed)
     try:
-        wait_for(lambda: (one.look().site or "").endswith(" request"))
+        wait_for(lambda: (one.look().call_site or "").endswith(" request"))
         assert one.look(request.__code__).where == "application"
         assert one.look(take.__code__).where == "elsewhere"
         assert one.look(None).where == "application"
-        wait_for(lambda: (two.look().site or "").endswith(" process_bind_param"))
+        wait_for(lambda: (two.look().call_site or "").endswith(" process_bind_param"))
         assert two.look(typed.__code__).where == "application"
     finally:
         go_on.set()
@@ -767,7 +766,7 @@ def test_waits_for_another_connection(tmp_path: Path) -> None:
     held = Held(both)
     wait_for(lambda: held.look(both.__code__).where == "waiting")
     found = held.look(both.__code__)
-    assert (found.where, (found.site or "").rpartition(" ")[2]) == ("waiting", "both")
+    assert (found.where, (found.call_site or "").rpartition(" ")[2]) == ("waiting", "both")
     assert held.look(elsewhere.__code__).where == "elsewhere"
     engine.pool._pool.put(engine.pool._create_connection())  # type: ignore[attr-defined]
     held.thread.join(60)
@@ -817,7 +816,7 @@ DRIVER = (os.path.join(os.path.dirname(sqlite3.__file__), "dbapi2.py"), "read", 
 )
 def test_in_database(stack: list[tuple[str, str, str]], there: bool) -> None:
     """The driver is what works on the stack, and SQLAlchemy's pool is not about to get a connection."""
-    assert call_site.in_database(places(*stack), Kinds()) is there
+    assert call_site.in_database(places(*stack), FrameKinds()) is there
 
 
 HUB = os.path.dirname(pluggy.__file__)  # of a library that runs the application, as gevent does
@@ -839,32 +838,32 @@ QUEUE = (f"{SQLALCHEMY}/util/queue.py", "get", "wait")
 )
 def test_waits(stack: list[tuple[str, str, str]], there: bool) -> None:
     """The innermost that is not Python's own or below it is where SQLAlchemy's pool waits."""
-    assert call_site.waits(places(*stack), Kinds()) is there
+    assert call_site.waits(places(*stack), FrameKinds()) is there
 
 
 def test_unknown_driver_is_not_the_line() -> None:
     """What SQLAlchemy called to execute a statement is a driver, also one that nobody knows."""
     stack = places(("/srv/mydriver/x.py", "read", "x"), DO_EXECUTE, BASE, APP)
-    assert call_site.find_in(call_site.above_driver(stack, Kinds()), Kinds()) == stack[-1]
+    assert call_site.find_in(call_site.above_driver(stack, FrameKinds()), FrameKinds()) == stack[-1]
     stack = places(("/srv/shop/types.py", "process", "x"), BASE, APP)
-    assert call_site.find_in(call_site.above_driver(stack, Kinds()), Kinds()) == stack[0]
+    assert call_site.find_in(call_site.above_driver(stack, FrameKinds()), FrameKinds()) == stack[0]
 
 
 def test_outside_of_the_function_that_took_it() -> None:
     """A checkout further out than the function that holds the connection does not matter."""
     stack = places(DO_EXECUTE, BASE, APP, BASE, (POOL, "_checkout", "x"), APP)
-    assert call_site.in_database(stack, Kinds(), stack[2][0])
-    assert not call_site.in_database(stack, Kinds())
+    assert call_site.in_database(stack, FrameKinds(), stack[2][0])
+    assert not call_site.in_database(stack, FrameKinds())
 
 
 def test_task_in_the_database_waiting_and_done(tmp_path: Path) -> None:
     """Of a task it is known what it does in SQLAlchemy's greenlet: execute, wait for the pool, or work."""
     path = tmp_path / "x.db"
 
-    async def seen(task: asyncio.Task[None], function: str, where: str) -> Look:
+    async def seen(task: asyncio.Task[None], function: str, where: str) -> Whereabouts:
         for _ in range(3000):
-            found = holder.look(weakref.ref(task), query.__code__)
-            if (found.where, (found.site or "").rpartition(" ")[2]) == (where, function):
+            found = holder.whereabouts(weakref.ref(task), query.__code__)
+            if (found.where, (found.call_site or "").rpartition(" ")[2]) == (where, function):
                 return found
             await asyncio.sleep(0.01)
         raise AssertionError(found)
@@ -892,11 +891,11 @@ def test_task_in_the_database_waiting_and_done(tmp_path: Path) -> None:
         await seen(two, "in_the_greenlet", "waiting")  # for the pool
         lock.close()
         await seen(one, "query", "application")
-        assert holder.look(weakref.ref(one), main.__code__).where == "elsewhere"
+        assert holder.whereabouts(weakref.ref(one), main.__code__).where == "elsewhere"
         for task in (one, two):
             task.cancel()
         await asyncio.gather(one, two, return_exceptions=True)
-        assert holder.look(weakref.ref(one)) == ("ended", None, ())
+        assert holder.whereabouts(weakref.ref(one)) == ("ended", None, ())
         await engine.dispose()
 
     asyncio.run(main())
@@ -928,7 +927,7 @@ def test_real_drivers(driver: str, mariadb: Server, postgresql: Server) -> None:
     wait_for(lambda: held.look(query.__code__).where == "database")
     found = held.look(query.__code__)
     held.thread.join(60)
-    assert (found.site or "").rpartition(" ")[2] == "query"
+    assert (found.call_site or "").rpartition(" ")[2] == "query"
     engine.dispose()
 
 
@@ -941,19 +940,19 @@ def test_real_drivers_of_asyncio(driver: str, mariadb: Server, postgresql: Serve
         async with engine.connect() as connection:
             await connection.execute(text(statement))
 
-    async def main() -> Look:
+    async def main() -> Whereabouts:
         engine = create_async_engine(url)
         task = asyncio.create_task(query(engine))
-        found = holder.NOWHERE
+        found = holder.UNKNOWN
         while not task.done() and found.where != "database":
             await asyncio.sleep(0.05)
-            found = holder.look(weakref.ref(task), query.__code__)
+            found = holder.whereabouts(weakref.ref(task), query.__code__)
         await task
         await engine.dispose()
         return found
 
     found = asyncio.run(main())
-    assert (found.where, (found.site or "").rpartition(" ")[2]) == ("database", "query")
+    assert (found.where, (found.call_site or "").rpartition(" ")[2]) == ("database", "query")
 
 
 def test_task_that_runs() -> None:
@@ -970,9 +969,9 @@ def test_task_that_runs() -> None:
     thread.start()
     try:
         assert begun.wait(30)
-        wait_for(lambda: holder.look(weakref.ref(tasks[0]), busy.__code__).stack[0].endswith(" wait"))
-        found = holder.look(weakref.ref(tasks[0]), busy.__code__)
-        assert (found.where, (found.site or "").rpartition(" ")[2]) == ("application", "busy")
+        wait_for(lambda: holder.whereabouts(weakref.ref(tasks[0]), busy.__code__).stack[0].endswith(" wait"))
+        found = holder.whereabouts(weakref.ref(tasks[0]), busy.__code__)
+        assert (found.where, (found.call_site or "").rpartition(" ")[2]) == ("application", "busy")
     finally:
         go_on.set()
         thread.join(30)
@@ -980,7 +979,7 @@ def test_task_that_runs() -> None:
 
 def test_thread_number_that_is_used_again() -> None:
     """A thread is known by more than its number, which the next thread can get."""
-    marks: list[holder.Mark] = []
+    marks: list[holder.ThreadMark] = []
 
     def work() -> None:
         marks.append(holder.mark())
@@ -993,10 +992,10 @@ def test_thread_number_that_is_used_again() -> None:
         thread.join(30)
     assert [mark.ended for mark in marks] == [True, True]
     assert holder.name(marks[0]) == "worker (ended)"
-    assert holder.look(marks[0]) == Look("ended", None, ())
+    assert holder.whereabouts(marks[0]) == Whereabouts("ended", None, ())
     here = holder.mark()
     assert not here.ended
-    assert holder.look(here).stack
+    assert holder.whereabouts(here).stack
 
 
 def test_contextmanager_of_the_application(sites: list[str], tmp_path: Path) -> None:
@@ -1006,7 +1005,7 @@ def test_contextmanager_of_the_application(sites: list[str], tmp_path: Path) -> 
     @contextlib.contextmanager
     def database() -> Iterator[Any]:
         with engine.begin() as connection:
-            looked.append(holder.look(threading.get_ident(), None).site)
+            looked.append(holder.whereabouts(threading.get_ident(), None).call_site)
             yield connection
 
     looked: list[str | None] = []
@@ -1020,8 +1019,8 @@ def test_contextmanager_of_the_application(sites: list[str], tmp_path: Path) -> 
 def test_a_long_path_loses_its_left_part() -> None:
     """A line has its file's name and its number, whatever directories the file is in."""
     code = compile("0", "/" + "d" * 1_000 + "/shop/orders.py", "exec")
-    line = holder.line(code, 88)
-    assert len(line) == holder.LONGEST
+    line = holder.frame_text(code, 88)
+    assert len(line) == holder.TEXT_CHARACTERS
     assert line.startswith("...")
     assert line.endswith("/shop/orders.py:88 <module>")
 
@@ -1032,11 +1031,11 @@ def test_a_long_path_loses_its_left_part() -> None:
 def test_option(monkeypatch: pytest.MonkeyPatch) -> None:
     """connmon_project is a list of packages; those of all engines of a process count."""
     assert url_options({"connmon_project": "shop, lib.db"}).project == ("shop", "lib.db")
-    monkeypatch.setattr(holder, "_known_kinds", None)
+    monkeypatch.setattr(holder, "_frame_kinds", None)
     for names in ("shop", "lib.db,shop"):
         engine = create_engine("sqlite://")
         attach(engine, addr="127.0.0.1:1", project=names)
-    kinds = holder._known_kinds
+    kinds = holder._frame_kinds
     assert kinds is not None
     assert kinds.project == {"shop", "lib.db"}
 

@@ -15,9 +15,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.pool import QueuePool
 
-from connmon.plugin import call_site_accounts, holder, holder_checks
-from connmon.plugin.call_site_accounts import LATEST, OTHER, RATE, Room, Sampling, SiteAccount, Sites
+from connmon.plugin import call_site_accounts, holder
+from connmon.plugin.call_site_accounts import (
+    OTHER,
+    RECENT_HOLDS,
+    CallSiteAccount,
+    CallSiteRoom,
+    CallSites,
+    CallSiteSettings,
+    Sampling,
+    SamplingSettings,
+)
 from connmon.plugin.engine import describe
+from connmon.plugin.holder_checks import HolderCheckSettings
 from connmon.plugin.ledger import Ledger
 from connmon.plugin.pool import instrument
 from connmon.protocol import histogram
@@ -37,8 +47,8 @@ def code(name: str) -> CodeType:
 class Traffic:
     """Checkouts of some connections, as the pool offers them to be noted."""
 
-    def __init__(self, connections: int, rate: float = RATE) -> None:
-        self.sampling = Sampling(rate)
+    def __init__(self, connections: int, settings: SamplingSettings = SamplingSettings()) -> None:  # noqa: B008
+        self.sampling = Sampling(settings)
         self.counts = [0] * connections
         self.note_at = [0] * connections
 
@@ -106,7 +116,7 @@ def test_each_is_noted_again_once_there_are_few() -> None:
 
 def test_all() -> None:
     """With connmon_trace=all there is no limit, at one moment either."""
-    traffic = Traffic(3, math.inf)
+    traffic = Traffic(3, SamplingSettings(checkouts_per_second=math.inf))
     assert all(traffic.checkout(number % 3, 1000.0) for number in range(10_000))
 
 
@@ -116,8 +126,8 @@ def test_all() -> None:
 @given(st.lists(st.tuples(st.integers(0, 200), st.floats(0.0, 100.0)), max_size=400), st.integers(0, 64))
 def test_nothing_is_lost_where_lines_are_many(holds: list[tuple[int, float]], room: int) -> None:
     """Lines beyond the limit are counted as one; the sums are those of what happened."""
-    shared = Room(room)
-    lines = Sites(shared)
+    shared = CallSiteRoom(CallSiteSettings(reported_per_process=room))
+    lines = CallSites(shared)
     codes = [code(f"m{number}") for number in range(201)]
     for number, held in holds:
         lines.of(codes[number], 1).counts.holds.append(held)
@@ -132,17 +142,18 @@ def test_nothing_is_lost_where_lines_are_many(holds: list[tuple[int, float]], ro
 
 def test_lines_that_are_kept_are_bounded() -> None:
     """A program that makes code as it goes takes no more memory for it."""
-    lines = Sites(Room(2))
+    settings = CallSiteSettings(kept_per_pool=1_000, reported_per_process=2)
+    lines = CallSites(CallSiteRoom(settings))
     for number in range(3_000):
         lines.of(code("made"), number).counts.holds.append(1.0)
-    assert len(lines.accounts) == call_site_accounts.KEPT
+    assert len(lines.accounts) == settings.kept_per_pool
     assert len(lines.reported()) == 2
 
 
 def test_what_a_pool_leaves_goes_to_its_heirs() -> None:
     """A pool that is gone hands on what its lines have counted, and the room that they took."""
-    room = Room(2)
-    gone, heirs = Sites(room), Sites(room)
+    room = CallSiteRoom(CallSiteSettings(reported_per_process=2))
+    gone, heirs = CallSites(room), CallSites(room)
     here = code("here")
     gone.of(here, 1).counts.holds += [1.0, 3.0]
     heirs.of(here, 1).counts.holds.append(5.0)
@@ -155,19 +166,19 @@ def test_what_a_pool_leaves_goes_to_its_heirs() -> None:
 
 def test_what_is_usual() -> None:
     """It is what 95 % of the latest holds took at most; those of long ago do not count."""
-    account = SiteAccount(code("x"), 1)
+    account = CallSiteAccount(code("x"), 1)
     assert account.count().usual is None
     account.holds += [0.01] * 100
     assert account.count().usual == pytest.approx(0.01, rel=histogram.ERROR)
     for _ in range(3):
-        account.holds += [2.0] * LATEST
+        account.holds += [2.0] * RECENT_HOLDS
         account.count()
     assert account.count().usual == pytest.approx(2.0, rel=histogram.ERROR)
 
 
 def test_the_share_is_that_of_all_checkouts() -> None:
     """It is 1 only where each was noted: a count that lacks some stays one of a sample."""
-    lines = Sites(Room())
+    lines = CallSites(CallSiteRoom())
     lines.noted = 10
     assert lines.share(10) == 1.0
     assert lines.share(11) == 0.9
@@ -186,7 +197,7 @@ class Program:
         self.database = Database()
         self.engine = self.database.engine(QueuePool, pool_size=size, max_overflow=0, pool_timeout=10)
         self.ledger = Ledger("i", threading.Lock, time.monotonic, holder)
-        self.ledger.wake = lambda: None
+        self.ledger.process.wake = lambda: None
         tracing = holder.Tracing(trace, 30.0)  # type: ignore[arg-type]
         self.account = instrument(self.engine.pool, self.ledger, describe(self.engine), lambda _: 7, tracing)
 
@@ -282,7 +293,10 @@ def test_those_who_hold_what_others_wait_for() -> None:
     kept.pop().close()  # type: ignore[attr-defined]
     waiter.join(10)
     oldest = sorted(report.connections, key=lambda connection: -(connection.held or 0.0))
-    assert sum(connection.holder_in is not None for connection in report.connections) == holder_checks.LOOKS
+    assert (
+        sum(connection.holder_in is not None for connection in report.connections)
+        == HolderCheckSettings().holders
+    )
     assert [bool(connection.stack) for connection in oldest] == [True] * 3 + [False] * 37
     assert all(connection.call_site for connection in report.connections)
 
@@ -334,7 +348,7 @@ def test_off() -> None:
 def test_a_thread_that_has_ended_is_not_the_one_that_has_its_number_now() -> None:
     """The numbers of threads are used again; a connection's holder is the one that took it."""
     program = Program(size=10)
-    program.account.look_after = 0.0
+    program.account.long_hold_seconds = 0.0
     kept: list[object] = []
     for _ in range(5):
         thread = threading.Thread(target=lambda: kept.append(program.first_line()))
@@ -355,22 +369,22 @@ def test_a_thread_that_has_ended_is_not_the_one_that_has_its_number_now() -> Non
 def test_a_thread_that_works_with_another_connection() -> None:
     """Where a thread has several connections, the driver is taken to work with the one it took last."""
     program = Program()
-    program.account.look_after = 0.0
+    program.account.long_hold_seconds = 0.0
     first = program.first_line()
     second = program.second_line()
     looked: list[bool] = []
 
     class Watched:
         name = staticmethod(holder.name)
-        line = staticmethod(holder.line)
+        frame_text = staticmethod(holder.frame_text)
         in_driver = staticmethod(holder.in_driver)
 
         @staticmethod
-        def look(who: object, code: CodeType | None, mine: bool) -> call_site_accounts.Look:
+        def whereabouts(holding: object, code: CodeType | None, mine: bool) -> call_site_accounts.Whereabouts:
             looked.append(mine)
-            return holder.look(who, code, mine)
+            return holder.whereabouts(holding, code, mine)
 
-    program.ledger.looking.holders = Watched()
+    program.ledger.holder_checks.holders = Watched()
     program.take()
     assert looked == [False, True]
     del first, second
@@ -379,7 +393,7 @@ def test_a_thread_that_works_with_another_connection() -> None:
 def test_a_connection_that_another_thread_works_with() -> None:
     """A thread in the driver that holds nothing works with the newest connection that lies idle."""
     program = Program()
-    program.account.look_after = 0.0
+    program.account.long_hold_seconds = 0.0
     kept: list[Any] = []
     for _ in range(2):
         thread = threading.Thread(target=lambda: kept.append(program.first_line()))
@@ -399,7 +413,7 @@ def test_a_connection_that_another_thread_works_with() -> None:
 def test_a_connection_that_a_loop_has_left_behind() -> None:
     """Where a thread has taken another one in that line since, nobody works with the first any more."""
     program = Program()
-    program.account.look_after = 0.0
+    program.account.long_hold_seconds = 0.0
     places: list[list[str | None]] = []
     kept = []
     for _ in range(2):

@@ -210,7 +210,7 @@ def test_outside_uwsgi_the_listeners_are_as_they_were() -> None:
 
     def listener() -> None: ...
 
-    assert forks.guarded(listener) is listener
+    assert forks.after_fork_check(listener) is listener
     assert forks.threads_allowed()
 
 

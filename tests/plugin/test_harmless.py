@@ -44,8 +44,8 @@ class Work:
         self.engine = self.database.engine(poolclass, **options)
         self.connect().close()  # found in use later, where the pool keeps it
         ledger = Ledger("i", threading.Lock, time.monotonic, holder)
-        ledger.wake = lambda: None
-        holder._known_kinds = None  # as in a process that has seen no frame yet
+        ledger.process.wake = lambda: None
+        holder._frame_kinds = None  # as in a process that has seen no frame yet
         tracing = holder.Tracing("all", 0.001)
         self.account = instrument(self.engine.pool, ledger, describe(self.engine), lambda _: 7, tracing)
 
@@ -105,11 +105,11 @@ def within(frame: FrameType | None) -> bool:
     return frame is not None and frame.f_code.co_filename.startswith(PLUGIN)
 
 
-Site: TypeAlias = "tuple[CodeType, int, CodeType]"
+Place: TypeAlias = "tuple[CodeType, int, CodeType]"
 """A call within the plugin: in which function, in which line, and of which function."""
 
 
-def watched(piece: Callable[[], None], look: Callable[[Site], None]) -> None:
+def watched(piece: Callable[[], None], look: Callable[[Place], None]) -> None:
     """Do a piece of work, and have `look` called where a function of the plugin calls another one."""
 
     def profile(frame: FrameType, event: str, _: Any) -> None:
@@ -124,13 +124,13 @@ def watched(piece: Callable[[], None], look: Callable[[Site], None]) -> None:
         sys.setprofile(None)
 
 
-def reached(poolclass: type[Pool]) -> list[Site]:
+def reached(poolclass: type[Pool]) -> list[Place]:
     """Return the calls within the plugin of functions that can fail.
 
     Those cannot that do nothing outside of a `try` that catches everything; what they call is made to fail.
     Nor is the pool's own `connect` one, which does SQLAlchemy's work.
     """
-    found: dict[Site, None] = {}
+    found: dict[Place, None] = {}
     for piece in Work(poolclass).pieces():
         watched(piece, lambda site: found.setdefault(site, None))
     return [site for site in found if not guarded(site[2]) and site[2].co_name != "connect"]
@@ -176,7 +176,7 @@ def test_a_failure_in_any_function_stays_within(poolclass: type[Pool]) -> None:
         work = Work(poolclass)
         failed: list[bool] = []
 
-        def fail(at: Site, site: Site = site, failed: list[bool] = failed) -> None:
+        def fail(at: Place, site: Place = site, failed: list[bool] = failed) -> None:
             if at == site:
                 failed.append(True)  # the interpreter stops looking when this raises
                 raise Injected

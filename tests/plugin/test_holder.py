@@ -19,11 +19,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.orm import Session
 
 from connmon.plugin import holder
-from connmon.plugin.call_site_accounts import Look
+from connmon.plugin.call_site_accounts import Whereabouts
 from connmon.plugin.engine import describe
 from connmon.plugin.ledger import Ledger
 from connmon.plugin.pool import instrument
-from connmon.plugin.pool_account import KEY
+from connmon.plugin.pool_account import KEY, PoolAccount
 from connmon.protocol.reports import Connection
 from tests.support.waiting import wait_for
 
@@ -84,12 +84,17 @@ def test_a_name_that_is_no_text() -> None:
 # --- Where in the code ----------------------------------------------------------------------
 
 
+LEDGERS: dict[PoolAccount, Ledger] = {}
+"""The ledger of each pool that `watched` has made."""
+
+
 def told(engine: Any) -> list[Connection]:
     """Return the held connections of a fresh report of the engine's ledger."""
     sync = getattr(engine, "sync_engine", engine)
-    ledger = getattr(sync.pool._creator, KEY).ledger
+    ledger = LEDGERS[getattr(sync.pool._creator, KEY)]
     ledger.restart()
     report = ledger.take(time.monotonic())
+    assert report is not None
     return [connection for connection in report.connections if connection.state == "checked_out"]
 
 
@@ -98,7 +103,7 @@ def watched(make: Callable[[str], Any], url: str, tracing: holder.Tracing) -> An
     engine = make(url)
     sync = getattr(engine, "sync_engine", engine)
     ledger = Ledger("i", threading.Lock, time.monotonic, holder)
-    instrument(sync.pool, ledger, describe(sync), lambda _: None, tracing)
+    LEDGERS[instrument(sync.pool, ledger, describe(sync), lambda _: None, tracing)] = ledger
     return engine
 
 
@@ -200,12 +205,12 @@ def test_nobody_there() -> None:
         pass
 
     gone = weakref.ref(Gone())
-    assert holder.look(-1) == Look("ended", None, ())
-    assert holder.look(gone) == Look("ended", None, ())
+    assert holder.whereabouts(-1) == Whereabouts("ended", None, ())
+    assert holder.whereabouts(gone) == Whereabouts("ended", None, ())
     assert holder.name(gone) == "(ended)"
 
 
 def test_a_line_below_the_directory_it_was_imported_from() -> None:
     """A file is named below the longest entry of sys.path that it is in."""
     code = compile("0", f"{sys.path[-1]}/package/module.py", "exec")
-    assert holder.line(code, 412) == "package/module.py:412 <module>"
+    assert holder.frame_text(code, 412) == "package/module.py:412 <module>"

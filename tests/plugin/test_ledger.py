@@ -28,12 +28,10 @@ from sqlalchemy.pool import NullPool
 
 from connmon.cluster.state.machine import State
 from connmon.cluster.state.records import added_times, unpacked
-from connmon.plugin import ledger as module
-from connmon.plugin import pool as pool_module
-from connmon.plugin.call_site_accounts import Look
-from connmon.plugin.ledger import Ledger
+from connmon.plugin.call_site_accounts import Whereabouts
+from connmon.plugin.ledger import Ledger, LedgerSettings
 from connmon.plugin.pool import instrument
-from connmon.plugin.pool_account import KEY, PoolAccount, Token, highest, within
+from connmon.plugin.pool_account import KEY, PoolAccount, Token, highest, within_peaks
 from connmon.protocol import histogram
 from connmon.protocol.batch import Batch
 from connmon.protocol.frames import REPORT_LIMIT, frame
@@ -48,12 +46,12 @@ class Holders:
     def name(self, holder: int) -> str:
         return f"t{holder}"
 
-    def line(self, code: CodeType, number: int) -> str:
+    def frame_text(self, code: CodeType, number: int) -> str:
         return f"{code.co_filename}:{number} {code.co_name}"
 
-    def look(self, holder: int, code: CodeType | None, mine: bool) -> Look:
+    def whereabouts(self, holder: int, code: CodeType | None, mine: bool) -> Whereabouts:
         where: HolderIn = "database" if mine else "application" if code is None else "elsewhere"
-        return Look(where, f"app.py:{holder} work", (f"app.py:{holder} work", "app.py:1 main"))
+        return Whereabouts(where, f"app.py:{holder} work", (f"app.py:{holder} work", "app.py:1 main"))
 
     def in_driver(self) -> frozenset[int]:
         return frozenset()
@@ -67,8 +65,11 @@ def info(database: str = "neutron", size: int | None = 5, overflow: int | None =
     return PoolInfo(url, "mysql", "db", 3306, database, "QueuePool", size, overflow, 30.0)
 
 
-def make_ledger(instance: str = "one") -> Ledger:
-    return Ledger(instance, threading.Lock, time.monotonic, Holders())
+SETTINGS = LedgerSettings()
+
+
+def make_ledger(instance: str = "one", settings: LedgerSettings = SETTINGS) -> Ledger:
+    return Ledger(instance, threading.Lock, time.monotonic, Holders(), settings)
 
 
 class Driver:
@@ -144,7 +145,7 @@ def test_only_counts_that_changed_are_told() -> None:
     ledger = make_ledger()
     pool = Pool(ledger, info())
     for seconds in (0.001, 0.02):
-        entry = pool.account.opened(1, 5.0, took=0.3)
+        entry = pool.account.opened(1, 5.0, connect_seconds=0.3)
         entry.holds += [seconds] * 3
     whole = Times({}, histogram.of([0.001, 0.02] * 3), histogram.of([0.3, 0.3]))
     (reported,) = acknowledged(ledger, 10.0).pools
@@ -189,7 +190,7 @@ def test_an_end_counts_once() -> None:
     pool.events.close_detached(connection)
     pool.events.close(connection, record)
     del connection, record
-    assert (ledger.live.open, ledger.live.checked_out) == (0, 0)
+    assert (ledger.process.live.open, ledger.process.live.checked_out) == (0, 0)
     pool.account.fold()
     assert pool.account.count()[1][:4] == (1, 1, 1, 1)
 
@@ -218,11 +219,11 @@ def test_no_connection_is_none() -> None:
     pool = Pool(ledger, info())
     connection, record = pool.checkout()
     pool.events.checkin(None, record)
-    assert (ledger.live.open, ledger.live.checked_out) == (0, 0)
+    assert (ledger.process.live.open, ledger.process.live.checked_out) == (0, 0)
     pool.events.checkin(None, record)
     pool.events.checkin(None, Record())
     pool.events.close(None, Record())
-    assert (ledger.live.open, ledger.live.checked_out) == (0, 0)
+    assert (ledger.process.live.open, ledger.process.live.checked_out) == (0, 0)
     del connection
 
 
@@ -349,7 +350,7 @@ def test_a_torn_sum_is_no_maximum() -> None:
                 return 0.0
             torn.append(1)
             pool.account.live.checked_out -= 1
-            ledger.live.checked_out -= 1
+            ledger.process.live.checked_out -= 1
             pool.events.checkout(*two, None)
             return held
 
@@ -369,11 +370,17 @@ def test_torn_sums_over_pools() -> None:
     """The pools together never show more than the process ever had at one moment."""
     a = Gauges(1, 15, 0, connections=3, checked_out=2, overflow=1, detached=1, waiting=2)
     peaks = Peaks(3, 2, 2)
-    assert within(a, peaks, peaks, Gauges()) == a
-    assert within(a, peaks, Peaks(4, 2, 3), Gauges(connections=3, checked_out=1, waiting=2)) == Gauges(
+    assert within_peaks(a, peaks, peaks, Gauges()) == a
+    assert within_peaks(a, peaks, Peaks(4, 2, 3), Gauges(connections=3, checked_out=1, waiting=2)) == Gauges(
         1, 15, 0, connections=1, checked_out=0, overflow=0, detached=1, waiting=1
     )
-    assert within(a, peaks, peaks, Gauges(connections=3, checked_out=2, waiting=2))[3:] == (0, 0, 0, 0, 0)
+    assert within_peaks(a, peaks, peaks, Gauges(connections=3, checked_out=2, waiting=2))[3:] == (
+        0,
+        0,
+        0,
+        0,
+        0,
+    )
 
 
 def test_highest() -> None:
@@ -399,7 +406,7 @@ def test_drift_is_set_right_when_quiet() -> None:
     ledger = make_ledger()
     pool = Pool(ledger, info())
     kept = pool.checkout()
-    for live in (pool.account.live, ledger.live):
+    for live in (pool.account.live, ledger.process.live):
         live.open += 2
         live.checked_out -= 1
     now = 10.0
@@ -409,7 +416,7 @@ def test_drift_is_set_right_when_quiet() -> None:
     assert pool.account.live.open == 3, "not at once: a thread may be in the middle of it"
     for _ in range(8):
         report = acknowledged(ledger, now := now + 1.0)
-    for live in (pool.account.live, ledger.live):
+    for live in (pool.account.live, ledger.process.live):
         assert (live.open, live.checked_out) == (1, 1)
     report = acknowledged(ledger, now + 2.0)
     assert report.peaks[:2] == (1, 1)
@@ -455,13 +462,13 @@ def test_remains_are_those_of_the_database() -> None:
 def test_remains_are_limited() -> None:
     """Beyond the limit, what is gone shares one account, and no total is lost."""
     ledger = make_ledger()
-    for number in range(module.REMAINS_LIMIT + 20):
+    for number in range(SETTINGS.databases + 20):
         Pool(ledger, info(f"db{number}")).checkout()
         acknowledged(ledger, 10.0 + number)
     ledger.restart()
     report = told(ledger.take(1000.0))
-    assert len(report.pools) == module.REMAINS_LIMIT + 1
-    assert sum(p.totals.connects for p in report.pools) == module.REMAINS_LIMIT + 20
+    assert len(report.pools) == SETTINGS.databases + 1
+    assert sum(p.totals.connects for p in report.pools) == SETTINGS.databases + 20
 
 
 def test_a_detached_connection_outlives_its_pool() -> None:
@@ -486,15 +493,15 @@ def test_nothing_grows_while_no_report_is_taken() -> None:
     pool = Pool(ledger, info(size=None, overflow=None))
     told_before = pool.checkout()
     acknowledged(ledger, 10.0)
-    for _ in range(5 * module.BACKLOG):
+    for _ in range(5 * SETTINGS.accounts.backlog_entries):
         pool.checkout()
-    assert len(pool.account.entries) <= 2 * module.BACKLOG
-    assert len(pool.account.gone) <= 1
-    for _ in range(3 * module.BACKLOG):
+    assert len(pool.account.entries) <= 2 * SETTINGS.accounts.backlog_entries
+    assert len(pool.account.closed_connections) <= 1
+    for _ in range(3 * SETTINGS.accounts.backlog_entries):
         Pool(ledger, info())
-    assert len(ledger.pools) <= 2 * module.BACKLOG
+    assert len(ledger.pools) <= 2 * SETTINGS.accounts.backlog_entries
     report = told(ledger.take(11.0))
-    assert sum(p.totals.connects for p in report.pools) == 5 * module.BACKLOG + 1
+    assert sum(p.totals.connects for p in report.pools) == 5 * SETTINGS.accounts.backlog_entries + 1
     del told_before
 
 
@@ -520,9 +527,9 @@ def test_a_connection_held_long_is_told_again() -> None:
     held, _idle = account.opened(1, 100.0), account.opened(2, 100.0)
     held.checkouts, held.since = 1, 100.0
     acknowledged(ledger, 100.0)
-    assert acknowledged(ledger, 100.0 + module.REFRESH).connections == ()
-    (again,) = acknowledged(ledger, 101.0 + module.REFRESH).connections
-    assert again.held == 1.0 + module.REFRESH
+    assert acknowledged(ledger, 100.0 + SETTINGS.refresh_seconds).connections == ()
+    (again,) = acknowledged(ledger, 101.0 + SETTINGS.refresh_seconds).connections
+    assert again.held == 1.0 + SETTINGS.refresh_seconds
 
 
 def test_limits() -> None:
@@ -564,7 +571,7 @@ def test_after_a_fork_all_was_the_parents() -> None:
     pool.account.timeouts = 3
     acknowledged(ledger, 10.0)
     ledger.forked("two")
-    assert not ledger.used
+    assert not ledger.process.used
     pool.account.wait_ends(wait, 2.0)
     pool.events.checkin(*held)
     pool.events.close(*held)
@@ -581,7 +588,11 @@ def test_after_a_fork_all_was_the_parents() -> None:
     pool.events.close(used, record)
     totals = told(ledger.take(13.0)).pools[0].totals
     assert totals._replace(hold_ms=0) == Totals(checkouts=1, checkins=1)
-    assert (ledger.live.open, ledger.live.checked_out, ledger.live.waiting) == (0, 0, 0)
+    assert (ledger.process.live.open, ledger.process.live.checked_out, ledger.process.live.waiting) == (
+        0,
+        0,
+        0,
+    )
     del idle
 
 
@@ -590,14 +601,14 @@ def test_a_lock_that_an_interruption_left_held() -> None:
     clock = [100.0]
     ledger = Ledger("i", threading.Lock, lambda: clock[0])
     account = ledger.pool(PoolInfo("u", "sqlite", None, None, None, "QueuePool", 5, 10, 30.0))
-    ledger._folding.acquire()
+    ledger.process.fold_lock.current.acquire()
     for _ in range(3):
-        account.waited.append(0.5)
-        ledger.count_times(account)
+        account.wait_times.append(0.5)
+        account.count_times()
         clock[0] += 1.0
-    assert account.waited == [0.5] * 3
-    ledger.count_times(account)
-    assert account.waited == []
+    assert account.wait_times == [0.5] * 3
+    account.count_times()
+    assert account.wait_times == []
     assert sum(account.times().waits.values()) == 3
 
 
@@ -626,7 +637,7 @@ def test_a_report_is_taken_by_a_node_however_many_pools_there_are() -> None:
     sums = [pool for pool in report.pools if pool.left_out]
     assert [pool.number for pool in own] == [account.number for account in accounts[:1000]]
     assert sum(pool.left_out for pool in sums) == 11_000
-    assert len(sums) == module.REMAINS_LIMIT + 1
+    assert len(sums) == SETTINGS.databases + 1
     assert sum(pool.gauges.pools for pool in report.pools) == 12_000
     assert totals_of(report).connects == 12_000
     for pool in sums[:-1]:
@@ -641,11 +652,9 @@ def test_a_report_is_taken_by_a_node_however_many_pools_there_are() -> None:
     assert ledger.take(12.0) is None
 
 
-def test_a_pool_that_fits_later_is_told_with_all_that_it_has_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pool_that_fits_later_is_told_with_all_that_it_has_counted() -> None:
     """It takes its part out of the sum; neither counts as something that has just happened."""
-    monkeypatch.setattr(module, "POOLS_REPORTED", 2)
-    monkeypatch.setattr(module, "FEW", 0)
-    ledger = make_ledger()
+    ledger = make_ledger(settings=LedgerSettings(pools_reported=2, few_pools=0))
     pools = [Pool(ledger, info()) for _ in range(4)]
     kept = [pool.checkout() for pool in pools]
     report = acknowledged(ledger, 10.0)
@@ -673,12 +682,9 @@ def test_a_pool_that_fits_later_is_told_with_all_that_it_has_counted(monkeypatch
     assert not any(pool.moved for pool in acknowledged(ledger, 14.0).pools)
 
 
-def test_connections_that_are_too_many_are_counted_and_told_when_others_end(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_connections_that_are_too_many_are_counted_and_told_when_others_end() -> None:
     """The gauges have them all the time."""
-    monkeypatch.setattr(module, "CONNECTIONS_REPORTED", 3)
-    ledger = make_ledger()
+    ledger = make_ledger(settings=LedgerSettings(connections_reported=3))
     account = ledger.pool(info())
     entries = [account.opened(number, 9.0) for number in range(5)]
     report = acknowledged(ledger, 10.0)
@@ -696,12 +702,11 @@ def test_connections_that_are_too_many_are_counted_and_told_when_others_end(
     assert len(acknowledged(ledger, 13.0).connections) == 3
 
 
-def test_stacks_that_do_not_fit_are_told_by_the_next_report(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stacks_that_do_not_fit_are_told_by_the_next_report() -> None:
     """The connections are told at once; where they are held follows, and no report gets too large."""
-    monkeypatch.setattr(module, "HOLDERS", 200)
-    ledger = make_ledger()
+    ledger = make_ledger(settings=LedgerSettings(holder_bytes=200))
     account = ledger.pool(info())
-    account.look_after = 1.0
+    account.long_hold_seconds = 1.0
     for number in range(9):
         entry = account.opened(number, 1.0)
         entry.holder, entry.checkouts, entry.since = number + 1, 1, 2.0
@@ -722,17 +727,17 @@ def test_the_largest_report_fits() -> None:
     what = structs.replace(info(), url="\U0001f40d" * 2048, database="\U0001f40d" * 2048, database_host=long)
     for number in range(300):
         account = ledger.pool(structs.replace(what, database_port=number))
-        account.look_after = 0.0
+        account.long_hold_seconds = 0.0
         for _ in range(30):
             entry = account.opened(1, 1.0)
             entry.checkouts, entry.since = 1, 2.0
-    assert ledger.looking.holders is not None
+    assert ledger.holder_checks.holders is not None
 
     class Verbose(Holders):
-        def look(self, holder: int, code: CodeType | None, mine: bool) -> Look:
-            return Look("elsewhere", "\U0001f40d" * 100, ("\U0001f40d" * 100,) * 20)
+        def whereabouts(self, holder: int, code: CodeType | None, mine: bool) -> Whereabouts:
+            return Whereabouts("elsewhere", "\U0001f40d" * 100, ("\U0001f40d" * 100,) * 20)
 
-    ledger.looking.holders = Verbose()
+    ledger.holder_checks.holders = Verbose()
     report = on_the_wire(told(ledger.take(10.0)))
     assert len(report.connections) == 9_000
     assert sum(pool.gauges.connections for pool in report.pools) == 9_000
@@ -780,11 +785,12 @@ class Ledgers(RuleBasedStateMachine):
 
     #: Of all clocks. It moves by steps that a float has exactly, so that sums of them are exact as well.
     now = 0.0
+    settings = SETTINGS
 
     def __init__(self) -> None:
         super().__init__()
         Ledgers.now = 1000.0
-        self.ledger = Ledger("0", threading.Lock, Ledgers.clock, Holders())
+        self.ledger = Ledger("0", threading.Lock, Ledgers.clock, Holders(), self.settings)
         self.instances = 1
         self.state = State()
         self.batches = 0
@@ -1134,7 +1140,7 @@ class Ledgers(RuleBasedStateMachine):
     def check(self) -> None:
         """What is counted beside the sums has not drifted."""
         known = [c for c in self.connections if c.known]
-        live = self.ledger.live
+        live = self.ledger.process.live
         assert (live.open, live.checked_out, live.waiting) == (
             len(known),
             sum(c.held and not c.detached for c in known),
@@ -1151,6 +1157,8 @@ FEW_POOLS, FEW_CONNECTIONS = 2, 4
 
 class CrowdedLedgers(Ledgers):
     """The same with more pools and connections than are reported one by one."""
+
+    settings = LedgerSettings(pools_reported=FEW_POOLS, connections_reported=FEW_CONNECTIONS, few_pools=0)
 
     def _check_one_by_one(self, known: list[Truth]) -> None:
         """As many as fit have a row each, which is right; the others are counted, and right in the sums."""
@@ -1185,13 +1193,8 @@ def _with_process(report: Report) -> Report:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [Ledgers, CrowdedLedgers])
-def test_any_sequence_of_facts(monkeypatch: pytest.MonkeyPatch, world: type[Ledgers]) -> None:
+def test_any_sequence_of_facts(world: type[Ledgers]) -> None:
     """Random facts, reports that are lost or repeated, and forks, against the truth."""
-    monkeypatch.setattr(pool_module, "monotonic", Ledgers.clock)
-    if world is CrowdedLedgers:
-        monkeypatch.setattr(module, "POOLS_REPORTED", FEW_POOLS)
-        monkeypatch.setattr(module, "CONNECTIONS_REPORTED", FEW_CONNECTIONS)
-        monkeypatch.setattr(module, "FEW", 0)
     run_state_machine_as_test(
         world,
         settings=settings(

@@ -59,7 +59,9 @@ class Watched:
         self.database = Database()
         creator = arguments.pop("creator", "connect")
         self.engine = self.database.engine(poolclass, creator=getattr(self.database, creator), **arguments)
-        self.ledger = ledger or make_ledger()
+        clock: list[Callable[[], float]] = [time.monotonic]
+        self.clock = clock
+        self.ledger = ledger or Ledger("i", threading.Lock, lambda: clock[0]())
         self.account = instrument(self.engine.pool, self.ledger, describe(self.engine), lambda _: 7)
 
     def connect(self) -> Any:
@@ -93,7 +95,7 @@ class Watched:
             gauges.connections, gauges.checked_out, gauges.waiting,
         )  # fmt: skip
         if len(self.ledger.pools) == 1:
-            process = self.ledger.live
+            process = self.ledger.process.live
             assert (process.open, process.checked_out, process.waiting) == (
                 live.open, live.checked_out, live.waiting,
             )  # fmt: skip
@@ -392,7 +394,7 @@ def test_two_engines_one_ledger() -> None:
     held = [one.connect(), one.connect(), two.connect()]
     one.check(held=2)
     two.check(held=1)
-    assert (ledger.live.open, ledger.live.peak_checked_out) == (3, 3)
+    assert (ledger.process.live.open, ledger.process.live.peak_checked_out) == (3, 3)
     for connection in held:
         connection.close()
     one.check()
@@ -440,7 +442,7 @@ def test_connect_errors(poolclass: type[Pool]) -> None:
     """A creator that fails is counted; the error is the application's as before."""
     watched = Watched(poolclass)
     woken = []
-    watched.ledger.wake = lambda: woken.append(1)
+    watched.ledger.process.wake = lambda: woken.append(1)
     watched.database.refuse = Disconnected("no")
     for _ in range(3):
         with pytest.raises(Disconnected):
@@ -594,19 +596,20 @@ class Broken:
 
 INJECTED: list[tuple[str, Callable[[Watched, pytest.MonkeyPatch], None]]] = [
     ("monotonic", lambda w, patch: patch.setattr(plugin_pool, "monotonic", Broken())),
+    ("clock", lambda w, patch: w.clock.__setitem__(0, Broken())),
     ("monotonic of queuepool", lambda w, patch: patch.setattr(queuepool, "monotonic", Broken())),
-    ("asked", lambda w, patch: setattr(w.account, "asked", Broken())),
+    ("current_holder", lambda w, patch: setattr(w.account, "current_holder", Broken())),
     ("Token", lambda w, patch: patch.setattr(plugin_account, "Token", Broken())),
     ("_detach", lambda w, patch: patch.setattr(plugin_pool, "_detach", Broken())),
-    ("wake", lambda w, patch: setattr(w.ledger, "wake", Broken())),
+    ("wake", lambda w, patch: setattr(w.ledger.process, "wake", Broken())),
     ("entries", lambda w, patch: setattr(w.account, "entries", Broken())),
     ("waits", lambda w, patch: setattr(w.account, "waits", Broken())),
     ("detached", lambda w, patch: setattr(w.account, "detached", Broken())),
-    ("numbers", lambda w, patch: setattr(w.ledger, "numbers", Broken())),
+    ("numbers", lambda w, patch: setattr(w.ledger.process, "numbers", Broken())),
     ("opened", lambda w, patch: patch.setattr(PoolAccount, "opened", Broken())),
     ("wait_begins", lambda w, patch: patch.setattr(PoolAccount, "wait_begins", Broken())),
     ("wait_ends", lambda w, patch: patch.setattr(PoolAccount, "wait_ends", Broken())),
-    ("relieve", lambda w, patch: patch.setattr(Ledger, "relieve", Broken())),
+    ("relieve", lambda w, patch: patch.setattr(PoolAccount, "relieve", Broken())),
     ("timeouts", lambda w, patch: setattr(w.account, "timeouts", None)),
     ("connect_errors", lambda w, patch: setattr(w.account, "connect_errors", None)),
 ]
@@ -713,7 +716,8 @@ def test_how_long_things_take(poolclass: type[Pool], monkeypatch: pytest.MonkeyP
 def test_how_long_waits_take(monkeypatch: pytest.MonkeyPatch) -> None:
     """A wait counts when it ends, by a connection or a timeout; who gets one at once has not waited."""
     clock = Clock(monkeypatch)
-    watched = Watched(pool_size=1, max_overflow=0, pool_timeout=30.0)
+    ledger = Ledger("i", threading.Lock, clock)
+    watched = Watched(ledger=ledger, pool_size=1, max_overflow=0, pool_timeout=30.0)
     held = watched.connect()
     assert watched.account.times().waits == {}
     thread = threading.Thread(target=lambda: watched.connect().close())
@@ -739,7 +743,7 @@ def test_times_do_not_pile_up_without_reports(poolclass: type[Pool]) -> None:
     for _ in range(1000):
         watched.connect().close()
         entries = list(watched.account.entries.values())
-        most = max([most, len(watched.account.made), *[len(entry.holds) for entry in entries]])
+        most = max([most, len(watched.account.connect_times), *[len(entry.holds) for entry in entries]])
     assert most <= UNCOUNTED + 2
     times = watched.account.times()
     assert sum(times.holds.values()) == 1000

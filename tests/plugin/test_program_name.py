@@ -396,7 +396,7 @@ def test_a_secret_is_never_in_a_name(others: list[str]) -> None:
 
 @pytest.fixture
 def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rules, "_found", [])
+    monkeypatch.setattr(rules, "_first_name", [])
     monkeypatch.delenv("CONNMON_PROGRAM", raising=False)
 
 

@@ -25,11 +25,12 @@ from sqlalchemy.pool import QueuePool
 from connmon.cluster.state.machine import State
 from connmon.config import direct
 from connmon.errors import ProtocolError
-from connmon.plugin import reporter, unpatched, uplink, uplink_socket
+from connmon.plugin import unpatched, uplink_socket
 from connmon.plugin.engine import describe
 from connmon.plugin.ledger import Ledger
 from connmon.plugin.pool import instrument
-from connmon.plugin.reporter import Reporter
+from connmon.plugin.reporter import Reporter, ReporterSettings
+from connmon.plugin.uplink import UplinkSettings, UplinkState
 from connmon.protocol.batch import Batch, Departure
 from connmon.protocol.frames import Ack, Goodbye, NodeSide, frame
 from connmon.protocol.reports import Report
@@ -141,8 +142,8 @@ def node() -> Iterator[Node]:
 class Observed(Reporter):
     """One that says when its thread has ended."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, settings: ReporterSettings) -> None:
+        super().__init__(settings)
         self.ended = threading.Event()
 
     def _run(self) -> None:
@@ -152,22 +153,26 @@ class Observed(Reporter):
 
 
 @pytest.fixture
-def report() -> Iterator[Observed]:
-    """A reporter of its own: the process's one is left alone."""
-    made = Observed()
+def report(request: pytest.FixtureRequest) -> Iterator[Observed]:
+    """A reporter of its own, with the settings that `with_settings` passes; the process's own is left
+    alone."""
+    made = Observed(getattr(request, "param", ReporterSettings()))
     yield made
     made.leave()
     if made._running:  # `leave` waits only so long
         assert made.ended.wait(20), "the thread does not end"
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time limits that a test can wait for."""
-    monkeypatch.setattr(uplink, "ANSWER", 0.2)
-    monkeypatch.setattr(uplink, "ACKNOWLEDGE", 0.3)
-    monkeypatch.setattr(uplink, "PAUSE_MIN", 0.02)
-    monkeypatch.setattr(uplink, "PAUSE_MAX", 0.05)
+def with_settings(settings: ReporterSettings) -> pytest.MarkDecorator:
+    """Return a mark by which the fixture `report` has these settings."""
+    return pytest.mark.parametrize("report", [settings], indirect=True, ids=["settings"])
+
+
+#: Time limits that a test can wait for.
+IMPATIENT = UplinkSettings(
+    answer_seconds=0.2, acknowledge_seconds=0.3, pause_min_seconds=0.02, pause_max_seconds=0.05
+)
+impatient = with_settings(ReporterSettings(uplink=IMPATIENT))
 
 
 def watched(report: Observed, port: int, program: str = "p") -> tuple[Engine, Ledger]:
@@ -265,7 +270,7 @@ def test_two_programs_in_one_process(report: Observed, node: Node) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("impatient")
+@impatient
 def test_absent_then_there(report: Observed, caplog: pytest.LogCaptureFixture) -> None:
     """With no node the application goes on; the first one that appears gets the complete present state."""
     port = free_port()
@@ -292,7 +297,7 @@ def test_absent_then_there(report: Observed, caplog: pytest.LogCaptureFixture) -
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("impatient")
+@impatient
 @pytest.mark.parametrize("behaviour", BAD)
 def test_bad_nodes(
     behaviour: Behaviour, report: Observed, node: Node, caplog: pytest.LogCaptureFixture
@@ -319,7 +324,7 @@ def test_bad_nodes(
             )
         )
         # An outage is over with an acknowledgement, which must not be lost with the connection.
-        (own,) = report._lines.values()
+        (own,) = report._sockets.values()
         wait_for(lambda own=own: own.uplink._in_flight is None)  # type: ignore[misc]
         node.behaviour = behaviour
         node.drop()
@@ -328,7 +333,7 @@ def test_bad_nodes(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("impatient")
+@impatient
 def test_another_address_of_the_same_node(
     report: Observed, node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -355,14 +360,14 @@ def test_another_address_of_the_same_node(
     assert not complaints(caplog)
 
 
-@pytest.mark.usefixtures("impatient")
+@impatient
 def test_a_slow_resolver(report: Observed, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """What looking up the name took is not taken from the time to connect."""
     real = unpatched.getaddrinfo
     slept = threading.Event()
 
     def slow(*arguments: Any) -> Any:
-        slept.wait(2 * uplink.ANSWER)
+        slept.wait(2 * IMPATIENT.answer_seconds)
         return real(*arguments)
 
     monkeypatch.setattr(unpatched, "getaddrinfo", slow)
@@ -423,34 +428,33 @@ def test_no_thread_can_be_started(
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+@with_settings(ReporterSettings(restart_seconds=0.5))
 def test_the_thread_fails(
     report: Observed, node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A bug in it is an error in the log; it begins anew after a while, and then all is told."""
-    monkeypatch.setattr(reporter, "AGAIN", 0.5)
     engine, ledger = watched(report, node.port)
     engine.raw_connection().close()
     wait_for(lambda: ledger.instance in node.last)
-    step = uplink_socket.Line.step
-    monkeypatch.setattr(uplink_socket.Line, "step", failing(ZeroDivisionError("a bug")))
+    step = uplink_socket.UplinkSocket.step
+    monkeypatch.setattr(uplink_socket.UplinkSocket, "step", failing(ZeroDivisionError("a bug")))
     engine.raw_connection().close()
     wait_for(lambda: complaints(caplog))
-    assert "begins anew in 0.5 s: ZeroDivisionError('a bug')" in complaints(caplog)[0]
+    assert "restarts in 0.5 s: ZeroDivisionError('a bug')" in complaints(caplog)[0]
     engine.raw_connection().close()
-    monkeypatch.setattr(uplink_socket.Line, "step", step)
+    monkeypatch.setattr(uplink_socket.UplinkSocket, "step", step)
     wait_for(lambda: node.last[ledger.instance].checkouts == 3)
 
 
+@with_settings(ReporterSettings(restart_seconds=1.0, exit_seconds=20.0))
 def test_exit_while_it_has_failed(
     report: Observed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The exit does not wait for a thread that has failed."""
-    monkeypatch.setattr(uplink_socket.Line, "step", failing(ZeroDivisionError("a bug")))
-    monkeypatch.setattr(reporter, "AGAIN", 1.0)
-    monkeypatch.setattr(reporter, "EXIT", 20.0)
+    monkeypatch.setattr(uplink_socket.UplinkSocket, "step", failing(ZeroDivisionError("a bug")))
     engine, _ledger = watched(report, 5800)
     engine.raw_connection().close()
-    wait_for(lambda: report._hurt)
+    wait_for(lambda: report._failed)
     report.leave()
     assert not report.ended.is_set(), "it was waited for"
 
@@ -482,22 +486,22 @@ def test_the_main_thread_connects_to_nobody_at_the_end(
     engine, ledger = watched(report, node.port)
     engine.raw_connection().close()
     wait_for(lambda: ledger.instance in node.last)
-    (its_line,) = report._lines.values()
+    (own_socket,) = report._sockets.values()
     resolved: list[object] = []
-    monkeypatch.setattr(its_line, "_resolve", resolved.append)
-    its_line.uplink._elsewhere = its_line.uplink._address  # the node asks to go to another one
-    ledger._folding.acquire()
-    its_line.take_over(its_line._whole)
+    monkeypatch.setattr(own_socket, "_resolve", resolved.append)
+    own_socket.uplink._elsewhere = own_socket.uplink._address  # the node asks to go to another one
+    ledger.process.fold_lock.current.acquire()
+    own_socket.take_over(own_socket._fork_lock)
     assert ledger.take(time.monotonic(), alive=True) is not None
-    its_line.step(time.monotonic(), begin=False)
-    assert (its_line.uplink.state, resolved) == ("resting", [])
+    own_socket.step(time.monotonic(), begin=False)
+    assert (own_socket.uplink.state, resolved) == (UplinkState.RESTING, [])
 
 
 def test_the_thread_is_ended_from_outside(
     report: Observed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What ends threads ends it, with one line in the log and none on stderr."""
-    monkeypatch.setattr(uplink_socket.Line, "step", failing(SystemExit("enough")))
+    monkeypatch.setattr(uplink_socket.UplinkSocket, "step", failing(SystemExit("enough")))
     engine, _ledger = watched(report, 5800)
     engine.raw_connection().close()
     assert report.ended.wait(20)
@@ -505,17 +509,15 @@ def test_the_thread_is_ended_from_outside(
     assert "the reporter has ended, nothing more is reported: SystemExit('enough')" in said
 
 
+@with_settings(ReporterSettings(restart_seconds=0.1))
 @pytest.mark.parametrize("which", ["all", "socket", "write end", "read end"])
 @pytest.mark.parametrize("taken", [False, True], ids=["closed", "taken"])
-def test_the_application_closes_descriptors(
-    which: str, taken: bool, report: Observed, node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_application_closes_descriptors(which: str, taken: bool, report: Observed, node: Node) -> None:
     """Also those of the reporter, which makes new ones, and leaves alone what has their numbers by then."""
-    monkeypatch.setattr(reporter, "AGAIN", 0.1)
     engine, ledger = watched(report, node.port)
     engine.raw_connection().close()
     wait_for(lambda: ledger.instance in node.last)
-    (own,) = report._lines.values()
+    (own,) = report._sockets.values()
     alarm = report._alarm
     assert alarm is not None
     numbers = {"socket": own.socket.fileno(), "write end": alarm._write_end, "read end": alarm.read_end}
@@ -543,9 +545,9 @@ def test_the_application_closes_descriptors(
     os.close(full)
 
 
+@with_settings(ReporterSettings(restart_seconds=0.05))
 def test_no_descriptor_is_left(report: Observed, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the application has used up all descriptors when it begins anew, it tries again later."""
-    monkeypatch.setattr(reporter, "AGAIN", 0.05)
     engine, ledger = watched(report, node.port)
     engine.raw_connection().close()
     wait_for(lambda: ledger.instance in node.last)
@@ -770,15 +772,16 @@ def test_sigpipe(tmp_path: Path) -> None:
     import signal, socket
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     import threading
-    from connmon.plugin.line import Line
+    from connmon.plugin.uplink import UplinkState
+    from connmon.plugin.uplink_socket import UplinkSocket
     class Uplink:
-        state = "ready"
+        state = UplinkState.READY
         def failed(self, reason, now):
             print(reason, flush=True)
-    line = Line(Uplink(), threading.Lock(), None)
-    line.socket, other = socket.socketpair()
+    uplink_socket = UplinkSocket(Uplink(), threading.Lock(), None)
+    uplink_socket.socket, other = socket.socketpair()
     other.close()
-    line._send(b"x", 0.0)
+    uplink_socket._send(b"x", 0.0)
     """
     with Application(tmp_path, "-", body) as application:
         assert application.line() == "Broken pipe"
@@ -795,7 +798,7 @@ def test_the_application_has_closed_all_descriptors(report: Observed, node: Node
     assert report._alarm is not None
     for end in (report._alarm.read_end, report._alarm._write_end):
         os.close(end)
-    report.forked()
+    report.after_fork_in_child()
     assert report._alarm is None
     assert ledger.instance == report.instance
     engine.raw_connection().close()

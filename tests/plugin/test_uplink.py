@@ -12,13 +12,14 @@ import pytest
 
 from connmon.config import Address, Node, Service
 from connmon.errors import ProtocolError
-from connmon.plugin import uplink as module
 from connmon.plugin.ledger import Ledger
-from connmon.plugin.uplink import Uplink
+from connmon.plugin.uplink import TRANSITIONS, Uplink, UplinkEvent, UplinkSettings, UplinkState
 from connmon.protocol.frames import Ack, Goodbye, Hello, NodeSide, Welcome, frame
 from connmon.protocol.reports import PoolInfo, Process, Report, Usage
 
 INFO = PoolInfo("mysql+pymysql://db/x", "mysql", "db", 3306, "x", "QueuePool", 5, 10, 30.0)
+
+SETTINGS = UplinkSettings()
 
 
 def service(count: int = 3) -> Service:
@@ -42,10 +43,11 @@ class World:
 
     def connect(self) -> None:
         """Wait as long as need be, and connect."""
-        assert self.uplink.state == "resting"
+        state = self.uplink.state
+        assert state is UplinkState.RESTING
         self.now = max(self.now, self.uplink.due)
         self.tried.append(self.uplink.connect(self.now).host)
-        assert self.uplink.state == "connecting"
+        assert self.uplink.state is UplinkState.CONNECTING
 
     def fail(self, reason: str = "refused") -> None:
         self.uplink.failed(reason, self.now)
@@ -74,6 +76,36 @@ class World:
 
     def ack(self, report: Report, full: bool = False, elsewhere: str | None = None) -> None:
         self.uplink.received(frame(Ack(report.instance, report.sequence, full, elsewhere)), self.now)
+
+
+# --- States -----------------------------------------------------------------------------------
+
+
+def test_a_failure_leads_to_rest_from_every_state() -> None:
+    """Every state can be reached, and each ends in rest when the connection fails."""
+    reached = {UplinkState.RESTING}
+    for transitions in TRANSITIONS.values():
+        reached.update(transitions.values())
+        assert transitions[UplinkEvent.FAILED] is UplinkState.RESTING
+    assert reached == set(UplinkState) == set(TRANSITIONS)
+
+
+def test_an_event_without_a_transition_is_an_error() -> None:
+    """The state stays as it was."""
+    world = World()
+    with pytest.raises(KeyError):
+        world.uplink.connected(world.now)
+    assert world.uplink.state is UplinkState.RESTING
+    assert world.uplink.story == []
+
+
+def test_repr_names_service_node_and_state() -> None:
+    """What a debugger shows is enough to know where the uplink is."""
+    world = World(count=1)
+    world.greet()
+    report = world.report()
+    expected = f"<Uplink to service 'default', node 10.0.0.1:5800: ready, report {report.sequence} in flight>"
+    assert repr(world.uplink) == expected
 
 
 # --- Which node -----------------------------------------------------------------------------
@@ -109,7 +141,7 @@ def test_the_next_node_at_once(seed: int) -> None:
 def test_pauses() -> None:
     """After a turn of failures there is a pause with jitter that doubles, within its bounds."""
     world = World(count=1)
-    pause = module.PAUSE_MIN
+    pause = SETTINGS.pause_min_seconds
     lengths = []
     for _ in range(20):
         world.connect()
@@ -117,14 +149,16 @@ def test_pauses() -> None:
         length = world.uplink.due - world.now
         assert 0.5 * pause <= length <= pause
         lengths.append(length)
-        pause = min(2 * pause, module.PAUSE_MAX)
+        pause = min(2 * pause, SETTINGS.pause_max_seconds)
     assert len({round(length, 6) for length in lengths[8:]}) > 5, "no jitter"
     world.greet()
     world.ack(world.report())
     world.fail()
     world.connect()
     world.fail()
-    assert world.uplink.due - world.now <= module.PAUSE_MIN, "an acknowledged report ends the outage"
+    assert world.uplink.due - world.now <= SETTINGS.pause_min_seconds, (
+        "an acknowledged report ends the outage"
+    )
 
 
 def test_a_node_that_was_well_is_tried_last() -> None:
@@ -135,7 +169,7 @@ def test_a_node_that_was_well_is_tried_last() -> None:
         world.greet()
         world.ack(world.report())
         world.fail("the node closed the connection")
-        assert 0.0 <= world.uplink.due - world.now <= module.PAUSE_MIN
+        assert 0.0 <= world.uplink.due - world.now <= SETTINGS.pause_min_seconds
         delays.add(world.uplink.due - world.now)
         lost, world.tried = world.tried, []
         for _ in range(3):
@@ -152,15 +186,15 @@ def test_what_takes_too_long(stage: str) -> None:
     world = World()
     if stage == "connecting":
         world.connect()
-        limit, expected = module.ANSWER, "no answer within 3 s"
+        limit, expected = SETTINGS.answer_seconds, "no answer within 3 s"
     elif stage == "greeting":
         world.connect()
         world.uplink.connected(world.now)
-        limit, expected = module.ANSWER, "the hello was not answered within 3 s"
+        limit, expected = SETTINGS.answer_seconds, "the hello was not answered within 3 s"
     else:
         world.greet()
         world.report()
-        limit, expected = module.ACKNOWLEDGE, "a report was not acknowledged within 10 s"
+        limit, expected = SETTINGS.acknowledge_seconds, "a report was not acknowledged within 10 s"
         assert world.uplink.outgoing(world.now) == b""
     assert world.uplink.due == world.now + limit
     assert world.uplink.overdue(world.now + limit - 0.01) is None
@@ -185,7 +219,7 @@ def test_a_trickle_does_not_buy_time() -> None:
     for byte in frame(Welcome(1, "default", "n1"))[:-1]:
         world.now += 0.01
         world.uplink.received(bytes([byte]), world.now)
-    assert (world.uplink.due, world.uplink.state) == (due, "greeting")
+    assert (world.uplink.due, world.uplink.state) == (due, UplinkState.GREETING)
 
 
 def test_another_address_of_the_node_has_its_own_time() -> None:
@@ -265,8 +299,8 @@ def test_a_report_a_second_while_something_changes() -> None:
         world.ack(world.report())
         times.append(world.now)
     steps = [b - a for a, b in itertools.pairwise(times)]
-    assert steps[:3] == [module.INTERVAL] * 3
-    assert set(steps[4:]) == {module.ALIVE}
+    assert steps[:3] == [SETTINGS.report_interval_seconds] * 3
+    assert set(steps[4:]) == {SETTINGS.alive_seconds}
 
 
 def test_change_after_rest_is_told_within_a_second() -> None:
@@ -279,7 +313,7 @@ def test_change_after_rest_is_told_within_a_second() -> None:
     world.account.opened(1, world.now)
     at = world.now
     assert world.report().connections
-    assert world.now <= at + module.INTERVAL
+    assert world.now <= at + SETTINGS.report_interval_seconds
 
 
 @pytest.mark.parametrize("instance", ["i", "j"])
@@ -344,7 +378,7 @@ def test_the_story_has_a_line_for_each_change() -> None:
     for _ in range(200):
         world.connect()
         world.fail()
-    assert len(world.uplink.story) == module.STORY
+    assert len(world.uplink.story) == SETTINGS.story_lines
     world.uplink.story.clear()
     world.uplink.leave(world.now)
     assert world.uplink.story[0].endswith("the process ends")
@@ -407,7 +441,7 @@ def test_it_stays_where_it_knows_no_other(name: str) -> None:
     here = next(node.name for node in service().nodes if node.address.host == world.tried[0])
     world.ack(world.report(), elsewhere=here if name == "here" else name)
     assert world.uplink.overdue(world.now) is None
-    assert world.uplink.state == "ready"
+    assert world.uplink.state is UplinkState.READY
 
 
 def test_a_node_that_only_welcomes_is_an_outage() -> None:

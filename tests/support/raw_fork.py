@@ -41,12 +41,11 @@ def main(page: bool) -> None:
     module = uwsgi(post_fork_hook=lambda: earlier.append(os.getpid()))
     from connmon.plugin import forks
 
-    if not page:
-        forks._WIPE_ON_FORK = -1  # as on a kernel that has no such thing
+    advice = forks.WIPE_ON_FORK if page else -1  # -1: as on a kernel that cannot blank a page
     told: list[str] = []
-    forks.tell(lambda: told.append("forked"), lambda: told.append("settled"))
+    forks.register(lambda: told.append("forked"), lambda: told.append("settled"), advice)
     seen: list[int] = []
-    listener = forks.guarded(seen.append)
+    listener = forks.after_fork_check(seen.append)
     listener(1)
     say(step="before", told=told, seen=seen, allowed=[forks.threads_allowed(), forks.threads_allowed()])
 
