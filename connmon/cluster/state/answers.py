@@ -30,7 +30,6 @@ from connmon.cluster.state.records import (
     ProcessRecord,
     added_times,
     connection_weight,
-    saturated,
 )
 from connmon.cluster.state.tables import Tables
 from connmon.protocol import histogram
@@ -50,7 +49,7 @@ from connmon.protocol.rows import (
     SiteRow,
     Verdict,
 )
-from connmon.protocol.values import LARGEST, Gauges, Grouping, Times, Totals, plus
+from connmon.protocol.values import LARGEST, Gauges, Grouping, Times, Totals, plus, saturated
 from connmon.protocol.verdicts import Stuck, line_reason, quoted
 
 #: Rows and removed keys in one frame, at most.

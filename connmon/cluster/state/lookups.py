@@ -19,11 +19,11 @@ from typing import Final
 import msgspec
 
 from connmon.cluster.state.answers import CHUNK, About, frames, header, longest_since, quantiles_of, rate_of
-from connmon.cluster.state.records import NO_GAUGES, NO_TOTALS, PoolRecord, ProcessRecord, saturated
+from connmon.cluster.state.records import NO_GAUGES, NO_TOTALS, PoolRecord, ProcessRecord
 from connmon.cluster.state.tables import Tables
 from connmon.protocol.queries import UsersQuery, WaitsQuery
 from connmon.protocol.rows import Figures, ProgramRow, RowKey, Rows, Verdict
-from connmon.protocol.values import LARGEST, RowState, plus
+from connmon.protocol.values import LARGEST, RowState, plus, saturated
 from connmon.protocol.verdicts import lost as all_lost
 
 #: Pools in one answer, and of each of them the connections that have been held longest.

@@ -28,7 +28,6 @@ from connmon.protocol.reports import (
 )
 from connmon.protocol.rows import ConnectionRow, Figures, RowKey, Verdict
 from connmon.protocol.values import (
-    LARGEST,
     ConnectionState,
     Gauges,
     HolderIn,
@@ -83,13 +82,6 @@ def bounded(vector: Vector) -> Vector:
     if max(vector) <= LARGEST_COUNT:
         return vector
     return type(vector)(*[min(count, LARGEST_COUNT) for count in vector])
-
-
-def saturated(vector: Vector) -> Vector:
-    """Return the vector with no count below 0 or above LARGEST, as readers must get it."""
-    if max(vector) <= LARGEST and min(vector) >= 0:
-        return vector
-    return type(vector)(*[max(0, min(count, LARGEST)) for count in vector])
 
 
 def bounded_times(times: Times, most: int = LARGEST_COUNT) -> Times:

@@ -33,13 +33,12 @@ from connmon.cluster.state.records import (
     connection_weight,
     packed,
     pool_weight,
-    saturated,
     sites_weight,
     times_since,
     unpacked,
 )
 from connmon.protocol.rows import Figures, RowKey
-from connmon.protocol.values import GROUPINGS, LARGEST, Gauges, Times, Totals, minus, plus
+from connmon.protocol.values import GROUPINGS, LARGEST, Gauges, Times, Totals, minus, plus, saturated
 
 #: Seconds for which an ended process, a group without a process and a node's start are remembered.
 MEMORY: Final = 3600.0
