@@ -36,9 +36,9 @@ from connmon.cluster.log_limit import LimitNotices, Notices
 from connmon.cluster.open_files import Room, current_limit, room
 from connmon.cluster.raft.replica import ApplyError, Replica
 from connmon.cluster.rebalance import Spread
-from connmon.cluster.state import history, lookups
-from connmon.cluster.state.answers import About
+from connmon.cluster.state.answer_frames import About
 from connmon.cluster.state.digest import Digests
+from connmon.cluster.state.history import Past
 from connmon.config import Node, Service
 from connmon.errors import ProtocolError
 from connmon.protocol.batch import Batch, Departure, Tick
@@ -50,8 +50,6 @@ from connmon.protocol.queries import (
     NodeStatus,
     RowsQuery,
     StatusQuery,
-    UsersQuery,
-    WaitsQuery,
 )
 from connmon.protocol.reports import CONNECTIONS_REPORTED, POOLS_REPORTED, Report
 from connmon.protocol.rows import Rows
@@ -155,7 +153,7 @@ class Server:
         self._spread = Spread(node.name, random.Random(self._boot))
         self._spread_at = self._quorum_at = clock()
         self._digests = Digests(clock)
-        self._past = history.Past()
+        self._past = Past()
         replica.on_applied = lambda _batch, _outcome: self._digests.moved(replica.state)
         self.on_command: Callable[[Batch, float], None] | None = None
         """Called after each batch of this node's with the seconds from proposing to applying it."""
@@ -276,11 +274,7 @@ class Server:
         about = About(
             self._service.name, self._node.name, group.leader, group.quorum, group.stale
         )  # fmt: skip
-        if isinstance(query, WaitsQuery):
-            return lookups.waits(replica.state, query, about)
-        if isinstance(query, UsersQuery):
-            return lookups.users(replica.state, query, about)
-        return replica.state.rows(query, **about._asdict())
+        return replica.state.rows(query, about)
 
     def history(self, query: HistoryQuery) -> History:
         return self._past.answer(query, self._service.name, self._node.name)
@@ -444,7 +438,7 @@ class Server:
                     await asyncio.sleep(0)
             except Exception:
                 logger.exception("a sample for the history was not taken; going on")
-            await asyncio.sleep(max(0.0, began + history.INTERVAL - self.clock()))
+            await asyncio.sleep(max(0.0, began + self._past.settings.interval_seconds - self.clock()))
 
     async def _sweep(self) -> None:
         """Look at every connection's deadlines now and then, and at who would be better off elsewhere."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from connmon.cluster.log_limit import LIMIT_INTERVAL, LimitNotices
-from connmon.cluster.state.records import LIMITS
-from connmon.cluster.state.tables import COUNTED_LIMITS, FORGETTING_LIMITS
+from connmon.cluster.state.contents import COUNTED_LIMITS, FORGETTING_LIMITS
+from connmon.cluster.state.settings import LIMITS
 
 
 class Watch:

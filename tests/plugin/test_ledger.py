@@ -27,7 +27,7 @@ from msgspec import structs
 from sqlalchemy.pool import NullPool
 
 from connmon.cluster.state.machine import State
-from connmon.cluster.state.records import added_times, unpacked
+from connmon.cluster.state.times import added_times, unpacked
 from connmon.plugin.call_site_accounts import Whereabouts
 from connmon.plugin.ledger import Ledger, LedgerSettings
 from connmon.plugin.pool import instrument

@@ -7,13 +7,16 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from connmon.cluster.state.answer_frames import About
+from connmon.cluster.state.contents import Contents
+from connmon.cluster.state.figures import RowFigures
 from connmon.cluster.state.judging import Judge
-from connmon.cluster.state.records import LIMITS
+from connmon.cluster.state.settings import LIMITS, SETTINGS
 from connmon.protocol.batch import Batch
 from connmon.protocol.queries import Query
 from connmon.protocol.reports import Process, Report, Usage
 from connmon.protocol.rows import Figures, ProcessRow, RowKey, Rows
-from connmon.protocol.values import Gauges, Peaks, Times, Totals
+from connmon.protocol.values import Gauges, Peaks, Totals
 
 NOTHING = Figures(0, 0, Gauges(), Totals(), 0, 0, 0, 0, 0.0, None, None, 0.0, None)
 PROCESS = Process("ctl1", "nova-api", 1, 0, None, None, None)
@@ -45,12 +48,11 @@ class FakeState:
         self.clock = 0.0
         self.groups: dict[RowKey, Any] = {}
         self.processes: dict[str, Any] = {}
-        self.turned_away: dict[str, float] = {}
         self.limits = LIMITS
         self.forgotten: dict[str, int] = {}
-        self.header: Any = None
-        self.judge: Any = Judge(self)
-        self.moved = 0
+        empty = Contents(SETTINGS)
+        self.judge = Judge(empty)
+        self.figures = RowFigures(empty, self.judge)
         self.seen: dict[str, tuple[str, int]] = {}
         self.reports: dict[str, int] = {}
         self.chunks = 1
@@ -85,13 +87,11 @@ class FakeState:
                 del self.reports[departure.instance]
         return FakeOutcome(self.version, True, tuple(answers))
 
-    def rows(
-        self, query: Query, *, service: str, node: str, leader: str | None, quorum: bool, stale: float
-    ) -> Iterator[Rows]:
+    def rows(self, query: Query, about: About) -> Iterator[Rows]:
         rows = tuple(
             ProcessRow(
                 instance,
-                node,
+                about.node,
                 msgspec.structs.replace(PROCESS, command=self.row_text),
                 None,
                 Usage(),
@@ -102,11 +102,7 @@ class FakeState:
         )
         for chunk in range(self.chunks):
             yield Rows(
-                service,
-                node,
-                leader,
-                quorum,
-                stale,
+                *about,
                 "epoch",
                 self.version,
                 self.clock,
@@ -117,9 +113,6 @@ class FakeState:
                 rows=rows,
                 more=chunk < self.chunks - 1,
             )
-
-    def lately(self) -> Times:
-        return Times()
 
     def digest(self) -> str:
         return f"digest at {self.version}"

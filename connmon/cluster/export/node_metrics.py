@@ -22,7 +22,6 @@ from connmon import process_info
 from connmon.cluster.export.prometheus import METRIC_GROUPINGS, Fleet, limits_text
 from connmon.cluster.raft.replica import Replica
 from connmon.cluster.server import Server
-from connmon.cluster.state.answers import figures_of
 from connmon.protocol.batch import Batch
 from connmon.protocol.queries import NodeStatus, StatusQuery
 
@@ -81,7 +80,7 @@ class Metrics:
                 for key in keys[at : at + AT_ONCE]:
                     group = state.groups.get(key)
                     if group is not None:  # else it has gone meanwhile
-                        fleet.take(key, figures_of(group), group.times, now)
+                        fleet.take(key, state.figures.of_group_sums(group), group.times, now)
                 await asyncio.sleep(0)
             for text in fleet.pages():
                 pieces.append(text.encode())

@@ -30,7 +30,7 @@ import msgspec
 
 from connmon.cluster.log_limit import system_reason
 from connmon.cluster.raft import messages
-from connmon.cluster.state.records import LIMITS
+from connmon.cluster.state.settings import LIMITS
 from connmon.config import Address, Node, Service
 from connmon.errors import PeerError, ProtocolError, one_line
 from connmon.protocol.credentials import OPEN, Credentials, nonce

@@ -1,7 +1,8 @@
-"""State <-> bytes: what a replica hands to another one, and keeps on disk. Pure.
+"""The checkpoint of the state as bytes: what a replica hands to another one, and keeps on disk. Pure.
 
-Equal states have equal bytes, also after one of them was loaded; so everything whose order
-matters later is dumped in its order. What can be made from the rest is made again.
+Equal states have equal bytes, also after one of them was loaded; so everything whose order matters later is
+encoded in its order. What can be recomputed from the rest is not in it: the sums of groups, weights,
+tombstones.
 """
 
 from __future__ import annotations
@@ -13,30 +14,20 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from connmon.cluster.state.records import (
-    NO_GAUGES,
+from connmon.cluster.state.contents import Contents
+from connmon.cluster.state.records import NO_GAUGES, BootRecord, EndedRecord, GroupRecord, ProcessRecord
+from connmon.cluster.state.times import PackedTimes, check_packed, packed, unpacked
+from connmon.cluster.state.weights import (
     PROCESS_WEIGHT,
-    BootRecord,
-    EndedRecord,
-    Group,
-    GroupRecord,
-    Packed,
-    ProcessRecord,
-    Tombstones,
-    check_packed,
+    call_sites_weight,
     connection_weight,
-    packed,
     pool_weight,
-    sites_weight,
-    unpacked,
 )
-from connmon.cluster.state.tables import Tables
 from connmon.errors import ProtocolError
 from connmon.protocol.rows import RowKey
-from connmon.protocol.values import GROUPINGS
 
 
-class _Image(Struct, array_like=True, frozen=True):
+class _Checkpoint(Struct, array_like=True, frozen=True):
     layout: int
     version: int
     clock: float
@@ -47,97 +38,96 @@ class _Image(Struct, array_like=True, frozen=True):
     gone: list[RowKey]
     ended: list[EndedRecord]
     window: int
-    in_window: Packed
-    before_window: Packed
+    current_times: PackedTimes
+    previous_times: PackedTimes
     turned_away: list[tuple[str, float]] = []
 
 
 _LAYOUT: Final = 2
 _encoder: Final = msgspec.msgpack.Encoder()
-_decoder: Final = msgspec.msgpack.Decoder(_Image)
+_decoder: Final = msgspec.msgpack.Decoder(_Checkpoint)
 
 
-def dump(tables: Tables) -> bytes:
+def encode(contents: Contents) -> bytes:
     """Return everything as bytes."""
     return _encoder.encode(
-        _Image(
-            _LAYOUT,
-            tables.version,
-            tables.clock,
-            tables.epoch,
-            list(tables.boots.values()),
-            list(tables.processes.values()),
-            [group.record() for group in tables.groups.values()],
-            list(tables.gone),
-            list(tables.ended.values()),
-            tables.window,
-            packed(tables.in_window),
-            packed(tables.before_window),
-            list(tables.turned_away.items()),
+        _Checkpoint(
+            layout=_LAYOUT,
+            version=contents.now.version,
+            clock=contents.now.clock,
+            epoch=contents.epoch,
+            boots=list(contents.boots.by_boot.values()),
+            processes=list(contents.processes.by_instance.values()),
+            groups=[group.record() for group in contents.groups.by_key.values()],
+            gone=list(contents.groups.gone),
+            ended=list(contents.ended.by_instance.values()),
+            window=contents.recent_times.window,
+            current_times=packed(contents.recent_times.current),
+            previous_times=packed(contents.recent_times.previous),
+            turned_away=list(contents.turned_away.heard.items()),
         )
     )
 
 
-def restore(tables: Tables, data: bytes) -> None:
-    """Fill empty tables with what was dumped. Raises ProtocolError where this is no dump."""
+def decode(data: bytes, contents: Contents) -> None:
+    """Fill empty contents with those of a checkpoint. Raises ProtocolError where it cannot be read."""
     try:
-        image = _decoder.decode(data)
-        for times in _all_packed(image):
+        checkpoint = _decoder.decode(data)
+        for times in _all_packed(checkpoint):
             check_packed(times)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise ProtocolError(f"a dump of the state that cannot be read: {error}") from None
-    if image.layout != _LAYOUT:
+        raise ProtocolError(f"a checkpoint of the state that cannot be read: {error}") from None
+    if checkpoint.layout != _LAYOUT:
         raise ProtocolError(
-            f"a dump of the state in layout {image.layout}, {_LAYOUT} is known here: "
+            f"a checkpoint of the state in layout {checkpoint.layout}, {_LAYOUT} is known here: "
             "run the same version of connmon on all nodes"
         )
-    tables.version = tables.moved = image.version
-    tables.clock, tables.epoch = image.clock, image.epoch
-    tables.window = image.window
-    tables.in_window, tables.before_window = unpacked(image.in_window), unpacked(image.before_window)
-    tables.boots = {boot.boot: boot for boot in image.boots}
-    tables.groups = {record.key: Group.of(record) for record in image.groups}
-    for group in tables.groups.values():
-        group.judge = tables.judge
-    tables.gone = {key: tables.groups[key].gone_since or 0.0 for key in image.gone}
-    tables.turned_away = dict(image.turned_away)
-    for process in image.processes:
-        _count(tables, process)
-    for record in image.groups:  # counting has touched them
-        tables.groups[record.key].version = record.version
-    for ended in image.ended:
-        tables.remember_ended(ended)
-    # What was removed is not known: who asks from an earlier version on gets everything.
-    tables.tombstones = {by: Tombstones(tables.limits.tombstones, image.version) for by in GROUPINGS}
+    now, recent_times = contents.now, contents.recent_times
+    now.version = now.moved = checkpoint.version
+    now.clock, contents.epoch = checkpoint.clock, checkpoint.epoch
+    recent_times.window = checkpoint.window
+    recent_times.current = unpacked(checkpoint.current_times)
+    recent_times.previous = unpacked(checkpoint.previous_times)
+    contents.boots.by_boot = {boot.boot: boot for boot in checkpoint.boots}
+    contents.turned_away.heard = dict(checkpoint.turned_away)
+    groups = contents.groups.restore(checkpoint.groups, checkpoint.gone)
+    for process in checkpoint.processes:
+        _count(contents, process)
+    for record in checkpoint.groups:  # counting has touched them
+        groups[record.key].version = record.version
+    for ended in checkpoint.ended:
+        contents.ended.add(ended)
+    # What was removed is unknown: a reader that asks from an earlier version on gets everything.
+    contents.tombstones.restart(checkpoint.version)
 
 
-def _all_packed(image: _Image) -> Iterator[Packed]:
-    """Yield what is in there as bytes and was not looked at by decoding; most of it is the same twice."""
-    yield image.in_window
-    yield image.before_window
-    for process in image.processes:
+def _all_packed(checkpoint: _Checkpoint) -> Iterator[PackedTimes]:
+    """Yield the packed times, which decoding has not checked; of a pool most are the same."""
+    yield checkpoint.current_times
+    yield checkpoint.previous_times
+    for process in checkpoint.processes:
         for pool in process.pools.values():
             yield from {pool.times, pool.mark, pool.mark_before}
-    for group in image.groups:
+    for group in checkpoint.groups:
         yield group.ended_times
-    for ended in image.ended:
+    for ended in checkpoint.ended:
         yield from ended.times
 
 
-def _count(tables: Tables, process: ProcessRecord) -> None:
+def _count(contents: Contents, process: ProcessRecord) -> None:
     """Add a process to its groups and to the weight."""
-    tables.processes[process.instance] = process
+    groups = contents.groups
+    contents.processes.put_last(process)
     if process.left_out:
-        tables.crowded[process.instance] = process
+        contents.processes.crowded[process.instance] = process
     for key in (process.program_key, process.host_key, *process.databases()):
-        tables.enroll(tables.group(key), process)
+        groups.enroll(groups.at(key), process)
     for key in (process.program_key, process.host_key):
-        tables.shift(key, NO_GAUGES if process.lost else process.gauges, process.totals)
+        groups.shift(key, NO_GAUGES if process.lost else process.gauges, process.totals)
     listed = Counter([connection.pool for connection in process.connections.values()])
+    weight = PROCESS_WEIGHT + call_sites_weight(process)
     for pool in process.pools.values():
-        pool.listed = listed[pool.number]  # what an earlier version has kept on disk is without it
-        tables.shift(pool.database, NO_GAUGES if process.lost else pool.gauges, pool.totals)
-        tables.weight += pool_weight(pool.info)
-    tables.weight += (
-        PROCESS_WEIGHT + sites_weight(process) + sum(map(connection_weight, process.connections.values()))
-    )
+        pool.listed = listed[pool.number]  # a checkpoint of an earlier version lacks it
+        groups.shift(pool.database, NO_GAUGES if process.lost else pool.gauges, pool.totals)
+        weight += pool_weight(pool.info)
+    contents.room.weight += weight + sum(map(connection_weight, process.connections.values()))

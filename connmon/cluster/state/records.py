@@ -1,161 +1,46 @@
-"""What the connection-state machine keeps: of a process, a pool, a connection, a group. Pure.
+"""What the state keeps of a process, a pool, a connection, a call site; as in a checkpoint. Pure.
 
-- Times are of the replica's clock. Versions are those at which something last changed.
-- What is dumped is a Struct; a `Group` has sums besides, which are made again after loading.
-  They are whole numbers, so they come out the same however they were added up.
-- Counts are held down to `LARGEST_COUNT`, and what is kept of all processes together to
-  `Limits.room`: whoever reaches a port may say what he likes, and harms nothing by it.
+- Times are seconds of the replica's clock. Versions are those at which a record last changed.
+- Counts are at most `LARGEST_COUNT`, so that sums over the pools of a process stay below `LARGEST`.
+- A record has the fields of the row that is sent of it, by the same names. Its order of fields is that of the
+  checkpoint: a new field goes to the end and has a default.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, NamedTuple, Protocol, TypeAlias
+from typing import Final, NamedTuple, Protocol
 
-import msgspec
 from msgspec import Struct
 
-from connmon.protocol import histogram
-from connmon.protocol.reports import (
-    MOST_SITES,
-    Connection,
-    PoolInfo,
-    Process,
-    ServerAddress,
-    SiteReport,
-    Usage,
+from connmon.cluster.state.times import (
+    NO_TIMES,
+    NO_TIMES_PACKED,
+    PackedTimes,
+    times_since,
+    unpacked,
+    window_of,
 )
-from connmon.protocol.rows import ConnectionRow, Figures, RowKey, Verdict
-from connmon.protocol.values import (
-    LARGEST,
-    ConnectionState,
-    Gauges,
-    HolderIn,
-    RowState,
-    Times,
-    Totals,
-    Vector,
-)
+from connmon.protocol.reports import PoolInfo, Process, ServerAddress, SiteReport, Usage
+from connmon.protocol.rows import RowKey
+from connmon.protocol.values import ConnectionState, Gauges, HolderIn, Peaks, RowState, Times, Totals, Vector
 
-#: The largest count taken from a report: 280 years of 1,000 checkouts a second; or, in milliseconds, 100
-#: days of 1,000 connections that are held all the time. The sum over the pools of one process stays below
-#: LARGEST with it.
+#: The largest count taken from a report: 280 years of 1,000 checkouts a second; or, in milliseconds, 100 days
+#: of 1,000 connections that are held all the time.
 LARGEST_COUNT: Final = 2**43
 
 NO_GAUGES: Final = Gauges()
 NO_TOTALS: Final = Totals()
-NO_TIMES: Final = Times()
-
-#: What took how long "lately" is what ended in this window of the replica's clock and in the one before.
-WINDOW: Final = 60.0
-
-
-class Limits(NamedTuple):
-    """How much is kept at most. All replicas of a group must have the same."""
-
-    processes: int = 50_000
-    pools: int = 1_200
-    """Of one process: `POOLS_REPORTED`, and the sums over closed pools and over the pools beyond."""
-    connections: int = 200_000
-    """Of one process."""
-    room: int = 2**30
-    """What all processes, pools, connections and call sites may weigh together, about in bytes."""
-    ended: int = 10_000
-    """Processes that ended and are remembered, so that one that comes back is not counted twice."""
-    gone: int = 10_000
-    """Groups without a process."""
-    boots: int = 1_000
-    """Starts of nodes."""
-    tombstones: int = 20_000
-    """Keys of removed rows, for each kind of row."""
-    turned_away: int = 50_000
-    """Processes that are left out and counted; more are left out and not counted."""
-    sites: int = MOST_SITES
-    """Call sites of one process."""
-
-
-LIMITS: Final = Limits()
 
 
 def bounded(vector: Vector) -> Vector:
-    """Return the vector with no count above LARGEST_COUNT."""
+    """Return the vector with no count above `LARGEST_COUNT`."""
     if max(vector) <= LARGEST_COUNT:
         return vector
     return type(vector)(*[min(count, LARGEST_COUNT) for count in vector])
 
 
-def saturated(vector: Vector) -> Vector:
-    """Return the vector with no count below 0 or above LARGEST, as readers must get it."""
-    if max(vector) <= LARGEST and min(vector) >= 0:
-        return vector
-    return type(vector)(*[max(0, min(count, LARGEST)) for count in vector])
-
-
-def bounded_times(times: Times, most: int = LARGEST_COUNT) -> Times:
-    """Return the times with no count above `most`."""
-    if max([max(counts.values()) for counts in times if counts], default=0) <= most:
-        return times
-    return Times(*[{number: min(count, most) for number, count in counts.items()} for counts in times])
-
-
-def added_times(parts: Sequence[Times]) -> Times:
-    """Return the sum."""
-    return Times(*[histogram.added(counts) for counts in zip(*parts, strict=True)]) if parts else NO_TIMES
-
-
-def times_since(now: Times, before: Times) -> Times:
-    """Return what has come since `before`; where a count went back, nothing has."""
-    return Times(*map(histogram.since, now, before))
-
-
-def merged_times(before: Times, changes: Times) -> Times:
-    """Return `before` with the counts that have changed."""
-    return Times(*map(histogram.merged, before, changes))
-
-
-#: Times as bytes, as they are kept: a dict takes ten times as much.
-Packed: TypeAlias = bytes
-
-NO_TIMES_PACKED: Final[Packed] = b""
-
-
-class _Packed(NamedTuple):
-    """What is read from packed times without looking at its ranges, in half the time."""
-
-    waits: dict[int, int]
-    holds: dict[int, int]
-    connects: dict[int, int]
-
-
-_times_encoder: Final = msgspec.msgpack.Encoder()
-_times_decoder: Final = msgspec.msgpack.Decoder(_Packed)
-_times_checker: Final = msgspec.msgpack.Decoder(Times)
-
-
-def packed(times: Times) -> Packed:
-    """Return the times as bytes; times that were made by the same steps have equal ones."""
-    if not any(times):
-        return NO_TIMES_PACKED
-    return _times_encoder.encode(times)
-
-
-def unpacked(data: Packed) -> Times:
-    """Return the times that were packed here, or were checked."""
-    return Times(*_times_decoder.decode(data)) if data else NO_TIMES
-
-
-def check_packed(data: Packed) -> None:
-    """Raise msgspec.MsgspecError where these are no packed times."""
-    if data:
-        _times_checker.decode(data)
-
-
-# --- Kept and dumped ------------------------------------------------------------------------
-
-
 class ConnectionRecord(Struct, array_like=True, frozen=True, gc=False):
-    """One connection as last reported. Plain values only, hence no garbage collection."""
+    """One connection as last reported. It holds plain values only, so it needs no garbage collection."""
 
     number: int
     pool: int
@@ -172,8 +57,8 @@ class ConnectionRecord(Struct, array_like=True, frozen=True, gc=False):
     holder_site: str | None = None
 
 
-class SiteRecord(Struct, array_like=True, frozen=True, gc=False):
-    """One line of the application that takes connections from one pool, as last reported."""
+class CallSiteRecord(Struct, array_like=True, frozen=True, gc=False):
+    """One call site that takes connections from one pool, as last reported."""
 
     waiting: int
     holds: int
@@ -181,15 +66,27 @@ class SiteRecord(Struct, array_like=True, frozen=True, gc=False):
     usual: float | None
     share: float
 
+    @classmethod
+    def of(cls, report: SiteReport) -> CallSiteRecord:
+        """Return what is kept of a report."""
+        return cls(
+            waiting=min(report.waiting, LARGEST_COUNT),
+            holds=min(report.holds, LARGEST_COUNT),
+            hold_ms=min(report.hold_ms, LARGEST_COUNT),
+            usual=report.usual,
+            share=report.share,
+        )
+
 
 class Recent(NamedTuple):
-    """What a pool's totals were: its timeouts, and the milliseconds that its connects took."""
+    """Earlier values of two of a pool's totals: its timeouts, and the milliseconds that its connects took."""
 
     window: int
     """The window in which one of these last grew."""
     mark: tuple[int, int]
-    """What they were before that window; and before the one before it."""
+    """Their values before that window."""
     mark_before: tuple[int, int]
+    """Their values before the window before that one."""
 
 
 class PoolRecord(Struct, array_like=True):
@@ -206,18 +103,19 @@ class PoolRecord(Struct, array_like=True):
     longest_wait: float = 0.0
     waiting_since: float | None = None
     held_since: float | None = None
-    rate: float | None = 0.0
-    """Checkouts per second. None: not known yet."""
+    checkouts_per_second: float | None = 0.0
+    """None: not known yet."""
     version: int = 0
-    """When it was last told of; its row changes with every report of the process."""
-    times: Packed = NO_TIMES_PACKED
+    """When it was last reported; its row changes with every report of the process."""
+    times: PackedTimes = NO_TIMES_PACKED
     window: int = 0
-    """The window in which it was last told of."""
-    mark: Packed = NO_TIMES_PACKED
-    """What `times` was before that window; and before the one before it."""
-    mark_before: Packed = NO_TIMES_PACKED
+    """The window in which its times were last reported."""
+    mark: PackedTimes = NO_TIMES_PACKED
+    """`times` before that window."""
+    mark_before: PackedTimes = NO_TIMES_PACKED
+    """`times` before the window before that one."""
     left_out: int = 0
-    """How many pools without a row each this is the sum of. 0: it is one pool."""
+    """How many pools without a row of their own this is the sum of. 0: it is one pool."""
     listed: int = 0
     """How many of its connections are known one by one."""
     recent: Recent | None = None
@@ -225,7 +123,7 @@ class PoolRecord(Struct, array_like=True):
 
     @property
     def shown(self) -> bool:
-        """Whether it has a row: what remains of closed pools, and a sum of several, has none."""
+        """Whether it has a row by pool. The remains of closed pools and a sum of several pools have none."""
         return self.gauges.pools > 0 and not self.left_out
 
     @property
@@ -233,42 +131,41 @@ class PoolRecord(Struct, array_like=True):
         """Whether it has a row among those by connection, where a sum of several pools has one too."""
         return self.gauges.pools > 0 or self.left_out > 0
 
-    def tell_times(self, times: Packed, clock: float) -> None:
-        """Take what it was just told of."""
-        window = int(clock // WINDOW)
+    def add_times(self, times: PackedTimes, clock: float) -> None:
+        """Replace its times by these, which were just reported."""
+        window = window_of(clock)
         if window != self.window:
             self.mark_before = self.mark if window == self.window + 1 else self.times
             self.mark, self.window = self.times, window
         self.times = times
 
-    def forget_times(self, clock: float) -> None:
-        """Take for long past what it was told of so far."""
+    def age_times(self, clock: float) -> None:
+        """Take all times reported so far for long past."""
         self.mark = self.mark_before = self.times
-        self.window = int(clock // WINDOW)
+        self.window = window_of(clock)
 
     def count(self, totals: Totals, clock: float) -> None:
-        """Note that its totals are these from now on; called before they are replaced."""
+        """Note what its recent totals were; called before `totals` replaces them."""
         was = self.totals
         if totals.timeouts == was.timeouts and totals.connect_ms == was.connect_ms:
             return
-        before, window = (was.timeouts, was.connect_ms), int(clock // WINDOW)
+        before, window = (was.timeouts, was.connect_ms), window_of(clock)
         if self.recent is None:
             self.recent = Recent(window, before, before)
         elif window != self.recent.window:
             follows = window == self.recent.window + 1
             self.recent = Recent(window, before, self.recent.mark if follows else before)
 
-    def forget_counts(self, totals: Totals, clock: float) -> None:
-        """Take what these totals count for long past."""
+    def age_counts(self, totals: Totals, clock: float) -> None:
+        """Take everything that these totals count for long past."""
         mark = (totals.timeouts, totals.connect_ms)
-        self.recent = Recent(int(clock // WINDOW), mark, mark) if any(mark) else None
+        self.recent = Recent(window_of(clock), mark, mark) if any(mark) else None
 
-    def counted_lately(self, window: int) -> tuple[int, int]:
-        """Return timeouts and milliseconds of connects in this window and the one before."""
+    def recent_counts(self, window: int) -> tuple[int, int]:
+        """Return the timeouts and the milliseconds of connects in this window and the one before."""
         recent = self.recent
-        if (
-            recent is None or not self.gauges.pools
-        ):  # what remains of closed pools takes over things long past
+        # The remains of closed pools take over what is long past.
+        if recent is None or not self.gauges.pools:
             return (0, 0)
         passed = window - recent.window
         if passed > 1:
@@ -276,10 +173,11 @@ class PoolRecord(Struct, array_like=True):
         timeouts, connect_ms = recent.mark if passed else recent.mark_before
         return max(0, self.totals.timeouts - timeouts), max(0, self.totals.connect_ms - connect_ms)
 
-    def lately(self, clock: float) -> Times:
-        """Return what took how long in this window and the one before."""
-        passed = int(clock // WINDOW) - self.window
-        if passed > 1 or not self.gauges.pools:  # what remains of closed pools takes over things long past
+    def recent_times(self, clock: float) -> Times:
+        """Return the times of this window and the one before."""
+        passed = window_of(clock) - self.window
+        # The remains of closed pools take over what is long past.
+        if passed > 1 or not self.gauges.pools:
             return NO_TIMES
         before = self.mark if passed else self.mark_before
         return NO_TIMES if self.times == before else times_since(unpacked(self.times), unpacked(before))
@@ -306,7 +204,7 @@ class ProcessRecord(Struct, array_like=True):
     longest_wait: float = 0.0
     waiting_since: float | None = None
     held_since: float | None = None
-    rate: float | None = None
+    checkouts_per_second: float | None = None
     pools: dict[int, PoolRecord] = {}
     connections: dict[int, ConnectionRecord] = {}
     shared: int = 0
@@ -318,19 +216,19 @@ class ProcessRecord(Struct, array_like=True):
     refused: bool = False
     """Whether there was no room here for some of its connections; the sums count them."""
     asked: float | None = None
-    """When it was last asked for a full report, since some of what was refused would fit."""
+    """When it was last asked for a full report because left-out rows would fit."""
     left_out: int = 0
     """Pools and connections without a row of their own."""
-    sites: dict[int, dict[str, SiteRecord]] = {}
+    sites: dict[int, dict[str, CallSiteRecord]] = {}
     """By pool, then by call site."""
 
     def missing(self, pool: PoolRecord) -> int:
-        """Return how many of a pool's connections are not known one by one, because of a limit."""
+        """Return how many of a pool's connections a limit keeps from being known one by one."""
         return max(0, pool.gauges.connections - pool.listed) if self.refused or self.unlisted else 0
 
     @property
     def missing_connections(self) -> int:
-        """The same of all pools."""
+        """The same over all pools."""
         if not (self.refused or self.unlisted):
             return 0
         return sum([self.missing(pool) for pool in self.pools.values()])
@@ -352,7 +250,7 @@ class ProcessRecord(Struct, array_like=True):
         return dict.fromkeys([pool.database for pool in self.pools.values()])
 
     def row_keys(self) -> list[RowKey]:
-        """Return the keys of all rows that this process is, or was, shown with."""
+        """Return the keys of all rows that readers may have of this process."""
         keys: list[RowKey] = [("process", self.instance)]
         keys += [("pool", self.instance, pool.number) for pool in self.pools.values() if pool.has_row]
         keys += [("connection", self.instance, number) for number in self.connections]
@@ -360,14 +258,14 @@ class ProcessRecord(Struct, array_like=True):
 
 
 class EndedRecord(Struct, array_like=True, frozen=True):
-    """A process that was dropped: what of it was added to the ended totals of its groups."""
+    """A process that was dropped, and what of it was added to the ended totals of its groups."""
 
     instance: str
     sequence: int
     at: float
     version: int
     totals: tuple[tuple[RowKey, Totals], ...]
-    times: tuple[Packed, ...] = ()
+    times: tuple[PackedTimes, ...] = ()
     """One for each of `totals`."""
 
 
@@ -380,7 +278,7 @@ class BootRecord(Struct, array_like=True, frozen=True):
 
 
 class GroupRecord(Struct, array_like=True, frozen=True):
-    """What of a group cannot be made from its processes."""
+    """What of a group cannot be recomputed from its processes."""
 
     key: RowKey
     ended: Totals
@@ -390,165 +288,33 @@ class GroupRecord(Struct, array_like=True, frozen=True):
     version: int
     born: int
     gone_since: float | None
-    ended_times: Packed = NO_TIMES_PACKED
+    ended_times: PackedTimes = NO_TIMES_PACKED
 
 
-# --- Kept, and made again after loading -----------------------------------------------------
+class HasMaxima(Protocol):
+    """What has gauges, and the largest values that some of them ever had: a pool, a process, a group."""
+
+    gauges: Gauges
+    max_connections: int
+    max_checked_out: int
+    max_waiting: int
 
 
-class GroupJudge(Protocol):
-    """What a group needs to say what is wrong with it."""
-
-    def of_group(self, group: Group) -> tuple[tuple[Verdict, ...], int]:
-        """Return its verdicts and its recent timeouts."""
-
-    def lasts(self, verdicts: Iterable[Verdict]) -> bool:
-        """Return whether these stay what they are for as long as the group does."""
-
-    def of_servers(self, group: Group) -> tuple[Verdict, ...]:
-        """Return what is wrong with the servers of a database."""
-
-
-class Group:
-    """A program on a host, a host, or a database: the sums over its processes."""
-
-    __slots__ = (
-        "born", "cached", "cached_at", "ended", "ended_times", "gauges", "gone_since", "judge", "key",
-        "lost", "max_checked_out", "max_connections", "max_processes", "max_waiting", "members", "processes",
-        "reported", "totals", "version",
-    )  # fmt: skip
-
-    def __init__(self, key: RowKey, version: int) -> None:
-        self.key = key
-        self.gauges = NO_GAUGES
-        """Of connected processes."""
-        self.totals = NO_TOTALS
-        """Of connected and lost processes."""
-        self.ended = NO_TOTALS
-        """Of processes that were dropped."""
-        self.ended_times: Packed = NO_TIMES_PACKED
-        self.processes = 0
-        self.lost = 0
-        self.max_processes = self.max_connections = self.max_checked_out = self.max_waiting = 0
-        self.reported: float | None = None
-        self.version = self.born = version
-        self.gone_since: float | None = None
-        self.members: dict[str, ProcessRecord] = {}
-        self.cached: Figures | None = None
-        self.cached_at = -1
-        """The version that the cached figures are of."""
-        self.judge: GroupJudge | None = None
-        """Who says what is wrong with it; None: nobody."""
-
-    @property
-    def state(self) -> RowState:
-        return "connected" if self.processes else "lost" if self.lost else "gone"
-
-    def pools(self, present: bool = False) -> list[PoolRecord]:
-        """Return the pools that count in it, of connected and, but for the present, of lost processes."""
-        members = [process for process in self.members.values() if not (present and process.lost)]
-        pools = [pool for process in members for pool in process.pools.values()]
-        if self.key[0] == "database":
-            return [pool for pool in pools if pool.database == self.key]
-        return pools
-
-    @property
-    def times(self) -> Times:
-        """What took how long, ended processes included. It never goes back, as totals."""
-        return added_times([unpacked(self.ended_times), *(unpacked(pool.times) for pool in self.pools())])
-
-    def record(self) -> GroupRecord:
-        maxima = (self.max_processes, self.max_connections, self.max_checked_out, self.max_waiting)
-        return GroupRecord(
-            self.key, self.ended, maxima, self.reported, self.version, self.born, self.gone_since,
-            self.ended_times,
-        )  # fmt: skip
-
-    @classmethod
-    def of(cls, record: GroupRecord) -> Group:
-        """Return the group without its processes."""
-        group = cls(record.key, record.version)
-        group.ended, group.ended_times = record.ended, record.ended_times
-        group.max_processes, group.max_connections, group.max_checked_out, group.max_waiting = record.maxima
-        group.reported, group.born, group.gone_since = record.reported, record.born, record.gone_since
-        return group
-
-
-class Tombstones:
-    """The keys of rows of one kind that were removed, and when; only the newest are kept.
-
-    They are not dumped: a replica that was loaded sends a reader everything, once.
-    """
-
-    __slots__ = ("_kept", "floor")
-
-    def __init__(self, most: int, floor: int = 0) -> None:
-        self._kept: deque[tuple[int, RowKey]] = deque(maxlen=most)
-        self.floor = floor
-        """What was removed at this version or earlier is not known any more."""
-
-    def add(self, version: int, key: RowKey) -> None:
-        kept = self._kept
-        if len(kept) == kept.maxlen:
-            self.floor = kept[0][0]
-        kept.append((version, key))
-
-    def after(self, version: int) -> Iterator[RowKey]:
-        """Yield the keys that were removed after `version`, the newest first."""
-        for removed, key in reversed(self._kept):
-            if removed <= version:
-                return
-            yield key
-
-
-# --- Weights --------------------------------------------------------------------------------
-
-#: More than any one process can weigh without its pools and connections.
-PROCESS_WEIGHT: Final = 2**14
-
-
-def pool_weight(info: PoolInfo) -> int:
-    """Return about how many bytes a pool takes; at least 2048, which bounds the number of pools."""
-    return 2048 + len(info.url) + len(info.database or "")
-
-
-#: No pool can weigh more; and what a connection weighs at least, without holder, call site and stack.
-LARGEST_POOL_WEIGHT: Final = 2048 * 3
-BARE_WEIGHT: Final = 256
-
-
-def connection_weight(connection: Connection | ConnectionRecord | ConnectionRow) -> int:
-    """Return about how many bytes a connection takes."""
-    weight = BARE_WEIGHT
-    if connection.holder:
-        weight += len(connection.holder)
-    if connection.server is not None:
-        weight += 64 + len(connection.server.host or "")
-    if connection.call_site:
-        weight += len(connection.call_site)
-    if connection.holder_site:
-        weight += len(connection.holder_site)
-    if connection.stack:
-        weight += sum([64 + len(line) for line in connection.stack])
-    return weight
-
-
-def site_weight(call_site: str) -> int:
-    """Return about how many bytes a call site of a process takes."""
-    return 256 + len(call_site)
-
-
-def sites_weight(process: ProcessRecord) -> int:
-    """Return what all call sites of a process weigh."""
-    return sum([site_weight(call_site) for sites in process.sites.values() for call_site in sites])
-
-
-def site_record(site: SiteReport) -> SiteRecord:
-    """Return what is kept of a report."""
-    return SiteRecord(
-        min(site.waiting, LARGEST_COUNT),
-        min(site.holds, LARGEST_COUNT),
-        min(site.hold_ms, LARGEST_COUNT),
-        site.usual,
-        site.share,
-    )
+def raise_maxima(record: HasMaxima, own: Gauges, peaks: Peaks) -> None:
+    """Raise the maxima to the present values, with these peaks in place of `own` among them."""
+    present = record.gauges
+    largest = present.connections
+    if peaks.connections > own.connections:
+        largest += max(min(peaks.connections, LARGEST_COUNT) - own.connections, 0)
+    if largest > record.max_connections:
+        record.max_connections = largest
+    largest = present.checked_out
+    if peaks.checked_out > own.checked_out:
+        largest += max(min(peaks.checked_out, LARGEST_COUNT) - own.checked_out, 0)
+    if largest > record.max_checked_out:
+        record.max_checked_out = largest
+    largest = present.waiting
+    if peaks.waiting > own.waiting:
+        largest += max(min(peaks.waiting, LARGEST_COUNT) - own.waiting, 0)
+    if largest > record.max_waiting:
+        record.max_waiting = largest

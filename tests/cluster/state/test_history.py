@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import msgspec
-import pytest
 
-from connmon.cluster.state import history
 from connmon.cluster.state.history import Past
+from connmon.cluster.state.settings import HISTORY, HistorySettings
 from connmon.protocol.batch import Departure, Tick
 from connmon.protocol.queries import EVERYTHING, History, HistoryQuery
 from connmon.protocol.rows import RowKey
@@ -39,13 +38,13 @@ def test_it_is_there_before_anybody_asks() -> None:
     assert [series.key for series in answer.series] == keys
     assert {series.connections for series in answer.series} == {(3, 5, 4)}
     assert answer.series[1].rates == (None, 10.0, 10.0)
-    assert (answer.number, answer.interval) == (3, history.INTERVAL)
+    assert (answer.number, answer.interval) == (3, HISTORY.interval_seconds)
     assert asked(past, PROGRAM, most=2).series[0].connections == (5, 4)
 
 
 def test_only_the_newest_are_kept() -> None:
     """The ring goes round, and what is asked for comes in the order of time."""
-    group, past = Group(), Past(samples=4)
+    group, past = Group(), Past(HistorySettings(samples=4))
     for sequence in range(1, 11):
         group.say(full("a", sequence, pool(connections=sequence)))
         sampled(past, group)
@@ -73,7 +72,7 @@ def test_what_is_not_known_is_a_gap() -> None:
 
 def test_timeouts_count_since_they_were_watched() -> None:
     """Timeouts between two samples are told for as long as the samples are kept; earlier ones never."""
-    group, past = Group(), Past(samples=3)
+    group, past = Group(), Past(HistorySettings(samples=3))
     for sequence, timeouts in enumerate((7, 7, 9, 9), 1):
         happened = Totals(connects=1, timeouts=timeouts)
         group.say(full("a", sequence, msgspec.structs.replace(pool(connections=1), totals=happened)))
@@ -84,22 +83,22 @@ def test_timeouts_count_since_they_were_watched() -> None:
     assert asked(past).timeouts == ()
 
 
-def test_rows_with_timeouts_that_are_too_many_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_with_timeouts_that_are_too_many_are_counted() -> None:
     """The answer says how many rows with timeouts are not in it."""
-    group, past = Group(), Past()
+    group, past, short = Group(), Past(), Past(HistorySettings(answer_timeouts=3))
     for sequence in (1, 2):
         happened = Totals(connects=1, timeouts=sequence)
         group.say(full("a", sequence, msgspec.structs.replace(pool(connections=1), totals=happened)))
         sampled(past, group)
+        sampled(short, group)
     every = asked(past)
     assert (len(every.timeouts), every.left_out) == (4, 0)  # program, host, database, process
-    monkeypatch.setattr(history, "MOST_TIMEOUTS", 3)
-    assert (asked(past).timeouts, asked(past).left_out) == (every.timeouts[:3], 1)
+    assert (asked(short).timeouts, asked(short).left_out) == (every.timeouts[:3], 1)
 
 
 def test_rows_that_went_away_are_forgotten_and_their_number_is_limited() -> None:
     """A history lives as long as its row; beyond the limit, further rows have none."""
-    group, past = Group(), Past(series=5)
+    group, past = Group(), Past(HistorySettings(series=5))
     group.say(full("a", 1, pool()), full("b", 1, pool()), full("c", 1, pool()))
     sampled(past, group)
     answer = asked(past, ("process", "a"), ("process", "b"), ("process", "c"))

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
-import pytest
 
-from connmon.cluster.state import lookups
-from connmon.cluster.state.answers import About
+from connmon.cluster.state.answer_frames import About
+from connmon.cluster.state.settings import AnswerSettings
 from connmon.protocol.batch import Tick
 from connmon.protocol.queries import UsersQuery, WaitsQuery
 from connmon.protocol.reports import PoolReport
@@ -48,7 +47,7 @@ def test_pools_that_are_waited_for_come_first_with_their_holders() -> None:
             connections=(connection(1, held=0.2), connection(2, held=0.5), connection(3, 2, held=0.1)),
         ),
     )  # fmt: skip
-    answer = whole(lookups.waits(group.state, WaitsQuery(30.0), ABOUT))
+    answer = whole(group.state.rows(WaitsQuery(30.0), ABOUT))
     assert [(row.instance, row.number) for row in kinds(answer, PoolRow)] == [("busy", 1), ("leak", 1)]
     assert [row.instance for row in kinds(answer, ProcessRow)] == ["busy", "leak"]
     assert [(row.instance, row.number) for row in kinds(answer, ConnectionRow)] == [
@@ -63,7 +62,7 @@ def test_lost_processes_block_nobody() -> None:
     group.say(full("a", 1, waited(1, 3, 50.0)))
     for _ in range(10):
         group.say(tick=Tick(2.0, 15.0))
-    assert whole(lookups.waits(group.state, WaitsQuery(30.0), ABOUT)).rows == ()
+    assert whole(group.state.rows(WaitsQuery(30.0), ABOUT)).rows == ()
 
 
 def test_what_was_held_long_when_it_was_reported() -> None:
@@ -73,23 +72,21 @@ def test_what_was_held_long_when_it_was_reported() -> None:
     group.say(full("b", 1, waited(1, 0, 20.0), connections=(connection(1, held=20.0),)))
     for _ in range(6):
         group.say(tick=Tick(2.0, 15.0))
-    assert whole(lookups.waits(group.state, WaitsQuery(30.0), ABOUT)).rows == ()
+    assert whole(group.state.rows(WaitsQuery(30.0), ABOUT)).rows == ()
     group.say(change("a", 2))  # it goes on, as nothing else is told of it
-    answer = whole(lookups.waits(group.state, WaitsQuery(30.0), ABOUT))
+    answer = whole(group.state.rows(WaitsQuery(30.0), ABOUT))
     assert [(row.instance, row.number) for row in kinds(answer, PoolRow)] == [("a", 1)]
-    (row,) = kinds(whole(lookups.users(group.state, NEUTRON, ABOUT)), ProgramRow)
+    (row,) = kinds(whole(group.state.rows(NEUTRON, ABOUT)), ProgramRow)
     assert row.figures.reported - row.figures.held_since == 32.0
 
 
-def test_the_answer_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many wait, only the worst are told of."""
-    monkeypatch.setattr(lookups, "MOST_POOLS", 2)
-    monkeypatch.setattr(lookups, "MOST_HOLDERS", 1)
-    group = Group()
+def test_the_answer_is_bounded() -> None:
+    """However many wait, only the worst pools and holders are in the answer."""
+    group = Group(answering=AnswerSettings(waits_pools=2, waits_holders=1))
     for number in range(1, 5):
         holders = (connection(1, held=5.0), connection(2, held=6.0))
         group.say(full(f"p{number}", 1, waited(1, number, 6.0, out=2), connections=holders))
-    answer = whole(lookups.waits(group.state, WaitsQuery(30.0), ABOUT))
+    answer = whole(group.state.rows(WaitsQuery(30.0), ABOUT))
     assert [row.instance for row in kinds(answer, PoolRow)] == ["p4", "p3"]
     assert [row.number for row in kinds(answer, ConnectionRow)] == [2, 2]
     # Two pools, and a holder of each of the others.
@@ -100,7 +97,7 @@ def test_pools_that_are_known_as_a_sum_only_are_counted() -> None:
     """They may be waited for, each for itself; nothing says which."""
     group = Group()
     group.say(full("a", 1, waited(1, 1, 0.5), msgspec.structs.replace(waited(2, 3, 1.0), left_out=5)))
-    answer = whole(lookups.waits(group.state, WaitsQuery(30.0), ABOUT))
+    answer = whole(group.state.rows(WaitsQuery(30.0), ABOUT))
     assert [row.number for row in kinds(answer, PoolRow)] == [1]
     assert answer.left_out == 5
 
@@ -114,7 +111,7 @@ def test_the_users_of_a_database_count_its_pools_only() -> None:
         full("c", 1, pool(1, 1), process=process("ctl2", "glance-api")),
         full("d", 1, pool(1, 1, database="nova"), process=process("ctl2", "other")),
     )
-    rows = kinds(whole(lookups.users(group.state, NEUTRON, ABOUT)), ProgramRow)
+    rows = kinds(whole(group.state.rows(NEUTRON, ABOUT)), ProgramRow)
     found = {(row.host, row.program): row for row in rows}
     assert set(found) == {("ctl1", "nova-api"), ("ctl2", "glance-api")}
     figures = found["ctl1", "nova-api"].figures
@@ -123,18 +120,17 @@ def test_the_users_of_a_database_count_its_pools_only() -> None:
     assert figures.gauges.capacity == 30
 
 
-def test_users_are_sent_again_only_when_they_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_users_are_sent_again_only_when_they_changed() -> None:
     """A reader that has the version gets no rows; a database that is gone has no users."""
-    monkeypatch.setattr(lookups, "PIECE", 1)
-    group = Group()
+    group = Group(answering=AnswerSettings(piece_records=1))
     group.say(full("a", 1, pool(1, 3)), full("b", 1, pool(1, 3)))
-    first = whole(lookups.users(group.state, NEUTRON, ABOUT))
+    first = whole(group.state.rows(NEUTRON, ABOUT))
     again = msgspec.structs.replace(NEUTRON, epoch=first.epoch, since=first.version)
     assert first.complete and len(first.rows) == 1
-    same = whole(lookups.users(group.state, again, ABOUT))
+    same = whole(group.state.rows(again, ABOUT))
     assert not same.complete and same.rows == ()
     nothing = msgspec.structs.replace(again, database="never")
-    assert whole(lookups.users(group.state, nothing, ABOUT)).complete
+    assert whole(group.state.rows(nothing, ABOUT)).complete
 
 
 def test_a_lost_process_is_shown_as_lost() -> None:
@@ -143,5 +139,5 @@ def test_a_lost_process_is_shown_as_lost() -> None:
     group.say(full("a", 1, pool(1, 3, 30)))
     for _ in range(10):
         group.say(tick=Tick(2.0, 15.0))
-    (row,) = kinds(whole(lookups.users(group.state, NEUTRON, ABOUT)), ProgramRow)
+    (row,) = kinds(whole(group.state.rows(NEUTRON, ABOUT)), ProgramRow)
     assert (row.state, row.figures.gauges.connections, row.figures.totals.checkouts) == ("lost", 0, 30)

@@ -7,9 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from connmon.cluster.state import tables
+from connmon.cluster.state.answer_frames import About
 from connmon.cluster.state.machine import Outcome, State
-from connmon.cluster.state.records import PROCESS_WEIGHT, Limits, pool_weight
+from connmon.cluster.state.settings import ANSWERS, LIMITS, AnswerSettings, Limits, Settings
+from connmon.cluster.state.weights import PROCESS_WEIGHT, pool_weight
 from connmon.errors import ProtocolError
 from connmon.protocol import histogram
 from connmon.protocol.batch import Batch, Departure, Tick
@@ -85,8 +86,8 @@ def change(instance: str = "a", sequence: int = 2, *pools: PoolReport, **more: A
 class Group:
     """A state, and the nodes that propose to it."""
 
-    def __init__(self, limits: Limits | None = None) -> None:
-        self.state = State() if limits is None else State(limits)
+    def __init__(self, limits: Limits = LIMITS, answering: AnswerSettings = ANSWERS, **settings: Any) -> None:
+        self.state = State(Settings(limits=limits, **settings), answering)
         self.numbers: dict[str, int] = {}
 
     def say(self, *told: Report | Departure, node: str = "node1", tick: Tick | None = None) -> Outcome:
@@ -142,7 +143,7 @@ class Group:
 
 
 def ask(state: State, query: Query) -> list[Rows]:
-    frames = list(state.rows(query, service="default", node="node1", leader="node1", quorum=True, stale=0.1))
+    frames = list(state.rows(query, About("default", "node1", "node1", True, 0.1)))
     # What is sent must be what a reader may read.
     return [msgspec.msgpack.decode(msgspec.msgpack.encode(frame), type=Rows) for frame in frames]
 
@@ -178,7 +179,7 @@ def test_boots_are_forgotten_after_an_hour(group: Group) -> None:
     """A start of a node that was not heard of for an hour takes no memory."""
     group.say(node="old")
     group.wait(3602)
-    assert list(group.state.boots) == ["boot-node1"]
+    assert list(group.state.contents.boots.by_boot) == ["boot-node1"]
 
 
 def test_clock_steps_are_bounded(group: Group) -> None:
@@ -284,9 +285,7 @@ def test_short_holds_are_never_shown_as_long(group: Group) -> None:
         for _ in range(5):  # readers come between two reports as well
             group.wait(0.2)
             for follower in (snapshot, pools):
-                for frame in group.state.rows(
-                    follower.query(), service="s", node="n", leader="n", quorum=True, stale=0.4
-                ):
+                for frame in group.state.rows(follower.query(), About("s", "n", "n", True, 0.4)):
                     follower.apply(frame)
             seen += [row["held_seconds"] for row in snapshot.rows()]
             seen += [row["longest_held_seconds"] for row in pools.rows()]
@@ -534,11 +533,11 @@ def test_ended_processes_are_remembered_for_an_hour_and_in_bounds() -> None:
     group = Group(Limits(ended=3))
     for number in range(5):
         group.say(full(f"p{number}", 1, pool(1, 1, 1)), Departure(f"p{number}", 1))
-    assert list(group.state.ended) == ["p2", "p3", "p4"]
+    assert list(group.state.contents.ended.by_instance) == ["p2", "p3", "p4"]
     group.wait(1800)
     group.say(full("live", 1))
     group.wait(1802, lease=10_000)
-    assert group.state.ended == {}
+    assert group.state.contents.ended.by_instance == {}
     assert group.state.forgotten == {"ended": 2, "gone": 0}
     assert group.program().figures.totals.checkouts == 5
 
@@ -611,11 +610,9 @@ def test_nobody_is_lost_in_the_batch_that_brings_his_report(group: Group) -> Non
     assert group.process().state == "connected"
 
 
-def test_many_silent_processes_are_dropped_over_several_ticks(
-    group: Group, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """So that no batch takes long to apply; till then they are lost, not alive."""
-    monkeypatch.setattr(tables, "DROPPED_AT_ONCE", 2)
+def test_many_silent_processes_are_dropped_over_several_ticks() -> None:
+    """No batch takes long to apply; until they are dropped, silent processes are lost."""
+    group = Group(rows_dropped_per_tick=2)
     group.say(*[full(f"p{n}", 1) for n in range(5)])
     lease = 0.1
     left = []
@@ -670,13 +667,13 @@ def test_all_processes_together_have_bounded_room() -> None:
     group = Group(Limits(room=100_000))
     long = tuple(msgspec.structs.replace(connection(n), call_site="x" * 2000) for n in range(100))
     group.say(full("a", 1, pool(1), connections=long))
-    assert group.state.weight <= 100_000
+    assert group.state.contents.room.weight <= 100_000
     assert 10 < len(group.state.processes["a"].connections) < 50
     group.say(full("b", 1, pool(1)), full("c", 1))
     assert set(group.state.processes) == {"a"}
     group.say(change("a", 2, closed_pools=(1,)), full("b", 2, pool(1)))
     group.say(Departure("a", 2), Departure("b", 2))
-    assert group.state.weight == 0
+    assert group.state.contents.room.weight == 0
 
 
 def test_numbers_beyond_all_sense_stay_readable_and_can_be_dumped(group: Group) -> None:
@@ -788,9 +785,7 @@ def test_answers_are_narrowed(group: Group) -> None:
 def test_answers_come_in_chunks_and_bear_changes_between(group: Group) -> None:
     """At most 2,000 rows a frame, one header; what went in between is left out and told next."""
     group.say(full("a", 1, pool(1), connections=tuple(connection(n) for n in range(4500))))
-    reader = group.state.rows(
-        Query("connection"), service="s", node="n", leader=None, quorum=False, stale=1.0
-    )  # fmt: skip
+    reader = group.state.rows(Query("connection"), About("s", "n", None, False, 1.0))
     first = next(reader)
     group.say(change("a", 2, closed_connections=tuple(range(2500))))
     frames = [first, *reader]
@@ -848,7 +843,7 @@ def test_a_loaded_state_goes_on_as_the_other(group: Group) -> None:
     other = Group()
     other.state, other.numbers = State.load(group.state.dump()), dict(group.numbers)
     assert other.state.digest() == group.state.digest()
-    assert other.state.weight == group.state.weight
+    assert other.state.contents.room.weight == group.state.contents.room.weight
     for each in (group, other):
         each.say(change("a", 2, pool(1, 3, 8)), full("c", 2, pool(1, 0, 5)), Departure("d", 1))
         each.wait(100)
@@ -864,7 +859,7 @@ def test_a_loaded_state_forgets_the_same_groups() -> None:
     for host in ("ctl1", "ctl2", "ctl3"):
         group.say(full(host, 1, process=process(host)))
     group.say(Departure("ctl3", 1), Departure("ctl1", 1), Departure("ctl2", 1))
-    other.state, other.numbers = State.load(group.state.dump(), limits), dict(group.numbers)
+    other.state, other.numbers = State.load(group.state.dump(), Settings(limits=limits)), dict(group.numbers)
     for each in (group, other):
         each.say(tick=Tick(1.0, LEASE))
         assert set(each.state.groups) == {
@@ -890,13 +885,13 @@ def test_a_loaded_state_sends_readers_from_before_everything(group: Group) -> No
 
 
 @pytest.mark.parametrize("data", [b"", b"\x90", b"rubbish", msgspec.msgpack.encode([99, 1])])
-def test_what_is_no_dump_is_refused(data: bytes) -> None:
+def test_what_is_no_checkpoint_is_refused(data: bytes) -> None:
     """With one line that says so."""
-    with pytest.raises(ProtocolError, match="dump of the state"):
+    with pytest.raises(ProtocolError, match="checkpoint of the state"):
         State.load(data)
 
 
-def test_a_dump_of_another_layout_is_refused(group: Group) -> None:
+def test_a_checkpoint_of_another_layout_is_refused(group: Group) -> None:
     """A node of another version says what to do."""
     image = msgspec.msgpack.decode(group.state.dump())
     with pytest.raises(ProtocolError, match="same version"):
@@ -1070,7 +1065,7 @@ def test_pools_beyond_the_limit_are_counted_and_asked_for_when_they_fit() -> Non
     assert left_out(group) == (0, 0, 0, 0, 0)
     assert group.pool("a", 3).figures.gauges.connections == 5
     assert group.process().figures.gauges.connections == 6
-    assert not group.state.crowded
+    assert not group.state.contents.processes.crowded
 
 
 def test_who_is_over_a_limit_for_good_sends_no_full_reports_for_it() -> None:
@@ -1113,7 +1108,7 @@ def test_what_is_known_of_a_connection_does_not_get_stale_for_want_of_room() -> 
     group.say(change("a", 2, connections=(held,)))
     record = group.state.processes["a"].connections[1]
     assert (record.state, record.stack) == ("checked_out", ())
-    assert group.state.weight <= group.state.limits.room
+    assert group.state.contents.room.weight <= group.state.limits.room
 
 
 def test_what_there_is_no_room_for_is_counted_and_asked_for() -> None:
@@ -1145,7 +1140,7 @@ def test_processes_too_many_are_counted_until_they_come_in_or_end() -> None:
     group.say(full("a", 1, pool(1)), full("b"), full("c"), full("d"), full("e"))
     assert left_out(group) == (0, 0, 0, 0, 3)
     assert group.state.left_out() == {"processes": 3, "pools": 0, "connections": 0, "room": 0}
-    loaded = State.load(group.state.dump(), group.state.limits)
+    loaded = State.load(group.state.dump(), group.state.settings)
     assert loaded.dump() == group.state.dump()
     assert loaded.left_out() == group.state.left_out()
     group.say(Departure("c", 1))
@@ -1206,10 +1201,10 @@ def test_a_connection_without_its_holder_weighs_the_same_everywhere() -> None:
     )
     group.say(full("a", 1, pool(1, 2, 1, out=1), connections=(one,)))
     assert group.state.processes["a"].connections[1].stack == ()
-    loaded = State.load(group.state.dump(), limits)
-    assert loaded.weight == group.state.weight
+    loaded = State.load(group.state.dump(), Settings(limits=limits))
+    assert loaded.contents.room.weight == group.state.contents.room.weight
     group.say(Departure("a", 9))
-    assert group.state.weight == 0
+    assert group.state.contents.room.weight == 0
 
 
 def test_a_pool_that_comes_in_late_is_not_new() -> None:
@@ -1220,10 +1215,10 @@ def test_a_pool_that_comes_in_late_is_not_new() -> None:
     assert left_out(group)[0] == 1
     group.say(full("a", 2, late))
     process = group.state.processes["a"]
-    assert (process.rate, process.pools[2].rate) == (None, None)
-    assert not group.state.lately().holds
+    assert (process.checkouts_per_second, process.pools[2].checkouts_per_second) == (None, None)
+    assert not group.state.contents.recent_times.total().holds
     group.say(change("a", 3, pool(2, 1, 1_000_005, database=None)))
-    assert process.pools[2].rate == process.rate == 5.0
+    assert process.pools[2].checkouts_per_second == process.checkouts_per_second == 5.0
 
 
 def test_a_sum_of_pools_that_is_refused_counts_as_many() -> None:
@@ -1243,7 +1238,7 @@ def test_a_loaded_state_knows_what_is_left_out() -> None:
     """Counts, and what is asked for next, are those of the state that was dumped."""
     group = Group(Limits(pools=1, connections=1))
     group.say(full("a", 1, pool(1, 2), pool(2), connections=(connection(1), connection(2))))
-    loaded = State.load(group.state.dump(), group.state.limits)
+    loaded = State.load(group.state.dump(), group.state.settings)
     assert loaded.dump() == group.state.dump()
     assert loaded.left_out() == group.state.left_out() == {
         "processes": 0, "pools": 1, "connections": 1, "room": 0,

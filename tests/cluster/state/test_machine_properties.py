@@ -26,8 +26,11 @@ from hypothesis.stateful import (
     rule,
 )
 
+from connmon.cluster.state.answer_frames import About
 from connmon.cluster.state.machine import Outcome, State
-from connmon.cluster.state.records import NO_GAUGES, NO_TIMES, NO_TOTALS, Limits, added_times
+from connmon.cluster.state.records import NO_GAUGES, NO_TOTALS
+from connmon.cluster.state.settings import Limits, Settings
+from connmon.cluster.state.times import NO_TIMES, added_times
 from connmon.protocol.batch import Batch, Departure, Tick
 from connmon.protocol.histogram import BUCKETS
 from connmon.protocol.queries import Query
@@ -54,7 +57,7 @@ PROGRAMS = ("api", "agent")
 
 
 def ask(state: State, query: Query) -> list[Rows]:
-    return list(state.rows(query, service="s", node="n", leader=None, quorum=True, stale=0.0))
+    return list(state.rows(query, About("s", "n", None, True, 0.0)))
 
 
 def add_gauges(parts: Iterator[Gauges]) -> Gauges:
@@ -261,7 +264,7 @@ def check_sums(state: State) -> None:
         assert len(process.connections) == sum(pool.listed for pool in process.pools.values())
         counted = process.shared + process.refused_pools + process.missing_connections
         assert process.left_out == counted
-        assert (process.instance in state.crowded) == (process.left_out > 0)
+        assert (process.instance in state.contents.processes.crowded) == (process.left_out > 0)
         assert process.gauges == add_gauges(pool.gauges for pool in process.pools.values())
         assert process.totals == add_totals(pool.totals for pool in process.pools.values())
     for key, group in state.groups.items():
@@ -285,7 +288,7 @@ def check_sums(state: State) -> None:
         assert group.max_processes >= group.processes
         assert group.max_connections >= group.gauges.connections
         assert group.max_checked_out >= group.gauges.checked_out
-        assert (group.gone_since is not None) == (not members) == (key in state.gone)
+        assert (group.gone_since is not None) == (not members) == (key in state.contents.groups.gone)
 
 
 class Cluster(RuleBasedStateMachine):
@@ -722,12 +725,13 @@ def test_whatever_is_reported_nothing_raises_and_replicas_agree(
 ) -> None:  # fmt: skip
     """Senseless reports break no sum, no dump, no verdict and no reader, with room and without."""
     limits = Limits(2, 2, 3, 60_000, 2, 1, 1, 3, sites=2) if tight else Limits()
-    state, other = State(limits), State(limits)
+    settings = Settings(limits=limits)
+    state, other = State(settings), State(settings)
     followers = [Follower(by) for by in GROUPINGS]
     for turn, batch in enumerate(batches):
         batch = msgspec.msgpack.decode(msgspec.msgpack.encode(batch), type=Batch)
         if turn == at:
-            other = State.load(other.dump(), limits)
+            other = State.load(other.dump(), settings)
         assert state.apply(batch) == other.apply(batch)
         assert state.dump() == other.dump()
         check_sums(state)
@@ -754,7 +758,8 @@ def test_what_a_limit_leaves_out_is_counted_and_comes_in(
     limits = Limits(pools=pools, connections=connections)
     if by_room:
         limits = Limits(room=16_384 + 6_144 * pools + 256 * connections)
-    state, other = State(limits), State(limits)
+    settings = Settings(limits=limits)
+    state, other = State(settings), State(settings)
     application = Application("a", "ctl1", "api")
     application.open_pool("nova")
     batches, full = 0, True
@@ -801,7 +806,7 @@ def test_what_a_limit_leaves_out_is_counted_and_comes_in(
         if pick % 2:
             report()
         if pick % 29 == 0:
-            other = State.load(other.dump(), limits)
+            other = State.load(other.dump(), settings)
     for number in list(application.pools)[1:]:
         drop(number)
     for number, pool in application.pools.items():
