@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any, Final, NoReturn, Protocol
 
 from connmon.config import Node
-from connmon.console import handlers, mouse, screen, state, views
+from connmon.console import actions, mouse, screen, state, views
 from connmon.console.fetcher import AskNodes, Demand, Fetcher, News, Note, Position
 from connmon.console.source import Maxima
 from connmon.console.state import Picture, Silence, State
@@ -132,7 +132,7 @@ def _did(shown: State, key: str | screen.Click, width: int, height: int) -> Stat
     elif key in ("wheelup", "wheeldown"):
         shown = mouse.turned(shown, key == "wheeldown")
     else:
-        shown = handlers.pressed(shown, key)
+        shown = actions.pressed(shown, key)
     if shown.save:
         path = shown.save
         shown = state.noted(replace(shown, save=""), _save(path, views.saved(shown)))

@@ -1,270 +1,416 @@
-"""Columns: what they say of a row, and which of them fit into the width. Pure. `tables` lists them.
+"""What each table can show of a row: its columns, how it is sorted, what is added to a row. Pure.
 
 Rules kept here:
 
-- What identifies a row (`identifies`: host, program, pid, pool, call site) stays, and stays whole, until all
-  numbers have made room. Only a path loses its left part before that, never its file name and line number.
-- Any other column that does not fit is left out, the least important first (highest `rank`); it is never
-  squeezed below its heading. Other names may be shortened, down to `least`, and are marked where cut.
-- Two rows that differ in what identifies them look different: names are cut less where they would look
-  the same, and what then still looks the same gets a number (`marks`).
-- Below `NARROW` columns the name of a row and the most important numbers share the width.
-- Numbers stand at the right. A value that is not known is "-". The sorted column has ▼ (largest first) or ▲.
-- Rows are the dicts of the JSON contract; a key that is missing is a value that is not known.
+- Who is to blame stands on top: by default tables are in the order of their verdicts, then of those who
+  wait, then of connections. Waits are in the order of who waits, connections in that of who holds longest,
+  lines of code in that of how many wait in their programs for what they hold.
+- Nothing is judged here: the node has the verdicts.
+- Rows arrive in the order of their names, which decides between equals.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final, NamedTuple, TypeAlias
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Final, Literal, TypeAlias, get_args
 
-from connmon.console import text
+from connmon.console import format, text
+from connmon.console.fitting import EXTRA, Cell, Column, Row
+from connmon.console.format import count, word
+from connmon.protocol.text import short_age as age
+from connmon.protocol.text import short_duration as duration
+from connmon.protocol.values import VerdictWord
 
-Row: TypeAlias = Mapping[str, Any]
+Table: TypeAlias = Literal[
+    "program", "host", "database", "process", "pool", "connection", "site", "wait", "node"
+]
 
-FALLING: Final = "▼"
-RISING: Final = "▲"
+#: The gravest first.
+VERDICTS: Final[tuple[str, ...]] = get_args(VerdictWord)
 
+#: What they mean, where no more is known than the word.
+MEANINGS: Final = {
+    "LEAK": "it does not come back, and nobody works with it: see the line that took it",
+    "BLOCKED": "held long in the database: look for a lock there",
+    "SATURATED": "somebody waits and all is checked out: see which lines hold it (9)",
+    "TIMEOUTS": "somebody gave up waiting in the last minutes",
+    "LOST": "silent for longer than the lease; its present is not known",
+    "SLOW CONNECT": "making a connection takes long (p95)",
+    "OVERCOMMIT": "the pools may open more connections than the server takes",
+}
 
-class Cell(NamedTuple):
-    """What a column says of one row; `second` is written after it, in a column of its own."""
-
-    first: str
-    second: str = ""
-
-
-# --- Columns --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column of a table."""
-
-    key: str
-    """Its name within its table; a key of the row, where `value` is not given."""
-    title: str
-    """In two lines at most."""
-    short: str
-    """The title where room is scarce."""
-    rank: int
-    """0: names the row, stays always; 1: most important; see `CORE` and `EXTRA`."""
-    write: Callable[[Row], Cell]
-    is_text: bool = False
-    """At the left, sorted from A; else at the right, largest first."""
-    least: int = 0
-    """A name may be shortened to this many columns. 0: never."""
-    value: Callable[[Row], Any] | None = None
-    """What it is sorted by. None: the value of `key`."""
-    identifies: bool = False
-    is_path: bool = False
-    """Its left part goes first where it is shortened; `least` then counts for what is left of it."""
-
-    def sorted_by(self, row: Row) -> Any:
-        """Return what the row is sorted by; None: not known."""
-        return row.get(self.key) if self.value is None else self.value(row)
-
-    @property
-    def name(self) -> str:
-        return " ".join(self.title.split())
-
-    def heading(self, short: bool, lines: int, mark: str = "") -> list[str]:
-        """Return the title in exactly `lines` (1 or 2) lines, the mark at its end."""
-        parts = (self.short if short else self.title).split("\n")
-        if lines == 1:
-            return [" ".join(parts) + mark]
-        return [parts[0], parts[1] + mark] if len(parts) == 2 else ["", parts[0] + mark]
-
-    def shortened(self, cell: str, width: int) -> str:
-        return (text.shorten_path if self.is_path else text.shorten)(cell, width)
+#: Columns of the lines that show the last minutes, and samples in each of their blocks.
+TREND: Final = 15
+TREND_EACH: Final = 10
+#: Columns of the number at its end.
+PEAK: Final = 5
+#: What the view adds to the rows on the screen, where it is known: samples, and the number of the last.
+TREND_KEY: Final = "_trend"
+#: What `source` adds to rows by site: how many wait for connections in the same program on the same host.
+WAIT_THERE: Final = "_wait_there"
 
 
-#: Up to here, short titles are taken before a column is left out.
-CORE: Final = 8
-#: From here on, a column is shown only where nothing else has to give way for it.
-EXTRA: Final = 20
-#: With fewer columns than these a row's name is cut before the most important numbers go.
-NARROW: Final = 60
-#: So much wider a path gets at a time, until rows look different.
-_STEP: Final = 4
-#: So often at most: a frame must not take long, whatever the names are.
-_TRIES: Final = 20
+def state_word(row: Row) -> str:
+    """Return the row's verdict, else its state; what colour only repeats."""
+    verdict = row.get("verdict")
+    if verdict:
+        return str(verdict)
+    state = row.get("state")
+    if (state == "connected" and row.get("waiting")) or (state is None and row.get("waiting_now")):
+        return "waiting"
+    return word(state).replace("_", " ")
 
 
-# --- Which columns fit ------------------------------------------------------------------------
+def verdict_word(row: Row) -> str:
+    """Return the row's verdict, or that it has no present; "" where nothing is wrong."""
+    verdict, state = row.get("verdict"), row.get("state")
+    return str(verdict) if verdict else str(state) if state in ("lost", "gone") else ""
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """A column with the place it got."""
-
-    column: Column
-    heading: tuple[str, ...]
-    width: int
-    second: int
-    """How much of the width the cells' second part takes."""
-    floor: int = 0
-    """How narrow it may get."""
-
-    def cell(self, row: Row, mark: str = "") -> str:
-        """Return the row's cell in exactly `width` columns; the mark stands at its end, whole."""
-        first, second = self.column.write(row)
-        if second:
-            second = " " + text.right(second, self.second - 1)
-        if mark:
-            first = self.column.shortened(first, max(0, self.width - text.width(mark))) + mark
-        if self.column.is_text:
-            return text.left(self.column.shortened(first, self.width) if not mark else first, self.width)
-        return text.right(first, self.width - text.width(second)) + second
-
-    def title(self, line: int) -> str:
-        align = text.left if self.column.is_text else text.right
-        return align(self.heading[line], self.width)
+def reason(row: Row) -> str:
+    """Return the verdict with its reason in one line; "" where nothing is wrong."""
+    verdict, why = row.get("verdict"), row.get("verdict_reason")
+    if not verdict:
+        return ""
+    if not why:
+        return f"{verdict}: {MEANINGS[verdict]}" if verdict in MEANINGS else str(verdict)
+    return str(why) if str(why).startswith(f"{verdict}:") else f"{verdict}: {why}"
 
 
-def _natural(
-    col: Column, rows: Sequence[Row], short: bool, cut: bool, lines: int, mark: str
-) -> Fitted:  # fmt: skip
-    heading = tuple(col.heading(short, lines, mark))
-    cells = [col.write(row) for row in rows]
-    first = max((text.width(cell.first) for cell in cells), default=0)
-    second = max((text.width(cell.second) + 1 for cell in cells if cell.second), default=0)
-    titled = max(map(text.width, heading))
-    width = max(first + second, titled)
-    floor = width
-    if col.is_path and col.least and (cut or not col.identifies):
-        needed = max((text.width(text.path_end(cell.first, col.least)) for cell in cells), default=0)
-        floor = min(width, max(needed, titled))
-    elif col.least and not col.identifies and (short or col.rank >= EXTRA):
-        # No name is cut for the sake of long titles.
-        floor = min(width, max(col.least, titled))
-    return Fitted(col, heading, width, second, floor)
+def name(row: Row) -> str:
+    """Return what a row is called in a sentence."""
+    return str(row.get("program") or row.get("host") or row.get("database") or row.get("node"))
 
 
-def fit(
-    columns: Sequence[Column], rows: Sequence[Row], room: int, lines: int, sort: str, mark: str = ""
-) -> tuple[list[Fitted], int]:
-    """Return the columns that fit into `room` columns, and the gap between them.
+def gravity(verdict: Any) -> int:
+    """Return how grave a verdict is: 0 for none, larger is graver."""
+    return len(VERDICTS) - VERDICTS.index(verdict) if verdict in VERDICTS else 0
 
-    `rows` are those to be shown: their widths count. `lines`: how many the heading has. `mark` stands in
-    the heading of the column that is sorted by. The last column left may be too wide; the caller clips.
+
+# --- Kinds of columns -----------------------------------------------------------------------------
+
+
+def _number(key: str, title: str, rank: int, short: str = "", form: Callable[[Any], str] = count) -> Column:
+    return Column(key, title, short or title, rank, lambda row: Cell(form(row.get(key))))
+
+
+def _with_max(key: str, title: str, short: str, rank: int) -> Column:
+    def write(row: Row) -> Cell:
+        return Cell(count(row.get(key)), f"({count(row.get('max_' + key))})")
+
+    return Column(key, title + "\n(max)", short, rank, write)
+
+
+def _text(key: str, title: str, rank: int, least: int = 0, short: str = "") -> Column:
+    return Column(key, title, short or title, rank, lambda row: Cell(word(row.get(key))), True, least)
+
+
+def _name(key: str, title: str, least: int, rank: int = 0) -> Column:
+    """What identifies a row; `rank` counts only where the screen is narrow."""
+    return replace(_text(key, title, rank, least), identifies=True)
+
+
+def _place(key: str, title: str, least: int, rank: int = 0) -> Column:
+    """The same, a path."""
+    return replace(_name(key, title, least, rank), is_path=True)
+
+
+def _pid(rank: int = 0) -> Column:
+    return replace(_number("pid", "pid", rank), identifies=True)
+
+
+def _state(rank: int) -> Column:
+    return Column("state", "state", "state", rank, lambda row: Cell(state_word(row)), True)
+
+
+def _gravity(row: Row) -> float:
+    gone = row.get("state") == "gone"
+    return gravity(row.get("verdict")) - 0.5 * gone
+
+
+def _line_gravity(row: Row) -> tuple[int, int, bool, int, float]:
+    """Who blocks: what is wrong; how many wait in the program, where it holds something; whether somebody
+    waits in this very line, and so for a pool that it uses; how much it holds, and how long.
     """
-    # Before what matters has to go, titles get short, and then paths.
-    for short, gap, cut in ((False, 2, False), (True, 1, False), (True, 1, True)):
-        every = [_natural(col, rows, short, cut, lines, mark if col.key == sort else "") for col in columns]
-        chosen = _chosen(every, room, gap, sort, cut)
-        if chosen is None:
-            continue
-        shrunk = _shrunk(chosen, room, gap)
-        for _ in range(_TRIES):
-            wider = _told_apart(every, shrunk, rows)
-            again = None if wider is None else _chosen(wider, room, gap, sort, True)
-            if wider is None or again is None:
-                break
-            every, shrunk = wider, _shrunk(again, room, gap)
-        return shrunk, gap
-    raise AssertionError("the last pass always returns")
+    held = row.get("held_now") or 0
+    return (
+        gravity(row.get("verdict")),
+        (row.get(WAIT_THERE) or 0) if held else -1,
+        bool(row.get("waiting_now")),
+        held,
+        row.get("longest_held_seconds") or 0.0,
+    )
 
 
-def _chosen(every: Sequence[Fitted], room: int, gap: int, sort: str, last: bool) -> list[Fitted] | None:
-    """Leave out the least important columns until the others fit; None: more can be shortened first."""
-    chosen = list(every)
-    if room < NARROW:
-        chosen = [_squeezable(place) for place in chosen]
-    while len(chosen) > 1 and _total([place.floor for place in chosen], gap) > room:
-        able = [place for place in chosen if room < NARROW or not place.column.identifies]
-        if not able and not last:
-            return None
-        if not able:
-            return [_squeezable(place) for place in chosen]
-        worst = max(able, key=lambda place: _rank(place.column, sort))
-        if not last and worst.column.rank <= CORE:
-            return None
-        chosen = [place for place in chosen if place is not worst]
-    return chosen
+def _verdict(rank: int) -> Column:
+    """Sorted by how grave it is: a number, though it is a word."""
+    return Column(
+        "verdict", "verdict", "verdict", rank, lambda row: Cell(verdict_word(row)), True, value=_gravity
+    )
 
 
-def _rank(col: Column, sort: str) -> float:
-    return min(col.rank, 1.5) if col.key == sort else col.rank
+def _use(row: Row) -> float | None:
+    capacity, out = row.get("capacity"), row.get("checked_out")
+    return None if not capacity or out is None else out / capacity
 
 
-def _squeezable(place: Fitted) -> Fitted:
-    """Return the place of what identifies a row, where even that has no room."""
-    col = place.column
-    if not col.identifies or not col.least:
-        return place
-    return replace(place, floor=min(place.floor, max(col.least, *map(text.width, place.heading))))
+def _bar(rank: int) -> Column:
+    def write(row: Row) -> Cell:
+        out, capacity = row.get("checked_out"), row.get("capacity")
+        return Cell(format.bar(out, capacity, 10), format.of(out, capacity))
+
+    return Column("use", "pool use\nout/capacity", "pool use\nout/capacity", rank, write, value=_use)
 
 
-def _total(widths: Sequence[int], gap: int) -> int:
-    return sum(widths) + gap * (len(widths) - 1)
+def _trend(key: str, title: str, of: str, rank: int) -> Column:
+    """The last minutes; sorted by the present value."""
+
+    def write(row: Row) -> Cell:
+        known = row.get(TREND_KEY)
+        if known is None:
+            return Cell(" " * TREND, " " * PEAK)
+        samples, number, blocks = known
+        means = format.means(samples[key], number, TREND, TREND_EACH)
+        return Cell(format.drawn(means, blocks), format.peak(means))
+
+    return Column(key, title, title, rank, write, value=lambda row: row.get(of))
 
 
-def _shrunk(chosen: Sequence[Fitted], room: int, gap: int) -> list[Fitted]:
-    """Take what is too much from the names, the widest first, none below its floor."""
-    widths = [place.width for place in chosen]
-    for _ in range(_total(widths, gap) - room):
-        able = [index for index, place in enumerate(chosen) if widths[index] > place.floor]
-        if not able:
-            break
-        widths[max(able, key=widths.__getitem__)] -= 1
-    return [replace(place, width=width) for place, width in zip(chosen, widths, strict=True)]
+def _server(row: Row) -> str:
+    host, port = row.get("database_host"), row.get("database_port")
+    if host in (None, ""):
+        return format.UNKNOWN
+    return text.clean(str(host) if port is None else f"{host}:{port}")
 
 
-# --- Rows look different ----------------------------------------------------------------------
+def _sampled(row: Row) -> Cell:
+    """Holds; "~" where only a sample of them is known by its line."""
+    return Cell(("~" if row.get("estimated") else "") + count(row.get("holds_total")))
 
 
-def _identities(fitted: Sequence[Fitted], rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    """Return what is seen of the rows in the columns that identify them."""
-    naming = [place for place in fitted if place.column.identifies]
-    return [tuple(place.cell(row) for place in naming) for row in rows]
+def _where_now(row: Row) -> Cell:
+    """Where the holder is: in the database, or in which line."""
+    where = row.get("holder_in")
+    if where == "database":
+        return Cell("in the database")
+    if where == "ended":
+        return Cell("has ended")
+    return Cell(word(row.get("holder_site") or where))
 
 
-def _told_apart(
-    every: Sequence[Fitted], shrunk: Sequence[Fitted], rows: Sequence[Row]
-) -> list[Fitted] | None:
-    """Return the columns with higher floors, where rows look the same since paths are cut; else None."""
-    cut = [place for place in shrunk if place.column.identifies and place.width < _whole(every, place)]
-    if not cut:
-        return None
-    first: dict[tuple[str, ...], Row] = {}
-    for row, seen in zip(rows, _identities(shrunk, rows), strict=True):
-        other = first.setdefault(seen, row)
-        if other is row:
-            continue
-        for place in cut:
-            if place.column.write(row) != place.column.write(other):
-                wider = min(place.width + _STEP, _whole(every, place))
-                if wider <= _floor(every, place):
-                    continue  # it had that already, and there was no room for it
-                return [
-                    replace(each, floor=max(each.floor, wider)) if each.column is place.column else each
-                    for each in every
-                ]
-    return None
+def _holder_now(rank: int) -> Column:
+    return Column(
+        "holder_in", "holder is now", "holder now", rank, _where_now, True, 15,
+        lambda row: _where_now(row).first, is_path=True,
+    )  # fmt: skip
 
 
-def _floor(every: Sequence[Fitted], place: Fitted) -> int:
-    return next(each.floor for each in every if each.column is place.column)
+_CONNECTIONS = _with_max("connections", "connections", "conns\n(max)", 2)
+_CHECKED_OUT = _with_max("checked_out", "checked out", "checked\nout(max)", 3)
+_WAITING = _number("waiting", "waiting", 1)
+_LONGEST_WAIT = _number("longest_wait_seconds", "longest\nwait", 4, form=age)
+_LONGEST_HELD = _number("longest_held_seconds", "longest\nheld", 5, form=age)
+_RATE = _number("checkouts_per_second", "checkouts\n/s", 8, "check-\nouts/s", form=format.rate)
+_TIMEOUTS = _number("recent_timeouts", "recent\ntimeouts", 6, "time-\nouts")
+_CONNECT_RATE = _number("connects_per_second", "connects\n/s", 9, "con-\nnects/s", form=format.rate)
+#: What every table of pools has of what happens now.
+_LATELY: Final = (_TIMEOUTS, _RATE, _CONNECT_RATE)
+_TRENDS: Final = (
+    _trend("rates", "checkouts/s\n5 minutes, max", "checkouts_per_second", 12),
+    _trend("counts", "connections\n5 minutes, max", "connections", 15),
+)
+_P95: Final = (
+    _number("wait_p95_seconds", "wait\np95", 10, form=duration),
+    _number("held_p95_seconds", "held\np95", 10, form=duration),
+    _number("connect_p95_seconds", "connect\np95", 14, form=duration),
+)
+_MORE: Final = (
+    _number("capacity", "capacity", EXTRA),
+    _number("idle", "idle", EXTRA + 1),
+    _number("overflow", "overflow", EXTRA + 2),
+    _number("timeouts_total", "timeouts\ntotal", EXTRA + 3),
+    _number("max_waiting", "waiting\nmax", EXTRA + 4),
+    _number("connect_errors_total", "connect\nerrors", EXTRA + 5),
+    _number("invalidations_total", "invali-\ndations", EXTRA + 6),
+    _number("detached", "detached", EXTRA + 8),
+    _number("checkouts_total", "checkouts\ntotal", EXTRA + 9),
+    _number("wait_p50_seconds", "wait\np50", EXTRA + 11, form=duration),
+    _number("wait_p99_seconds", "wait\np99", EXTRA + 12, form=duration),
+    _number("held_p50_seconds", "held\np50", EXTRA + 13, form=duration),
+    _number("held_p99_seconds", "held\np99", EXTRA + 14, form=duration),
+    _number("connect_p50_seconds", "connect\np50", EXTRA + 15, form=duration),
+    _number("connect_p99_seconds", "connect\np99", EXTRA + 16, form=duration),
+)
+_REPORT = _number("last_report_seconds", "last\nreport", EXTRA + 7, form=age)
+#: What every table of sums has behind the column that names its rows.
+_SUMS: Final = (
+    _with_max("processes", "processes", "procs\n(max)", 7),
+    _CONNECTIONS, _CHECKED_OUT, _WAITING, _LONGEST_WAIT, _LONGEST_HELD, *_LATELY,
+    _bar(11), *_P95, *_TRENDS, *_MORE, _REPORT, _number("pools", "pools", EXTRA + 10),
+)  # fmt: skip
+
+COLUMNS: Final[dict[Table, tuple[Column, ...]]] = {
+    "program": (_name("host", "host", 8, 6), _name("program", "program", 11), _verdict(2), *_SUMS),
+    "host": (_name("host", "host", 11), _verdict(2), _number("programs", "programs", 6), *_SUMS),
+    "database": (
+        replace(_name("server", "server", 8), write=lambda row: Cell(_server(row)), value=_server),
+        _place("database", "database", 11),
+        _verdict(2),
+        _number("server_max", "server\nmax", 6),
+        _text("dialect", "dialect", 13),
+        _number("programs", "programs", 6),
+        *_SUMS,
+    ),
+    "process": (
+        _pid(),
+        _name("host", "host", 8, 8),
+        _name("program", "program", 11, 6),
+        _verdict(2),
+        _CONNECTIONS, _CHECKED_OUT, _WAITING, _LONGEST_WAIT, _LONGEST_HELD, *_LATELY,
+        _number("cpu_percent", "CPU", 9, form=format.percent),
+        _number("rss_bytes", "memory", 10, form=format.size),
+        _number("started_seconds", "running", 11, form=age),
+        _text("user", "user", 12, 8),
+        _number("threads", "threads", 13),
+        _number("open_files", "open\nfiles", 14),
+        _bar(15), *_P95, *_TRENDS, *_MORE[:5], _REPORT,
+        _text("node", "node", EXTRA + 8, 8),
+        _text("container", "container", EXTRA + 8, 12),
+        _number("ppid", "parent", EXTRA + 9),
+        _text("command", "command", EXTRA + 10, 20),
+        *_MORE[5:],
+    ),
+    "pool": (
+        _place("pool", "pool", 16),
+        _name("host", "host", 8, 8),
+        _name("program", "program", 11, 3),
+        _pid(5),
+        _verdict(2),
+        _CONNECTIONS, _CHECKED_OUT,
+        _number("capacity", "capacity", 6),
+        _WAITING, _LONGEST_WAIT, _LONGEST_HELD, *_LATELY,
+        _bar(9), *_P95,
+        _number("pool_size", "size", 16),
+        _number("max_overflow", "max\noverflow", 16),
+        _number("timeout_seconds", "timeout", 17, form=age),
+        _text("pool_class", "class", 18),
+        *_MORE[1:],
+    ),
+    "connection": (
+        replace(_number("connection", "connection", 0, "conn"), identifies=True),
+        _name("host", "host", 8, 8),
+        _name("program", "program", 11, 7),
+        _pid(7),
+        _state(1),
+        _number("held_seconds", "held", 2, form=age),
+        _place("call_site", "taken in", 20, 3),
+        _holder_now(6),
+        _text("holder", "held by", 5, 8),
+        _number("server_id", "server session", 4, "server\nsession"),
+        _number("age_seconds", "age", 11, form=age),
+        _text("pool", "pool", 12, 24),
+    ),
+    "site": (
+        _name("program", "program", 11, 3),
+        _name("host", "host", 8, 6),
+        _place("call_site", "line of code", 20),
+        replace(_verdict(2), value=_line_gravity),
+        _number("held_now", "held\nnow", 1),
+        _number("in_database_now", "in the\ndatabase", 6, "in\nDB"),
+        _number("waiting_now", "wait\nhere", 2),
+        _number("longest_held_seconds", "longest\nheld", 3, "long-\nest", age),
+        _number("usual_held_seconds", "usual\nhold", 4, "usual", duration),
+        replace(_number("holds_total", "holds", 5), write=_sampled),
+        _number("hold_seconds_total", "held\naltogether", 9, form=age),
+        _number("processes", "processes", 8, "procs"),
+    ),
+    "wait": (
+        _name("program", "program", 8, 1),
+        _name("host", "host", 8, 6),
+        _place("blocker", "blocked by: who holds", 20),
+        _verdict(1),
+        _number("waiting", "waiting", 1, "wait"),
+        _number("longest_wait_seconds", "worst\nwait", 3, form=age),
+        _number("holds", "holds", 4),
+        _number("held_seconds", "longest\nheld", 2, "held", age),
+        _place("pool", "pool", 8, 7),
+        _bar(9),
+        _holder_now(8),
+        _number("processes", "processes", 11, "procs"),
+        _text("holder", "held by", 10, 12),
+        *_P95[:2],
+    ),
+    "node": (
+        _name("node", "node", 8),
+        _text("role", "role", 1),
+        _text("address", "address", 5, 15),
+        _number("term", "term", 4),
+        _number("applied", "applied", 6),
+        _number("lag", "lag", 2),
+        _number("stale_seconds", "stale", 2, form=age),
+        _number("processes", "processes", 8, "procs"),
+        _number("consoles", "consoles", 9),
+        _number("uptime_seconds", "uptime", 7, form=age),
+        _text("version", "version", 10),
+        _text("problem", "problems", 3, 24),
+    ),
+}  # fmt: skip
+DEFAULT_SORT: Final[dict[Table, str]] = {
+    "program": "verdict", "host": "verdict", "database": "verdict", "process": "verdict", "pool": "verdict",
+    "connection": "held_seconds", "site": "verdict", "wait": "waiting", "node": "node",
+}  # fmt: skip
+
+#: What find and filter look at, besides the cells of text.
+SEARCHED: Final = (
+    "host", "program", "pid", "verdict", "state", "pool", "database", "database_host", "dialect", "user",
+    "command", "container", "node", "server_id", "holder", "call_site", "holder_site", "holder_in",
+    "blocker", "role", "address", "problem",
+)  # fmt: skip
 
 
-def _whole(every: Sequence[Fitted], place: Fitted) -> int:
-    return next(each.width for each in every if each.column is place.column)
+def column(table: Table, key: str) -> Column:
+    """Return the table's column of that key. Raises KeyError."""
+    for candidate in COLUMNS[table]:
+        if candidate.key == key:
+            return candidate
+    raise KeyError(key)
 
 
-def marks(fitted: Sequence[Fitted], rows: Sequence[tuple[Any, Row]]) -> dict[Any, str]:
-    """Return what tells rows apart that look the same, by their keys: "#2" behind the name of the second.
+def falls(col: Column) -> bool:
+    """Whether the largest stands on top where the order is not inverted."""
+    return not col.is_text or col.key == "verdict"
 
-    A pool has its own number; others are counted in the order of their keys, wherever they stand.
-    """
-    alike: dict[tuple[str, ...], list[Any]] = {}
-    for (key, _), seen in zip(rows, _identities(fitted, [row for _, row in rows]), strict=True):
-        alike.setdefault(seen, []).append(key)
-    found: dict[Any, str] = {}
-    for keys in alike.values():
-        if len(keys) < 2:
-            continue
-        pools = {key[2] for key in keys if key[0] == "pool" and len(key) == 3}
-        for number, key in enumerate(sorted(keys, key=repr), 1):
-            found[key] = f"#{key[2] if len(pools) == len(keys) else number}"
-    return found
+
+def arranged(
+    table: Table, rows: Sequence[tuple[Any, Row]], sort: str, inverted: bool
+) -> tuple[tuple[Any, Row], ...]:
+    """Return (key, row) pairs in order: what is not known last, equals by who waits, connections, name."""
+    by = column(table, sort)
+    value = by.sorted_by
+    known: list[tuple[Any, tuple[Any, Row]]] = []
+    unknown: list[tuple[Any, Row]] = []
+    for pair in sorted(rows, key=lambda pair: troubled(pair[1])):
+        what = value(pair[1])
+        if what is None:
+            unknown.append(pair)
+        else:
+            known.append((what if not isinstance(what, str) else what.casefold(), pair))
+    known.sort(key=lambda entry: entry[0], reverse=falls(by) is not inverted)
+    return (*(pair for _, pair in known), *unknown)
+
+
+def troubled(row: Row) -> tuple[int, int]:
+    """Return what decides between rows that are equal in the column that is sorted by."""
+    waiting = row.get("waiting") or row.get("waiting_now") or 0
+    return -waiting, -(row.get("connections") or row.get("held_now") or 0)
+
+
+def matches(row: Row, wanted: str) -> bool:
+    """Whether a text stands in anything that names the row or says how it is, in any case of letters."""
+    wanted = wanted.casefold()
+    for key in SEARCHED:
+        value = row.get(key)
+        if value is not None and wanted in str(value).casefold():
+            return True
+    return False

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from typing import Any, Final, NamedTuple
 
-from connmon.console import forms, tables, text
-from connmon.console.columns import Row
+from connmon.console import columns, format, text
+from connmon.console.fitting import Row
 from connmon.console.lines import VERDICT_ROLES, Field, Line, Role, flow, wrapped
 from connmon.protocol.text import short_duration as duration
 
@@ -63,9 +63,9 @@ def lines(row: Row, width: int, most: int) -> list[Line]:
 def whole(row: Row, width: int) -> Details:
     """Return what is wrong, who holds it and where, its stack, then every figure that is known."""
     shown: list[Line] = []
-    reason = tables.reason(row)
+    reason = columns.reason(row)
     if reason:
-        shown += wrapped(f"{tables.name(row)}: {reason}", width, VERDICT_ROLES.get(row["verdict"], "strong"))
+        shown += wrapped(f"{columns.name(row)}: {reason}", width, VERDICT_ROLES.get(row["verdict"], "strong"))
     for problem in row.get("problems") or ():
         shown += wrapped(str(problem), width, "strong")
     for name, value, role in _places(row):
@@ -143,7 +143,7 @@ def _value(key: str, value: Any) -> str:
     if key.endswith("_seconds") and isinstance(value, int | float):
         return duration(value)
     if isinstance(value, float):
-        return forms.rate(value)
+        return format.rate(value)
     if key == "rss_bytes":
-        return forms.size(value)
-    return forms.word(value)
+        return format.size(value)
+    return format.word(value)

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from connmon.config import Node
-from connmon.console.columns import Row
-from connmon.console.local import Watch
+from connmon.console.fitting import Row
+from connmon.console.local_process import Watch
 from connmon.console.source import Key, Maxima, Source, Want
 from connmon.console.state import INTERVAL, Local, Picture, Reel, Remembered, Samples, Silence
 from connmon.errors import ConnmonError

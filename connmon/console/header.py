@@ -6,8 +6,8 @@ picture is frozen or a recording; then a note.
 
 from __future__ import annotations
 
-from connmon.console import forms, keys, tables, text
-from connmon.console.columns import FALLING, RISING
+from connmon.console import columns, format, keys, text
+from connmon.console.fitting import FALLING, RISING
 from connmon.console.lines import VERDICT_ROLES, Field, Line, Span
 from connmon.console.panes import Pane
 from connmon.console.state import State
@@ -23,10 +23,10 @@ def title(state: State, width: int) -> Line:
     # Of a node that does not answer it is not known.
     quorum = None if state.silence is not None or state.late else head.get("quorum")
     fields = [
-        Field("connmon", forms.word(head.get("service")), 3),
-        Field("node", forms.word(head.get("node")), 0),
-        Field("leader", forms.word(head.get("leader")), 2),
-        Field("quorum", forms.UNKNOWN if quorum is None else "yes" if quorum else "NO", 1),
+        Field("connmon", format.word(head.get("service")), 3),
+        Field("node", format.word(head.get("node")), 0),
+        Field("leader", format.word(head.get("leader")), 2),
+        Field("quorum", format.UNKNOWN if quorum is None else "yes" if quorum else "NO", 1),
         Field("picture", "-" if state.age is None else f"{age(state.age)} old", 4),
     ]
     if state.interval != 1.0 and state.reel is None:
@@ -43,7 +43,7 @@ def totals(state: State) -> list[Field]:
     waiting = totals.get("waiting")
 
     def number(name: str, key: str, rank: int) -> Field:
-        return Field(name, forms.count(totals.get(key)), rank)
+        return Field(name, format.count(totals.get(key)), rank)
 
     wrong = totals.get("verdicts") or {}
     left_out = totals.get("left_out")
@@ -54,12 +54,12 @@ def totals(state: State) -> list[Field]:
         number("connections", "connections", 1),
         number("checked out", "checked_out", 3),
         number("capacity", "capacity", 4),
-        Field("waiting", forms.count(waiting), 0, "warn" if waiting else ""),
-        Field("checkouts/s", forms.rate(totals.get("checkouts_per_second")), 6),
-        *([Field("left out", forms.count(left_out), 2, "warn")] if left_out else []),
+        Field("waiting", format.count(waiting), 0, "warn" if waiting else ""),
+        Field("checkouts/s", format.rate(totals.get("checkouts_per_second")), 6),
+        *([Field("left out", format.count(left_out), 2, "warn")] if left_out else []),
         *(
             Field(word, str(wrong[word]), 2, VERDICT_ROLES[word])
-            for word in tables.VERDICTS
+            for word in columns.VERDICTS
             if wrong.get(word)
         ),
     ]
@@ -73,13 +73,13 @@ def trends(state: State, width: int) -> Line | None:
         return None
     # Names, "max" with up to five characters, and the minutes stand between the blocks.
     room = min(75, (width - 54) // 2)
-    blocks = forms.BLOCKS if state.blocks else forms.ASCII_BLOCKS
+    blocks = format.BLOCKS if state.blocks else format.ASCII_BLOCKS
     each = max(1, TREND_SAMPLES // room)
     line: Line = []
     for name, values in (("checkouts/s", samples.rates), ("connections", samples.counts)):
-        means = forms.means(values, remembered.number, room, each)
-        line += [(f" {name} ", ""), (forms.drawn(means, blocks), "good")]
-        line += [(f" max {text.left(forms.peak(means), 5)} ", "")]
+        means = format.means(values, remembered.number, room, each)
+        line += [(f" {name} ", ""), (format.drawn(means, blocks), "good")]
+        line += [(f" max {text.left(format.peak(means), 5)} ", "")]
     minutes = round(room * each * remembered.interval / 60)
     return [*line, (f"{minutes} min", "")]
 
@@ -87,7 +87,7 @@ def trends(state: State, width: int) -> Line | None:
 def banners(state: State) -> list[Span]:
     """Return the lines that must not be missed, the gravest first."""
     found: list[Span] = []
-    node = forms.word(state.head.get("node"))
+    node = format.word(state.head.get("node"))
     if state.silence is not None:
         reason = state.silence.reason
         if state.received is None:
@@ -145,10 +145,10 @@ def crumbs(state: State, width: int, visible: int) -> Line:
 
 def order(pane: Pane) -> str:
     """Return the order in words."""
-    by = tables.column(pane.want.by, pane.sort)
+    by = columns.column(pane.want.by, pane.sort)
     if pane.sort == "verdict":
         names = ("gravest first", "gravest last")
-    elif tables.falls(by):
+    elif columns.falls(by):
         names = ("largest first", "smallest first")
     else:
         names = ("A to Z", "Z to A")
@@ -157,12 +157,12 @@ def order(pane: Pane) -> str:
 
 def mark(pane: Pane) -> str:
     """Return what stands in the heading of the column that is sorted by."""
-    falls = tables.falls(tables.column(pane.want.by, pane.sort))
+    falls = columns.falls(columns.column(pane.want.by, pane.sort))
     return FALLING if falls is not pane.inverted else RISING
 
 
 def _about(state: State, pane: Pane) -> str:
-    about = f"by {tables.column(pane.want.by, pane.sort).name}, {order(pane)}"
+    about = f"by {columns.column(pane.want.by, pane.sort).name}, {order(pane)}"
     if pane.rows:
         about += f"   {pane.index + 1} of {len(pane.rows)}"
     return about

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from connmon.console import handlers, views
+from connmon.console import actions, views
 from connmon.console.state import State, with_page, with_pane
 
 #: Rows that one notch of the wheel moves the cursor by.
@@ -26,7 +26,7 @@ def clicked(state: State, x: int, y: int, width: int, height: int) -> State:
         if line <= y < line + plan.heading:
             key = _column(state, at, x, width, plan.heading)
             focused = with_page(state, replace(state.page, focus=at))
-            return state if key is None else handlers.sort_by(focused, key)
+            return state if key is None else actions.sort_by(focused, key)
         line += plan.heading
         if line <= y < line + rows:
             focused = with_page(state, replace(state.page, focus=at))
@@ -35,10 +35,10 @@ def clicked(state: State, x: int, y: int, width: int, height: int) -> State:
             if index >= len(pane.rows or ()):
                 return focused
             if state.page.focus == at and index == pane.index and pane.cursor is not None:
-                return handlers.open_row(focused)
+                return actions.open_row(focused)
             return with_pane(focused, pane.moved_to(index))
         line += rows
-    return handlers.read(state) if line <= y < line + plan.why else state
+    return actions.read(state) if line <= y < line + plan.why else state
 
 
 def turned(state: State, down: bool) -> State:
@@ -46,7 +46,7 @@ def turned(state: State, down: bool) -> State:
     if state.help:
         return replace(state, help_top=max(0, state.help_top + (WHEEL if down else -WHEEL)))
     if state.scrolled is not None:
-        return handlers.scroll(state, WHEEL if down else -WHEEL)
+        return actions.scroll(state, WHEEL if down else -WHEEL)
     pane = state.page.pane
     return with_pane(state, pane.moved_to(pane.index + (WHEEL if down else -WHEEL)))
 

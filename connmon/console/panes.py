@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from connmon.console import merging, tables
-from connmon.console.columns import Row
+from connmon.console import aggregate, columns
+from connmon.console.fitting import Row
 from connmon.console.source import Key, Want
 
 Pairs = tuple[tuple[Key, Row], ...]
@@ -66,12 +66,12 @@ class Pane:
         if before is None or self.rows is None or not plain or len(before) != len(pairs):
             return None
         fresh: dict[Key, Row] = {}
-        value = tables.column(self.want.by, self.sort).sorted_by
+        value = columns.column(self.want.by, self.sort).sorted_by
         for (key, old), (other, new) in zip(before, pairs, strict=True):
             if old is new:
                 continue
             same = key == other and value(old) == value(new) and old.get("verdict") == new.get("verdict")
-            if not same or tables.troubled(old) != tables.troubled(new):
+            if not same or columns.troubled(old) != columns.troubled(new):
                 return None
             fresh[key] = new
         rows = tuple((pair[0], fresh[pair[0]]) if pair[0] in fresh else pair for pair in self.rows)
@@ -104,10 +104,10 @@ class Pane:
             return self
         pairs: Sequence[tuple[Key, Row]] = self.source
         if self.grouped:
-            pairs = (merging.programs if self.want.by == "program" else merging.pools)(pairs)
+            pairs = (aggregate.programs if self.want.by == "program" else aggregate.pools)(pairs)
         if self.filter:
-            pairs = [pair for pair in pairs if tables.matches(pair[1], self.filter) is not self.inverse]
-        rows = tables.arranged(self.want.by, pairs, self.sort, self.inverted)
+            pairs = [pair for pair in pairs if columns.matches(pair[1], self.filter) is not self.inverse]
+        rows = columns.arranged(self.want.by, pairs, self.sort, self.inverted)
         if self.order is not None:
             places = {key: place for place, key in enumerate(self.order)}
             rows = tuple(sorted(rows, key=lambda pair: places.get(pair[0], len(places))))
@@ -128,7 +128,7 @@ class Pane:
         rows = self.rows or ()
         for offset in range(len(rows)):
             index = (begin + step * offset) % len(rows)
-            if tables.matches(rows[index][1], wanted):
+            if columns.matches(rows[index][1], wanted):
                 return self.moved_to(index)
         return None
 
@@ -159,4 +159,4 @@ class Page:
 
 def page(title: str, *wants: Want) -> Page:
     """Return a page whose tables are still empty."""
-    return Page(title, tuple(Pane(want, tables.DEFAULT_SORT[want.by]) for want in wants))
+    return Page(title, tuple(Pane(want, columns.DEFAULT_SORT[want.by]) for want in wants))

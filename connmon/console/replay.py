@@ -17,9 +17,9 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from connmon.console import app, merging, screen
-from connmon.console.columns import Row
+from connmon.console import aggregate, app, screen
 from connmon.console.fetcher import Demand, News, Note, Position
+from connmon.console.fitting import Row
 from connmon.console.source import Key, Source, Want, belongs
 from connmon.console.state import Picture, Reel, Remembered, Samples, State
 from connmon.protocol.queries import EVERYTHING
@@ -134,7 +134,7 @@ class Player:
             return self._nodes
         rows = self._sources[want].rows()
         if want.by == "program" and want.database is not None:
-            return merging.users(rows, want.database)
+            return aggregate.users(rows, want.database)
         if want.by == "wait":
             return rows
         return [pair for pair in rows if belongs(want, pair[1])]

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Final, NamedTuple, TypeAlias
 
-from connmon.console import forms
+from connmon.console import format
 from connmon.console.lines import Line, Role
 from connmon.errors import UsageError
 
@@ -176,7 +176,7 @@ class Screen:
     def blocks(self) -> bool:
         """Whether it can show block characters, as far as its encoding tells."""
         try:
-            forms.BLOCKS.encode(self._encoding)
+            format.BLOCKS.encode(self._encoding)
         except (UnicodeError, LookupError):
             return False
         return True

@@ -14,9 +14,9 @@ from collections import deque
 from collections.abc import Container, Mapping
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from connmon.console import merging
-from connmon.console.columns import Row
-from connmon.console.tables import WAIT_THERE, Table
+from connmon.console import aggregate
+from connmon.console.columns import WAIT_THERE, Table
+from connmon.console.fitting import Row
 from connmon.protocol.queries import RowsQuery, UsersQuery, WaitsQuery
 from connmon.protocol.rows import RowKey, Rows
 from connmon.protocol.snapshot import Snapshot
@@ -82,12 +82,12 @@ class Source:
     def _held(self) -> float:
         """Return from how long on holds are asked for: where something may be LEAK or BLOCKED, the least.
 
-        From how long on the node judges is its own; `merging.waits` then chooses by its verdicts.
+        From how long on the node judges is its own; `aggregate.waits` then chooses by its verdicts.
         """
         header = self._snapshots[0].header
-        if header is None or any(word in merging.STUCK for word, _ in header.verdicts):
-            return merging.HELD_LEAST
-        return merging.HELD_LONG
+        if header is None or any(word in aggregate.STUCK for word, _ in header.verdicts):
+            return aggregate.HELD_LEAST
+        return aggregate.HELD_LONG
 
     def apply(self, rows: Rows) -> None:
         """Take one frame of an answer."""
@@ -110,7 +110,7 @@ class Source:
         rows: list[tuple[Key, Row]] = list(self._snapshots[0].keyed_rows(seen))
         want = self._want
         if want.by == "wait":
-            return merging.waits(rows, list(self._snapshots[1].keyed_rows()))
+            return aggregate.waits(rows, list(self._snapshots[1].keyed_rows()))
         if want.by == "site":
             return _with_waiters(rows)
         if want.by == "database" and self._maxima:

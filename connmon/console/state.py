@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
-from connmon.console import pages
-from connmon.console.columns import Row
-from connmon.console.pages import View
+from connmon.console import navigation
+from connmon.console.fitting import Row
+from connmon.console.navigation import View
 from connmon.console.panes import Page, Pane
 from connmon.console.source import REMEMBERED, Key, Want
 from connmon.protocol.queries import EVERYTHING
@@ -150,7 +150,7 @@ class State:
     url_option: str
     """What an engine's URL needs to report to these nodes: "connmon_service=default"."""
     view: View = "programs"
-    pages: tuple[Page, ...] = field(default_factory=lambda: (pages.root("programs"),))
+    pages: tuple[Page, ...] = field(default_factory=lambda: (navigation.root("programs"),))
     roots: Mapping[View, Page] = field(default_factory=dict)
     """The first pages of the views that are not shown."""
     head: Mapping[str, Any] = field(default_factory=dict)

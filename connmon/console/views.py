@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from connmon.console import columns, details, forms, header, helping, tables, text
-from connmon.console.columns import Column, Row
+from connmon.console import columns, details, fitting, format, header, help_screen, text
+from connmon.console.fitting import Column, Row
 from connmon.console.lines import VERDICT_ROLES, Line, Role, clipped, flow, padded, plain, wrapped
 from connmon.console.panes import Pane
 from connmon.console.source import Want
@@ -30,7 +30,7 @@ def view(state: State, width: int, height: int) -> list[Line]:
     if width < 1 or height < 1:
         return []
     if state.help:
-        lines = helping.lines(state.help_top, state.reel is not None, width, height)
+        lines = help_screen.lines(state.help_top, state.reel is not None, width, height)
     else:
         lines = _page(state, width, height)
     shown = [clipped(line, width) for line in lines[:height]]
@@ -44,7 +44,7 @@ def saved(state: State) -> str:
     pane = state.page.pane
     rows = [row for _, row in pane.rows or ()]
     shown = [column for column in _columns(pane) if column.key not in ("rates", "counts")]
-    fitted, gap = columns.fit(shown, rows, ANY_WIDTH, 1, pane.sort, header.mark(pane))
+    fitted, gap = fitting.fit(shown, rows, ANY_WIDTH, 1, pane.sort, header.mark(pane))
     between = " " * gap
     lines: list[Line] = [header.title(state, ANY_WIDTH), *flow(header.totals(state), ANY_WIDTH, 1)]
     lines += [[(banner, role)] for banner, role in header.banners(state)]
@@ -172,10 +172,10 @@ def _why(state: State, width: int, most: int, spread: Spread | None) -> list[Lin
         lines = [_ruler(spread, top, width), *lines]
     elif selected is not None:
         row = selected[1]
-        said = tables.reason(row) or "; ".join(row.get("problems") or ())
+        said = columns.reason(row) or "; ".join(row.get("problems") or ())
         if said:
             role = VERDICT_ROLES.get(str(row.get("verdict")), "strong")
-            lines = wrapped(f"{tables.name(row)}: {said}", width, role)
+            lines = wrapped(f"{columns.name(row)}: {said}", width, role)
             if len(lines) > most:
                 last = "".join(part for part, _ in lines[most - 1])
                 lines[most - 1] = [(text.left(last, max(0, width - 6)) + "(e)", role)]
@@ -227,13 +227,15 @@ def _columns(pane: Pane) -> list[Column]:
         same.add("program")
     if want.pool is not None:
         same.add("pool")
-    return [column for column in tables.COLUMNS[want.by] if column.key not in same or column.key == pane.sort]
+    return [
+        column for column in columns.COLUMNS[want.by] if column.key not in same or column.key == pane.sort
+    ]
 
 
-def placed(pane: Pane, width: int, heading: int) -> tuple[list[columns.Fitted], int]:
+def placed(pane: Pane, width: int, heading: int) -> tuple[list[fitting.Fitted], int]:
     """Return the columns of a pane that fit, and the gap between them."""
     rows = [row for _, row in (pane.rows or ())[pane.top : pane.top + pane.visible]]
-    return columns.fit(_columns(pane), rows, width - 1, heading, pane.sort, header.mark(pane))
+    return fitting.fit(_columns(pane), rows, width - 1, heading, pane.sort, header.mark(pane))
 
 
 def _table(state: State, pane: Pane, width: int, heading: int, focused: bool) -> list[Line]:
@@ -246,7 +248,7 @@ def _table(state: State, pane: Pane, width: int, heading: int, focused: bool) ->
         for place in fitted:
             line += [(place.title(at) + between, "header")]
         lines.append(padded(line, width, "header"))
-    marks = columns.marks(fitted, shown)
+    marks = fitting.marks(fitted, shown)
     for number, (key, row) in enumerate(shown, pane.top):
         row = _remembering(state, key, row)
         cells = _cells(fitted, row, marks.get(key, ""))
@@ -267,11 +269,11 @@ def _remembering(state: State, key: Any, row: Row) -> Row:
     samples = None if remembered is None else remembered.rows.get(key)
     if remembered is None or samples is None:
         return row
-    blocks = forms.BLOCKS if state.blocks else forms.ASCII_BLOCKS
-    return {**row, tables.TREND_KEY: (samples._asdict(), remembered.number, blocks)}
+    blocks = format.BLOCKS if state.blocks else format.ASCII_BLOCKS
+    return {**row, columns.TREND_KEY: (samples._asdict(), remembered.number, blocks)}
 
 
-def _cells(fitted: Sequence[columns.Fitted], row: Row, mark: str) -> list[str]:
+def _cells(fitted: Sequence[fitting.Fitted], row: Row, mark: str) -> list[str]:
     """Return the row's cells; the mark is in the first text that identifies it, else in the first cell."""
     if not mark:
         return [place.cell(row) for place in fitted]
@@ -284,9 +286,9 @@ def _cells(fitted: Sequence[columns.Fitted], row: Row, mark: str) -> list[str]:
 _UNDER_CURSOR: Final[dict[Role, Role]] = {"warn": "cursor_warn", "bad": "cursor_bad"}
 
 
-def _whole_role(row: Row, fitted: Sequence[columns.Fitted]) -> Role:
+def _whole_role(row: Row, fitted: Sequence[fitting.Fitted]) -> Role:
     """Return the role of a whole row, by the word for its state."""
-    word = tables.state_word(row)
+    word = columns.state_word(row)
     shown = {place.column.key for place in fitted}
     if "role" in shown and row.get("role"):
         word = "waiting" if row.get("problem") and row["role"] != "unreachable" else str(row["role"])
@@ -295,8 +297,8 @@ def _whole_role(row: Row, fitted: Sequence[columns.Fitted]) -> Role:
     return _STATE_ROLES.get(word, "") if shown & {"state", "role", *says} else ""
 
 
-def _row(row: Row, fitted: Sequence[columns.Fitted], cells: Sequence[str]) -> Line:
-    word = tables.state_word(row)
+def _row(row: Row, fitted: Sequence[fitting.Fitted], cells: Sequence[str]) -> Line:
+    word = columns.state_word(row)
     whole = _whole_role(row, fitted)
     line: Line = [(" ", whole)]
     for place, cell in zip(fitted, cells, strict=True):
@@ -327,7 +329,7 @@ def _nothing(state: State, pane: Pane, width: int) -> list[Line]:
     return wrapped(_NOTHING[pane.want.by], width)
 
 
-_NOTHING: Final[dict[tables.Table, str]] = {
+_NOTHING: Final[dict[columns.Table, str]] = {
     "program": "No program now.",
     "host": "No host reports yet.",
     "database": "No database is used yet.",

@@ -12,8 +12,8 @@ import pytest
 from msgspec import structs
 
 from connmon import process_info
-from connmon.console import merging, tables
-from connmon.console.local import Watch
+from connmon.console import aggregate, columns
+from connmon.console.local_process import Watch
 from connmon.console.source import Source, Want
 from connmon.protocol.queries import WaitsQuery
 from connmon.protocol.rows import ConnectionRow, PoolRow, ProcessRow, ProgramRow, Row, Verdict
@@ -114,7 +114,7 @@ def test_verdicts_are_the_nodes() -> None:
     bare.apply(answer(bare.question(), [structs.replace(FLEET[0], figures=figures(15, 15, 9, held=4000.0))]))
     assert [row["verdict"] for _, row in bare.rows()] == [None]
     old = {"program": "nova-api", "state": "connected", "waiting": 3}
-    assert (tables.state_word(old), tables.reason(old)) == ("waiting", "")
+    assert (columns.state_word(old), columns.reason(old)) == ("waiting", "")
 
 
 def test_a_merged_row_is_as_grave_as_its_gravest_part() -> None:
@@ -124,10 +124,10 @@ def test_a_merged_row_is_as_grave_as_its_gravest_part() -> None:
         {"verdict": "LEAK", "verdict_reason": "held for 5m", "recent_timeouts": 1, "waiting": 0},
         {"verdict": None, "verdict_reason": None, "recent_timeouts": 0, "waiting": 0},
     ]
-    row = merging.together(parts)
+    row = aggregate.together(parts)
     assert (row["verdict"], row["verdict_reason"], row["recent_timeouts"]) == ("LEAK", "held for 5m", 3)
-    assert merging.together([{"recent_timeouts": 2}, {"timeouts_total": 3}])["recent_timeouts"] is None
-    assert merging.together([{}, {}])["verdict"] is None
+    assert aggregate.together([{"recent_timeouts": 2}, {"timeouts_total": 3}])["recent_timeouts"] is None
+    assert aggregate.together([{}, {}])["verdict"] is None
 
 
 def test_a_leak_is_blamed_on_the_line_that_leaks() -> None:
@@ -200,7 +200,7 @@ def test_a_place_has_its_own_words_reason() -> None:
         {**held, "call_site": "b.py:2 waits", "verdict": "BLOCKED"},
         {**held, "call_site": "c.py:3 works", "verdict": None},
     ]
-    rows = merging.waits(
+    rows = aggregate.waits(
         [(("1",), other), (("2",), pool)], [((str(at),), row) for at, row in enumerate(holders)]
     )
     shown = {row["call_site"]: (row["verdict"], row["verdict_reason"]) for _, row in rows}
@@ -224,7 +224,7 @@ def test_other_processes_of_a_program_block_nobody() -> None:
         {**who, "instance": "i1", "held_seconds": 10.0, "call_site": "a.py:1 leaks", "verdict": "LEAK"},
         {**who, "instance": "i2", "held_seconds": 2.0, "call_site": "b.py:2 works", "verdict": None},
     ]
-    rows = merging.waits([(("1",), row) for row in pools], [(("2",), row) for row in holders])
+    rows = aggregate.waits([(("1",), row) for row in pools], [(("2",), row) for row in holders])
     assert [(row["call_site"], row["processes"]) for _, row in rows] == [("a.py:1 leaks", 1)]
 
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connmon.console import handlers, keys, state, tables, text
-from connmon.console.pages import VIEWS
+from connmon.console import actions, columns, keys, state, text
+from connmon.console.navigation import VIEWS
 from connmon.console.source import Want
 from connmon.console.state import Reel, Silence, State
 from tests.support.console_fakes import CLOCK, FLEET, INFO, NOVA, many
@@ -20,7 +20,7 @@ from tests.support.console_states import made, opened, pictured, programs, typed
 
 def test_every_action_has_a_handler_and_no_key_two_meanings() -> None:
     """The table of keys and the handlers name the same actions; each key stands in one row."""
-    assert set(handlers.HANDLERS) == {binding.action for binding in keys.BINDINGS}
+    assert set(actions.HANDLERS) == {binding.action for binding in keys.BINDINGS}
     every = [key for binding in keys.BINDINGS for key in binding.keys]
     assert len(every) == len(set(every))
 
@@ -35,21 +35,21 @@ def test_enter_drills_down_and_esc_comes_back_to_the_same_row() -> None:
     shown = opened("enter")
     assert shown.wants == (Want("process", "ctl1", "nova-api"),)
     assert [row["pid"] for _, row in shown.page.pane.rows or ()] == [4711, 4713, 4712]
-    shown = pictured(handlers.pressed(shown, "enter"))
+    shown = pictured(actions.pressed(shown, "enter"))
     assert shown.wants == (Want("pool", instance="i-4711"), Want("connection", instance="i-4711"))
     assert [page.title for page in shown.pages] == ["programs", "nova-api on ctl1", "pid 4711"]
-    assert handlers.pressed(shown, "enter") == replace(shown, expanded=True)  # nothing is below
-    shown = handlers.pressed(handlers.pressed(shown, "esc"), "esc")
+    assert actions.pressed(shown, "enter") == replace(shown, expanded=True)  # nothing is below
+    shown = actions.pressed(actions.pressed(shown, "esc"), "esc")
     assert len(shown.pages) == 1
     assert under_cursor(shown) == ("program", "ctl1", "nova-api")
-    assert handlers.pressed(shown, "esc") == shown
+    assert actions.pressed(shown, "esc") == shown
 
 
 def test_the_cursor_stays_with_its_row_when_rows_move() -> None:
     """A row that was chosen keeps the cursor wherever the order puts it."""
     shown = opened("down")
     assert under_cursor(shown) == ("program", "ctl2", "cinder-volume")
-    turned = handlers.pressed(shown, "I")
+    turned = actions.pressed(shown, "I")
     assert under_cursor(turned) == ("program", "ctl2", "cinder-volume")
     assert turned.page.pane.index != shown.page.pane.index
 
@@ -63,8 +63,8 @@ def test_the_cursor_stays_near_when_its_row_goes() -> None:
 
 def test_an_untouched_cursor_stays_on_the_top_line() -> None:
     """Before it is moved, and after Home, the cursor is on the top line, whichever row that is."""
-    assert under_cursor(handlers.pressed(opened(), "I")) == ("program", "ctl2", "glance-api")
-    shown = handlers.pressed(opened("down", "down", "home"), "I")
+    assert under_cursor(actions.pressed(opened(), "I")) == ("program", "ctl2", "glance-api")
+    shown = actions.pressed(opened("down", "down", "home"), "I")
     assert under_cursor(shown) == ("program", "ctl2", "glance-api")
 
 
@@ -75,14 +75,14 @@ def test_an_untouched_cursor_stays_on_the_top_line() -> None:
 def test_keys_that_move(name: str, index: int) -> None:
     """Arrows, pages and ends move the cursor within the table and no further."""
     shown = state.fitted(pictured(State(""), many(100)), (10,))
-    assert handlers.pressed(shown, name).page.pane.index == index
+    assert actions.pressed(shown, name).page.pane.index == index
 
 
 def test_scrolling_moves_as_little_as_needed() -> None:
     """The table scrolls by a line when the cursor leaves the screen by a line."""
     shown = state.fitted(pictured(State(""), many(100)), (3,))
     for _ in range(3):
-        shown = handlers.pressed(shown, "down")
+        shown = actions.pressed(shown, "down")
     assert (shown.page.pane.index, shown.page.pane.top) == (3, 1)
     shown = state.fitted(shown, (10,))
     assert shown.page.pane.top == 1
@@ -92,16 +92,16 @@ def test_sorting_goes_through_all_columns_and_back() -> None:
     """ ">" and F6 sort by the next column, "<" by the one before; numbers begin with the largest."""
     shown = opened()
     seen = [shown.page.pane.sort]
-    for _ in tables.COLUMNS["program"][1:]:
-        shown = handlers.pressed(shown, "f6")
+    for _ in columns.COLUMNS["program"][1:]:
+        shown = actions.pressed(shown, "f6")
         seen.append(shown.page.pane.sort)
-    assert sorted(seen) == sorted(column.key for column in tables.COLUMNS["program"])
-    assert handlers.pressed(shown, ">").page.pane.sort == "verdict"
+    assert sorted(seen) == sorted(column.key for column in columns.COLUMNS["program"])
+    assert actions.pressed(shown, ">").page.pane.sort == "verdict"
     shown = typed(opened(), ">", ">")
     assert shown.page.pane.sort == "connections"
     assert programs(shown)[0] == "nova-api"
     # Behind it comes what is lost, of which it is not known.
-    assert programs(handlers.pressed(shown, "I"))[-2:] == ["nova-api", "cinder-volume"]
+    assert programs(actions.pressed(shown, "I"))[-2:] == ["nova-api", "cinder-volume"]
 
 
 def test_what_is_not_known_is_sorted_last() -> None:
@@ -109,29 +109,29 @@ def test_what_is_not_known_is_sorted_last() -> None:
     shown = opened("enter", ">", ">", ">")
     for key in ("I", "I"):
         assert [row["pid"] for _, row in shown.page.pane.rows or ()][-1] == 4713
-        shown = handlers.pressed(shown, key)
+        shown = actions.pressed(shown, key)
 
 
 def test_tab_and_the_arrows_reach_both_panes() -> None:
     """Tab goes between pools and connections, and so does an arrow past the end of one."""
     shown = opened("enter", "enter")
     assert shown.page.pane.want.by == "pool"
-    assert handlers.pressed(shown, "tab").page.pane.want.by == "connection"
+    assert actions.pressed(shown, "tab").page.pane.want.by == "connection"
     for _ in range(2):
-        shown = handlers.pressed(shown, "down")
+        shown = actions.pressed(shown, "down")
     assert (shown.page.pane.want.by, shown.page.pane.index) == ("connection", 0)
-    shown = handlers.pressed(shown, "up")
+    shown = actions.pressed(shown, "up")
     assert (shown.page.pane.want.by, shown.page.pane.index) == ("pool", 1)
 
 
 def test_help_takes_one_key_to_leave_and_q_quits_from_it() -> None:
     """Any key returns from the help; q ends the console from anywhere."""
-    helped = handlers.pressed(opened(), "?")
+    helped = actions.pressed(opened(), "?")
     assert helped.help
-    assert not handlers.pressed(helped, "x").help
-    assert len(handlers.pressed(helped, "enter").pages) == 1
-    assert handlers.pressed(helped, "down").help_top == 1
-    assert handlers.pressed(helped, "q").ended
+    assert not actions.pressed(helped, "x").help
+    assert len(actions.pressed(helped, "enter").pages) == 1
+    assert actions.pressed(helped, "down").help_top == 1
+    assert actions.pressed(helped, "q").ended
 
 
 def test_silence_keeps_the_picture_and_a_picture_ends_it() -> None:
@@ -163,7 +163,7 @@ def test_no_keys_break_it(names: list[str], visible: int) -> None:
     """Whatever is pressed, with or without rows, the cursor is on a row that is on the screen."""
     shown = pictured(State(""))
     for at, name in enumerate(names):
-        shown = handlers.pressed(shown, name)
+        shown = actions.pressed(shown, name)
         if at % 3 == 0:
             shown = pictured(shown, FLEET if at % 2 else ())
         shown = state.fitted(shown, [visible] * len(shown.page.panes))
@@ -220,7 +220,7 @@ def test_from_a_database_to_its_programs_and_on() -> None:
     assert shown.wants == (Want("program", database=NOVA),)
     assert [page.title for page in shown.pages] == ["databases", "programs using nova on db1"]
     assert programs(replace(shown, pages=shown.pages[1:])) == ["nova-api", "neutron-server"]
-    shown = pictured(handlers.pressed(shown, "enter"))
+    shown = pictured(actions.pressed(shown, "enter"))
     assert shown.wants == (Want("process", "ctl1", "nova-api"),)
     assert opened("2", "enter").wants == (Want("program", host="ctl1"),)
 
@@ -234,7 +234,7 @@ def test_from_pools_connections_and_waits() -> None:
     assert holders.wants == (Want("connection", "ctl1", "nova-api", pool=INFO.url, held=True),)
     held = [row["held_seconds"] for _, row in holders.page.pane.rows or ()]
     assert held == sorted(held, reverse=True) and held[0] == 41.0 and None not in held
-    assert pictured(handlers.pressed(holders, "enter")).wants == process
+    assert pictured(actions.pressed(holders, "enter")).wants == process
     assert opened("8", "enter").expanded
 
 
@@ -272,7 +272,7 @@ def test_freeze_keeps_the_picture_and_the_cursor_its_row() -> None:
     shown = pictured(typed(shown, "j"), ())
     assert programs(shown) == programs(opened())
     assert under_cursor(shown) == ("program", "ctl2", "cinder-volume")
-    assert pictured(handlers.pressed(shown, "enter")).page.pane.rows is not None
+    assert pictured(actions.pressed(shown, "enter")).page.pane.rows is not None
     thawed = pictured(typed(shown, "Z"), FLEET[1:])
     assert "nova-api" not in programs(thawed)
     assert under_cursor(thawed) == ("program", "ctl2", "cinder-volume")
@@ -303,7 +303,7 @@ def test_group_makes_one_row_of_a_program_and_of_a_pool() -> None:
     shown = pictured(typed(opened(), "m"), rows)
     top = shown.page.pane.rows[0][1] if shown.page.pane.rows else {}
     assert (top["program"], top["host"], top["connections"]) == ("nova-api", "2 hosts", 156)
-    assert handlers.pressed(shown, "enter").wants == (Want("program", program="nova-api"),)
+    assert actions.pressed(shown, "enter").wants == (Want("program", program="nova-api"),)
     assert len(programs(typed(shown, "m"))) == 6
     pools = opened("5", "m").page.pane.rows or ()
     assert [row["connections"] for _, row in pools] == [15]

@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from connmon.console import (
+    actions,
     columns,
     details,
-    forms,
-    handlers,
+    fitting,
+    format,
     keys,
     lines,
     mouse,
     state,
-    tables,
     text,
     views,
 )
@@ -87,7 +87,7 @@ def scenes() -> dict[str, State]:
         "find": typed(opened(), "/", "key"),
         "paused": typed(opened(), "Z", "z"),
         "replay": replace(opened(), reel=Reel(300, 60, 99)),
-        "help": handlers.pressed(opened(), "?"),
+        "help": actions.pressed(opened(), "?"),
         "empty": empty,
         "lost": lost,
         "no-quorum": pictured(opened(), quorum=False),
@@ -165,8 +165,8 @@ def test_what_a_colour_says_a_word_says_too() -> None:
 
 def test_help_and_footer_say_what_the_table_of_keys_says() -> None:
     """Each binding is on the help screen (those for replays in a replay); the footer shows bindings of it."""
-    helped = screen(handlers.pressed(replace(opened(), reel=Reel(3)), "?"), 80, 80)
-    live = screen(handlers.pressed(opened(), "?"), 80, 80)
+    helped = screen(actions.pressed(replace(opened(), reel=Reel(3)), "?"), 80, 80)
+    live = screen(actions.pressed(opened(), "?"), 80, 80)
     for binding in keys.BINDINGS:
         assert f"{binding.shown:<10}{binding.does}" in helped
         assert (f"{binding.shown:<10}{binding.does}" in live) is not binding.replay
@@ -178,10 +178,10 @@ def test_help_and_footer_say_what_the_table_of_keys_says() -> None:
 
 def test_the_help_scrolls_to_its_end() -> None:
     """On a small screen Down brings the last line into view, and says how much is left."""
-    shown = handlers.pressed(opened(), "?")
+    shown = actions.pressed(opened(), "?")
     assert "more below" in screen(shown, 80, 24)
     for _ in range(8):
-        shown = handlers.pressed(shown, "pgdn")
+        shown = actions.pressed(shown, "pgdn")
     assert "not known" in screen(shown, 80, 24)
     assert screen(shown, 80, 24).splitlines()[0].strip().endswith("0 more below")
 
@@ -191,7 +191,7 @@ def test_columns_go_and_come_with_the_width_whole() -> None:
     rows = [row for _, row in opened().page.pane.rows or ()]
     before = 0
     for width in range(19, 240):
-        fitted, gap = columns.fit(tables.COLUMNS["program"], rows, width, 2, "waiting")
+        fitted, gap = fitting.fit(columns.COLUMNS["program"], rows, width, 2, "waiting")
         for place in fitted:
             assert all(text.width(part) <= place.width for part in place.heading)
         assert sum(place.width for place in fitted) + gap * (len(fitted) - 1) <= width
@@ -217,7 +217,7 @@ def test_a_long_name_of_a_program_leaves_room_for_what_matters(site: str, host: 
         "holds_total",
     )
     for width in range(80, 200):
-        fitted, _ = columns.fit(tables.COLUMNS["site"], rows, width, 2, "verdict", columns.FALLING)
+        fitted, _ = fitting.fit(columns.COLUMNS["site"], rows, width, 2, "verdict", fitting.FALLING)
         there = [place.column.key for place in fitted if place.column.key in needed]
         assert there == list(needed[: len(there)])
         assert len(there) >= (2 if width < 100 else 4 if width < 120 else 6)
@@ -232,10 +232,10 @@ def test_numbers_stand_at_the_right_and_the_unknown_is_a_dash() -> None:
     assert "- (11)" in rows[1]
 
 
-@pytest.mark.parametrize("by", [by for by in tables.COLUMNS if by not in ("connection", "node")])
-def test_the_verdict_column_has_verdicts_alone(by: tables.Table) -> None:
+@pytest.mark.parametrize("by", [by for by in columns.COLUMNS if by not in ("connection", "node")])
+def test_the_verdict_column_has_verdicts_alone(by: columns.Table) -> None:
     """A row without one has an empty cell in every view, whatever its state; who has no present says so."""
-    write = tables.column(by, "verdict").write
+    write = columns.column(by, "verdict").write
     for row in (
         {"state": "connected"}, {"state": "connected", "waiting": 3}, {"waiting_now": 3}, {},
         {"state": "checked_out"},
@@ -257,7 +257,7 @@ def test_who_waits_is_coloured_where_that_is_seen() -> None:
     }
     for by in ("program", "site", "wait"):
         table: Any = by
-        fitted, _ = columns.fit(tables.COLUMNS[table], [row], 79, 2, "verdict")
+        fitted, _ = fitting.fit(columns.COLUMNS[table], [row], 79, 2, "verdict")
         assert views._whole_role(row, fitted) == "warn"
         none = [place for place in fitted if not place.column.key.startswith("waiting")]
         assert views._whole_role(row, none) == ""
@@ -290,14 +290,14 @@ def test_the_lines_below_a_table_scroll() -> None:
     shown = fit(made("9", "down", "enter"), 80, 24)
     row = under_cursor(shown)
     assert "26 more lines: Tab" in screen(shown, 80, 24)
-    shown = fit(handlers.pressed(shown, "tab"), 80, 24)
+    shown = fit(actions.pressed(shown, "tab"), 80, 24)
     assert " > billing/invoices/locks.py:204" in screen(shown, 80, 24)
     assert f"{shown.scrolled} lines above, " in screen(shown, 80, 24)
 
     def read(*names: str) -> list[str]:
         nonlocal shown
         for name in names:
-            shown = fit(handlers.pressed(shown, name), 80, 24)
+            shown = fit(actions.pressed(shown, name), 80, 24)
         assert under_cursor(shown) == row
         told = screen(shown, 80, 24).splitlines()
         return told[next(at for at, line in enumerate(told) if line.startswith("---")) :]
@@ -327,7 +327,7 @@ def test_the_lines_below_a_table_scroll() -> None:
     assert "26 more lines: Tab" in read("esc")[0]
     assert len(shown.pages) == 2, "Esc has left the lines alone"
     # Another row under the cursor has its own lines, from their beginning.
-    shown = handlers.pressed(fit(handlers.pressed(shown, "tab"), 80, 24), "7")
+    shown = actions.pressed(fit(actions.pressed(shown, "tab"), 80, 24), "7")
     assert shown.scrolled is None
 
 
@@ -336,34 +336,34 @@ def test_ways_into_the_lines_and_out() -> None:
     shown = fit(made("9", "down", "enter"), 80, 24)
     there = mouse.clicked(shown, 5, 20, 80, 24)
     assert there.scrolled is not None
-    assert handlers.pressed(there, "tab").scrolled is None
-    assert handlers.pressed(handlers.pressed(there, "tab"), "down").page.pane.index == 1
+    assert actions.pressed(there, "tab").scrolled is None
+    assert actions.pressed(actions.pressed(there, "tab"), "down").page.pane.index == 1
     assert mouse.clicked(there, 5, 8, 80, 24).scrolled is None
     two = fit(made("4", "enter", "e"), 80, 24)
-    there = handlers.pressed(two, "enter")
+    there = actions.pressed(two, "enter")
     assert there.scrolled is not None
-    there = handlers.pressed(there, "enter")
+    there = actions.pressed(there, "enter")
     assert (there.scrolled, there.expanded) == (None, False)
     ways = [two]
     for _ in range(3):
-        ways.append(fit(handlers.pressed(ways[-1], "tab"), 80, 24))
+        ways.append(fit(actions.pressed(ways[-1], "tab"), 80, 24))
     assert [(each.page.focus, each.scrolled is not None) for each in ways] == [
         (0, False), (1, False), (1, True), (0, False),
     ]  # fmt: skip
     # Where all lines are seen, or none, there is nothing to scroll.
     for width, height in ((200, 90), (80, 10)):
-        assert handlers.pressed(fit(made("9", "down", "enter"), width, height), "tab").scrolled is None
+        assert actions.pressed(fit(made("9", "down", "enter"), width, height), "tab").scrolled is None
 
 
 def test_a_picture_does_not_take_one_out_of_the_lines() -> None:
     """The row that is read keeps the cursor, wherever it moves; where it ends, the next one is shown."""
     shown = fit(made("7"), 80, 24)
     row = under_cursor(shown)
-    shown = handlers.pressed(shown, "tab")
+    shown = actions.pressed(shown, "tab")
     assert shown.scrolled is not None
-    for change in (handlers.sort_by(shown, "held_seconds"), handlers.pressed(shown, "I")):
+    for change in (actions.sort_by(shown, "held_seconds"), actions.pressed(shown, "I")):
         assert (under_cursor(change), change.scrolled) == (row, shown.scrolled)
-    assert handlers.sort_by(shown, "held_seconds").page.pane.index > 0
+    assert actions.sort_by(shown, "held_seconds").page.pane.index > 0
     gone = shown.page.pane.filled([pair for pair in shown.page.pane.source or () if pair[0] != row])
     assert state.with_pane(shown, gone).scrolled is None
 
@@ -384,7 +384,7 @@ def test_no_control_character_reaches_the_terminal() -> None:
 )
 def test_sizes(value: int | None, shown: str) -> None:
     """Bytes are shown with a unit of powers of 1024."""
-    assert forms.size(value) == shown
+    assert format.size(value) == shown
 
 
 def test_what_limits_leave_out_is_in_the_header_and_in_the_details() -> None:
@@ -470,7 +470,7 @@ def test_nothing_is_wider_or_higher_than_the_screen(
     """At any size and with any data, lines fit the width, their number the height; all is printable."""
     shown = _filled(State("connmon_addr=h:1"), rows)
     for key in pressed:
-        shown = _filled(handlers.pressed(shown, key), rows)
+        shown = _filled(actions.pressed(shown, key), rows)
     if silent:
         shown = state.silenced(replace(shown, now=50.0), Silence(reason))
     shown = state.fitted(shown, views.layout(shown, width, height).panes)
@@ -493,7 +493,7 @@ def test_small_screens_show_the_rows_first(width: int, height: int) -> None:
 
 def test_the_cursor_is_on_the_screen_at_every_size() -> None:
     """After a resize to any size the row under the cursor is in view."""
-    shown = handlers.pressed(pictured(State(""), many(500)), "end")
+    shown = actions.pressed(pictured(State(""), many(500)), "end")
     for height in range(5, 60):
         assert any(line.startswith(">") for line in screen(shown, 80, height).splitlines())
 
@@ -519,13 +519,13 @@ def test_percentiles_are_shown_where_they_are_known() -> None:
 
 def test_the_last_minutes_are_a_line_of_blocks() -> None:
     """The newest block is at the right; what is not known is a gap; ASCII where there are no blocks."""
-    assert forms.line([None, None, 0.0, 5.0, 10.0], 5, 5, 1) == "  ▁▅█"
-    assert forms.line([1.0, 3.0, 5.0, 7.0], 3, 2, 2) == "▃█"
-    assert forms.line([0.0, 10.0], 1, 3, 1, forms.ASCII_BLOCKS) == " _#"
-    assert forms.line([], 0, 4, 10) == "    "
+    assert format.line([None, None, 0.0, 5.0, 10.0], 5, 5, 1) == "  ▁▅█"
+    assert format.line([1.0, 3.0, 5.0, 7.0], 3, 2, 2) == "▃█"
+    assert format.line([0.0, 10.0], 1, 3, 1, format.ASCII_BLOCKS) == " _#"
+    assert format.line([], 0, 4, 10) == "    "
     # It moves to the left, block by block, and what has been drawn keeps its shape.
     samples = [10.0, *[float(at % 10) for at in range(39)]]
-    before, after = forms.line(samples, 39, 4, 10), forms.line([*samples, 4.5], 40, 4, 10)
+    before, after = format.line(samples, 39, 4, 10), format.line([*samples, 4.5], 40, 4, 10)
     assert before[1:] == after[:3]
     assert "▅" in screen(opened(), 200, 50)
     assert "▅" not in screen(replace(opened(), blocks=False), 200, 50)
@@ -533,11 +533,11 @@ def test_the_last_minutes_are_a_line_of_blocks() -> None:
 
 def test_pool_use_is_a_bar_with_its_figures() -> None:
     """The bar fills with what is checked out; a bit of it shows as soon as one is."""
-    assert forms.bar(0, 15, 10) == "[        ]"
-    assert forms.bar(1, 150, 10) == "[|       ]"
-    assert forms.bar(15, 15, 10) == "[||||||||]"
-    assert forms.bar(20, 15, 10) == "[||||||||]"
-    assert forms.bar(3, None, 10) == "[        ]"
+    assert format.bar(0, 15, 10) == "[        ]"
+    assert format.bar(1, 150, 10) == "[|       ]"
+    assert format.bar(15, 15, 10) == "[||||||||]"
+    assert format.bar(20, 15, 10) == "[||||||||]"
+    assert format.bar(3, None, 10) == "[        ]"
     assert "[|       ] 31/240" in screen(opened(), 200, 50)
 
 
@@ -564,7 +564,7 @@ def test_a_mouse_click_sorts_and_moves_and_opens() -> None:
     assert mouse.clicked(shown, 10, heading + 10, 80, 24).page.pane.index == 0
     assert mouse.clicked(shown, 10, 0, 80, 24) == shown
     assert under_cursor(mouse.turned(shown, True)) == ("program", "ctl1", "keystone")
-    assert not mouse.clicked(handlers.pressed(shown, "?"), 1, 1, 80, 24).help
+    assert not mouse.clicked(actions.pressed(shown, "?"), 1, 1, 80, 24).help
 
 
 def test_a_click_reaches_the_lower_table() -> None:
@@ -614,7 +614,7 @@ COUNTED = {
     "waiting": st.integers(0, 99), "connections": st.integers(0, 2000), "checked_out": st.integers(0, 2000),
     "longest_wait_seconds": st.floats(0, 9999), "verdict": st.sampled_from([None, "LEAK", "SLOW CONNECT"]),
 }  # fmt: skip
-MADE_ROWS: dict[tables.Table, Any] = {
+MADE_ROWS: dict[columns.Table, Any] = {
     "program": {**WHO, **COUNTED},
     "process": {**WHO, **COUNTED, "pid": st.integers(1, 99999)},
     "pool": {**WHO, **COUNTED, "pid": st.integers(1, 99999), "pool": URLS},
@@ -629,15 +629,15 @@ MADE_ROWS: dict[tables.Table, Any] = {
 
 @settings(max_examples=60, deadline=None)
 @given(st.data(), st.sampled_from(list(MADE_ROWS)), WIDTHS)
-def test_no_two_rows_look_the_same(data: st.DataObject, by: tables.Table, width: int) -> None:
+def test_no_two_rows_look_the_same(data: st.DataObject, by: columns.Table, width: int) -> None:
     """Whatever differs between two rows in what identifies them is seen, at 80, 100 and 120 columns."""
     rows = data.draw(st.lists(st.fixed_dictionaries(MADE_ROWS[by]), min_size=2, max_size=20))
     pairs = [((by, at), row) for at, row in enumerate(rows)]
-    fitted, gap = columns.fit(tables.COLUMNS[by], rows, width - 1, 2, tables.DEFAULT_SORT[by], "▼")
-    marks = columns.marks(fitted, pairs)
+    fitted, gap = fitting.fit(columns.COLUMNS[by], rows, width - 1, 2, columns.DEFAULT_SORT[by], "▼")
+    marks = fitting.marks(fitted, pairs)
     assert sum(place.width for place in fitted) + gap * (len(fitted) - 1) < width
     naming = [at for at, place in enumerate(fitted) if place.column.identifies]
-    assert len(naming) == sum(column.identifies for column in tables.COLUMNS[by])
+    assert len(naming) == sum(column.identifies for column in columns.COLUMNS[by])
     looks = set()
     for key, row in pairs:
         cells = views._cells(fitted, row, marks.get(key, ""))
@@ -660,12 +660,12 @@ def test_rows_for_which_there_is_no_room_are_numbered() -> None:
         for number in range(3)
     ]
     pairs = [(("pool", f"i{at}", 0), row) for at, row in enumerate(rows)]
-    fitted, _ = columns.fit(tables.COLUMNS["pool"], rows, 79, 2, "verdict", "▼")
-    marks = columns.marks(fitted, pairs)
+    fitted, _ = fitting.fit(columns.COLUMNS["pool"], rows, 79, 2, "verdict", "▼")
+    marks = fitting.marks(fitted, pairs)
     assert len({tuple(views._cells(fitted, row, marks.get(key, ""))) for key, row in pairs}) == 3
     endless = [{**row, "pool": f"mysql://u@{number}{'x' * 5000}/same"} for number, row in enumerate(rows)]
     began = time.perf_counter()
-    columns.fit(tables.COLUMNS["pool"], endless, 79, 2, "verdict", "▼")
+    fitting.fit(columns.COLUMNS["pool"], endless, 79, 2, "verdict", "▼")
     assert time.perf_counter() - began < 5.0
 
 
@@ -758,8 +758,8 @@ def test_the_counts_of_verdicts_are_the_fleets_on_every_view() -> None:
 
 def test_a_line_of_blocks_has_a_scale() -> None:
     """What its highest block stands for is printed at its end, in five characters at most."""
-    assert forms.peak([None, 7.25, 3.0]) == "7.2"
-    assert [forms.short(value) for value in (0.0, 312.4, 1000.0, 88_213.0, 1_300_000.0, None)] == [
+    assert format.peak([None, 7.25, 3.0]) == "7.2"
+    assert [format.short(value) for value in (0.0, 312.4, 1000.0, 88_213.0, 1_300_000.0, None)] == [
         "0", "312", "1k", "88.2k", "1.3M", "-",
     ]  # fmt: skip
     assert " max 1" in screen(opened(), 80, 24).splitlines()[3]

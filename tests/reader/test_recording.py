@@ -15,7 +15,7 @@ import pytest
 from connmon.commands import cli
 from connmon.commands.record import Rotating, run
 from connmon.config import Address, Node, Service
-from connmon.console import handlers, state
+from connmon.console import actions, state
 from connmon.console.fetcher import Demand, Note, Position
 from connmon.console.replay import Player
 from connmon.console.source import Want
@@ -111,13 +111,13 @@ def test_all_views_of_a_replay(recorded: Path) -> None:
         ("1", "programs"), ("2", "hosts"), ("3", "databases"), ("4", "processes"), ("5", "pools"),
         ("6", "connections"), ("7", "waits"), ("1", "programs"),
     ):  # fmt: skip
-        here = handlers.pressed(State("", reel=Reel(4, playing=False)), key)
+        here = actions.pressed(State("", reel=Reel(4, playing=False)), key)
         assert here.view == view
         for _ in range(2):
             picture = shown(player, Demand(here.wants, reel=here.reel))
             here = state.pictured(here, picture)
             assert here.page.pane.rows, here.wants
-            here = handlers.pressed(here, "enter")
+            here = actions.pressed(here, "enter")
     users = shown(player, Demand((Want("program", database=NOVA),), reel=Reel(4, playing=False)))
     ((_, row),) = users.tables[Want("program", database=NOVA)]
     assert (row["program"], row["connections"], row["pools"]) == ("nova-api", 15, 3)

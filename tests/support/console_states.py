@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from connmon.console import handlers, keys, state
+from connmon.console import actions, keys, state
 from connmon.console.source import Source, Want
 from connmon.console.state import Picture, Remembered, Samples, State
 from connmon.protocol.queries import HistoryQuery
@@ -55,7 +55,7 @@ def opened(*names: str, rows: tuple[Row, ...] = FLEET, **said: Any) -> State:
     shown = pictured(State("connmon_service=default", now=100.0), rows, **said)
     shown = pictured(shown, rows, **said)  # the history of the rows that are there now
     for name in names:
-        shown = handlers.pressed(shown, name)
+        shown = actions.pressed(shown, name)
         shown = pictured(pictured(shown, rows, **said), rows, **said)
     return shown
 
@@ -69,7 +69,7 @@ def typed(shown: State, *names: str) -> State:
     """The state after these keys; a text of several characters that is no key's name is typed."""
     for name in names:
         for key in [name] if name in keys.ACTIONS else name:
-            shown = handlers.pressed(shown, key)
+            shown = actions.pressed(shown, key)
     return shown
 
 

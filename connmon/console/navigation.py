@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final, Literal, TypeAlias
 
 from connmon.console import text
-from connmon.console.columns import Row
-from connmon.console.forms import count
+from connmon.console.fitting import Row
+from connmon.console.format import count
 from connmon.console.panes import Page, Pane, page
 from connmon.console.source import Key, Want
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
-from connmon.console import details, keys, pages, tables, text
-from connmon.console.pages import View
+from connmon.console import columns, details, keys, navigation, text
+from connmon.console.navigation import View
 from connmon.console.panes import Pane
 from connmon.console.state import (
     INTERVALS,
@@ -107,7 +107,7 @@ def open_row(state: State) -> State:
     pane = state.page.pane
     if pane.selected is None:
         return state
-    opened = pages.below(pane)
+    opened = navigation.below(pane)
     if opened is None:
         if state.scrolled is None:
             reading = read(state)
@@ -133,7 +133,7 @@ def _view(view: View) -> Handler:
         if view == state.view:
             return replace(state, pages=state.pages[:1], find="", local=None)
         roots = {**state.roots, state.view: state.pages[0]}
-        first = roots.get(view) or pages.root(view)
+        first = roots.get(view) or navigation.root(view)
         return replace(state, view=view, pages=(first,), roots=roots, find="", local=None)
 
     return show
@@ -144,7 +144,7 @@ def _view(view: View) -> Handler:
 
 def _sort(state: State, step: int) -> State:
     pane = state.page.pane
-    order = [column.key for column in tables.COLUMNS[pane.want.by]]
+    order = [column.key for column in columns.COLUMNS[pane.want.by]]
     return with_pane(
         state, pane.changed(sort=order[(order.index(pane.sort) + step) % len(order)], inverted=False)
     )

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from connmon import process_info
-from connmon.console import forms
-from connmon.console.columns import Row
+from connmon.console import format
+from connmon.console.fitting import Row
 from connmon.console.state import Local
 from connmon.database_address import FAMILIES, servers_of
 
@@ -70,8 +70,8 @@ def _by_tcp(pool: Row) -> list[tuple[str, int]]:
 def _told(live: process_info.Live, servers: int | None, counted: int) -> str:
     """`servers`: how many its pools reach by TCP; None: not known."""
     usage = (
-        f"CPU {forms.percent(live.cpu_percent)}   memory {forms.size(live.rss_bytes)}   "
-        f"threads {forms.count(live.threads)}   open files {forms.count(live.open_files)}"
+        f"CPU {format.percent(live.cpu_percent)}   memory {format.size(live.rss_bytes)}   "
+        f"threads {format.count(live.threads)}   open files {format.count(live.open_files)}"
     )
     if servers is None:
         return f"on this host now: {usage}   TCP to the database - (the server of a pool is not known)"

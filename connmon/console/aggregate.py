@@ -16,8 +16,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
-from connmon.console import tables
-from connmon.console.columns import Row
+from connmon.console import columns
+from connmon.console.fitting import Row
 from connmon.protocol.snapshot import FIGURES
 
 Key: TypeAlias = tuple[Any, ...]
@@ -70,7 +70,11 @@ def together(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _gravity(row: Row) -> tuple[int, int, float]:
-    return tables.gravity(row.get("verdict")), row.get("waiting") or 0, row.get("longest_held_seconds") or 0.0
+    return (
+        columns.gravity(row.get("verdict")),
+        row.get("waiting") or 0,
+        row.get("longest_held_seconds") or 0.0,
+    )
 
 
 def programs(pairs: Iterable[tuple[Key, Row]]) -> list[tuple[Key, Row]]:
@@ -185,7 +189,7 @@ def _wait(key: Key, pools: Sequence[Row], holders: Sequence[Row]) -> tuple[Key, 
 
 def _blame(row: dict[str, Any], pools: Sequence[Row], holders: Sequence[Row]) -> None:
     """Give a pool's LEAK or BLOCKED to the places whose connections are, and not to its every user."""
-    worst: Row = max(holders, key=lambda holder: tables.gravity(holder.get("verdict")), default={})
+    worst: Row = max(holders, key=lambda holder: columns.gravity(holder.get("verdict")), default={})
     own, of_pool = worst.get("verdict"), row.get("verdict")
     if own == of_pool or (own is None and of_pool not in STUCK):
         return
@@ -194,7 +198,7 @@ def _blame(row: dict[str, Any], pools: Sequence[Row], holders: Sequence[Row]) ->
     row["verdict"], row["verdict_reason"] = own, next(filter(None, reasons), None)
 
 
-_NEXT: Final = re.compile(f"; ({'|'.join(tables.VERDICTS)}): ")
+_NEXT: Final = re.compile(f"; ({'|'.join(columns.VERDICTS)}): ")
 
 
 def _reason(row: Row, word: str | None) -> str | None:

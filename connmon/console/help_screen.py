@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from connmon.console import keys, tables, text
+from connmon.console import columns, keys, text
 from connmon.console.lines import VERDICT_ROLES, Line, Role
 
 _WORDS: Final[tuple[tuple[str, Role, str], ...]] = (
-    *((verdict, VERDICT_ROLES[verdict], tables.MEANINGS[verdict]) for verdict in tables.VERDICTS),
+    *((verdict, VERDICT_ROLES[verdict], columns.MEANINGS[verdict]) for verdict in columns.VERDICTS),
     ("no verdict", "strong", "nothing is wrong"),
     ("gone", "faded", "all its processes have ended; maxima stay for an hour"),
     ("max", "strong", "what the highest block of a line stands for; the lowest is 0"),
@@ -35,4 +35,7 @@ def lines(top: int, replay: bool, width: int, height: int) -> list[Line]:
     most = max(0, len(told) - room)
     top = max(0, min(top, most))
     more = f"; Up and Down scroll, {most - top} more below" if most else ""
-    return [[(text.left(f" connmon help: any key returns{more}", width), "header")], *told[top : top + room]]
+    return [
+        [(text.left(f" connmon help: any key returns{more}", width), "header")],
+        *told[top : top + room],
+    ]
