@@ -1,416 +1,569 @@
-"""What each table can show of a row: its columns, how it is sorted, what is added to a row. Pure.
+"""The tables of the console: the columns of each, its order, what find looks at. Pure.
 
-Rules kept here:
-
-- Who is to blame stands on top: by default tables are in the order of their verdicts, then of those who
-  wait, then of connections. Waits are in the order of who waits, connections in that of who holds longest,
-  lines of code in that of how many wait in their programs for what they hold.
-- Nothing is judged here: the node has the verdicts.
+- A column reads its row by attributes: an accessor that names a field which the row lacks is a type error.
+- The worst stands on top. By default tables are in the order of their verdicts, then of how many wait,
+  then of their connections. Waits are in the order of how many wait, connections in that of how long they
+  are held, call sites in that of how many wait in their program for what they hold.
 - Rows arrive in the order of their names, which decides between equals.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any, Final, Literal, TypeAlias, get_args
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from connmon.console import format, text
-from connmon.console.fitting import EXTRA, Cell, Column, Row
 from connmon.console.format import count, word
+from connmon.console.row_words import gravity, state_word, verdict_word
+from connmon.console.rows import (
+    CallSiteRow,
+    FigureRow,
+    KeyedRow,
+    NodeRow,
+    PoolGroup,
+    ProcessPart,
+    ProgramGroup,
+    RatedRow,
+    Samples,
+    Table,
+    TableRow,
+    Trend,
+    WaitRow,
+)
+from connmon.protocol.document import (
+    FigureFields,
+    JsonConnection,
+    JsonDatabase,
+    JsonHost,
+    JsonPool,
+    JsonProcess,
+    JsonProgram,
+    ProcessFields,
+)
 from connmon.protocol.text import short_age as age
 from connmon.protocol.text import short_duration as duration
-from connmon.protocol.values import VerdictWord
 
-Table: TypeAlias = Literal[
-    "program", "host", "database", "process", "pool", "connection", "site", "wait", "node"
-]
+R = TypeVar("R", contravariant=True)
 
-#: The gravest first.
-VERDICTS: Final[tuple[str, ...]] = get_args(VerdictWord)
-
-#: What they mean, where no more is known than the word.
-MEANINGS: Final = {
-    "LEAK": "it does not come back, and nobody works with it: see the line that took it",
-    "BLOCKED": "held long in the database: look for a lock there",
-    "SATURATED": "somebody waits and all is checked out: see which lines hold it (9)",
-    "TIMEOUTS": "somebody gave up waiting in the last minutes",
-    "LOST": "silent for longer than the lease; its present is not known",
-    "SLOW CONNECT": "making a connection takes long (p95)",
-    "OVERCOMMIT": "the pools may open more connections than the server takes",
-}
-
-#: Columns of the lines that show the last minutes, and samples in each of their blocks.
-TREND: Final = 15
-TREND_EACH: Final = 10
-#: Columns of the number at its end.
-PEAK: Final = 5
-#: What the view adds to the rows on the screen, where it is known: samples, and the number of the last.
-TREND_KEY: Final = "_trend"
-#: What `source` adds to rows by site: how many wait for connections in the same program on the same host.
-WAIT_THERE: Final = "_wait_there"
+#: Columns up to this rank keep their place longer: titles get short before one of them is left out.
+CORE_RANK: Final = 8
+#: Columns from this rank on are shown only where no other column has to give way.
+EXTRA_RANK: Final = 20
+#: Terminal columns of a trend, samples in each of its blocks, and terminal columns of its peak.
+TREND_WIDTH: Final = 15
+TREND_BLOCK_SAMPLES: Final = 10
+PEAK_WIDTH: Final = 5
 
 
-def state_word(row: Row) -> str:
-    """Return the row's verdict, else its state; what colour only repeats."""
-    verdict = row.get("verdict")
-    if verdict:
-        return str(verdict)
-    state = row.get("state")
-    if (state == "connected" and row.get("waiting")) or (state is None and row.get("waiting_now")):
-        return "waiting"
-    return word(state).replace("_", " ")
+class Cell(NamedTuple):
+    """What a column shows of one row; `second` stands behind it, in a column of its own."""
+
+    first: str
+    second: str = ""
 
 
-def verdict_word(row: Row) -> str:
-    """Return the row's verdict, or that it has no present; "" where nothing is wrong."""
-    verdict, state = row.get("verdict"), row.get("state")
-    return str(verdict) if verdict else str(state) if state in ("lost", "gone") else ""
+@dataclass(frozen=True)
+class Column(Generic[R]):
+    """One column of a table."""
+
+    key: str
+    """Its name within its table."""
+    title: str
+    """In two lines at most."""
+    short: str
+    """The title where room is scarce."""
+    rank: int
+    """0: names the row and always stays; 1: the most important; see `CORE_RANK` and `EXTRA_RANK`."""
+    write: Callable[[R], Cell]
+    value: Callable[[R], Any]
+    """What the column is sorted by; None: unknown."""
+    is_text: bool = False
+    """Left-aligned and sorted from A; else right-aligned and sorted from the largest."""
+    least: int = 0
+    """The width to which a name may be shortened. 0: never."""
+    identifies: bool = False
+    """Rows are told apart by it."""
+    is_path: bool = False
+    """Shortened from its left; `least` then counts for the rest."""
+    ages: bool = False
+    """The value grows by itself between two reports."""
+    samples: Callable[[Samples], Sequence[float | None]] | None = None
+    """The samples that it draws."""
+
+    @property
+    def name(self) -> str:
+        return " ".join(self.title.split())
+
+    @property
+    def falls(self) -> bool:
+        """Whether the largest stands on top where the order is not inverted."""
+        return not self.is_text or self.key == "verdict"
+
+    def cell(self, row: R, trend: Trend | None) -> Cell:
+        """Return the cell of a row; `trend`: its last minutes, where they are known."""
+        if self.samples is None or trend is None:
+            return self.write(row)
+        means = format.means(self.samples(trend.samples), trend.number, TREND_WIDTH, TREND_BLOCK_SAMPLES)
+        return Cell(format.drawn(means, trend.blocks), format.peak(means))
+
+    def heading(self, short: bool, lines: int, mark: str = "") -> list[str]:
+        """Return the title in exactly `lines` (1 or 2) lines, the mark at its end."""
+        parts = (self.short if short else self.title).split("\n")
+        if lines == 1:
+            return [" ".join(parts) + mark]
+        return [parts[0], parts[1] + mark] if len(parts) == 2 else ["", parts[0] + mark]
+
+    def shortened(self, cell: str, width: int) -> str:
+        return (text.shorten_path if self.is_path else text.shorten)(cell, width)
 
 
-def reason(row: Row) -> str:
-    """Return the verdict with its reason in one line; "" where nothing is wrong."""
-    verdict, why = row.get("verdict"), row.get("verdict_reason")
-    if not verdict:
-        return ""
-    if not why:
-        return f"{verdict}: {MEANINGS[verdict]}" if verdict in MEANINGS else str(verdict)
-    return str(why) if str(why).startswith(f"{verdict}:") else f"{verdict}: {why}"
+@dataclass(frozen=True)
+class Definition(Generic[R]):
+    """One table."""
 
-
-def name(row: Row) -> str:
-    """Return what a row is called in a sentence."""
-    return str(row.get("program") or row.get("host") or row.get("database") or row.get("node"))
-
-
-def gravity(verdict: Any) -> int:
-    """Return how grave a verdict is: 0 for none, larger is graver."""
-    return len(VERDICTS) - VERDICTS.index(verdict) if verdict in VERDICTS else 0
+    columns: tuple[Column[R], ...]
+    sort: str
+    """The key of the column that it is sorted by at first."""
+    searched: Callable[[R], tuple[object, ...]]
+    """What find and filter look at."""
+    trouble: Callable[[R], tuple[int, int]] | None = None
+    """A sort key for rows that are equal in the column that is sorted by; None: their names decide."""
 
 
 # --- Kinds of columns -----------------------------------------------------------------------------
 
 
-def _number(key: str, title: str, rank: int, short: str = "", form: Callable[[Any], str] = count) -> Column:
-    return Column(key, title, short or title, rank, lambda row: Cell(form(row.get(key))))
+def _number(
+    key: str,
+    title: str,
+    rank: int,
+    value: Callable[[R], Any],
+    short: str = "",
+    form: Callable[[Any], str] = count,
+    ages: bool = False,
+) -> Column[R]:
+    return Column(key, title, short or title, rank, lambda row: Cell(form(value(row))), value, ages=ages)
 
 
-def _with_max(key: str, title: str, short: str, rank: int) -> Column:
-    def write(row: Row) -> Cell:
-        return Cell(count(row.get(key)), f"({count(row.get('max_' + key))})")
-
-    return Column(key, title + "\n(max)", short, rank, write)
-
-
-def _text(key: str, title: str, rank: int, least: int = 0, short: str = "") -> Column:
-    return Column(key, title, short or title, rank, lambda row: Cell(word(row.get(key))), True, least)
-
-
-def _name(key: str, title: str, least: int, rank: int = 0) -> Column:
-    """What identifies a row; `rank` counts only where the screen is narrow."""
-    return replace(_text(key, title, rank, least), identifies=True)
+def _figure(
+    key: str,
+    title: str,
+    rank: int,
+    value: Callable[[FigureFields], Any],
+    short: str = "",
+    form: Callable[[Any], str] = count,
+    ages: bool = False,
+) -> Column[FigureRow]:
+    return _number(key, title, rank, lambda row: value(row.figures), short, form, ages)
 
 
-def _place(key: str, title: str, least: int, rank: int = 0) -> Column:
-    """The same, a path."""
-    return replace(_name(key, title, least, rank), is_path=True)
+def _with_max(
+    key: str,
+    title: str,
+    short: str,
+    rank: int,
+    value: Callable[[FigureFields], Any],
+    most: Callable[[FigureFields], Any],
+) -> Column[FigureRow]:
+    def write(row: FigureRow) -> Cell:
+        return Cell(count(value(row.figures)), f"({count(most(row.figures))})")
+
+    return Column(key, title + "\n(max)", short, rank, write, lambda row: value(row.figures))
 
 
-def _pid(rank: int = 0) -> Column:
-    return replace(_number("pid", "pid", rank), identifies=True)
+def _text(key: str, title: str, rank: int, value: Callable[[R], Any], least: int = 0) -> Column[R]:
+    return Column(key, title, title, rank, lambda row: Cell(word(value(row))), value, True, least)
 
 
-def _state(rank: int) -> Column:
-    return Column("state", "state", "state", rank, lambda row: Cell(state_word(row)), True)
+def _name(key: str, title: str, value: Callable[[R], Any], least: int, rank: int = 0) -> Column[R]:
+    """Return a column that identifies a row; `rank` counts only where the screen is narrow."""
+    return replace(_text(key, title, rank, value, least), identifies=True)
 
 
-def _gravity(row: Row) -> float:
-    gone = row.get("state") == "gone"
-    return gravity(row.get("verdict")) - 0.5 * gone
+def _path(key: str, title: str, value: Callable[[R], Any], least: int, rank: int = 0) -> Column[R]:
+    """Return a column that identifies a row by a path, a URL or a call site."""
+    return replace(_name(key, title, value, least, rank), is_path=True)
 
 
-def _line_gravity(row: Row) -> tuple[int, int, bool, int, float]:
-    """Who blocks: what is wrong; how many wait in the program, where it holds something; whether somebody
-    waits in this very line, and so for a pool that it uses; how much it holds, and how long.
-    """
-    held = row.get("held_now") or 0
-    return (
-        gravity(row.get("verdict")),
-        (row.get(WAIT_THERE) or 0) if held else -1,
-        bool(row.get("waiting_now")),
-        held,
-        row.get("longest_held_seconds") or 0.0,
-    )
+def _process(key: str, title: str, rank: int, value: Callable[[ProcessFields], Any]) -> Column[ProcessPart]:
+    return _number(key, title, rank, lambda row: value(row.process))
 
 
-def _verdict(rank: int) -> Column:
-    """Sorted by how grave it is: a number, though it is a word."""
+def _host(least: int, rank: int) -> Column[ProcessPart]:
+    return _name("host", "host", lambda row: row.process.host, least, rank)
+
+
+def _program(least: int, rank: int) -> Column[ProcessPart]:
+    return _name("program", "program", lambda row: row.process.program, least, rank)
+
+
+def _pid(rank: int = 0) -> Column[ProcessPart]:
+    return replace(_process("pid", "pid", rank, lambda process: process.pid), identifies=True)
+
+
+def _state(rank: int) -> Column[JsonConnection]:
     return Column(
-        "verdict", "verdict", "verdict", rank, lambda row: Cell(verdict_word(row)), True, value=_gravity
+        "state", "state", "state", rank, lambda row: Cell(state_word(row)), lambda row: row.state, True
     )
 
 
-def _use(row: Row) -> float | None:
-    capacity, out = row.get("capacity"), row.get("checked_out")
+def _figure_gravity(row: FigureRow) -> float:
+    return gravity(row.verdict) - 0.5 * (row.state == "gone")
+
+
+def _site_gravity(row: CallSiteRow) -> tuple[int, int, bool, int, float]:
+    """Return how much a call site is to blame.
+
+    First what is wrong; then how many wait in the program, if the site holds anything; then whether somebody
+    waits at this very site, and so for a pool that it uses; then how much it holds, and how long.
+    """
+    held = row.site.held_now or 0
+    return (
+        gravity(row.site.verdict),
+        row.waiting_in_program if held else -1,
+        bool(row.site.waiting_now),
+        held,
+        row.site.longest_held_seconds or 0.0,
+    )
+
+
+def _verdict(rank: int) -> Column[FigureRow]:
+    """Return the column of verdicts, which is sorted by gravity."""
+    return Column(
+        "verdict", "verdict", "verdict", rank, lambda row: Cell(verdict_word(row)), _figure_gravity, True
+    )
+
+
+def _use(row: FigureRow) -> float | None:
+    capacity, out = row.figures.capacity, row.figures.checked_out
     return None if not capacity or out is None else out / capacity
 
 
-def _bar(rank: int) -> Column:
-    def write(row: Row) -> Cell:
-        out, capacity = row.get("checked_out"), row.get("capacity")
+def _bar(rank: int) -> Column[FigureRow]:
+    def write(row: FigureRow) -> Cell:
+        out, capacity = row.figures.checked_out, row.figures.capacity
         return Cell(format.bar(out, capacity, 10), format.of(out, capacity))
 
-    return Column("use", "pool use\nout/capacity", "pool use\nout/capacity", rank, write, value=_use)
+    title = "pool use\nout/capacity"
+    return Column("use", title, title, rank, write, _use)
 
 
-def _trend(key: str, title: str, of: str, rank: int) -> Column:
-    """The last minutes; sorted by the present value."""
+def _trend(
+    key: str,
+    title: str,
+    rank: int,
+    samples: Callable[[Samples], Sequence[float | None]],
+    value: Callable[[FigureFields], Any],
+) -> Column[FigureRow]:
+    """Return a column of the last minutes, which is sorted by the present value."""
+    unknown = Cell(" " * TREND_WIDTH, " " * PEAK_WIDTH)
+    return Column(
+        key, title, title, rank, lambda row: unknown, lambda row: value(row.figures), samples=samples
+    )
 
-    def write(row: Row) -> Cell:
-        known = row.get(TREND_KEY)
-        if known is None:
-            return Cell(" " * TREND, " " * PEAK)
-        samples, number, blocks = known
-        means = format.means(samples[key], number, TREND, TREND_EACH)
-        return Cell(format.drawn(means, blocks), format.peak(means))
 
-    return Column(key, title, title, rank, write, value=lambda row: row.get(of))
-
-
-def _server(row: Row) -> str:
-    host, port = row.get("database_host"), row.get("database_port")
+def _server(row: JsonDatabase) -> str:
+    host, port = row.database_host, row.database_port
     if host in (None, ""):
         return format.UNKNOWN
-    return text.clean(str(host) if port is None else f"{host}:{port}")
+    return text.sanitize(str(host) if port is None else f"{host}:{port}")
 
 
-def _sampled(row: Row) -> Cell:
-    """Holds; "~" where only a sample of them is known by its line."""
-    return Cell(("~" if row.get("estimated") else "") + count(row.get("holds_total")))
+def _sampled_holds(row: CallSiteRow) -> Cell:
+    """Return the number of holds; "~" where only a sample of them is known by its call site."""
+    return Cell(("~" if row.site.estimated else "") + count(row.site.holds_total))
 
 
-def _where_now(row: Row) -> Cell:
-    """Where the holder is: in the database, or in which line."""
-    where = row.get("holder_in")
-    if where == "database":
+def _where_now(row: JsonConnection | WaitRow) -> Cell:
+    """Return where the holder is: in the database, or at which call site."""
+    if row.holder_in == "database":
         return Cell("in the database")
-    if where == "ended":
+    if row.holder_in == "ended":
         return Cell("has ended")
-    return Cell(word(row.get("holder_site") or where))
+    return Cell(word(row.holder_site or row.holder_in))
 
 
-def _holder_now(rank: int) -> Column:
+def _holder_now(rank: int) -> Column[JsonConnection | WaitRow]:
     return Column(
-        "holder_in", "holder is now", "holder now", rank, _where_now, True, 15,
-        lambda row: _where_now(row).first, is_path=True,
+        "holder_in", "holder is now", "holder now", rank, _where_now, lambda row: _where_now(row).first,
+        is_text=True, least=15, is_path=True,
     )  # fmt: skip
 
 
-_CONNECTIONS = _with_max("connections", "connections", "conns\n(max)", 2)
-_CHECKED_OUT = _with_max("checked_out", "checked out", "checked\nout(max)", 3)
-_WAITING = _number("waiting", "waiting", 1)
-_LONGEST_WAIT = _number("longest_wait_seconds", "longest\nwait", 4, form=age)
-_LONGEST_HELD = _number("longest_held_seconds", "longest\nheld", 5, form=age)
-_RATE = _number("checkouts_per_second", "checkouts\n/s", 8, "check-\nouts/s", form=format.rate)
-_TIMEOUTS = _number("recent_timeouts", "recent\ntimeouts", 6, "time-\nouts")
-_CONNECT_RATE = _number("connects_per_second", "connects\n/s", 9, "con-\nnects/s", form=format.rate)
-#: What every table of pools has of what happens now.
-_LATELY: Final = (_TIMEOUTS, _RATE, _CONNECT_RATE)
-_TRENDS: Final = (
-    _trend("rates", "checkouts/s\n5 minutes, max", "checkouts_per_second", 12),
-    _trend("counts", "connections\n5 minutes, max", "connections", 15),
+# --- Columns of several tables --------------------------------------------------------------------
+
+_EXTRA: Final = EXTRA_RANK
+_CONNECTIONS = _with_max(
+    "connections", "connections", "conns\n(max)", 2, lambda f: f.connections, lambda f: f.max_connections
 )
+_CHECKED_OUT = _with_max(
+    "checked_out", "checked out", "checked\nout(max)", 3, lambda f: f.checked_out, lambda f: f.max_checked_out
+)
+_PROCESSES = _with_max(
+    "processes", "processes", "procs\n(max)", 7, lambda f: f.processes, lambda f: f.max_processes
+)
+_WAITING = _figure("waiting", "waiting", 1, lambda f: f.waiting)
+_LONGEST_WAIT = _figure(
+    "longest_wait_seconds", "longest\nwait", 4, lambda f: f.longest_wait_seconds, form=age
+)
+_LONGEST_HELD = _figure(
+    "longest_held_seconds", "longest\nheld", 5, lambda f: f.longest_held_seconds, form=age
+)
+_CAPACITY = _figure("capacity", "capacity", _EXTRA, lambda f: f.capacity)
+_CONNECT_RATE: Column[RatedRow] = _number(
+    "connects_per_second",
+    "connects\n/s",
+    9,
+    lambda row: row.connects_per_second,
+    "con-\nnects/s",
+    format.rate,
+)
+#: What every table of pools has of the last seconds and minutes.
+_RECENT: Final[tuple[Column[RatedRow], ...]] = (
+    _figure("recent_timeouts", "recent\ntimeouts", 6, lambda f: f.recent_timeouts, "time-\nouts"),
+    _figure("checkouts_per_second", "checkouts\n/s", 8, lambda f: f.checkouts_per_second, "check-\nouts/s",
+            format.rate),
+    _CONNECT_RATE,
+)  # fmt: skip
+_TRENDS: Final = (
+    _trend("rates", "checkouts/s\n5 minutes, max", 12, lambda samples: samples.rates,
+           lambda f: f.checkouts_per_second),
+    _trend("counts", "connections\n5 minutes, max", 15, lambda samples: samples.counts,
+           lambda f: f.connections),
+)  # fmt: skip
 _P95: Final = (
-    _number("wait_p95_seconds", "wait\np95", 10, form=duration),
-    _number("held_p95_seconds", "held\np95", 10, form=duration),
-    _number("connect_p95_seconds", "connect\np95", 14, form=duration),
+    _figure("wait_p95_seconds", "wait\np95", 10, lambda f: f.wait_p95_seconds, form=duration),
+    _figure("held_p95_seconds", "held\np95", 10, lambda f: f.held_p95_seconds, form=duration),
+    _figure("connect_p95_seconds", "connect\np95", 14, lambda f: f.connect_p95_seconds, form=duration),
 )
 _MORE: Final = (
-    _number("capacity", "capacity", EXTRA),
-    _number("idle", "idle", EXTRA + 1),
-    _number("overflow", "overflow", EXTRA + 2),
-    _number("timeouts_total", "timeouts\ntotal", EXTRA + 3),
-    _number("max_waiting", "waiting\nmax", EXTRA + 4),
-    _number("connect_errors_total", "connect\nerrors", EXTRA + 5),
-    _number("invalidations_total", "invali-\ndations", EXTRA + 6),
-    _number("detached", "detached", EXTRA + 8),
-    _number("checkouts_total", "checkouts\ntotal", EXTRA + 9),
-    _number("wait_p50_seconds", "wait\np50", EXTRA + 11, form=duration),
-    _number("wait_p99_seconds", "wait\np99", EXTRA + 12, form=duration),
-    _number("held_p50_seconds", "held\np50", EXTRA + 13, form=duration),
-    _number("held_p99_seconds", "held\np99", EXTRA + 14, form=duration),
-    _number("connect_p50_seconds", "connect\np50", EXTRA + 15, form=duration),
-    _number("connect_p99_seconds", "connect\np99", EXTRA + 16, form=duration),
+    _figure("idle", "idle", _EXTRA + 1, lambda f: f.idle),
+    _figure("overflow", "overflow", _EXTRA + 2, lambda f: f.overflow),
+    _figure("timeouts_total", "timeouts\ntotal", _EXTRA + 3, lambda f: f.timeouts_total),
+    _figure("max_waiting", "waiting\nmax", _EXTRA + 4, lambda f: f.max_waiting),
+    _figure("connect_errors_total", "connect\nerrors", _EXTRA + 5, lambda f: f.connect_errors_total),
+    _figure("invalidations_total", "invali-\ndations", _EXTRA + 6, lambda f: f.invalidations_total),
+    _figure("detached", "detached", _EXTRA + 8, lambda f: f.detached),
+    _figure("checkouts_total", "checkouts\ntotal", _EXTRA + 9, lambda f: f.checkouts_total),
+    _figure("wait_p50_seconds", "wait\np50", _EXTRA + 11, lambda f: f.wait_p50_seconds, form=duration),
+    _figure("wait_p99_seconds", "wait\np99", _EXTRA + 12, lambda f: f.wait_p99_seconds, form=duration),
+    _figure("held_p50_seconds", "held\np50", _EXTRA + 13, lambda f: f.held_p50_seconds, form=duration),
+    _figure("held_p99_seconds", "held\np99", _EXTRA + 14, lambda f: f.held_p99_seconds, form=duration),
+    _figure("connect_p50_seconds", "connect\np50", _EXTRA + 15, lambda f: f.connect_p50_seconds,
+            form=duration),
+    _figure("connect_p99_seconds", "connect\np99", _EXTRA + 16, lambda f: f.connect_p99_seconds,
+            form=duration),
+)  # fmt: skip
+_REPORT = _figure(
+    "last_report_seconds", "last\nreport", _EXTRA + 7, lambda f: f.last_report_seconds, form=age, ages=True
 )
-_REPORT = _number("last_report_seconds", "last\nreport", EXTRA + 7, form=age)
 #: What every table of sums has behind the column that names its rows.
-_SUMS: Final = (
-    _with_max("processes", "processes", "procs\n(max)", 7),
-    _CONNECTIONS, _CHECKED_OUT, _WAITING, _LONGEST_WAIT, _LONGEST_HELD, *_LATELY,
-    _bar(11), *_P95, *_TRENDS, *_MORE, _REPORT, _number("pools", "pools", EXTRA + 10),
-)  # fmt: skip
-
-COLUMNS: Final[dict[Table, tuple[Column, ...]]] = {
-    "program": (_name("host", "host", 8, 6), _name("program", "program", 11), _verdict(2), *_SUMS),
-    "host": (_name("host", "host", 11), _verdict(2), _number("programs", "programs", 6), *_SUMS),
-    "database": (
-        replace(_name("server", "server", 8), write=lambda row: Cell(_server(row)), value=_server),
-        _place("database", "database", 11),
-        _verdict(2),
-        _number("server_max", "server\nmax", 6),
-        _text("dialect", "dialect", 13),
-        _number("programs", "programs", 6),
-        *_SUMS,
-    ),
-    "process": (
-        _pid(),
-        _name("host", "host", 8, 8),
-        _name("program", "program", 11, 6),
-        _verdict(2),
-        _CONNECTIONS, _CHECKED_OUT, _WAITING, _LONGEST_WAIT, _LONGEST_HELD, *_LATELY,
-        _number("cpu_percent", "CPU", 9, form=format.percent),
-        _number("rss_bytes", "memory", 10, form=format.size),
-        _number("started_seconds", "running", 11, form=age),
-        _text("user", "user", 12, 8),
-        _number("threads", "threads", 13),
-        _number("open_files", "open\nfiles", 14),
-        _bar(15), *_P95, *_TRENDS, *_MORE[:5], _REPORT,
-        _text("node", "node", EXTRA + 8, 8),
-        _text("container", "container", EXTRA + 8, 12),
-        _number("ppid", "parent", EXTRA + 9),
-        _text("command", "command", EXTRA + 10, 20),
-        *_MORE[5:],
-    ),
-    "pool": (
-        _place("pool", "pool", 16),
-        _name("host", "host", 8, 8),
-        _name("program", "program", 11, 3),
-        _pid(5),
-        _verdict(2),
-        _CONNECTIONS, _CHECKED_OUT,
-        _number("capacity", "capacity", 6),
-        _WAITING, _LONGEST_WAIT, _LONGEST_HELD, *_LATELY,
-        _bar(9), *_P95,
-        _number("pool_size", "size", 16),
-        _number("max_overflow", "max\noverflow", 16),
-        _number("timeout_seconds", "timeout", 17, form=age),
-        _text("pool_class", "class", 18),
-        *_MORE[1:],
-    ),
-    "connection": (
-        replace(_number("connection", "connection", 0, "conn"), identifies=True),
-        _name("host", "host", 8, 8),
-        _name("program", "program", 11, 7),
-        _pid(7),
-        _state(1),
-        _number("held_seconds", "held", 2, form=age),
-        _place("call_site", "taken in", 20, 3),
-        _holder_now(6),
-        _text("holder", "held by", 5, 8),
-        _number("server_id", "server session", 4, "server\nsession"),
-        _number("age_seconds", "age", 11, form=age),
-        _text("pool", "pool", 12, 24),
-    ),
-    "site": (
-        _name("program", "program", 11, 3),
-        _name("host", "host", 8, 6),
-        _place("call_site", "line of code", 20),
-        replace(_verdict(2), value=_line_gravity),
-        _number("held_now", "held\nnow", 1),
-        _number("in_database_now", "in the\ndatabase", 6, "in\nDB"),
-        _number("waiting_now", "wait\nhere", 2),
-        _number("longest_held_seconds", "longest\nheld", 3, "long-\nest", age),
-        _number("usual_held_seconds", "usual\nhold", 4, "usual", duration),
-        replace(_number("holds_total", "holds", 5), write=_sampled),
-        _number("hold_seconds_total", "held\naltogether", 9, form=age),
-        _number("processes", "processes", 8, "procs"),
-    ),
-    "wait": (
-        _name("program", "program", 8, 1),
-        _name("host", "host", 8, 6),
-        _place("blocker", "blocked by: who holds", 20),
-        _verdict(1),
-        _number("waiting", "waiting", 1, "wait"),
-        _number("longest_wait_seconds", "worst\nwait", 3, form=age),
-        _number("holds", "holds", 4),
-        _number("held_seconds", "longest\nheld", 2, "held", age),
-        _place("pool", "pool", 8, 7),
-        _bar(9),
-        _holder_now(8),
-        _number("processes", "processes", 11, "procs"),
-        _text("holder", "held by", 10, 12),
-        *_P95[:2],
-    ),
-    "node": (
-        _name("node", "node", 8),
-        _text("role", "role", 1),
-        _text("address", "address", 5, 15),
-        _number("term", "term", 4),
-        _number("applied", "applied", 6),
-        _number("lag", "lag", 2),
-        _number("stale_seconds", "stale", 2, form=age),
-        _number("processes", "processes", 8, "procs"),
-        _number("consoles", "consoles", 9),
-        _number("uptime_seconds", "uptime", 7, form=age),
-        _text("version", "version", 10),
-        _text("problem", "problems", 3, 24),
-    ),
-}  # fmt: skip
-DEFAULT_SORT: Final[dict[Table, str]] = {
-    "program": "verdict", "host": "verdict", "database": "verdict", "process": "verdict", "pool": "verdict",
-    "connection": "held_seconds", "site": "verdict", "wait": "waiting", "node": "node",
-}  # fmt: skip
-
-#: What find and filter look at, besides the cells of text.
-SEARCHED: Final = (
-    "host", "program", "pid", "verdict", "state", "pool", "database", "database_host", "dialect", "user",
-    "command", "container", "node", "server_id", "holder", "call_site", "holder_site", "holder_in",
-    "blocker", "role", "address", "problem",
+_SUMS: Final[tuple[Column[RatedRow], ...]] = (
+    _PROCESSES, _CONNECTIONS, _CHECKED_OUT, _WAITING, _LONGEST_WAIT, _LONGEST_HELD, *_RECENT,
+    _bar(11), *_P95, *_TRENDS, _CAPACITY, *_MORE, _REPORT,
+    _figure("pools", "pools", _EXTRA + 10, lambda f: f.pools),
 )  # fmt: skip
 
 
-def column(table: Table, key: str) -> Column:
+# --- Tables ---------------------------------------------------------------------------------------
+
+_PROGRAM_COLUMNS: Final[tuple[Column[JsonProgram | ProgramGroup], ...]] = (
+    _name("host", "host", lambda row: row.host, 8, 6),
+    _name("program", "program", lambda row: row.program, 11),
+    _verdict(2),
+    *_SUMS,
+)
+_HOST_COLUMNS: Final[tuple[Column[JsonHost], ...]] = (
+    _name("host", "host", lambda row: row.host, 11),
+    _verdict(2),
+    _number("programs", "programs", 6, lambda row: row.programs),
+    *_SUMS,
+)
+_DATABASE_COLUMNS: Final[tuple[Column[JsonDatabase], ...]] = (
+    Column("server", "server", "server", 0, lambda row: Cell(_server(row)), _server, is_text=True, least=8,
+           identifies=True),
+    _path("database", "database", lambda row: row.database, 11),
+    _verdict(2),
+    _number("server_max", "server\nmax", 6, lambda row: row.server_max),
+    _text("dialect", "dialect", 13, lambda row: row.dialect),
+    _number("programs", "programs", 6, lambda row: row.programs),
+    *_SUMS,
+)  # fmt: skip
+_PROCESS_COLUMNS: Final[tuple[Column[JsonProcess], ...]] = (
+    _pid(), _host(8, 8), _program(11, 6), _verdict(2),
+    _CONNECTIONS, _CHECKED_OUT, _WAITING, _LONGEST_WAIT, _LONGEST_HELD, *_RECENT,
+    _number("cpu_percent", "CPU", 9, lambda row: row.process.cpu_percent, form=format.percent),
+    _number("rss_bytes", "memory", 10, lambda row: row.process.rss_bytes, form=format.size),
+    _number("started_seconds", "running", 11, lambda row: row.process.started_seconds, form=age, ages=True),
+    _text("user", "user", 12, lambda row: row.process.user, 8),
+    _process("threads", "threads", 13, lambda process: process.threads),
+    _process("open_files", "open\nfiles", 14, lambda process: process.open_files),
+    _bar(15), *_P95, *_TRENDS, _CAPACITY, *_MORE[:4], _REPORT,
+    _text("node", "node", _EXTRA + 8, lambda row: row.process.node, 8),
+    _text("container", "container", _EXTRA + 8, lambda row: row.process.container, 12),
+    _process("ppid", "parent", _EXTRA + 9, lambda process: process.ppid),
+    _text("command", "command", _EXTRA + 10, lambda row: row.process.command, 20),
+    *_MORE[4:],
+)  # fmt: skip
+_POOL_COLUMNS: Final[tuple[Column[JsonPool | PoolGroup], ...]] = (
+    _path("pool", "pool", lambda row: row.pool.pool, 16),
+    _host(8, 8), _program(11, 3), _pid(5), _verdict(2), _CONNECTIONS, _CHECKED_OUT,
+    replace(_CAPACITY, rank=6),
+    _WAITING, _LONGEST_WAIT, _LONGEST_HELD, *_RECENT, _bar(9), *_P95,
+    _number("pool_size", "size", 16, lambda row: row.pool.pool_size),
+    _number("max_overflow", "max\noverflow", 16, lambda row: row.pool.max_overflow),
+    _number("timeout_seconds", "timeout", 17, lambda row: row.pool.timeout_seconds, form=age),
+    _text("pool_class", "class", 18, lambda row: row.pool.pool_class),
+    *_MORE,
+)  # fmt: skip
+_CONNECTION_COLUMNS: Final[tuple[Column[JsonConnection], ...]] = (
+    Column("connection", "connection", "conn", 0, lambda row: Cell(count(row.connection)),
+           lambda row: row.connection, identifies=True),
+    _host(8, 8), _program(11, 7), _pid(7), _state(1),
+    _number("held_seconds", "held", 2, lambda row: row.held_seconds, form=age),
+    _path("call_site", "taken in", lambda row: row.call_site, 20, 3),
+    _holder_now(6),
+    _text("holder", "held by", 5, lambda row: row.holder, 8),
+    _number("server_id", "server session", 4, lambda row: row.server_id, "server\nsession"),
+    _number("age_seconds", "age", 11, lambda row: row.age_seconds, form=age, ages=True),
+    _text("pool", "pool", 12, lambda row: row.pool.pool, 24),
+)  # fmt: skip
+_SITE_COLUMNS: Final[tuple[Column[CallSiteRow], ...]] = (
+    _name("program", "program", lambda row: row.site.program, 11, 3),
+    _name("host", "host", lambda row: row.site.host, 8, 6),
+    _path("call_site", "line of code", lambda row: row.site.call_site, 20),
+    Column("verdict", "verdict", "verdict", 2, lambda row: Cell(verdict_word(row)), _site_gravity, True),
+    _number("held_now", "held\nnow", 1, lambda row: row.site.held_now),
+    _number("in_database_now", "in the\ndatabase", 6, lambda row: row.site.in_database_now, "in\nDB"),
+    _number("waiting_now", "wait\nhere", 2, lambda row: row.site.waiting_now),
+    _number("longest_held_seconds", "longest\nheld", 3, lambda row: row.site.longest_held_seconds,
+            "long-\nest", age),
+    _number("usual_held_seconds", "usual\nhold", 4, lambda row: row.site.usual_held_seconds, "usual",
+            duration),
+    Column("holds_total", "holds", "holds", 5, _sampled_holds, lambda row: row.site.holds_total),
+    _number("hold_seconds_total", "held\naltogether", 9, lambda row: row.site.hold_seconds_total, form=age),
+    _number("processes", "processes", 8, lambda row: row.site.processes, "procs"),
+)  # fmt: skip
+_WAIT_COLUMNS: Final[tuple[Column[WaitRow], ...]] = (
+    _program(8, 1), _host(8, 6),
+    _path("blocker", "blocked by: who holds", lambda row: row.blocker, 20),
+    _verdict(1),
+    replace(_WAITING, short="wait"),
+    replace(_LONGEST_WAIT, title="worst\nwait", short="worst\nwait", rank=3),
+    _number("holds", "holds", 4, lambda row: row.holds),
+    _number("held_seconds", "longest\nheld", 2, lambda row: row.held_seconds, "held", age),
+    _path("pool", "pool", lambda row: row.pool.pool, 8, 7),
+    _bar(9), _holder_now(8),
+    _number("processes", "processes", 11, lambda row: row.processes, "procs"),
+    _text("holder", "held by", 10, lambda row: row.holder, 12),
+    *_P95[:2],
+)  # fmt: skip
+_NODE_COLUMNS: Final[tuple[Column[NodeRow], ...]] = (
+    _name("node", "node", lambda row: row.node, 8),
+    _text("role", "role", 1, lambda row: row.role),
+    _text("address", "address", 5, lambda row: row.address, 15),
+    _number("term", "term", 4, lambda row: row.term),
+    _number("applied", "applied", 6, lambda row: row.applied),
+    _number("lag", "lag", 2, lambda row: row.lag),
+    _number("stale_seconds", "stale", 2, lambda row: row.stale_seconds, form=age),
+    _number("processes", "processes", 8, lambda row: row.processes, "procs"),
+    _number("consoles", "consoles", 9, lambda row: row.consoles),
+    _number("uptime_seconds", "uptime", 7, lambda row: row.uptime_seconds, form=age),
+    _text("version", "version", 10, lambda row: row.version),
+    _text("problem", "problems", 3, lambda row: row.problem, 24),
+)
+
+
+def _of_figures(row: FigureRow) -> tuple[object, ...]:
+    return row.verdict, row.state
+
+
+def _of_process(row: ProcessPart) -> tuple[object, ...]:
+    process = row.process
+    return (
+        row.verdict, row.state, process.host, process.program, process.pid, process.user, process.command,
+        process.container, process.node,
+    )  # fmt: skip
+
+
+def _of_pool(row: JsonPool | PoolGroup | JsonConnection | WaitRow) -> tuple[object, ...]:
+    pool = row.pool
+    return (*_of_process(row), pool.pool, pool.database, pool.database_host, pool.dialect)
+
+
+def _of_holder(row: JsonConnection | WaitRow) -> tuple[object, ...]:
+    return (*_of_pool(row), row.server_id, row.holder, row.call_site, row.holder_site, row.holder_in)
+
+
+def _figure_trouble(row: FigureRow) -> tuple[int, int]:
+    return -(row.figures.waiting or 0), -(row.figures.connections or 0)
+
+
+def _site_trouble(row: CallSiteRow) -> tuple[int, int]:
+    return -(row.site.waiting_now or 0), -(row.site.held_now or 0)
+
+
+TABLES: Final[Mapping[Table, Definition[Any]]] = {
+    "program": Definition(
+        _PROGRAM_COLUMNS, "verdict", lambda row: (row.host, row.program, *_of_figures(row)), _figure_trouble
+    ),
+    "host": Definition(
+        _HOST_COLUMNS, "verdict", lambda row: (row.host, *_of_figures(row)), _figure_trouble
+    ),
+    "database": Definition(
+        _DATABASE_COLUMNS, "verdict",
+        lambda row: (row.database, row.database_host, row.dialect, *_of_figures(row)), _figure_trouble,
+    ),
+    "process": Definition(_PROCESS_COLUMNS, "verdict", _of_process, _figure_trouble),
+    "pool": Definition(_POOL_COLUMNS, "verdict", _of_pool, _figure_trouble),
+    "connection": Definition(_CONNECTION_COLUMNS, "held_seconds", _of_holder),
+    "site": Definition(
+        _SITE_COLUMNS, "verdict",
+        lambda row: (row.site.host, row.site.program, row.site.call_site, row.site.verdict), _site_trouble,
+    ),
+    "wait": Definition(
+        _WAIT_COLUMNS, "waiting", lambda row: (*_of_holder(row), row.blocker), _figure_trouble
+    ),
+    "node": Definition(
+        _NODE_COLUMNS, "node", lambda row: (row.node, row.role, row.address, row.problem)
+    ),
+}  # fmt: skip
+
+
+def columns(table: Table) -> tuple[Column[Any], ...]:
+    return TABLES[table].columns
+
+
+def column(table: Table, key: str) -> Column[Any]:
     """Return the table's column of that key. Raises KeyError."""
-    for candidate in COLUMNS[table]:
+    for candidate in TABLES[table].columns:
         if candidate.key == key:
             return candidate
     raise KeyError(key)
 
 
-def falls(col: Column) -> bool:
-    """Whether the largest stands on top where the order is not inverted."""
-    return not col.is_text or col.key == "verdict"
-
-
 def arranged(
-    table: Table, rows: Sequence[tuple[Any, Row]], sort: str, inverted: bool
-) -> tuple[tuple[Any, Row], ...]:
-    """Return (key, row) pairs in order: what is not known last, equals by who waits, connections, name."""
-    by = column(table, sort)
-    value = by.sorted_by
-    known: list[tuple[Any, tuple[Any, Row]]] = []
-    unknown: list[tuple[Any, Row]] = []
-    for pair in sorted(rows, key=lambda pair: troubled(pair[1])):
-        what = value(pair[1])
-        if what is None:
-            unknown.append(pair)
-        else:
-            known.append((what if not isinstance(what, str) else what.casefold(), pair))
-    known.sort(key=lambda entry: entry[0], reverse=falls(by) is not inverted)
-    return (*(pair for _, pair in known), *unknown)
+    table: Table, rows: Sequence[KeyedRow], sort: str, inverted: bool
+) -> tuple[KeyedRow, ...]:  # fmt: skip
+    """Return the rows in order: unknown values last; equals by how many wait, connections, name."""
+    by, trouble = column(table, sort), TABLES[table].trouble
+    values = [by.value(row) for _, row in rows]
+    if by.is_text:
+        values = [value.casefold() if isinstance(value, str) else value for value in values]
+    # Sorting positions by lists keeps Python code out of the comparisons: there may be 100,000 rows.
+    order: Iterable[int] = range(len(rows))
+    if trouble is not None:
+        order = sorted(order, key=[trouble(row) for _, row in rows].__getitem__)
+    order = list(order)
+    known = [at for at in order if values[at] is not None]
+    known.sort(key=values.__getitem__, reverse=by.falls is not inverted)
+    if len(known) < len(order):
+        known += [at for at in order if values[at] is None]
+    return tuple([rows[at] for at in known])
 
 
-def troubled(row: Row) -> tuple[int, int]:
-    """Return what decides between rows that are equal in the column that is sorted by."""
-    waiting = row.get("waiting") or row.get("waiting_now") or 0
-    return -waiting, -(row.get("connections") or row.get("held_now") or 0)
-
-
-def matches(row: Row, wanted: str) -> bool:
-    """Whether a text stands in anything that names the row or says how it is, in any case of letters."""
+def matches(table: Table, row: TableRow, wanted: str) -> bool:
+    """Whether a text is in anything that names the row or says how it is, in upper or lower case."""
     wanted = wanted.casefold()
-    for key in SEARCHED:
-        value = row.get(key)
-        if value is not None and wanted in str(value).casefold():
-            return True
-    return False
+    return any(value is not None and wanted in str(value).casefold() for value in TABLES[table].searched(row))

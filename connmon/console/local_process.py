@@ -1,11 +1,9 @@
-"""What this host's own system says of the process on the screen, beside what the process reported.
+"""What the system of this host says of the process on the screen, in addition to its reports.
 
-Rules kept here:
-
-- Only of a process on this host, and only if it is the same one: the host's name, the pid and the time of
-  its start have to fit, so that a container's pid is not taken for the host's.
+- The process has to run on this host: host name, pid and start time have to match, so that the pid of a
+  container is not taken for one of the host.
 - Connections to the database that no pool accounts for are counted by their far ends: sockets of the
-  process to the addresses of its pools' servers, less what these pools report.
+  process to the addresses of its pools' servers, minus the connections that these pools report.
 """
 
 from __future__ import annotations
@@ -16,9 +14,9 @@ from typing import Any
 
 from connmon import process_info
 from connmon.console import format
-from connmon.console.fitting import Row
 from connmon.console.state import Local
 from connmon.database_address import FAMILIES, servers_of
+from connmon.protocol.document import JsonPool
 
 
 class Watch:
@@ -30,45 +28,58 @@ class Watch:
         self._instance = ""
         self._process: process_info.Watched | None = None
 
-    def look(self, instance: str, pools: Sequence[Row]) -> Local | None:
-        """Return what the system says of the process that has these pools; None where it is elsewhere."""
-        row: Row = pools[0] if pools else {}
-        pid = row.get("pid")
-        if not isinstance(pid, int) or row.get("host") != self._host or row.get("state") != "connected":
+    def __repr__(self) -> str:
+        return f"<Watch of {self._instance or 'no process'}>"
+
+    def look(self, instance: str, pools: Sequence[JsonPool]) -> Local | None:
+        """Return what the system says of the process that has these pools; None if it is elsewhere."""
+        if not pools:
+            return None
+        process = pools[0].process
+        if process.pid is None or process.host != self._host or pools[0].state != "connected":
             return None
         if instance != self._instance or self._process is None:
-            self._instance, self._process = instance, process_info.Watched(pid, row.get("started_seconds"))
+            self._instance = instance
+            self._process = process_info.Watched(process.pid, process.started_seconds)
         servers = {server for pool in pools for server in _by_tcp(pool)}
         ends = {(address, port) for host, port in servers for address in self._resolved(host)}
         live = self._process.look(ends)
         if live is None:
             return None
-        if any(pool.get("dialect") in FAMILIES and not pool.get("database_host") for pool in pools):
+        if any(pool.pool.dialect in FAMILIES and not pool.pool.database_host for pool in pools):
             # Its connections may be among the sockets, or not.
-            return Local(instance, _told(live, None, 0))
-        counted = sum(pool.get("connections") or 0 for pool in pools if _by_tcp(pool))
-        return Local(instance, _told(live, len(servers), counted))
+            return Local(instance, _in_words(live, None, 0))
+        counted = sum(pool.figures.connections or 0 for pool in pools if _by_tcp(pool))
+        return Local(instance, _in_words(live, len(servers), counted))
 
     def _resolved(self, host: str) -> frozenset[str]:
-        """Return the addresses of a name, asked for once."""
+        """Return the addresses of a name, which is resolved once."""
         if host not in self._addresses:
             try:
                 found: Sequence[Any] = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
             except (OSError, UnicodeError):
                 found = ()
-            self._addresses[host] = frozenset(str(each[4][0]).removeprefix("::ffff:") for each in found)
+            self._addresses[host] = frozenset(str(info[4][0]).removeprefix("::ffff:") for info in found)
         return self._addresses[host]
 
 
-def _by_tcp(pool: Row) -> list[tuple[str, int]]:
+def _by_tcp(pool: JsonPool) -> list[tuple[str, int]]:
     """Return the servers of a pool that are reached by TCP, where their ports are known."""
-    cells = {key: pool.get(key) for key in ("dialect", "database_host", "database_port")}
-    found = [server for server in servers_of(cells) if not server.socket]
-    return [(server.host, server.port) for server in found if server.host and server.port]
+    where = pool.pool
+    servers = servers_of(
+        {
+            "dialect": where.dialect,
+            "database_host": where.database_host,
+            "database_port": where.database_port,
+        }
+    )
+    return [
+        (server.host, server.port) for server in servers if not server.socket and server.host and server.port
+    ]
 
 
-def _told(live: process_info.Live, servers: int | None, counted: int) -> str:
-    """`servers`: how many its pools reach by TCP; None: not known."""
+def _in_words(live: process_info.Live, servers: int | None, counted: int) -> str:
+    """`servers`: how many its pools reach by TCP, None if unknown; `counted`: connections of these pools."""
     usage = (
         f"CPU {format.percent(live.cpu_percent)}   memory {format.size(live.rss_bytes)}   "
         f"threads {format.count(live.threads)}   open files {format.count(live.open_files)}"

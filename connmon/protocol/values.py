@@ -18,6 +18,8 @@ from connmon.protocol import histogram
 
 #: The largest integer that JSON readers keep exact; no count can pass it.
 LARGEST = 2**53 - 1
+#: The largest rate, per second: the bound of `Number`.
+LARGEST_RATE: Final = 1e15
 
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=LARGEST)]
 Integer: TypeAlias = Annotated[int, Meta(ge=-LARGEST, le=LARGEST)]
@@ -148,3 +150,10 @@ def plus(a: Vector, b: Vector) -> Vector:
 def minus(a: Vector, b: Vector) -> Vector:
     """Return a - b, field by field."""
     return type(a)(*map(sub, a, b))
+
+
+def saturated(vector: Vector) -> Vector:
+    """Return the vector with no count below 0 or above `LARGEST`, as readers require it."""
+    if max(vector) <= LARGEST and min(vector) >= 0:
+        return vector
+    return type(vector)(*[max(0, min(count, LARGEST)) for count in vector])
