@@ -37,9 +37,10 @@ from typing import Any
 import psutil
 
 from connmon.config import Address, Node, Service
-from connmon.console import state, views
+from connmon.console import layout, state, views
+from connmon.console.panes import page
 from connmon.console.source import Source, Want
-from connmon.console.state import Picture, State
+from connmon.console.state import Refresh, State
 from connmon.protocol import frames
 from connmon.protocol.batch import Batch
 from connmon.protocol.queries import HistoryQuery, Query, WaitsQuery
@@ -140,18 +141,18 @@ def frame_times(nodes: list[Node]) -> dict[str, float]:
         source = Source(want)
         for rows in client.ask(source.question()):
             source.apply(rows)
-        shown = State("", pages=(state.pages.page("all", want),))
-        picture = Picture(source.head(), {want: source.rows()}, 1.0, "12:00:00")
-        shown = state.pictured(shown, picture)
-        shown = state.fitted(shown, views.layout(shown, 200, 50).panes)
-        many = len(picture.tables[want])
+        shown = State("", pages=(page("all", want),))
+        refresh = Refresh(source.head(), {want: source.rows()}, 1.0, "12:00:00")
+        shown = state.refreshed(shown, refresh)
+        shown = state.fitted(shown, layout.layout(shown, 200, 50).panes)
+        many = len(refresh.tables[want])
         what = f"{many} {want.by} rows"
         found[f"frame, {what}"] = timed(lambda shown=shown: views.view(shown, 200, 50), 30)
         found[f"rows of an answer where nothing changed, {what}"] = timed(
             lambda source=source: source.rows(frozenset()), 5
         )
         found[f"a new picture in order, {what}"] = timed(
-            lambda shown=shown, picture=picture: state.pictured(shown, picture), 5
+            lambda shown=shown, refresh=refresh: state.refreshed(shown, refresh), 5
         )
     client.close()
     return found

@@ -1,17 +1,17 @@
 """The loop of the console: keys and news in, a screen out.
 
-Rules kept here:
-
 - The screen is drawn when something has happened, and not otherwise: at rest the loop only looks.
-- The terminal is restored before anything is said on stderr.
+- The terminal is restored before anything is written to stderr.
+- A change of the mode is one debug line of the logger "connmon.console"; no log line reaches the screen.
 
-Exit codes of `run`: 0 after q, Ctrl-C or a terminal that vanished; 1 where no node could be
-reached at the start; 143 after SIGTERM.
+Exit codes of `run`: 0 after q, Ctrl-C or a terminal that vanished; 1 where no node could be reached at the
+start; 143 after SIGTERM.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -20,29 +20,29 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from types import FrameType
-from typing import Any, Final, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from connmon.config import Node
-from connmon.console import handlers, mouse, screen, state, views
+from connmon.console import actions, layout, screen, state, views
 from connmon.console.fetcher import AskNodes, Demand, Fetcher, News, Note, Position
+from connmon.console.settings import DEFAULT_SETTINGS
 from connmon.console.source import Maxima
-from connmon.console.state import Picture, Silence, State
+from connmon.console.state import Refresh, Silence, State
 from connmon.errors import ConnmonError
 from connmon.protocol.credentials import OPEN, Credentials
 from connmon.reader import client
 
-#: Longest time for which the loop waits for a key before it looks for news.
-LOOK: Final = 0.1
+logger = logging.getLogger("connmon.console")
 
 
 class Feed(Protocol):
-    """Where pictures come from: a node, or a recording."""
+    """Where snapshots come from: a node, or a recording."""
 
     def want(self, demand: Demand) -> None:
-        """The screen shows this from now on."""
+        """Get this from now on."""
 
     def news(self) -> Sequence[News]:
-        """What has happened since this was asked last."""
+        """Return what has happened since the last call."""
 
 
 def run(
@@ -51,14 +51,14 @@ def run(
     credentials: Credentials = OPEN,
     ask_nodes: AskNodes | None = None,
     maxima: Maxima | None = None,
-    interval: float = state.INTERVAL,
+    interval: float = DEFAULT_SETTINGS.refresh_seconds,
 ) -> int:
     """Show the console until it is left; return the exit code (see above).
 
-    `service` "": whichever the nodes serve. `ask_nodes` asks all nodes how they are, for the view of
-    the cluster. `maxima`: connections that database servers take. `interval`: seconds
-    between two pictures. Raises ScreenError, a UsageError,
-    where the console cannot run on this terminal, so that the caller can fall back to plain output.
+    `service` "": any service of the nodes. `ask_nodes` asks all nodes how they are, for the view of the
+    cluster. `maxima`: connections that database servers take. `interval`: seconds between two refreshes.
+    Raises ScreenError, a UsageError, where the console cannot run on this terminal, so that the caller can
+    fall back to plain output.
     """
     screen.check()
     try:
@@ -69,22 +69,22 @@ def run(
     except KeyboardInterrupt:
         return 0
     option = f"connmon_service={service}" if service else f"connmon_addr={nodes[0].address}"
-    shown = State(option, now=time.monotonic(), interval=interval)
-    fetcher = Fetcher(nodes, service, first, demand(shown), credentials, ask_nodes, maxima)
+    begin = State(option, now=time.monotonic(), interval=interval)
+    fetcher = Fetcher(nodes, service, first, demand(begin), credentials, ask_nodes, maxima)
     try:
-        return show(shown, fetcher, fetcher.start)
+        return show(begin, fetcher, fetcher.start)
     finally:
         fetcher.stop()
         if not fetcher.is_alive():
             first.close()
 
 
-def show(shown: State, feed: Feed, begin: Callable[[], None] = lambda: None) -> int:
-    """Show pictures until the console is left; return the exit code. `begin` is called on the screen."""
+def show(begin: State, feed: Feed, started: Callable[[], None] = lambda: None) -> int:
+    """Show snapshots until the console is left; return the exit code. `started` is called on the screen."""
     try:
-        with _signals(), screen.Screen() as terminal:
-            begin()
-            _loop(replace(shown, blocks=terminal.blocks), terminal, feed)
+        with _signals(), _no_log_lines(), screen.Screen() as terminal:
+            started()
+            _App(replace(begin, blocks=terminal.blocks), terminal, feed).run()
     except (KeyboardInterrupt, screen.TerminalGone):
         return 0
     except _Terminated:
@@ -93,46 +93,70 @@ def show(shown: State, feed: Feed, begin: Callable[[], None] = lambda: None) -> 
 
 
 def demand(shown: State) -> Demand:
+    """Return what the feed has to get for this state."""
     return Demand(shown.wants, shown.remembers, shown.interval, shown.seen, shown.reel)
 
 
-def _loop(shown: State, terminal: screen.Screen, feed: Feed) -> None:
-    drawn: Any = None
-    changed = True
-    while not shown.ended:
-        shown = state.ticked(shown, time.monotonic())
-        for news in feed.news():
-            shown = _told(shown, news)
-            changed = True
-        width, height = terminal.size()
-        # What the time alone changes: how late it is, in words, and whether the note is still there.
-        moment = (width, height, shown.note, shown.silence, _late(shown))
-        if changed or moment != drawn:
-            plan = views.layout(shown, width, height)
-            shown = state.fitted(shown, plan.panes, plan.spread)
-            terminal.draw(views.view(shown, width, height))
-            drawn, changed = moment, False
-        feed.want(demand(shown))
-        key = terminal.key(LOOK)
-        if key is not None:
-            changed = True
-            shown = _did(shown, key, width, height)
+class _App:
+    """The state on its way from one event to the next, and the terminal that shows it."""
+
+    def __init__(self, begin: State, terminal: screen.Screen, feed: Feed) -> None:
+        self._state = begin
+        self._terminal = terminal
+        self._feed = feed
+
+    def __repr__(self) -> str:
+        shown = self._state
+        return f"<App: view {shown.view}, mode {shown.mode.value}, {self._terminal}, {self._feed}>"
+
+    def run(self) -> None:
+        drawn: Any = None
+        changed = True
+        while not self._state.ended:
+            self._state = state.ticked(self._state, time.monotonic())
+            for news in self._feed.news():
+                self._state = _after(self._state, news)
+                changed = True
+            width, height = self._terminal.size()
+            shown = self._state
+            # Time alone changes these: how late the node is, in words, and whether the note is still there.
+            moment = (width, height, shown.note, shown.silence, _late_seconds(shown))
+            if changed or moment != drawn:
+                self._draw(width, height)
+                drawn, changed = moment, False
+            self._feed.want(demand(self._state))
+            key = self._terminal.key(self._state.settings.key_wait_seconds)
+            if key is not None:
+                changed = True
+                self._press(key, width, height)
+
+    def _draw(self, width: int, height: int) -> None:
+        plan = layout.layout(self._state, width, height)
+        self._state = state.fitted(self._state, plan.panes, plan.spread)
+        self._terminal.draw(views.view(self._state, width, height))
+
+    def _press(self, key: str | screen.Click, width: int, height: int) -> None:
+        before = self._state.mode
+        self._state = _pressed(self._state, key, width, height)
+        if self._state.mode is not before:
+            logger.debug("mode: %s -> %s", before.value, self._state.mode.value)
 
 
-def _late(shown: State) -> int:
+def _late_seconds(shown: State) -> int:
     """Return the seconds that the screen counts, 0 where it counts none."""
     if shown.received is None or not (shown.late or shown.silence is not None):
         return 0
     return int(shown.now - shown.received)
 
 
-def _did(shown: State, key: str | screen.Click, width: int, height: int) -> State:
+def _pressed(shown: State, key: str | screen.Click, width: int, height: int) -> State:
+    """Return the state after a key, a click or a notch of the wheel."""
     if isinstance(key, screen.Click):
-        shown = mouse.clicked(shown, key.x, key.y, width, height)
+        shown = actions.clicked(shown, key.x, key.y, width, height)
     elif key in ("wheelup", "wheeldown"):
-        shown = mouse.turned(shown, key == "wheeldown")
+        shown = actions.turned(shown, key == "wheeldown")
     else:
-        shown = handlers.pressed(shown, key)
+        shown = actions.pressed(shown, key)
     if shown.save:
         path = shown.save
         shown = state.noted(replace(shown, save=""), _save(path, views.saved(shown)))
@@ -140,7 +164,7 @@ def _did(shown: State, key: str | screen.Click, width: int, height: int) -> Stat
 
 
 def _save(path: str, text: str) -> str:
-    """Write a new file; return what is to be said of it."""
+    """Write a new file; return the note about it."""
     try:
         with open(os.path.expanduser(path), "x", encoding="utf-8") as file:
             file.write(text)
@@ -151,10 +175,10 @@ def _save(path: str, text: str) -> str:
     return f"saved: {os.path.abspath(os.path.expanduser(path))}"
 
 
-def _told(shown: State, news: News) -> State:
-    """Take in what the feed has told."""
-    if isinstance(news, Picture):
-        return state.pictured(shown, news)
+def _after(shown: State, news: News) -> State:
+    """Return the state after news of the feed. Raises the error of a feed that met a bug."""
+    if isinstance(news, Refresh):
+        return state.refreshed(shown, news)
     if isinstance(news, Silence):
         return state.silenced(shown, news)
     if isinstance(news, Note):
@@ -162,6 +186,34 @@ def _told(shown: State, news: News) -> State:
     if isinstance(news, Position):
         return state.played(shown, news.number)
     raise news.error
+
+
+# --- Around the loop ----------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _no_log_lines() -> Iterator[None]:
+    """Keep log lines off the terminal while the console has it; those into files and pipes go on."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    parent = logging.getLogger("connmon")
+    handlers = {
+        handler
+        for handler in (*parent.handlers, *logging.getLogger().handlers)
+        if not isinstance(handler, logging.FileHandler)
+    }
+
+    def nothing(record: logging.LogRecord) -> bool:
+        return False
+
+    for handler in handlers:
+        handler.addFilter(nothing)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(nothing)
 
 
 class _Terminated(BaseException):
@@ -183,7 +235,7 @@ def _signals() -> Iterator[None]:
         signal.SIGTERM: terminated,
     }
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread can; the caller's signals stay as they are
+        yield  # only the main thread can set handlers; the caller's signals stay as they are
         return
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:

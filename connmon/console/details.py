@@ -1,31 +1,37 @@
-"""All that is known of one row, and what to do about it, in lines. Pure.
+"""All details of one row, and what to do about it, in lines. Pure.
 
-In a stack the frame of the line that took the connection has ">" in front: above it is what it has called,
-libraries as a rule, below it are its callers. Where not all lines have room, those above it go first, so that
-it is seen.
+In a stack the frame of the call site has ">" in front: the frames above it are what it has called,
+libraries as a rule, the frames below it are its callers. Where not all frames have room, those above it go
+first, so that it is seen.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Any, Final, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
 
-from connmon.console import forms, tables, text
-from connmon.console.columns import Row
+from connmon.console import format, text
 from connmon.console.lines import VERDICT_ROLES, Field, Line, Role, flow, wrapped
+from connmon.console.row_words import name, problems, reason, verdict
+from connmon.console.rows import CallSiteRow, TableRow, WaitRow, fields
+from connmon.protocol.document import JsonConnection
 from connmon.protocol.text import short_duration as duration
+from connmon.protocol.values import HolderIn
 
-#: More lines than all fields need: what has no room is what is at the end.
-MOST: Final = 10_000
-#: Keys that are shown in a way of their own, or are only the machine's business.
-_APART: Final = (
-    "why", "verdict", "verdict_reason", "stack", "problems", "instance", "call_site", "holder", "holder_in",
-    "holder_site", "blocker",
-)  # fmt: skip
-_NAMES: Final = {
+#: More lines than all fields of a row need.
+MOST_LINES: Final = 10_000
+#: Frames below the own frame that are shown with it, where there is room.
+CALLERS: Final = 2
+#: Fields that are shown in another way, or that only the machine needs.
+_APART: Final = frozenset({
+    "verdict", "verdict_reason", "stack", "problems", "instance", "call_site", "holder", "holder_in",
+    "holder_site", "blocker", "waiting_in_program",
+})  # fmt: skip
+_NAMES: Final[Mapping[str, str]] = {
     "rss_bytes": "memory", "server_max": "server's maximum", "started_seconds": "running",
 }  # fmt: skip
-_IN: Final = {
+_HOLDER_IN: Final[Mapping[HolderIn, str]] = {
     "database": "in the database",
     "application": "in the application's own work",
     "waiting": "waiting for another connection of a pool",
@@ -35,21 +41,17 @@ _IN: Final = {
 
 
 class Details(NamedTuple):
-    """All lines, and where in them is what."""
+    """All lines, and what is where in them."""
 
     lines: list[Line]
     stack: int
     """The first frame of the stack; where there is none, the end."""
     own: int | None
-    """The frame of the line that took the connection, or of the application's own work. None: not seen."""
+    """The frame of the call site, or of the application's own work. None: not in the stack."""
 
 
-#: Lines below the own frame that are shown with it, where there is room.
-CALLERS: Final = 2
-
-
-def lines(row: Row, width: int, most: int) -> list[Line]:
-    """Return at most `most` of the lines, the first ones: of a longer stack those about the own frame."""
+def lines(row: TableRow, width: int, most: int) -> list[Line]:
+    """Return the first `most` lines at most; of a longer stack, the frames around the own frame."""
     found = whole(row, width)
     frames = most - found.stack
     if found.own is None or found.own < most or frames < 1:
@@ -60,90 +62,93 @@ def lines(row: Row, width: int, most: int) -> list[Line]:
     return [*found.lines[: found.stack - 1], heading, *found.lines[begin : begin + frames]]
 
 
-def whole(row: Row, width: int) -> Details:
-    """Return what is wrong, who holds it and where, its stack, then every figure that is known."""
+def whole(row: TableRow, width: int) -> Details:
+    """Return what is wrong, who holds the connection and where, its stack, then all known figures."""
     shown: list[Line] = []
-    reason = tables.reason(row)
-    if reason:
-        shown += wrapped(f"{tables.name(row)}: {reason}", width, VERDICT_ROLES.get(row["verdict"], "strong"))
-    for problem in row.get("problems") or ():
-        shown += wrapped(str(problem), width, "strong")
-    for name, value, role in _places(row):
-        shown += wrapped(f"{name}: {value}", width, role)
-    stack = [str(frame) for frame in row.get("stack") or []]
-    own = _own(stack, row)
+    why = reason(row)
+    if why:
+        shown += wrapped(f"{name(row)}: {why}", width, VERDICT_ROLES.get(str(verdict(row)), "strong"))
+    for problem in problems(row):
+        shown += wrapped(problem, width, "strong")
+    for label, value, role in _holder(row):
+        shown += wrapped(f"{label}: {value}", width, role)
+    stack = row.stack if isinstance(row, JsonConnection | WaitRow) else ()
+    own = _own_frame(stack, row) if isinstance(row, JsonConnection | WaitRow) else None
     if stack:
         shown.append([(" stack, the innermost first:", "")])
     begin = len(shown)
     for number, frame in enumerate(stack):
         mark, role = (" > ", "strong") if number == own else ("   ", "")
-        shown.append([(text.clip(mark + text.clean(frame), width), role)])
-    fields = [
+        shown.append([(text.clip(mark + text.sanitize(frame), width), role)])
+    known = [
         Field(_name(key), _value(key, value), 1)
-        for key, value in row.items()
-        if key not in _APART and not key.startswith("_") and value not in (None, [], "", False)
+        for key, value in fields(row)
+        if key not in _APART and value not in (None, (), "", False)
     ]
-    shown += flow(fields, width, MOST)
+    shown += flow(known, width, MOST_LINES)
     return Details(shown, begin if stack else len(shown), None if own is None else begin + own)
 
 
 _FRAME: Final = re.compile(r"(.*):\d+(?: (.*))?")
 
 
-def _own(stack: list[str], row: Row) -> int | None:
-    """Return which frame is that of the line that took the connection, which may be at another line by now.
+def _own_frame(stack: Sequence[str], row: JsonConnection | WaitRow) -> int | None:
+    """Return the frame of the call site, which may be at another line of its function by now.
 
-    Where that has returned: the frame of the application in which its holder is.
+    Where that function has returned: the frame of the application in which its holder is.
     """
-    for site in (row.get("call_site"), row.get("holder_site")):
+    for site in (row.call_site, row.holder_site):
+        if site is None:
+            continue
         if site in stack:
-            return stack.index(str(site))
-        place = _function(str(site))
-        if place is not None:
+            return stack.index(site)
+        function = _function(site)
+        if function is not None:
             for number, frame in enumerate(stack):
-                if _function(frame) == place:
+                if _function(frame) == function:
                     return number
     return None
 
 
-def _function(site: str) -> tuple[str | None, str | None] | None:
-    """Return the file and the function of a line of code; None where there is no function in it."""
+def _function(site: str) -> tuple[str, str] | None:
+    """Return the file and the function of a call site; None where it names no function."""
     found = _FRAME.fullmatch(site)
     return None if found is None or not found[2] else (found[1], found[2])
 
 
-def _places(row: Row) -> list[tuple[str, str, Role]]:
-    """Return who has the connection: the line that took it, and where its holder is now."""
-    found: list[tuple[str, str, Role]] = []
-    if row.get("call_site"):
-        found.append(("taken in" if "holder" in row else "line of code", str(row["call_site"]), "warn"))
-    where, site = row.get("holder_in"), row.get("holder_site")
-    now = _IN.get(str(where), "") if where else ""
-    if site:
-        now += f"{', ' if now else ''}at {site}"
-    if where == "ended":
-        name = str(row.get("holder") or "")
-        found.append(
-            ("held by", "nobody any more: " + (now if name in ("", "(ended)") else f"{name}, {now}"), "")
-        )
-    elif row.get("holder"):
-        found.append(("held by", f"{row['holder']}{f', now {now}' if now else ''}", ""))
+def _holder(row: TableRow) -> list[tuple[str, str, Role]]:
+    """Return the call site that took a connection, and where its holder is now."""
+    if isinstance(row, CallSiteRow):
+        return [("line of code", row.site.call_site, "warn")] if row.site.call_site else []
+    if not isinstance(row, JsonConnection | WaitRow):
+        return []
+    lines: list[tuple[str, str, Role]] = []
+    if row.call_site:
+        lines.append(("taken in", row.call_site, "warn"))
+    now = _HOLDER_IN.get(row.holder_in, "") if row.holder_in else ""
+    if row.holder_site:
+        now += f"{', ' if now else ''}at {row.holder_site}"
+    if row.holder_in == "ended":
+        ended = now if row.holder in (None, "", "(ended)") else f"{row.holder}, {now}"
+        lines.append(("held by", f"nobody any more: {ended}", ""))
+    elif row.holder:
+        lines.append(("held by", f"{row.holder}{f', now {now}' if now else ''}", ""))
     elif now:
-        found.append(("its holder now", now, ""))
-    return found
+        lines.append(("its holder now", now, ""))
+    return lines
 
 
 def _name(key: str) -> str:
     return _NAMES.get(key) or key.removesuffix("_seconds").replace("_", " ")
 
 
-def _value(key: str, value: Any) -> str:
-    if isinstance(value, list):
-        return text.clean(", ".join(map(str, value)))
-    if key.endswith("_seconds") and isinstance(value, int | float):
+def _value(key: str, value: object) -> str:
+    if isinstance(value, tuple):
+        return text.sanitize(", ".join(map(str, value)))
+    if isinstance(value, int | float) and key.endswith("_seconds"):
         return duration(value)
     if isinstance(value, float):
-        return forms.rate(value)
-    if key == "rss_bytes":
-        return forms.size(value)
-    return forms.word(value)
+        return format.rate(value)
+    if isinstance(value, int) and key == "rss_bytes":
+        return format.size(value)
+    return format.word(value)

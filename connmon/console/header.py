@@ -1,32 +1,40 @@
-"""What stands above and below the tables: who answers, totals, banners, breadcrumbs, footer. Pure.
+"""The lines above and below the tables: who answers, totals, banners, breadcrumbs, footer. Pure.
 
-The banner has what must not be missed, the gravest first: no node, no answer, no quorum; then that the
-picture is frozen or a recording; then a note.
+Banners have what must not be missed, the gravest first: no node, no answer, no quorum; then that the
+screen is frozen or shows a recording; then a note.
 """
 
 from __future__ import annotations
 
-from connmon.console import forms, keys, tables, text
-from connmon.console.columns import FALLING, RISING
+from typing import Final
+
+from connmon.console import columns, format, keys, text
+from connmon.console.fitting import FALLING, RISING
 from connmon.console.lines import VERDICT_ROLES, Field, Line, Span
+from connmon.console.modes import PROMPTS
 from connmon.console.panes import Pane
+from connmon.console.row_words import VERDICTS
 from connmon.console.state import State
+from connmon.protocol.document import FigureFields, JsonTotals
 from connmon.protocol.queries import EVERYTHING
 from connmon.protocol.text import short_age as age
 
-#: Samples that the lines in the header show: five minutes of them.
-TREND_SAMPLES = 150
+#: Samples that the trends of the header show: five minutes.
+TREND_SAMPLES: Final = 150
+#: The least width for them, and the width of each at most.
+TRENDS_LEAST_WIDTH: Final = 80
+TREND_MOST_WIDTH: Final = 75
 
 
 def title(state: State, width: int) -> Line:
     head = state.head
-    # Of a node that does not answer it is not known.
-    quorum = None if state.silence is not None or state.late else head.get("quorum")
+    # Of a node that does not answer it is unknown.
+    quorum = None if state.silence is not None or state.late or head is None else head.quorum
     fields = [
-        Field("connmon", forms.word(head.get("service")), 3),
-        Field("node", forms.word(head.get("node")), 0),
-        Field("leader", forms.word(head.get("leader")), 2),
-        Field("quorum", forms.UNKNOWN if quorum is None else "yes" if quorum else "NO", 1),
+        Field("connmon", format.word(None if head is None else head.service), 3),
+        Field("node", format.word(None if head is None else head.node), 0),
+        Field("leader", format.word(None if head is None else head.leader), 2),
+        Field("quorum", format.UNKNOWN if quorum is None else "yes" if quorum else "NO", 1),
         Field("picture", "-" if state.age is None else f"{age(state.age)} old", 4),
     ]
     if state.interval != 1.0 and state.reel is None:
@@ -39,116 +47,121 @@ def title(state: State, width: int) -> Line:
 
 
 def totals(state: State) -> list[Field]:
-    totals = state.head.get("totals") or {}
-    waiting = totals.get("waiting")
-
-    def number(name: str, key: str, rank: int) -> Field:
-        return Field(name, forms.count(totals.get(key)), rank)
-
-    wrong = totals.get("verdicts") or {}
-    left_out = totals.get("left_out")
+    """Return the figures of the whole fleet."""
+    totals = _NO_TOTALS if state.head is None else state.head.totals
+    figures, known = totals.figures, state.head is not None
+    waiting, left_out = figures.waiting, figures.left_out
     return [
-        number("hosts", "hosts", 8),
-        number("programs", "programs", 9),
-        number("processes", "processes", 5),
-        number("connections", "connections", 1),
-        number("checked out", "checked_out", 3),
-        number("capacity", "capacity", 4),
-        Field("waiting", forms.count(waiting), 0, "warn" if waiting else ""),
-        Field("checkouts/s", forms.rate(totals.get("checkouts_per_second")), 6),
-        *([Field("left out", forms.count(left_out), 2, "warn")] if left_out else []),
+        Field("hosts", format.count(totals.hosts if known else None), 8),
+        Field("programs", format.count(totals.programs if known else None), 9),
+        Field("processes", format.count(figures.processes), 5),
+        Field("connections", format.count(figures.connections), 1),
+        Field("checked out", format.count(figures.checked_out), 3),
+        Field("capacity", format.count(figures.capacity), 4),
+        Field("waiting", format.count(waiting), 0, "warn" if waiting else ""),
+        Field("checkouts/s", format.rate(figures.checkouts_per_second), 6),
+        *([Field("left out", format.count(left_out), 2, "warn")] if left_out else []),
         *(
-            Field(word, str(wrong[word]), 2, VERDICT_ROLES[word])
-            for word in tables.VERDICTS
-            if wrong.get(word)
+            Field(word, str(totals.verdicts[word]), 2, VERDICT_ROLES[word])
+            for word in VERDICTS
+            if totals.verdicts.get(word)
         ),
     ]
 
 
+_NO_TOTALS: Final = JsonTotals(hosts=0, programs=0, figures=FigureFields(), verdicts={})
+
+
 def trends(state: State, width: int) -> Line | None:
-    """Return the line of the last minutes; None where nothing is known of them."""
+    """Return the line of the last minutes; None where they are unknown or have no room."""
     remembered = state.remembered
     samples = None if remembered is None else remembered.rows.get(EVERYTHING)
-    if remembered is None or samples is None or width < 80:
+    if remembered is None or samples is None or width < TRENDS_LEAST_WIDTH:
         return None
     # Names, "max" with up to five characters, and the minutes stand between the blocks.
-    room = min(75, (width - 54) // 2)
-    blocks = forms.BLOCKS if state.blocks else forms.ASCII_BLOCKS
+    room = min(TREND_MOST_WIDTH, (width - 54) // 2)
+    blocks = format.BLOCKS if state.blocks else format.ASCII_BLOCKS
     each = max(1, TREND_SAMPLES // room)
     line: Line = []
     for name, values in (("checkouts/s", samples.rates), ("connections", samples.counts)):
-        means = forms.means(values, remembered.number, room, each)
-        line += [(f" {name} ", ""), (forms.drawn(means, blocks), "good")]
-        line += [(f" max {text.left(forms.peak(means), 5)} ", "")]
+        means = format.means(values, remembered.number, room, each)
+        line += [(f" {name} ", ""), (format.drawn(means, blocks), "good")]
+        line += [(f" max {text.left(format.peak(means), 5)} ", "")]
     minutes = round(room * each * remembered.interval / 60)
     return [*line, (f"{minutes} min", "")]
 
 
 def banners(state: State) -> list[Span]:
     """Return the lines that must not be missed, the gravest first."""
-    found: list[Span] = []
-    node = forms.word(state.head.get("node"))
+    lines: list[Span] = []
+    node = format.word(None if state.head is None else state.head.node)
     if state.silence is not None:
         reason = state.silence.reason
         if state.received is None:
-            found.append((f"DISCONNECTED: {reason}; trying again", "bad"))
+            lines.append((f"DISCONNECTED: {reason}; trying again", "bad"))
         else:
             since = age(max(0.0, state.now - state.received))
             last = "no node answers, this is the last picture"
-            found.append((f"DISCONNECTED since {state.received_at} ({since}): {last}. {reason}", "bad"))
+            lines.append((f"DISCONNECTED since {state.received_at} ({since}): {last}. {reason}", "bad"))
     elif state.late and state.received is not None:
         since = age(max(0.0, state.now - state.received))
-        found.append(
+        lines.append(
             (f"NO ANSWER from {node} since {state.received_at} ({since}): this is the last picture", "bad")
         )
-    elif state.head.get("quorum") is False:
+    elif state.head is not None and not state.head.quorum:
         since = f", since {state.stands_since}" if state.stands_since else ""
-        found.append(
+        lines.append(
             (f"NO QUORUM on {node}: this picture has stood still for {age(state.age)}{since}", "bad")
         )
     if state.reel is not None:
         reel = state.reel
         how = f"x{reel.speed:g}" if reel.playing else "at the END" if reel.at_end else "STOPPED"
-        found.append(
+        lines.append(
             (
-                f"REPLAY {state.received_at}   picture {reel.position + 1} of {reel.frames}   {how}   "
+                f"REPLAY {state.received_at}   picture {reel.position + 1} of {reel.snapshots}   {how}   "
                 "(Left Right step, [ ] a minute, ( ) speed, Z stop and go)",
                 "paused",
             )
         )
     elif state.paused_at:
-        found.append(
+        lines.append(
             (f"PAUSED at {state.paused_at}   the picture stands still, Z goes on   PAUSED", "paused")
         )
     if state.note:
-        found.append((state.note, "warn"))
-    return found
+        lines.append((state.note, "warn"))
+    return lines
 
 
-def crumbs(state: State, width: int, visible: int) -> Line:
-    """Where one is, what is filtered, in which order."""
+def trail(state: State, width: int, visible: int) -> Line:
+    """Return the breadcrumbs, what is filtered, and the order."""
     pane = state.page.pane.shown(visible)
     titles = [page.title for page in state.pages]
     about = _about(state, pane)
-    trail = " " + " > ".join(titles)
+    path = " " + " > ".join(titles)
     extra = _narrowed(state, pane)
     room = width - text.width(about) - 1
-    while text.width(trail + extra) > width and len(titles) > 1:
-        # Where one is, is the end of the trail.
+    while text.width(path + extra) > width and len(titles) > 1:
+        # The last title says where one is.
         del titles[0]
-        trail = " .. > " + " > ".join(titles)
-    if text.width(trail + extra) + 2 > room:
-        return [(text.clip(trail + extra, width), "strong")]
-    line: Line = [(trail, "strong"), (extra, "warn")]
-    return [*line, (" " * (room - text.width(trail + extra)) + about + " ", "")]
+        path = " .. > " + " > ".join(titles)
+    if text.width(path + extra) + 2 > room:
+        return [(text.clip(path + extra, width), "strong")]
+    line: Line = [(path, "strong"), (extra, "warn")]
+    return [*line, (" " * (room - text.width(path + extra)) + about + " ", "")]
+
+
+def local(state: State) -> str | None:
+    """Return what this host's system says of the process on the screen, if it runs here."""
+    local = state.local
+    return local.text if local is not None and state.page.pane.want.instance == local.instance else None
 
 
 def order(pane: Pane) -> str:
     """Return the order in words."""
-    by = tables.column(pane.want.by, pane.sort)
+    by = columns.column(pane.want.by, pane.sort)
     if pane.sort == "verdict":
         names = ("gravest first", "gravest last")
-    elif tables.falls(by):
+    elif by.falls:
         names = ("largest first", "smallest first")
     else:
         names = ("A to Z", "Z to A")
@@ -156,13 +169,13 @@ def order(pane: Pane) -> str:
 
 
 def mark(pane: Pane) -> str:
-    """Return what stands in the heading of the column that is sorted by."""
-    falls = tables.falls(tables.column(pane.want.by, pane.sort))
+    """Return the mark in the heading of the column that is sorted by."""
+    falls = columns.column(pane.want.by, pane.sort).falls
     return FALLING if falls is not pane.inverted else RISING
 
 
 def _about(state: State, pane: Pane) -> str:
-    about = f"by {tables.column(pane.want.by, pane.sort).name}, {order(pane)}"
+    about = f"by {columns.column(pane.want.by, pane.sort).name}, {order(pane)}"
     if pane.rows:
         about += f"   {pane.index + 1} of {len(pane.rows)}"
     return about
@@ -170,8 +183,8 @@ def _about(state: State, pane: Pane) -> str:
 
 def _narrowed(state: State, pane: Pane) -> str:
     parts = []
-    if pane.want.by == "wait" and state.head.get("rows_left_out"):
-        parts.append(f"{state.head['rows_left_out']} pools and holders left out")
+    if pane.want.by == "wait" and state.rows_left_out:
+        parts.append(f"{state.rows_left_out} pools and holders left out")
     if pane.grouped:
         parts.append("grouped")
     if pane.order is not None:
@@ -179,24 +192,19 @@ def _narrowed(state: State, pane: Pane) -> str:
     if pane.filter:
         hidden = len(pane.source or ()) - len(pane.rows or ()) if not pane.grouped else None
         count = "" if hidden is None else f", {hidden} hidden"
-        parts.append(f"{'without' if pane.inverse else 'only'} {text.clean(pane.filter)!r}{count}")
+        parts.append(f"{'without' if pane.inverse else 'only'} {text.sanitize(pane.filter)!r}{count}")
     if state.find:
-        parts.append(f"find {text.clean(state.find)!r}")
+        parts.append(f"find {text.sanitize(state.find)!r}")
     return "".join(f"  [{part}]" for part in parts)
 
 
-_PROMPTS = {
-    "find": "find", "filter": "show only rows with", "filter_out": "hide rows with", "save": "save as",
-}  # fmt: skip
-
-
 def footer(state: State, width: int) -> Line:
-    if state.typing is not None:
-        typed = f" {_PROMPTS[state.typing.prompt]}: {text.clean(state.typing.text)}_"
+    if state.mode.is_prompt:
+        typed = f" {PROMPTS[state.mode]}: {text.sanitize(state.input.text)}_"
         hint = "   (Enter, or Esc)"
         if text.width(typed) + len(hint) <= width:
             return [(typed, "strong"), (hint, "")]
-        # What is being typed is its end.
+        # The end is where one types.
         return [(text.clip(typed[::-1], width, cut="")[::-1], "strong")]
     hidden: set[keys.Action] = set()
     pane = state.page.pane

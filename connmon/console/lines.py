@@ -1,8 +1,8 @@
-"""Styled lines: what the parts of the screen are made of. Pure.
+"""Styled lines, of which the parts of the screen are made. Pure.
 
 A line is a list of (text, role) spans. At most five roles have a colour (good, warn, bad, faded,
 header); "cursor", "strong" and "paused" are brightness; "cursor_warn" and "cursor_bad" are "warn" and "bad"
-under the cursor. What a colour says, a word beside it says too.
+under the cursor. What a colour says, a word in the same line says too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Role: TypeAlias = Literal[
 Span: TypeAlias = tuple[str, Role]
 Line: TypeAlias = list[Span]
 
-#: Which role each verdict has; its word always stands beside it.
+#: The role of each verdict, whose word is always in the same line.
 VERDICT_ROLES: Final[dict[str, Role]] = {
     "LEAK": "bad", "BLOCKED": "bad", "TIMEOUTS": "bad", "LOST": "bad",
     "SATURATED": "warn", "SLOW CONNECT": "warn", "OVERCOMMIT": "warn",
@@ -31,12 +31,12 @@ class Field(NamedTuple):
     name: str
     value: str
     rank: int
-    """The highest goes first where there is no room."""
+    """The field with the highest rank goes first where room is scarce."""
     role: Role = ""
 
 
 def flow(fields: Sequence[Field], width: int, most: int) -> list[Line]:
-    """Return the fields in at most `most` lines, those of the highest rank left out where they do not fit."""
+    """Return the fields in at most `most` lines, without those of the highest rank if they do not fit."""
     chosen = list(fields)
     while chosen and most > 0:
         lines: list[Line] = [[]]
@@ -59,7 +59,7 @@ def wrapped(message: str, width: int, role: Role = "") -> list[Line]:
     """Return a message in as many lines as it needs; a word longer than a line is cut into pieces."""
     room = max(1, width - 2)
     lines: list[str] = [""]
-    for word in text.clean(message).split():
+    for word in text.sanitize(message).split():
         if lines[-1] and text.width(lines[-1]) + 1 + text.width(word) > room:
             lines.append("")
         lines[-1] = f"{lines[-1]} {word}".strip()

@@ -1,11 +1,9 @@
-"""`connmon replay`: a recording in the console, where a node would be.
+"""`connmon replay`: a recording in the place of a node.
 
-Rules kept here:
-
-- What is shown is what the console would have shown in that moment, in all views. Times are those of
-  the recording.
-- It goes on as fast as it was recorded, times the speed that was chosen; the state has where it stands.
-- The last minutes of a row are made from the frames that were read on the way, since the last
+- The screen shows what the console would have shown at that moment, in all views. Times are those of the
+  recording.
+- It goes on as fast as it was recorded, times the speed that was chosen; the state has its position.
+- The last minutes of a row come from the recorded snapshots that were read on the way, since the last
   complete one.
 """
 
@@ -13,45 +11,55 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
-from connmon.console import app, merging, screen
-from connmon.console.columns import Row
+import msgspec
+
+from connmon.console import aggregate, app, screen
 from connmon.console.fetcher import Demand, News, Note, Position
-from connmon.console.source import Key, Source, Want, belongs
-from connmon.console.state import Picture, Reel, Remembered, Samples, State
+from connmon.console.rows import FigureRow, KeyedRow, Samples, node_rows
+from connmon.console.settings import DEFAULT_SETTINGS, ConsoleSettings
+from connmon.console.source import Source, Want, belongs
+from connmon.console.state import Reel, Refresh, Remembered, State
+from connmon.errors import UsageError
+from connmon.protocol.document import FigureFields
 from connmon.protocol.queries import EVERYTHING
 from connmon.protocol.rows import RowKey
 from connmon.protocol.values import Grouping
 from connmon.reader.recording import Recording, answered
 
-#: Samples of a row that are kept.
-SAMPLES = 300
-
 
 class Player:
-    """Gives the console pictures from a recording; `moved` is told when it goes on by itself."""
+    """Gives the console snapshots of a recording; `news` says when it goes on by itself."""
 
-    def __init__(self, recording: Recording, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        recording: Recording,
+        clock: Callable[[], float] = time.monotonic,
+        settings: ConsoleSettings = DEFAULT_SETTINGS,
+    ) -> None:
         self._recording = recording
         self._clock = clock
+        self._settings = settings
         self._shown: tuple[Any, ...] | None = None
         self._position = -1
         self._wants: tuple[Want, ...] = ()
         self._playing: tuple[int, float] = (-1, 0.0)
         self._sources: dict[Want, Source] = {}
-        self._past: dict[RowKey, tuple[list[float | None], list[float | None]]] = {}
-        self._nodes: list[tuple[Key, Row]] = []
+        self._samples: dict[RowKey, tuple[list[float | None], list[float | None]]] = {}
+        self._nodes: list[KeyedRow] = []
         self._due: float | None = None
-        self._told: list[News] = []
+        self._news: list[News] = []
         if recording.cut:
-            self._told.append(Note(recording.cut))
+            self._news.append(Note(recording.cut))
+
+    def __repr__(self) -> str:
+        return f"<Player of {self._recording.path}, {self._position + 1} of {len(self._recording)}>"
 
     @property
     def minute(self) -> int:
-        """How many frames are about a minute."""
+        """How many snapshots are about a minute."""
         last = len(self._recording) - 1
         if not last:
             return 1
@@ -59,6 +67,7 @@ class Player:
         return max(1, min(last, round(60.0 * last / span))) if span > 0 else last
 
     def want(self, demand: Demand) -> None:
+        """Show this from now on, and go on to the next snapshot if it is due."""
         reel = demand.reel
         if reel is None:
             return
@@ -71,96 +80,100 @@ class Player:
                 self._due, self._playing = now + pause, (position, reel.speed)
             elif now >= self._due:
                 position, self._due = position + 1, None
-                self._told.append(Position(position))
+                self._news.append(Position(position))
         else:
             self._due = None
         if (position, demand.wants) != self._shown:
             self._shown = (position, demand.wants)
-            self._told.append(self._picture(position, demand.wants))
+            self._news.append(self._refresh(position, demand.wants))
 
     def news(self) -> Sequence[News]:
-        told, self._told = self._told, []
-        return told
+        """Return what has happened since the last call."""
+        news, self._news = self._news, []
+        return news
 
-    def _picture(self, position: int, wants: tuple[Want, ...]) -> Picture:
+    def _refresh(self, position: int, wants: tuple[Want, ...]) -> Refresh:
         if wants != self._wants or position < self._position:
             self._wants = wants
-            self._sources = {want: Source(_asked(want)) for want in wants if want.by != "node"}
-            self._sources[_HEAD] = Source(_HEAD)
+            self._sources = {
+                want: Source(_recorded(want), settings=self._settings) for want in wants if want.by != "node"
+            }
+            self._sources[_HEAD] = Source(_HEAD, settings=self._settings)
             self._position = -1
-            self._past.clear()
+            self._samples.clear()
         begin = self._recording.before(position)
         for at in range(max(begin, self._position + 1), position + 1):
             self._read(at)
         self._position = position
-        frame = self._recording.recorded(position)
+        moment = self._recording.recorded(position).at
         head = self._sources[_HEAD].head()
-        then = datetime.fromtimestamp(frame.at)
-        return Picture(
-            head,
-            {want: self._rows(want) for want in wants},
-            self._clock(),
-            then.strftime("%Y-%m-%d %H:%M:%S"),
-            datetime.fromtimestamp(frame.at - head["stale_seconds"]).strftime("%H:%M:%S"),
-            Remembered(position, 1.0, {key: Samples(*past) for key, past in self._past.items()}),
+        return Refresh(
+            head=head,
+            tables={want: self._rows(want) for want in wants},
+            received=self._clock(),
+            received_at=datetime.fromtimestamp(moment).strftime("%Y-%m-%d %H:%M:%S"),
+            stands_since=datetime.fromtimestamp(moment - head.stale_seconds).strftime("%H:%M:%S"),
+            remembered=Remembered(
+                position, 1.0, {key: Samples(*samples) for key, samples in self._samples.items()}
+            ),
         )
 
     def _read(self, at: int) -> None:
-        frame = self._recording.recorded(at)
-        if frame.nodes is not None:
-            self._nodes = [
-                (
-                    ("node", row.get("node"), row.get("address")),
-                    {**row, "problem": "; ".join(map(str, row.get("problems") or ())) or None},
-                )
-                for row in frame.nodes
-            ]
+        """Read one recorded snapshot. Raises UsageError where the file is damaged there."""
+        recorded = self._recording.recorded(at)
+        if recorded.nodes is not None:
+            try:
+                self._nodes = node_rows(recorded.nodes)
+            except msgspec.ValidationError as error:
+                raise UsageError(
+                    f"{self._recording.path}: snapshot {at + 1} cannot be read: {error}"
+                ) from None
         for want, source in self._sources.items():
-            for rows in answered(frame, _grouping(want)):
+            for rows in answered(recorded, _grouping(want)):
                 source.apply(rows)
             if want.by not in ("wait", "connection", "pool", "site"):
                 for key, row in source.rows():
-                    self._sampled(key, row)
-        self._sampled(EVERYTHING, self._sources[_HEAD].head()["totals"])
+                    if isinstance(row, FigureRow):
+                        self._sample(key, row.figures)
+        self._sample(EVERYTHING, self._sources[_HEAD].head().totals.figures)
 
-    def _sampled(self, key: Key, row: Row) -> None:
-        rates, counts = self._past.setdefault(key, ([], []))
-        rates.append(row.get("checkouts_per_second"))
-        counts.append(row.get("connections"))
-        del rates[:-SAMPLES], counts[:-SAMPLES]
+    def _sample(self, key: RowKey, figures: FigureFields) -> None:
+        rates, counts = self._samples.setdefault(key, ([], []))
+        rates.append(figures.checkouts_per_second)
+        counts.append(figures.connections)
+        most = self._settings.replay_samples
+        del rates[:-most], counts[:-most]
 
-    def _rows(self, want: Want) -> list[tuple[Key, Row]]:
+    def _rows(self, want: Want) -> Sequence[KeyedRow]:
         if want.by == "node":
             return self._nodes
         rows = self._sources[want].rows()
         if want.by == "program" and want.database is not None:
-            return merging.users(rows, want.database)
+            return aggregate.users(rows, want.database)
         if want.by == "wait":
             return rows
-        return [pair for pair in rows if belongs(want, pair[1])]
+        return [row for row in rows if belongs(want, row[1])]
 
 
-#: Whose answer gives the head.
-_HEAD = Want("host")
+#: The table whose answer gives the head.
+_HEAD: Final = Want("host")
+
+
+def _recorded(want: Want) -> Want:
+    """Return the table of the recording that has the rows of this one: recorded answers are not narrowed."""
+    return Want("pool") if want.database is not None else Want(want.by)
 
 
 def _grouping(want: Want) -> Grouping:
-    """Return the grouping whose rows a table is made of."""
-    by = _asked(want).by
-    return "connection" if by in ("wait", "node") else by  # type: ignore[return-value]
-
-
-def _asked(want: Want) -> Want:
-    """Return the table that is made of a recording's answers for this one: they are not narrowed."""
-    if want.database is not None:
-        return Want("pool")
-    return Want(want.by)
+    """Return the grouping of the recording that has the rows of this table."""
+    by = _recorded(want).by
+    return "connection" if by == "wait" or by == "node" else by
 
 
 def run(recording: Recording) -> int:
     """Show it until the console is left; return the exit code, as `app.run` does."""
     screen.check()
     player = Player(recording)
-    option = f"connmon_service={recording.service}"
     reel = Reel(len(recording), player.minute, playing=len(recording) > 1)
-    return app.show(replace(State(option, now=time.monotonic()), reel=reel), player)
+    state = State(f"connmon_service={recording.service}", now=time.monotonic(), reel=reel)
+    return app.show(state, player)

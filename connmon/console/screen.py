@@ -1,8 +1,6 @@
 """The terminal: styled lines -> curses, curses keys -> names. The only import of curses.
 
-Rules kept here:
-
-- A `Screen` is a context manager, and the terminal is as it was when its block has ended, however it ended.
+- A `Screen` is a context manager: when its block ends, however it ends, the terminal is as it was before.
 - A terminal that cannot show the console is a `ScreenError` before anything is drawn, so that the
   caller can fall back to plain output.
 - Colour is used where the terminal has it and NO_COLOR is not set; nothing depends on it.
@@ -21,7 +19,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Final, NamedTuple, TypeAlias
 
-from connmon.console import forms
+from connmon.console import format
 from connmon.console.lines import Line, Role
 from connmon.errors import UsageError
 
@@ -53,7 +51,7 @@ _NAMES: Final[Mapping[int | str, str]] = {
     curses.KEY_BACKSPACE: "backspace", "\b": "backspace", "\x7f": "backspace", "\x1b": "esc", "\t": "tab",
     curses.KEY_RESIZE: "resize", **{curses.KEY_F0 + number: f"f{number}" for number in range(1, 13)},
 }  # fmt: skip
-#: What is heard of the mouse. Wheels are buttons 4 and 5; the latter is not known everywhere.
+#: The events of the mouse that are read. Wheels are buttons 4 and 5; Python has no button 5 everywhere.
 _WHEEL_DOWN: Final = int(getattr(curses, "BUTTON5_PRESSED", 0))
 _MOUSE: Final = curses.BUTTON1_PRESSED | curses.BUTTON4_PRESSED | _WHEEL_DOWN
 
@@ -64,7 +62,7 @@ _Window: TypeAlias = "curses.window"
 
 
 class Click(NamedTuple):
-    """The mouse was pressed there."""
+    """A press of the first mouse button, in columns and lines from 0."""
 
     x: int
     y: int
@@ -75,11 +73,11 @@ class ScreenError(UsageError):
 
 
 class TerminalGone(Exception):
-    """The terminal has vanished; there is nothing left to show anything on."""
+    """The terminal has vanished."""
 
 
 def check(environ: Mapping[str, str] = os.environ) -> None:
-    """Raise ScreenError where the console cannot run: no terminal, or one that cannot place text."""
+    """Raise ScreenError where the console cannot run: without a terminal that can move its cursor."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise ScreenError("the console needs a terminal on stdin and stdout: use `connmon -b` in pipes")
     term = environ.get("TERM", "")
@@ -98,7 +96,7 @@ def check(environ: Mapping[str, str] = os.environ) -> None:
 
 
 def _set_locale() -> None:
-    """Take the user's locale; where it is not installed, one that knows all characters, or plain ASCII."""
+    """Take the user's locale; if it is not installed, C.UTF-8, or else plain ASCII."""
     for name in ("", "C.UTF-8", "C"):
         with contextlib.suppress(locale.Error):
             locale.setlocale(locale.LC_CTYPE, name)
@@ -106,7 +104,7 @@ def _set_locale() -> None:
 
 
 def _known(encoding: str) -> str:
-    """Return the encoding, or ASCII where Python does not know it."""
+    """Return the encoding, or ASCII if Python does not know it."""
     try:
         return codecs.lookup(encoding).name
     except LookupError:
@@ -114,7 +112,7 @@ def _known(encoding: str) -> str:
 
 
 def _forget_stale_size() -> None:
-    """Have curses ask the terminal for its size, where it knows that: variables may be of another one."""
+    """Make curses ask the terminal for its size: LINES and COLUMNS may be those of another terminal."""
     with contextlib.suppress(OSError):
         if all(os.get_terminal_size(1)):
             os.environ.pop("COLUMNS", None)
@@ -143,7 +141,7 @@ class Screen:
             curses.cbreak()
             window.keypad(True)
             _hide_cursor()
-            curses.mouseinterval(0)  # a press is told of at once, and not waited upon to be a click
+            curses.mouseinterval(0)  # report a press at once, and do not wait whether it becomes a click
             curses.mousemask(_MOUSE)
             self._attributes |= _attributes(self._environ)
         except curses.error as error:
@@ -158,6 +156,9 @@ class Screen:
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         self._restore()
+
+    def __repr__(self) -> str:
+        return f"<Screen, {self._encoding}, {'open' if self._window is not None else 'closed'}>"
 
     def _restore(self) -> None:
         """Give the terminal back."""
@@ -174,9 +175,9 @@ class Screen:
 
     @property
     def blocks(self) -> bool:
-        """Whether it can show block characters, as far as its encoding tells."""
+        """Whether its encoding has block characters."""
         try:
-            forms.BLOCKS.encode(self._encoding)
+            format.BLOCKS.encode(self._encoding)
         except (UnicodeError, LookupError):
             return False
         return True
@@ -202,14 +203,14 @@ class Screen:
                     else:
                         window.addstr(encodable, self._attributes.get(role, 0))
                 except curses.error:
-                    # curses complains after it has written the last cell of the screen, and
-                    # where the terminal shrank since the lines were made. Both are fine.
+                    # curses complains after it has written the last cell of the screen, and where the
+                    # terminal has shrunk since the lines were made. Both are fine.
                     break
                 column = None
         window.refresh()
 
     def key(self, seconds: float) -> str | Click | None:
-        """Return the name of the next key, or None when none came in time. "resize": the size changed.
+        """Return the name of the next key, None when none came in time; "resize" when the size changed.
 
         The mouse is a `Click`, or "wheelup" and "wheeldown".
 
@@ -237,7 +238,7 @@ class Screen:
 def _mouse() -> str | Click | None:
     try:
         _, x, y, _, pressed = curses.getmouse()
-    except curses.error:  # not one of those asked for
+    except curses.error:  # an event that was not asked for
         return None
     if pressed & curses.BUTTON4_PRESSED:
         return "wheelup"
@@ -270,7 +271,7 @@ def _attributes(environ: Mapping[str, str]) -> dict[Role, int]:
 
 
 def _vanished(descriptor: int) -> bool:
-    """Tell whether the other end of the terminal is closed: curses itself cannot tell that from silence."""
+    """Whether the other end of the terminal is closed: curses cannot tell that from silence."""
     watch = select.poll()
     watch.register(descriptor, 0)
     return any(events & (select.POLLHUP | select.POLLERR | select.POLLNVAL) for _, events in watch.poll(0))

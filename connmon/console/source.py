@@ -1,65 +1,71 @@
-"""What to ask a node for one table, and the rows that its answers make. Pure.
+"""What to ask a node for one table, and the rows of its answers. Pure.
 
-Rules kept here:
-
-- Only what changed is asked for, where the node can tell (all groupings, and the programs of a database).
-- Verdicts are the node's. What a reader adds is what it alone can know: how many connections are made in a
-  second, from the answers of the last seconds, and whether pools may open more connections than the maxima of
-  database servers that it was given, where the node finds nothing wrong.
+- Only changes are asked for, where the node can tell them (all groupings, and the programs of a database).
+- The node judges. A reader adds only what it alone knows: connects per second, from the reports of the
+  last seconds, and OVERCOMMIT by the server maxima that it was given, where the node finds nothing graver.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Mapping
-from typing import Any, Final, NamedTuple, TypeAlias
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final, NamedTuple, TypeAlias
 
-from msgspec.structs import replace
+from msgspec import structs
 
-from connmon.console import merging
-from connmon.console.columns import Row
-from connmon.console.tables import WAIT_THERE, Table
-from connmon.protocol.document import JsonCallSite, JsonConnection, JsonDatabase, JsonRow, cells, head_cells
+from connmon.console import waits
+from connmon.console.rows import CallSiteRow, Key, KeyedRow, Table, TableRow, program_and_host
+from connmon.console.settings import DEFAULT_SETTINGS, ConsoleSettings
+from connmon.protocol.document import (
+    JsonCallSite,
+    JsonConnection,
+    JsonDatabase,
+    JsonHead,
+    JsonPool,
+    JsonProcess,
+    JsonRow,
+)
 from connmon.protocol.queries import RowsQuery, UsersQuery, WaitsQuery
 from connmon.protocol.rows import RowKey, Rows
 from connmon.protocol.snapshot import Snapshot
 from connmon.reader.server_maxima import judged_by
 
-Key: TypeAlias = tuple[Any, ...]
 Maxima: TypeAlias = Mapping[tuple[str, int | None], int]
 
 #: The tables whose rows have a history.
-REMEMBERED: Final[tuple[Table, ...]] = ("program", "host", "database", "process")
-#: Seconds of reports from which connects a second are known.
-WINDOW: Final = 10.0
-#: Seconds after its last report for which a row's connects a second still hold: the default lease.
-SILENT: Final = 15.0
+TABLES_WITH_HISTORY: Final[tuple[Table, ...]] = ("program", "host", "database", "process")
+#: Two reports of one row are at least so many seconds apart: the time of one is known to a millisecond or so.
+_REPORTS_APART_SECONDS: Final = 0.1
 
 
 class Want(NamedTuple):
-    """The rows that a pane shows."""
+    """The rows that a table shows."""
 
     by: Table
     host: str | None = None
     program: str | None = None
     instance: str | None = None
     database: RowKey | None = None
-    """Of programs: only those that use this database, by its row's key."""
+    """Programs only: those that use the database with this row key."""
     pool: str | None = None
-    """Of connections: only those of pools with this URL."""
+    """Connections only: those of pools with this URL."""
     call_site: str | None = None
-    """Of connections: only those that this line has taken."""
+    """Connections only: those that this call site has taken."""
     held: bool = False
-    """Of connections: only those that somebody holds."""
+    """Connections only: those that somebody holds."""
 
 
 class Source:
     """Follows a node's answers for one table; not for `node`, which no single node can answer."""
 
-    def __init__(self, want: Want, maxima: Maxima | None = None) -> None:
+    def __init__(
+        self, want: Want, maxima: Maxima | None = None, settings: ConsoleSettings = DEFAULT_SETTINGS
+    ) -> None:
         self._want = want
         self._maxima = maxima or {}
+        self._settings = settings
         self._connects: dict[RowKey, deque[tuple[float, int]]] = {}
+        """The last reports of each row: when, and the connects so far."""
         narrow = (want.host, want.program, want.instance)
         assert want.by != "node"
         self._snapshots: tuple[Snapshot, ...]
@@ -68,131 +74,140 @@ class Source:
         elif want.by in ("connection", "site"):
             self._snapshots = (Snapshot(want.by, *narrow),)
         else:
-            self._snapshots = (Snapshot(want.by, *narrow, derive=self._add),)
+            self._snapshots = (Snapshot(want.by, *narrow, derive=self._derive),)
+
+    def __repr__(self) -> str:
+        return f"<Source of {self._want}>"
 
     def question(self) -> RowsQuery:
         """Return what to ask next."""
         query = self._snapshots[0].query()
         if self._want.by == "wait":
-            return WaitsQuery(self._held())
+            return WaitsQuery(self._held_seconds())
         if self._want.database is not None:
             _, dialect, host, port, database = self._want.database
             return UsersQuery(
-                str(dialect), _text(host), _count(port), _text(database), query.epoch, query.since
+                dialect=str(dialect),
+                database_host=_text(host),
+                database_port=port if isinstance(port, int) else None,
+                database=_text(database),
+                epoch=query.epoch,
+                since=query.since,
             )
         return query
 
-    def _held(self) -> float:
-        """Return from how long on holds are asked for: where something may be LEAK or BLOCKED, the least.
+    def _held_seconds(self) -> float:
+        """Return how long connections are held that are asked for: less where LEAK or BLOCKED may be found.
 
-        From how long on the node judges is its own; `merging.waits` then chooses by its verdicts.
+        The node has its own limit for these verdicts; `waits` then selects by the verdicts.
         """
         header = self._snapshots[0].header
-        if header is None or any(word in merging.STUCK for word, _ in header.verdicts):
-            return merging.HELD_LEAST
-        return merging.HELD_LONG
+        if header is None or any(word in waits.STUCK for word, _ in header.verdicts):
+            return waits.HELD_LEAST_SECONDS
+        return waits.HELD_LONG_SECONDS
 
     def apply(self, rows: Rows) -> None:
         """Take one frame of an answer."""
         for snapshot in self._snapshots:
             snapshot.apply(rows)
 
-    def head(self) -> dict[str, Any]:
-        """Return who answered, and the totals: the document of the JSON contract without rows.
+    def head(self) -> JsonHead:
+        """Return who answered, and the totals. Raises ValueError before the first whole answer."""
+        return self._snapshots[0].typed_head()
 
-        Of waits also `rows_left_out`: pools and holders that the node's limits leave out of its answer.
-        """
-        head = head_cells(self._snapshots[0].typed_head())
+    @property
+    def rows_left_out(self) -> int:
+        """How many pools and holders the node's limits leave out of its answer about waits."""
         header = self._snapshots[0].header
-        if self._want.by == "wait" and header is not None:
-            head["rows_left_out"] = header.left_out
-        return head
+        return header.left_out if self._want.by == "wait" and header is not None else 0
 
-    def rows(self, seen: Collection[Key] | None = None) -> list[tuple[Key, Row]]:
+    def rows(self, seen: Collection[Key] | None = None) -> Sequence[KeyedRow]:
         """Return the rows, in the order of their names; `seen` as in `Snapshot.typed_rows`."""
-        rows: list[tuple[Key, Row]] = _flat(self._snapshots[0], seen)
         want = self._want
-        if want.by == "wait":
-            return merging.waits(rows, _flat(self._snapshots[1], None))
         if want.by == "site":
-            return _with_waiters(rows)
+            return _with_waiters(self._snapshots[0].typed_rows(seen))
+        rows = _of_tables(self._snapshots[0].typed_rows(seen))
+        if want.by == "wait":
+            return waits.waits(rows, _of_tables(self._snapshots[1].typed_rows()))
         if want.by == "database" and self._maxima:
-            pairs = [(key, row) for key, row in self._snapshots[0].typed_rows(seen)]
-            judged = judged_by([row for _, row in pairs if isinstance(row, JsonDatabase)], self._maxima)
-            return [(key, _flat_database(row)) for (key, _), row in zip(pairs, judged, strict=True)]
+            return _judged(rows, self._maxima)
         if len(self._connects) > 2 * len(rows) + 100:  # rows that are no longer there
             there = {key for key, _ in rows}
-            self._connects = {key: past for key, past in self._connects.items() if key in there}
-        # The node has seen to host, program and instance, but not of the programs of a database.
+            self._connects = {key: reports for key, reports in self._connects.items() if key in there}
+        # The node narrows by host, program and instance, but not the programs of a database.
         narrower = want.pool or want.call_site or want.held or (want.database and want.program)
-        return [pair for pair in rows if belongs(want, pair[1])] if narrower else rows
+        return [row for row in rows if belongs(want, row[1])] if narrower else rows
 
-    def _add(self, key: RowKey, row: JsonRow) -> JsonRow:
-        """Return the row with what the node does not tell."""
-        assert not isinstance(row, JsonConnection | JsonCallSite)
-        return replace(row, connects_per_second=self._connect_rate(key, cells(row)))
+    def _derive(self, key: RowKey, row: JsonRow) -> JsonRow:
+        """Return the row with its connects per second, which the node does not know."""
+        if isinstance(row, JsonConnection | JsonCallSite):
+            return row
+        figures = row.figures
+        rate = self._connect_rate(
+            key, row.state == "connected", figures.last_report_seconds, figures.connects_total
+        )
+        return structs.replace(row, connects_per_second=rate)
 
-    def _connect_rate(self, key: RowKey, cells: Mapping[str, Any]) -> float | None:
-        """Return how many connections it makes in a second. None: not known, as before a second report."""
+    def _connect_rate(
+        self, key: RowKey, connected: bool, report_age: float | None, connects: int | None
+    ) -> float | None:
+        """Return the connects per second of a row. None: unknown, as before its second report."""
         header = self._snapshots[0].header
-        ago, total = cells.get("last_report_seconds"), cells.get("connects_total")
-        if header is None or ago is None or total is None or cells.get("state") != "connected":
+        if header is None or report_age is None or connects is None or not connected:
             self._connects.pop(key, None)
             return None
-        past = self._connects.setdefault(key, deque())
-        at = header.clock + header.stale - ago
-        if past and (total < past[-1][1] or at < past[-1][0] - WINDOW):  # another life, or a replay went back
-            past.clear()
-        # Of one report the time is known to a millisecond or so: what is no later is no other one.
-        if not past or at > past[-1][0] + 0.1:
-            past.append((at, total))
-        while len(past) > 2 and past[-1][0] - past[1][0] >= WINDOW:
-            past.popleft()
-        (began, first), (ended, last) = past[0], past[-1]
-        return None if ended <= began or ago > SILENT else (last - first) / (ended - began)
+        window = self._settings.connects_window_seconds
+        reports = self._connects.setdefault(key, deque())
+        at = header.clock + header.stale - report_age
+        # A total that falls is of another life of the row; a time that falls is a replay that went back.
+        if reports and (connects < reports[-1][1] or at < reports[-1][0] - window):
+            reports.clear()
+        if not reports or at > reports[-1][0] + _REPORTS_APART_SECONDS:
+            reports.append((at, connects))
+        while len(reports) > 2 and reports[-1][0] - reports[1][0] >= window:
+            reports.popleft()
+        (began, first), (ended, last) = reports[0], reports[-1]
+        if ended <= began or report_age > self._settings.connects_valid_seconds:
+            return None
+        return (last - first) / (ended - began)
 
 
-def _flat(snapshot: Snapshot, seen: Collection[Key] | None) -> list[tuple[Key, Row]]:
-    rows: list[tuple[Key, Row]] = []
-    for key, row in snapshot.typed_rows(seen):
-        flat = cells(row)
-        if not isinstance(row, JsonConnection | JsonCallSite):
-            flat["connects_per_second"] = row.connects_per_second
-        rows.append((key, flat))
-    return rows
+def belongs(want: Want, row: TableRow) -> bool:
+    """Whether a row is one of those that are wanted."""
+    program, host = program_and_host(row)
+    if want.host not in (None, host) or want.program not in (None, program):
+        return False
+    if not isinstance(row, JsonProcess | JsonPool | JsonConnection):
+        return True
+    if want.instance not in (None, row.process.instance):
+        return False
+    if isinstance(row, JsonPool | JsonConnection) and want.pool not in (None, row.pool.pool):
+        return False
+    if isinstance(row, JsonConnection):
+        return want.call_site in (None, row.call_site) and not (want.held and row.held_seconds is None)
+    return True
 
 
-def _flat_database(row: JsonDatabase) -> dict[str, Any]:
-    flat = {**cells(row), "connects_per_second": row.connects_per_second}
-    if row.server is not None:
-        added = {"server": row.server, "server_max": row.server_max, "server_capacity": row.server_capacity}
-        flat.update(added)
-    return flat
+def _of_tables(rows: Sequence[tuple[Key, JsonRow]]) -> Sequence[KeyedRow]:
+    """Return the same rows, none of which is a call site."""
+    return rows  # type: ignore[return-value]
 
 
-def belongs(want: Want, row: Row) -> bool:
-    """Tell whether a row is one of those that are wanted."""
-    return (
-        want.host in (None, row.get("host"))
-        and want.program in (None, row.get("program"))
-        and want.instance in (None, row.get("instance"))
-        and want.pool in (None, row.get("pool"))
-        and want.call_site in (None, row.get("call_site"))
-        and not (want.held and row.get("held_seconds") is None)
-    )
-
-
-def _with_waiters(rows: list[tuple[Key, Row]]) -> list[tuple[Key, Row]]:
-    """Add to lines of code how many wait for connections in the same program on the same host."""
+def _with_waiters(rows: Sequence[tuple[Key, JsonRow]]) -> list[KeyedRow]:
+    """Return call sites with how many wait for a connection in the same program on the same host."""
     waiting: dict[Key, int] = {}
-    for key, row in rows:
-        waiting[key[1:3]] = waiting.get(key[1:3], 0) + (row.get("waiting_now") or 0)
-    return [(key, {**row, WAIT_THERE: waiting[key[1:3]]}) for key, row in rows]
+    sites = [(key, row) for key, row in rows if isinstance(row, JsonCallSite)]
+    for key, site in sites:
+        waiting[key[1:3]] = waiting.get(key[1:3], 0) + (site.waiting_now or 0)
+    return [(key, CallSiteRow(site=site, waiting_in_program=waiting[key[1:3]])) for key, site in sites]
+
+
+def _judged(rows: Sequence[KeyedRow], maxima: Maxima) -> list[KeyedRow]:
+    """Return database rows judged by the maxima of their servers too."""
+    databases = [row for _, row in rows if isinstance(row, JsonDatabase)]
+    judged = judged_by(databases, maxima)
+    return [(key, row) for (key, _), row in zip(rows, judged, strict=True)]
 
 
 def _text(value: str | int | None) -> str | None:
     return None if value is None else str(value)
-
-
-def _count(value: str | int | None) -> int | None:
-    return value if isinstance(value, int) else None

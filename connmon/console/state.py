@@ -1,57 +1,39 @@
-"""What the console shows, and what a new picture or the time does to it. Pure: no I/O, no clock.
+"""What the console shows, and what a refresh or the time does to it. Pure: no I/O, no clock.
 
-Rules kept here:
-
-- A `State` is frozen; everything that happens is a function from one to the next: `pictured`,
-  `silenced`, `noted`, `ticked`, `fitted` here, what keys do in `handlers`, the mouse in `mouse`. Times
-  are handed in, in monotonic seconds.
-- The pages form a stack: Enter puts one on top, Esc takes it off again. Each view keeps its first page.
-- When no node answers, the last picture stays. While it is frozen, only tables that were never
-  filled take rows in, so that one can still drill down.
+- A `State` is frozen; every event is a function from one state to the next: `refreshed`, `silenced`,
+  `noted`, `ticked`, `fitted`, `played` here, keys and the mouse in `actions`. Times are passed in, in
+  monotonic seconds.
+- The pages form a stack: Enter puts one on top, Esc takes it off. Each view keeps its first page.
+- When no node answers, the last snapshot stays. While the screen is frozen, only tables that were never
+  filled take rows, so that one can still drill down.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
-from connmon.console import pages
-from connmon.console.columns import Row
-from connmon.console.pages import View
+from connmon.console import navigation
+from connmon.console.columns import column
+from connmon.console.modes import Event, Mode, next_mode
+from connmon.console.navigation import View
 from connmon.console.panes import Page, Pane
-from connmon.console.source import REMEMBERED, Key, Want
+from connmon.console.rows import Key, KeyedRow, Samples
+from connmon.console.settings import DEFAULT_SETTINGS, ConsoleSettings
+from connmon.console.source import TABLES_WITH_HISTORY, Want
+from connmon.protocol.document import JsonHead
 from connmon.protocol.queries import EVERYTHING
 from connmon.protocol.rows import RowKey
 
-#: Seconds that a note stays on the screen.
-NOTE_SECONDS: Final = 12.0
-#: Seconds between two pictures that can be chosen, and the one to begin with.
-INTERVALS: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
-INTERVAL: Final = 1.0
-#: What a picture may be late before its age counts, and before the screen says so.
-GRACE_SECONDS: Final = 0.5
-LATE_SECONDS: Final = 2.5
-#: Pictures a minute, how many times as fast a replay can go, and how slow.
-SPEEDS: Final = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
-#: Rows whose history is asked for at once, at most.
-MOST_REMEMBERED: Final = 100
-
-
-class Samples(NamedTuple):
-    """The last minutes of one row."""
-
-    rates: Sequence[float | None]
-    counts: Sequence[float | None]
-
 
 class Remembered(NamedTuple):
-    """What the node remembers of some rows."""
+    """The history of some rows, as the node keeps it."""
 
     number: int
     """Of the newest sample."""
     interval: float
-    """Seconds between two of them."""
+    """Seconds between two samples."""
     rows: Mapping[RowKey, Samples]
 
 
@@ -64,17 +46,19 @@ class Local(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Picture:
-    """What one refresh brought."""
+class Refresh:
+    """A snapshot of everything that the screen shows."""
 
-    head: Mapping[str, Any]
-    """service, node, leader, quorum, stale_seconds, totals: as in the JSON contract."""
-    tables: Mapping[Want, Sequence[tuple[Key, Row]]]
+    head: JsonHead
+    tables: Mapping[Want, Sequence[KeyedRow]]
     received: float
+    """When it came, in monotonic seconds."""
     received_at: str
     """The wall clock's time, for people."""
     stands_since: str = ""
-    """The same of the moment when the node's replica last moved."""
+    """The wall clock's time when the node's replica last moved."""
+    rows_left_out: int = 0
+    """Pools and holders that are not in the answer about waits."""
     remembered: Remembered | None = None
     local: Local | None = None
 
@@ -90,9 +74,10 @@ class Silence:
 class Reel:
     """Where a replay stands."""
 
-    frames: int
+    snapshots: int
+    """In the recording."""
     minute: int = 60
-    """How many frames make about a minute."""
+    """How many snapshots make about a minute."""
     position: int = 0
     """From 0."""
     speed: float = 1.0
@@ -100,22 +85,22 @@ class Reel:
 
     @property
     def at_end(self) -> bool:
-        return self.position >= self.frames - 1
+        return self.position >= self.snapshots - 1
 
     def moved(self, step: int) -> Reel:
-        """Return it so many frames on, standing still."""
-        return replace(self, position=max(0, min(self.position + step, self.frames - 1)), playing=False)
+        """Return it so many snapshots later, standing still."""
+        return replace(self, position=max(0, min(self.position + step, self.snapshots - 1)), playing=False)
 
 
 class Spread(NamedTuple):
     """How the lines about the row under the cursor lie on the screen."""
 
     lines: int
-    """All there are."""
+    """All lines, on the screen or not."""
     room: int
-    """How many of them are seen."""
+    """How many of them are on the screen."""
     top: int
-    """From which one on they begin to be scrolled."""
+    """The first line on the screen when scrolling begins."""
 
     @property
     def lowest(self) -> int:
@@ -126,21 +111,19 @@ class Reading(NamedTuple):
     """The lines about a row are being scrolled."""
 
     key: Key
-    """The row; where the cursor is on another one, they are not."""
+    """The row; when the cursor leaves it, the scrolling has ended."""
     top: int
 
 
-Prompt: TypeAlias = Literal["find", "filter", "filter_out", "save"]
+class Input(NamedTuple):
+    """The text that is typed at a prompt."""
 
-
-@dataclass(frozen=True)
-class Typing:
-    """A text is being typed."""
-
-    prompt: Prompt
     text: str = ""
     began: int = 0
     """The row on which the cursor was before."""
+
+
+NO_INPUT: Final = Input()
 
 
 @dataclass(frozen=True)
@@ -150,45 +133,53 @@ class State:
     url_option: str
     """What an engine's URL needs to report to these nodes: "connmon_service=default"."""
     view: View = "programs"
-    pages: tuple[Page, ...] = field(default_factory=lambda: (pages.root("programs"),))
+    pages: tuple[Page, ...] = field(default_factory=lambda: (navigation.root("programs"),))
     roots: Mapping[View, Page] = field(default_factory=dict)
     """The first pages of the views that are not shown."""
-    head: Mapping[str, Any] = field(default_factory=dict)
+    head: JsonHead | None = None
+    """None: no node has answered yet."""
     received: float | None = None
     received_at: str = ""
     stands_since: str = ""
+    rows_left_out: int = 0
     remembered: Remembered | None = None
     local: Local | None = None
     now: float = 0.0
     silence: Silence | None = None
     note: str = ""
     note_ends: float = 0.0
-    typing: Typing | None = None
+    mode: Mode = Mode.TABLE
+    input: Input = NO_INPUT
+    """Of the prompt, in the modes that are one."""
     find: str = ""
     paused_at: str = ""
-    """Since when the picture is frozen, for people. "": it is not."""
+    """Since when the screen is frozen, for people. "": it is not."""
     expanded: bool = False
     spread: Spread | None = None
-    """None: they are not on the screen."""
+    """None: the lines about the row are not on the screen."""
     reading: Reading | None = None
-    interval: float = INTERVAL
+    interval: float = DEFAULT_SETTINGS.refresh_seconds
+    """Seconds between two refreshes."""
     blocks: bool = True
     """The terminal has block characters."""
     reel: Reel | None = None
     """Not live: a recording."""
     save: str = ""
     """The file in which the table is to be saved; the loop does it and takes this away."""
-    help: bool = False
     help_top: int = 0
-    ended: bool = False
+    settings: ConsoleSettings = DEFAULT_SETTINGS
 
     @property
     def page(self) -> Page:
         return self.pages[-1]
 
     @property
+    def ended(self) -> bool:
+        return self.mode is Mode.ENDED
+
+    @property
     def scrolled(self) -> int | None:
-        """From which line on those about the row under the cursor are read. None: they are not scrolled."""
+        """The first line about the row under the cursor on the screen. None: they are not scrolled."""
         reading, selected = self.reading, self.page.pane.selected
         return None if reading is None or selected is None or selected[0] != reading.key else reading.top
 
@@ -201,78 +192,93 @@ class State:
     def remembers(self) -> tuple[RowKey, ...]:
         """The rows on the screen that have a history, and everything together."""
         pane = self.page.pane
-        if pane.want.by not in REMEMBERED or pane.grouped:
+        if pane.want.by not in TABLES_WITH_HISTORY or pane.grouped:
             return (EVERYTHING,)
-        shown = (pane.rows or ())[pane.top : pane.top + min(pane.visible, MOST_REMEMBERED)]
-        return (EVERYTHING, *(key for key, _ in shown))
+        return (EVERYTHING, *(key for key, _ in pane.on_screen[: self.settings.history_rows]))
 
     @property
     def seen(self) -> frozenset[Key] | None:
-        """The rows on the screen; None where the order or the rows themselves hang on others' ages."""
+        """The rows on the screen; None where the ages of the others are needed for the order or for sums."""
         keys: set[Key] = set()
         for pane in self.page.panes:
-            if pane.sort.endswith("_seconds") or pane.grouped:
+            if pane.grouped or column(pane.want.by, pane.sort).ages:
                 return None
-            keys.update(key for key, _ in (pane.rows or ())[pane.top : pane.top + pane.visible])
+            keys.update(key for key, _ in pane.on_screen)
         return frozenset(keys)
 
     @property
     def age(self) -> float | None:
-        """How old the picture is: what the node said, and the time since if that is long. None: unknown."""
-        if self.received is None:
+        """Seconds that the snapshot is old: by the node, and since it came if that is long. None: unknown."""
+        if self.received is None or self.head is None:
             return None
         since = self.now - self.received
         # The second between two refreshes does not count: a figure that flickers says nothing.
-        late = self.reel is None and since > self.interval + GRACE_SECONDS
-        return float(self.head.get("stale_seconds") or 0.0) + (since if late else 0.0)
+        late = self.reel is None and since > self.interval + self.settings.late_age_seconds
+        return self.head.stale_seconds + (since if late else 0.0)
 
     @property
     def late(self) -> bool:
         """Whether the node that is connected has not answered for too long: two refreshes were missed."""
         if self.received is None or self.reel is not None or self.paused_at:
             return False
-        return self.now - self.received > self.interval + LATE_SECONDS
+        return self.now - self.received > self.interval + self.settings.late_banner_seconds
 
 
-# --- What happens -----------------------------------------------------------------------------
+# --- Events -----------------------------------------------------------------------------------
 
 
-def pictured(state: State, picture: Picture) -> State:
-    """A refresh came. Panes that it has rows for show those."""
+def changed_mode(state: State, event: Event) -> State:
+    """Return the state in the mode that follows; see `modes`."""
+    return replace(state, mode=next_mode(state.mode, event))
+
+
+def refreshed(state: State, refresh: Refresh) -> State:
+    """Return the state after a refresh: its tables show the rows that came for them."""
 
     def filled(pane: Pane) -> Pane:
-        pairs = picture.tables.get(pane.want)
-        if pairs is None or (state.paused_at and pane.source is not None):
+        rows = refresh.tables.get(pane.want)
+        if rows is None or (state.paused_at and pane.source is not None):
             return pane
-        return pane.filled(pairs)
+        return pane.filled(rows)
 
-    shown = tuple(replace(page, panes=tuple(map(filled, page.panes))) for page in state.pages)
+    pages = tuple(replace(page, panes=tuple(map(filled, page.panes))) for page in state.pages)
     if state.paused_at and state.received is not None:
-        return replace(state, pages=shown, silence=None)
+        return replace(state, pages=pages, silence=None)
     return replace(
-        state, pages=shown, head=picture.head, received=picture.received, received_at=picture.received_at,
-        stands_since=picture.stands_since, now=max(state.now, picture.received), silence=None,
-        remembered=picture.remembered or state.remembered, local=picture.local,
-    )  # fmt: skip
+        state,
+        pages=pages,
+        head=refresh.head,
+        received=refresh.received,
+        received_at=refresh.received_at,
+        stands_since=refresh.stands_since,
+        rows_left_out=refresh.rows_left_out,
+        now=max(state.now, refresh.received),
+        silence=None,
+        remembered=refresh.remembered or state.remembered,
+        local=refresh.local,
+    )
 
 
 def silenced(state: State, silence: Silence) -> State:
-    """No node answers. The last picture stays."""
+    """Return the state while no node answers. The last snapshot stays."""
     return replace(state, silence=silence)
 
 
 def noted(state: State, note: str) -> State:
-    """Something is to be read for a while."""
-    return replace(state, note=note, note_ends=state.now + NOTE_SECONDS)
+    """Return the state with a note, which stays for `note_seconds`."""
+    return replace(state, note=note, note_ends=state.now + state.settings.note_seconds)
 
 
 def ticked(state: State, now: float) -> State:
-    """Time has passed."""
+    """Return the state at a later time."""
     return replace(state, now=now, note="" if now >= state.note_ends else state.note)
 
 
 def fitted(state: State, visible: Sequence[int], spread: Spread | None = None) -> State:
-    """The screen has room for so many rows of each pane of the page, and so many lines about the cursor's."""
+    """Return the state on a screen with room for so many rows of each table of the page.
+
+    `spread`: how the lines about the row under the cursor lie on it.
+    """
     if state.spread != spread:
         state = replace(state, spread=spread)
     if spread is not None and state.reading is not None and state.reading.top > spread.lowest:
@@ -285,10 +291,10 @@ def fitted(state: State, visible: Sequence[int], spread: Spread | None = None) -
 
 
 def played(state: State, position: int) -> State:
-    """The replay has gone on to that frame by itself."""
+    """Return the state after the replay has gone on to that snapshot by itself."""
     if state.reel is None or not state.reel.playing or position != state.reel.position + 1:
         return state  # a key was faster
-    reel = replace(state.reel, position=min(position, state.reel.frames - 1))
+    reel = replace(state.reel, position=min(position, state.reel.snapshots - 1))
     return replace(state, reel=replace(reel, playing=not reel.at_end))
 
 

@@ -1,9 +1,7 @@
-"""What of a foreign string may reach a terminal, and how many columns it takes there. Pure.
+"""Text on the terminal: sanitize foreign text, measure and shorten it. Pure.
 
-Rules kept here:
-
-- Names come from other people's programs. Control and format characters become "?", so that
-  no name can move the cursor, colour the screen or reverse the reading direction.
+- Names come from other programs. Characters that do not print become "?" (`printable`), so that no name can
+  move the cursor, colour the screen or reverse the reading direction.
 - Width is the sum of `wcwidth` over characters: what curses and terminals agree on best.
   Characters without a width of their own are composed (NFC) or left out, since terminals differ on them.
 """
@@ -17,44 +15,38 @@ from typing import Final
 
 from wcwidth import wcwidth
 
-#: Stands for what was cut off. One column.
+from connmon.protocol.text import printable
+
+#: Marks where text was cut off. One column.
 CUT = "~"
-#: Stands for the left part of a path. One column.
+#: Marks the missing left part of a path. One column.
 LEFT_OUT: Final = "…"
-#: For terminals that have no more than ASCII.
+#: For terminals that have only ASCII.
 ASCII: Final = str.maketrans({"…": "~", "▼": "v", "▲": "^"})
 
-#: Where in the code: the path, the file's name and the line, the function.
+#: The parts of a call site: the path, the file's name and the line, the function.
 _PLACE: Final = re.compile(r"^(.*/)?([^/ ]+:\d+)( .*)?$")
 
 
 @lru_cache(maxsize=8192)
-def clean(text: str) -> str:
-    """Return `text` with nothing in it that a terminal would act upon."""
+def sanitize(text: str) -> str:
+    """Return `text` without anything that a terminal would act upon, in characters of a known width."""
     if text.isascii() and text.isprintable():
         return text
-    kept = []
-    for char in unicodedata.normalize("NFC", text):
-        if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
-            kept.append("?")
-            continue
-        columns = wcwidth(char)
-        if columns < 0:
-            kept.append("?")
-        elif columns > 0:
-            kept.append(" " if char.isspace() else char)
-    return "".join(kept)
+    composed = unicodedata.normalize("NFC", text)
+    spaced = "".join(" " if unicodedata.category(char) == "Zs" else char for char in composed)
+    return "".join(char for char in printable(spaced) if wcwidth(char) > 0)
 
 
 def width(text: str) -> int:
-    """Return how many columns a clean text takes."""
+    """Return how many columns a sanitized text takes."""
     if text.isascii():
         return len(text)
     return sum(max(0, wcwidth(char)) for char in text)
 
 
 def clip(text: str, columns: int, cut: str = CUT) -> str:
-    """Return a clean text in at most `columns` columns; `cut` marks that something is missing."""
+    """Return a sanitized text in at most `columns` columns; `cut` marks that something is missing."""
     if width(text) <= columns:
         return text
     room = columns - width(cut)
@@ -69,7 +61,7 @@ def clip(text: str, columns: int, cut: str = CUT) -> str:
 
 
 def shorten(text: str, columns: int) -> str:
-    """Return a clean text in at most `columns` columns, cut in its middle: names differ at their ends."""
+    """Return a sanitized text in at most `columns` columns, cut in its middle: names differ at their ends."""
     if width(text) <= columns:
         return text
     end = clip(text[::-1], max(0, (columns - width(CUT)) // 2), cut="")[::-1]
@@ -77,7 +69,7 @@ def shorten(text: str, columns: int) -> str:
 
 
 def path_end(text: str, columns: int) -> str:
-    """Return how short a path may get: `columns`, or what its last part or a file's name and line take."""
+    """Return the shortest form of a path: in `columns`, or as long as its last part, or its file and line."""
     place = _PLACE.match(text)
     if place is None:
         last = text.rpartition("/")[2]
@@ -88,7 +80,7 @@ def path_end(text: str, columns: int) -> str:
 
 
 def shorten_path(text: str, columns: int) -> str:
-    """Return a clean path or call site in at most `columns` columns, without its left part.
+    """Return a sanitized path or call site in at most `columns` columns, without its left part.
 
     Of a call site the function is cut next; file name and line number stay as long as there is room.
     """
@@ -117,12 +109,12 @@ def shorten_path(text: str, columns: int) -> str:
 
 
 def left(text: str, columns: int) -> str:
-    """Return a clean text in exactly `columns` columns, at the left of them."""
+    """Return a sanitized text in exactly `columns` columns, left-aligned."""
     text = clip(text, columns)
     return text + " " * (columns - width(text))
 
 
 def right(text: str, columns: int) -> str:
-    """Return a clean text in exactly `columns` columns, at the right of them."""
+    """Return a sanitized text in exactly `columns` columns, right-aligned."""
     text = clip(text, columns)
     return " " * (columns - width(text)) + text

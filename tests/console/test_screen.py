@@ -387,7 +387,7 @@ def test_every_view_on_a_real_terminal(node: FakeNode) -> None:
             ("5", ("pools", "db1/nova")),
             ("6", ("connections", "884200")),
             ("7", ("waits", "blocked by", "Thread-0")),
-            ("8", ("cluster", "not known in this picture")),
+            ("8", ("cluster", "not known in this snapshot")),
             ("1", ("programs", "glance-api")),
         ):
             terminal.press(key)

@@ -16,22 +16,33 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from connmon.console import (
+    actions,
     columns,
     details,
-    forms,
-    handlers,
+    fitting,
+    format,
     keys,
+    layout,
     lines,
-    mouse,
     state,
-    tables,
     text,
     views,
 )
+from connmon.console.modes import Mode
+from connmon.console.rows import KeyedRow, Table
 from connmon.console.source import Source, Want
-from connmon.console.state import Local, Picture, Reel, Silence, State
+from connmon.console.state import Local, Reel, Refresh, Silence, State
 from tests.support.console_fakes import FLEET, answer, many
-from tests.support.console_states import made, opened, pictured, programs, typed, under_cursor
+from tests.support.console_states import (
+    head,
+    made,
+    opened,
+    programs,
+    refreshed,
+    row,
+    typed_keys,
+    under_cursor,
+)
 
 GOLDEN = Path(__file__).parent / "golden" / "console"
 
@@ -63,7 +74,7 @@ def golden_screens() -> list[tuple[str, int, int]]:
 
 def scenes() -> dict[str, State]:
     """The screens that are kept as text."""
-    empty = pictured(State("connmon_service=default", now=100.0), ())
+    empty = refreshed(State("connmon_service=default", now=100.0), ())
     lost = opened("enter", "down", "enter")
     silent = state.silenced(
         replace(opened(), now=141.0), Silence("no node reachable: node1 (ctl1:5800): refused")
@@ -83,14 +94,14 @@ def scenes() -> dict[str, State]:
         "cluster": opened("8", "down"),
         "grouped": opened("m"),
         "expanded": opened("e"),
-        "filter": typed(opened(), "\\", "nova", "enter"),
-        "find": typed(opened(), "/", "key"),
-        "paused": typed(opened(), "Z", "z"),
+        "filter": typed_keys(opened(), "\\", "nova", "enter"),
+        "find": typed_keys(opened(), "/", "key"),
+        "paused": typed_keys(opened(), "Z", "z"),
         "replay": replace(opened(), reel=Reel(300, 60, 99)),
-        "help": handlers.pressed(opened(), "?"),
+        "help": actions.pressed(opened(), "?"),
         "empty": empty,
         "lost": lost,
-        "no-quorum": pictured(opened(), quorum=False),
+        "no-quorum": refreshed(opened(), quorum=False),
         "disconnected": silent,
         "asking": State("connmon_service=default", now=100.0),
         "another-node": state.noted(opened(), "node2 does not answer: now reading from node1"),
@@ -99,7 +110,7 @@ def scenes() -> dict[str, State]:
 
 def fit(shown: State, width: int, height: int) -> State:
     """The state as the loop makes it before it draws."""
-    plan = views.layout(shown, width, height)
+    plan = layout.layout(shown, width, height)
     return state.fitted(shown, plan.panes, plan.spread)
 
 
@@ -118,7 +129,7 @@ def test_golden_screens(scene: str, width: int, height: int) -> None:
 
 def test_without_quorum_it_is_said_since_when_the_picture_stands() -> None:
     """The banner has how long, and the time of day, which stays the same while the picture does."""
-    shown = replace(pictured(opened(), quorum=False), stands_since="17:03:12")
+    shown = replace(refreshed(opened(), quorum=False), stands_since="17:03:12")
     assert "NO QUORUM on node1: this picture has stood still for 41s, since 17:03:12" in screen(shown, 80, 24)
 
 
@@ -165,8 +176,8 @@ def test_what_a_colour_says_a_word_says_too() -> None:
 
 def test_help_and_footer_say_what_the_table_of_keys_says() -> None:
     """Each binding is on the help screen (those for replays in a replay); the footer shows bindings of it."""
-    helped = screen(handlers.pressed(replace(opened(), reel=Reel(3)), "?"), 80, 80)
-    live = screen(handlers.pressed(opened(), "?"), 80, 80)
+    helped = screen(actions.pressed(replace(opened(), reel=Reel(3)), "?"), 80, 80)
+    live = screen(actions.pressed(opened(), "?"), 80, 80)
     for binding in keys.BINDINGS:
         assert f"{binding.shown:<10}{binding.does}" in helped
         assert (f"{binding.shown:<10}{binding.does}" in live) is not binding.replay
@@ -178,10 +189,10 @@ def test_help_and_footer_say_what_the_table_of_keys_says() -> None:
 
 def test_the_help_scrolls_to_its_end() -> None:
     """On a small screen Down brings the last line into view, and says how much is left."""
-    shown = handlers.pressed(opened(), "?")
+    shown = actions.pressed(opened(), "?")
     assert "more below" in screen(shown, 80, 24)
     for _ in range(8):
-        shown = handlers.pressed(shown, "pgdn")
+        shown = actions.pressed(shown, "pgdn")
     assert "not known" in screen(shown, 80, 24)
     assert screen(shown, 80, 24).splitlines()[0].strip().endswith("0 more below")
 
@@ -191,7 +202,7 @@ def test_columns_go_and_come_with_the_width_whole() -> None:
     rows = [row for _, row in opened().page.pane.rows or ()]
     before = 0
     for width in range(19, 240):
-        fitted, gap = columns.fit(tables.COLUMNS["program"], rows, width, 2, "waiting")
+        fitted, gap = fitting.fit(columns.columns("program"), rows, width, 2, "waiting")
         for place in fitted:
             assert all(text.width(part) <= place.width for part in place.heading)
         assert sum(place.width for place in fitted) + gap * (len(fitted) - 1) <= width
@@ -204,10 +215,13 @@ def test_columns_go_and_come_with_the_width_whole() -> None:
 @pytest.mark.parametrize("host", ["ctl1", "controller-01.site"])
 def test_a_long_name_of_a_program_leaves_room_for_what_matters(site: str, host: str) -> None:
     """With a program of 22 characters view 9 drops the least important first, at every width the same."""
-    row = {"program": "neutron-dhcp-agent-ovs", "call_site": site, "verdict": "LEAK", "held_now": 12,
+    flat = {"program": "neutron-dhcp-agent-ovs", "call_site": site, "verdict": "LEAK", "held_now": 12,
            "waiting_now": 4, "in_database_now": 2, "longest_held_seconds": 4000.0, "usual_held_seconds": 0.2,
            "holds_total": 123_456, "hold_seconds_total": 9000.0, "processes": 8}  # fmt: skip
-    rows = [{**row, "host": host}, {**row, "host": "compute-0001", "verdict": None}]
+    rows = [
+        row("site", **{**flat, "host": host}),
+        row("site", **{**flat, "host": "compute-0001", "verdict": None}),
+    ]
     needed = (
         "verdict",
         "held_now",
@@ -217,7 +231,7 @@ def test_a_long_name_of_a_program_leaves_room_for_what_matters(site: str, host: 
         "holds_total",
     )
     for width in range(80, 200):
-        fitted, _ = columns.fit(tables.COLUMNS["site"], rows, width, 2, "verdict", columns.FALLING)
+        fitted, _ = fitting.fit(columns.columns("site"), rows, width, 2, "verdict", fitting.FALLING)
         there = [place.column.key for place in fitted if place.column.key in needed]
         assert there == list(needed[: len(there)])
         assert len(there) >= (2 if width < 100 else 4 if width < 120 else 6)
@@ -232,35 +246,33 @@ def test_numbers_stand_at_the_right_and_the_unknown_is_a_dash() -> None:
     assert "- (11)" in rows[1]
 
 
-@pytest.mark.parametrize("by", [by for by in tables.COLUMNS if by not in ("connection", "node")])
-def test_the_verdict_column_has_verdicts_alone(by: tables.Table) -> None:
+@pytest.mark.parametrize("by", [by for by in columns.TABLES if by not in ("connection", "node")])
+def test_the_verdict_column_has_verdicts_alone(by: Table) -> None:
     """A row without one has an empty cell in every view, whatever its state; who has no present says so."""
-    write = tables.column(by, "verdict").write
-    for row in (
+    write = columns.column(by, "verdict").write
+    flat: dict[str, Any]
+    for flat in (
         {"state": "connected"}, {"state": "connected", "waiting": 3}, {"waiting_now": 3}, {},
         {"state": "checked_out"},
     ):  # fmt: skip
-        assert write(row) == ("", "")
-    assert write({"state": "connected", "verdict": "LEAK"}) == ("LEAK", "")
-    assert [write({"state": word}).first for word in ("gone", "lost")] == ["gone", "lost"]
+        assert write(row(by, **flat)) == ("", "")
+    assert write(row(by, state="connected", verdict="LEAK")) == ("LEAK", "")
+    if by != "site":  # a call site has no state
+        words = [write(row(by, state=word)).first for word in ("gone", "lost")]
+        assert words == ["gone", "lost"]
 
 
 def test_who_waits_is_coloured_where_that_is_seen() -> None:
     """A row in which somebody waits is yellow as long as the number has room."""
-    row = {
-        "program": "a",
-        "host": "h",
-        "call_site": "a.py:1 f",
-        "state": "connected",
-        "waiting": 3,
-        "waiting_now": 3,
-    }
-    for by in ("program", "site", "wait"):
-        table: Any = by
-        fitted, _ = columns.fit(tables.COLUMNS[table], [row], 79, 2, "verdict")
-        assert views._whole_role(row, fitted) == "warn"
+    tables: tuple[Table, ...] = ("program", "site", "wait")
+    for table in tables:
+        waiting = row(
+            table, program="a", host="h", call_site="a.py:1 f", state="connected", waiting=3, waiting_now=3
+        )
+        fitted, _ = fitting.fit(columns.columns(table), [waiting], 79, 2, "verdict")
+        assert views._whole_role(waiting, fitted) == "warn"
         none = [place for place in fitted if not place.column.key.startswith("waiting")]
-        assert views._whole_role(row, none) == ""
+        assert views._whole_role(waiting, none) == ""
 
 
 FRAMES = [f"lib/{n}.py:{n} f{n}" for n in range(30)]
@@ -268,20 +280,21 @@ FRAMES = [f"lib/{n}.py:{n} f{n}" for n in range(30)]
 
 def test_the_own_frame_is_marked_and_in_sight() -> None:
     """In a long stack the frame of the line that took the connection has a mark, and its callers follow."""
-    row = {"call_site": "app/a.py:10 get", "stack": [*FRAMES, "app/a.py:12 get", "app/b.py:5 main"]}
+    stack = (*FRAMES, "app/a.py:12 get", "app/b.py:5 main")
+    held = row("connection", call_site="app/a.py:10 get", stack=stack)
     for most in range(3, 34):
-        shown = lines.plain(details.lines(row, 80, most)).splitlines()
+        shown = lines.plain(details.lines(held, 80, most)).splitlines()
         assert " > app/a.py:12 get" in shown and len(shown) == most
-    assert " stack, without its 26 innermost frames:" in lines.plain(details.lines(row, 80, 8))
-    assert lines.plain(details.lines(row, 80, 99)).splitlines()[1] == " stack, the innermost first:"
-    assert len(details.lines(row, 80, 2)) == 2
+    assert " stack, without its 26 innermost frames:" in lines.plain(details.lines(held, 80, 8))
+    assert lines.plain(details.lines(held, 80, 99)).splitlines()[1] == " stack, the innermost first:"
+    assert len(details.lines(held, 80, 2)) == 2
     # The exact line goes before another one of the same function; then comes where the holder is.
-    again = {**row, "stack": ["app/a.py:12 get", "app/a.py:10 get"]}
+    again = structs.replace(held, stack=("app/a.py:12 get", "app/a.py:10 get"))
     assert " > app/a.py:10 get" in lines.plain(details.lines(again, 80, 9))
-    elsewhere = {**row, "holder_site": "lib/3.py:3 f3", "stack": FRAMES}
+    elsewhere = structs.replace(held, holder_site="lib/3.py:3 f3", stack=tuple(FRAMES))
     assert " > lib/3.py:3 f3" in lines.plain(details.lines(elsewhere, 80, 40))
-    assert " > " not in lines.plain(details.lines({"call_site": "x", "stack": FRAMES}, 80, 40))
-    spans = [line for line in details.lines(row, 80, 9) if line[0][1] == "strong"]
+    assert " > " not in lines.plain(details.lines(row("connection", call_site="x", stack=FRAMES), 80, 40))
+    spans = [line for line in details.lines(held, 80, 9) if line[0][1] == "strong"]
     assert spans == [[(" > app/a.py:12 get", "strong")]]
 
 
@@ -290,14 +303,14 @@ def test_the_lines_below_a_table_scroll() -> None:
     shown = fit(made("9", "down", "enter"), 80, 24)
     row = under_cursor(shown)
     assert "26 more lines: Tab" in screen(shown, 80, 24)
-    shown = fit(handlers.pressed(shown, "tab"), 80, 24)
+    shown = fit(actions.pressed(shown, "tab"), 80, 24)
     assert " > billing/invoices/locks.py:204" in screen(shown, 80, 24)
     assert f"{shown.scrolled} lines above, " in screen(shown, 80, 24)
 
     def read(*names: str) -> list[str]:
         nonlocal shown
         for name in names:
-            shown = fit(handlers.pressed(shown, name), 80, 24)
+            shown = fit(actions.pressed(shown, name), 80, 24)
         assert under_cursor(shown) == row
         told = screen(shown, 80, 24).splitlines()
         return told[next(at for at, line in enumerate(told) if line.startswith("---")) :]
@@ -321,49 +334,49 @@ def test_the_lines_below_a_table_scroll() -> None:
     for _ in range(len(whole)):
         seen |= set(read("down")[1:-1])
     assert seen == set(whole)
-    shown = mouse.turned(shown, False)
+    shown = actions.turned(shown, False)
     assert shown.scrolled == 23
     assert fit(shown, 80, 60).scrolled == 0, "all lines have room"
     assert "26 more lines: Tab" in read("esc")[0]
     assert len(shown.pages) == 2, "Esc has left the lines alone"
     # Another row under the cursor has its own lines, from their beginning.
-    shown = handlers.pressed(fit(handlers.pressed(shown, "tab"), 80, 24), "7")
+    shown = actions.pressed(fit(actions.pressed(shown, "tab"), 80, 24), "7")
     assert shown.scrolled is None
 
 
 def test_ways_into_the_lines_and_out() -> None:
     """A click goes there too, and Enter where nothing is below a row; Tab again leads to the first table."""
     shown = fit(made("9", "down", "enter"), 80, 24)
-    there = mouse.clicked(shown, 5, 20, 80, 24)
+    there = actions.clicked(shown, 5, 20, 80, 24)
     assert there.scrolled is not None
-    assert handlers.pressed(there, "tab").scrolled is None
-    assert handlers.pressed(handlers.pressed(there, "tab"), "down").page.pane.index == 1
-    assert mouse.clicked(there, 5, 8, 80, 24).scrolled is None
+    assert actions.pressed(there, "tab").scrolled is None
+    assert actions.pressed(actions.pressed(there, "tab"), "down").page.pane.index == 1
+    assert actions.clicked(there, 5, 8, 80, 24).scrolled is None
     two = fit(made("4", "enter", "e"), 80, 24)
-    there = handlers.pressed(two, "enter")
+    there = actions.pressed(two, "enter")
     assert there.scrolled is not None
-    there = handlers.pressed(there, "enter")
+    there = actions.pressed(there, "enter")
     assert (there.scrolled, there.expanded) == (None, False)
     ways = [two]
     for _ in range(3):
-        ways.append(fit(handlers.pressed(ways[-1], "tab"), 80, 24))
+        ways.append(fit(actions.pressed(ways[-1], "tab"), 80, 24))
     assert [(each.page.focus, each.scrolled is not None) for each in ways] == [
         (0, False), (1, False), (1, True), (0, False),
     ]  # fmt: skip
     # Where all lines are seen, or none, there is nothing to scroll.
     for width, height in ((200, 90), (80, 10)):
-        assert handlers.pressed(fit(made("9", "down", "enter"), width, height), "tab").scrolled is None
+        assert actions.pressed(fit(made("9", "down", "enter"), width, height), "tab").scrolled is None
 
 
 def test_a_picture_does_not_take_one_out_of_the_lines() -> None:
     """The row that is read keeps the cursor, wherever it moves; where it ends, the next one is shown."""
     shown = fit(made("7"), 80, 24)
     row = under_cursor(shown)
-    shown = handlers.pressed(shown, "tab")
+    shown = actions.pressed(shown, "tab")
     assert shown.scrolled is not None
-    for change in (handlers.sort_by(shown, "held_seconds"), handlers.pressed(shown, "I")):
+    for change in (actions.sort_by(shown, "held_seconds"), actions.pressed(shown, "I")):
         assert (under_cursor(change), change.scrolled) == (row, shown.scrolled)
-    assert handlers.sort_by(shown, "held_seconds").page.pane.index > 0
+    assert actions.sort_by(shown, "held_seconds").page.pane.index > 0
     gone = shown.page.pane.filled([pair for pair in shown.page.pane.source or () if pair[0] != row])
     assert state.with_pane(shown, gone).scrolled is None
 
@@ -384,40 +397,40 @@ def test_no_control_character_reaches_the_terminal() -> None:
 )
 def test_sizes(value: int | None, shown: str) -> None:
     """Bytes are shown with a unit of powers of 1024."""
-    assert forms.size(value) == shown
+    assert format.size(value) == shown
 
 
 def test_what_limits_leave_out_is_in_the_header_and_in_the_details() -> None:
     """How much of everything, and of a row; where nothing is left out, nothing is said."""
     assert "left out" not in screen(opened(), 200, 50)
     shown = opened()
-    shown = replace(shown, head={**shown.head, "totals": {**shown.head["totals"], "left_out": 12}})
+    assert shown.head is not None
+    totals = shown.head.totals
+    totals = structs.replace(totals, figures=structs.replace(totals.figures, left_out=12))
+    shown = replace(shown, head=structs.replace(shown.head, totals=totals))
     assert "left out 12" in screen(shown, 200, 50)
-    assert "left out 10" in lines.plain(details.lines({"program": "nova-api", "left_out": 10}, 80, 9))
+    assert "left out 10" in lines.plain(details.lines(row("program", program="nova-api", left_out=10), 80, 9))
 
 
 def test_waits_say_that_more_were_left_out() -> None:
     """The node's answer is bounded: how many pools and holders are not in it stands in the trail."""
     assert "left out" not in screen(opened("7"), 200, 50)
     shown = opened("7")
-    shown = replace(shown, head={**shown.head, "rows_left_out": 4})
+    shown = replace(shown, rows_left_out=4)
     assert "[4 pools and holders left out]" in screen(shown, 200, 50)
     source = Source(Want("wait"))
     source.apply(structs.replace(answer(source.question(), FLEET), left_out=4))
-    assert source.head()["rows_left_out"] == 4
+    assert source.rows_left_out == 4
 
 
 def _filled(shown: State, rows: list[dict[str, Any]]) -> State:
-    """The state with these rows in all its panes."""
-    tables = {want: [((want.by, str(at)), row) for at, row in enumerate(rows)] for want in shown.wants}
-    head: dict[str, Any] = {
-        "service": "s",
-        "node": rows[0].get("host") if rows else None,
-        "leader": None,
-        "quorum": False,
-        "totals": {},
+    """Return the state with these rows in all its tables."""
+    tables: dict[Want, list[KeyedRow]] = {
+        want: [((want.by, str(at)), row(want.by, **flat)) for at, flat in enumerate(rows)]
+        for want in shown.wants
     }
-    return state.pictured(shown, Picture(head, tables, 1.0, "now"))
+    node = str(rows[0].get("host")) if rows else ""
+    return state.refreshed(shown, Refresh(head(node), tables, 1.0, "now"))
 
 
 NAMES = st.one_of(st.none(), st.text(max_size=40))
@@ -470,10 +483,10 @@ def test_nothing_is_wider_or_higher_than_the_screen(
     """At any size and with any data, lines fit the width, their number the height; all is printable."""
     shown = _filled(State("connmon_addr=h:1"), rows)
     for key in pressed:
-        shown = _filled(handlers.pressed(shown, key), rows)
+        shown = _filled(actions.pressed(shown, key), rows)
     if silent:
         shown = state.silenced(replace(shown, now=50.0), Silence(reason))
-    shown = state.fitted(shown, views.layout(shown, width, height).panes)
+    shown = state.fitted(shown, layout.layout(shown, width, height).panes)
     drawn = views.view(shown, width, height)
     assert len(drawn) <= height
     for line in drawn:
@@ -485,7 +498,7 @@ def test_nothing_is_wider_or_higher_than_the_screen(
 @pytest.mark.parametrize(("width", "height"), [(20, 5), (30, 8), (40, 12)])
 def test_small_screens_show_the_rows_first(width: int, height: int) -> None:
     """However small, there is a line of header, and the cursor's row with its name and who waits."""
-    shown = screen(pictured(State(""), many(200)), width, height)
+    shown = screen(refreshed(State(""), many(200)), width, height)
     assert "node" in shown.splitlines()[0]
     assert "waiting" in shown
     assert ">" in shown
@@ -493,7 +506,7 @@ def test_small_screens_show_the_rows_first(width: int, height: int) -> None:
 
 def test_the_cursor_is_on_the_screen_at_every_size() -> None:
     """After a resize to any size the row under the cursor is in view."""
-    shown = handlers.pressed(pictured(State(""), many(500)), "end")
+    shown = actions.pressed(refreshed(State(""), many(500)), "end")
     for height in range(5, 60):
         assert any(line.startswith(">") for line in screen(shown, 80, height).splitlines())
 
@@ -505,27 +518,27 @@ def test_wants_are_snapshots_arguments() -> None:
 
 def test_percentiles_are_shown_where_they_are_known() -> None:
     """Wait, hold and connect p95 have columns; "-" where a node does not tell them."""
-    row = {
+    flat = {
         "host": "h",
         "program": "p",
         "state": "connected",
         "wait_p95_seconds": 2.5,
         "held_p95_seconds": 0.3,
     }
-    shown = screen(_filled(State(""), [row]), 200, 24)
+    shown = screen(_filled(State(""), [flat]), 200, 24)
     assert " p95   p95      p95" in shown
     assert "2.5s  0.3s        -" in shown
 
 
 def test_the_last_minutes_are_a_line_of_blocks() -> None:
     """The newest block is at the right; what is not known is a gap; ASCII where there are no blocks."""
-    assert forms.line([None, None, 0.0, 5.0, 10.0], 5, 5, 1) == "  ▁▅█"
-    assert forms.line([1.0, 3.0, 5.0, 7.0], 3, 2, 2) == "▃█"
-    assert forms.line([0.0, 10.0], 1, 3, 1, forms.ASCII_BLOCKS) == " _#"
-    assert forms.line([], 0, 4, 10) == "    "
+    assert format.line([None, None, 0.0, 5.0, 10.0], 5, 5, 1) == "  ▁▅█"
+    assert format.line([1.0, 3.0, 5.0, 7.0], 3, 2, 2) == "▃█"
+    assert format.line([0.0, 10.0], 1, 3, 1, format.ASCII_BLOCKS) == " _#"
+    assert format.line([], 0, 4, 10) == "    "
     # It moves to the left, block by block, and what has been drawn keeps its shape.
     samples = [10.0, *[float(at % 10) for at in range(39)]]
-    before, after = forms.line(samples, 39, 4, 10), forms.line([*samples, 4.5], 40, 4, 10)
+    before, after = format.line(samples, 39, 4, 10), format.line([*samples, 4.5], 40, 4, 10)
     assert before[1:] == after[:3]
     assert "▅" in screen(opened(), 200, 50)
     assert "▅" not in screen(replace(opened(), blocks=False), 200, 50)
@@ -533,11 +546,11 @@ def test_the_last_minutes_are_a_line_of_blocks() -> None:
 
 def test_pool_use_is_a_bar_with_its_figures() -> None:
     """The bar fills with what is checked out; a bit of it shows as soon as one is."""
-    assert forms.bar(0, 15, 10) == "[        ]"
-    assert forms.bar(1, 150, 10) == "[|       ]"
-    assert forms.bar(15, 15, 10) == "[||||||||]"
-    assert forms.bar(20, 15, 10) == "[||||||||]"
-    assert forms.bar(3, None, 10) == "[        ]"
+    assert format.bar(0, 15, 10) == "[        ]"
+    assert format.bar(1, 150, 10) == "[|       ]"
+    assert format.bar(15, 15, 10) == "[||||||||]"
+    assert format.bar(20, 15, 10) == "[||||||||]"
+    assert format.bar(3, None, 10) == "[        ]"
     assert "[|       ] 31/240" in screen(opened(), 200, 50)
 
 
@@ -551,39 +564,40 @@ def test_who_is_to_blame_is_said_in_words() -> None:
 
 def test_a_mouse_click_sorts_and_moves_and_opens() -> None:
     """A heading sorts, again inverts; a row takes the cursor, again it is opened; elsewhere nothing."""
-    shown = state.fitted(opened(), views.layout(opened(), 80, 24).panes)
+    shown = state.fitted(opened(), layout.layout(opened(), 80, 24).panes)
     drawn = screen(shown, 80, 24).splitlines()
     heading = next(at for at, line in enumerate(drawn) if " host program" in line)
     x = drawn[heading].index("waiting")
-    once = mouse.clicked(shown, x, heading, 80, 24)
+    once = actions.clicked(shown, x, heading, 80, 24)
     assert (once.page.pane.sort, once.page.pane.inverted) == ("waiting", False)
-    assert mouse.clicked(once, x, heading, 80, 24).page.pane.inverted
-    second = mouse.clicked(shown, 10, heading + 2, 80, 24)
+    assert actions.clicked(once, x, heading, 80, 24).page.pane.inverted
+    second = actions.clicked(shown, 10, heading + 2, 80, 24)
     assert under_cursor(second) == ("program", "ctl2", "cinder-volume")
-    assert len(mouse.clicked(second, 10, heading + 2, 80, 24).pages) == 2
-    assert mouse.clicked(shown, 10, heading + 10, 80, 24).page.pane.index == 0
-    assert mouse.clicked(shown, 10, 0, 80, 24) == shown
-    assert under_cursor(mouse.turned(shown, True)) == ("program", "ctl1", "keystone")
-    assert not mouse.clicked(handlers.pressed(shown, "?"), 1, 1, 80, 24).help
+    assert len(actions.clicked(second, 10, heading + 2, 80, 24).pages) == 2
+    assert actions.clicked(shown, 10, heading + 10, 80, 24).page.pane.index == 0
+    assert actions.clicked(shown, 10, 0, 80, 24) == shown
+    assert under_cursor(actions.turned(shown, True)) == ("program", "ctl1", "keystone")
+    assert actions.clicked(actions.pressed(shown, "?"), 1, 1, 80, 24).mode is Mode.TABLE
 
 
 def test_a_click_reaches_the_lower_table() -> None:
     """With two tables a click goes to the one it is in."""
     shown = opened("enter", "enter")
-    shown = state.fitted(shown, views.layout(shown, 80, 24).panes)
+    shown = state.fitted(shown, layout.layout(shown, 80, 24).panes)
     at = next(at for at, line in enumerate(screen(shown, 80, 24).splitlines()) if "Thread-1" in line)
-    clicked = mouse.clicked(shown, 5, at, 80, 24)
+    clicked = actions.clicked(shown, 5, at, 80, 24)
     assert clicked.page.pane.want.by == "connection"
-    assert clicked.page.pane.selected is not None and clicked.page.pane.selected[1]["holder"] == "Thread-1"
+    assert clicked.page.pane.selected is not None
+    assert getattr(clicked.page.pane.selected[1], "holder", None) == "Thread-1"
 
 
 def test_saved_text_has_every_row_and_every_column() -> None:
     """A saved table is plain text with all that the table can show, whatever the screen's size."""
-    text_ = views.saved(pictured(State(""), many(300)))
+    text_ = views.saved(refreshed(State(""), many(300)))
     assert len([line for line in text_.splitlines() if "program-0" in line]) == 300
     assert "checkouts total" in text_ and "invali- dations" in text_
     assert text_.replace("\n", "").isprintable()
-    assert programs(pictured(State(""), FLEET))
+    assert programs(refreshed(State(""), FLEET))
 
 
 # --- Who it is, comes first ----------------------------------------------------------------------------
@@ -614,7 +628,7 @@ COUNTED = {
     "waiting": st.integers(0, 99), "connections": st.integers(0, 2000), "checked_out": st.integers(0, 2000),
     "longest_wait_seconds": st.floats(0, 9999), "verdict": st.sampled_from([None, "LEAK", "SLOW CONNECT"]),
 }  # fmt: skip
-MADE_ROWS: dict[tables.Table, Any] = {
+MADE_ROWS: dict[Table, Any] = {
     "program": {**WHO, **COUNTED},
     "process": {**WHO, **COUNTED, "pid": st.integers(1, 99999)},
     "pool": {**WHO, **COUNTED, "pid": st.integers(1, 99999), "pool": URLS},
@@ -629,22 +643,23 @@ MADE_ROWS: dict[tables.Table, Any] = {
 
 @settings(max_examples=60, deadline=None)
 @given(st.data(), st.sampled_from(list(MADE_ROWS)), WIDTHS)
-def test_no_two_rows_look_the_same(data: st.DataObject, by: tables.Table, width: int) -> None:
+def test_no_two_rows_look_the_same(data: st.DataObject, by: Table, width: int) -> None:
     """Whatever differs between two rows in what identifies them is seen, at 80, 100 and 120 columns."""
-    rows = data.draw(st.lists(st.fixed_dictionaries(MADE_ROWS[by]), min_size=2, max_size=20))
-    pairs = [((by, at), row) for at, row in enumerate(rows)]
-    fitted, gap = columns.fit(tables.COLUMNS[by], rows, width - 1, 2, tables.DEFAULT_SORT[by], "▼")
-    marks = columns.marks(fitted, pairs)
+    flat = data.draw(st.lists(st.fixed_dictionaries(MADE_ROWS[by]), min_size=2, max_size=20))
+    rows = [row(by, **values) for values in flat]
+    pairs: list[KeyedRow] = [((by, at), made_row) for at, made_row in enumerate(rows)]
+    fitted, gap = fitting.fit(columns.columns(by), rows, width - 1, 2, columns.TABLES[by].sort, "▼")
+    marks = fitting.marks(fitted, pairs)
     assert sum(place.width for place in fitted) + gap * (len(fitted) - 1) < width
     naming = [at for at, place in enumerate(fitted) if place.column.identifies]
-    assert len(naming) == sum(column.identifies for column in tables.COLUMNS[by])
+    assert len(naming) == sum(column.identifies for column in columns.columns(by))
     looks = set()
-    for key, row in pairs:
-        cells = views._cells(fitted, row, marks.get(key, ""))
+    for key, shown in pairs:
+        cells = views._cells(fitted, shown, marks.get(key, ""))
         looks.add(tuple(cells[at] for at in naming))
         # No name is cut while a number is there, and of a path never the file and the line.
         for at in naming if len(naming) < len(fitted) else ():
-            whole = fitted[at].column.write(row).first
+            whole = fitted[at].column.write(shown).first
             if fitted[at].column.is_path:
                 line = whole.rpartition("/")[2].split(" ")[0]
                 assert by in ("pool", "wait") or line in cells[at]
@@ -655,17 +670,18 @@ def test_no_two_rows_look_the_same(data: st.DataObject, by: tables.Table, width:
 
 def test_rows_for_which_there_is_no_room_are_numbered() -> None:
     """Where not even names have room, looking for it ends, and rows that look the same get a number."""
-    rows = [
-        {"host": "h" * 40, "program": "p" * 60, "pid": 7, "pool": f"mysql://u@db{number}{'x' * 40}/same"}
-        for number in range(3)
-    ]
-    pairs = [(("pool", f"i{at}", 0), row) for at, row in enumerate(rows)]
-    fitted, _ = columns.fit(tables.COLUMNS["pool"], rows, 79, 2, "verdict", "▼")
-    marks = columns.marks(fitted, pairs)
-    assert len({tuple(views._cells(fitted, row, marks.get(key, ""))) for key, row in pairs}) == 3
-    endless = [{**row, "pool": f"mysql://u@{number}{'x' * 5000}/same"} for number, row in enumerate(rows)]
+
+    def pool(url: str) -> Any:
+        return row("pool", host="h" * 40, program="p" * 60, pid=7, pool=url)
+
+    rows = [pool(f"mysql://u@db{number}{'x' * 40}/same") for number in range(3)]
+    pairs: list[KeyedRow] = [(("pool", f"i{at}", 0), made_row) for at, made_row in enumerate(rows)]
+    fitted, _ = fitting.fit(columns.columns("pool"), rows, 79, 2, "verdict", "▼")
+    marks = fitting.marks(fitted, pairs)
+    assert len({tuple(views._cells(fitted, shown, marks.get(key, ""))) for key, shown in pairs}) == 3
+    endless = [pool(f"mysql://u@{number}{'x' * 5000}/same") for number in range(3)]
     began = time.perf_counter()
-    columns.fit(tables.COLUMNS["pool"], endless, 79, 2, "verdict", "▼")
+    fitting.fit(columns.columns("pool"), endless, 79, 2, "verdict", "▼")
     assert time.perf_counter() - began < 5.0
 
 
@@ -682,14 +698,14 @@ def test_a_path_loses_its_left_part() -> None:
 @given(st.text(max_size=60), st.integers(0, 60))
 def test_paths_fit(path: str, width: int) -> None:
     """Any text is cut to its room."""
-    path = text.clean(path)
+    path = text.sanitize(path)
     assert text.width(text.shorten_path(path, width)) <= width
 
 
 def test_the_sorted_column_is_marked() -> None:
     """Its heading has ▼ where the largest is on top, ▲ where it is at the bottom; v and ^ in ASCII."""
     assert "verdict▼" in screen(made(), 80, 24)
-    assert "verdict▲" in screen(typed(made(), "I"), 80, 24)
+    assert "verdict▲" in screen(typed_keys(made(), "I"), 80, 24)
     assert "node▲" in screen(made("8"), 80, 24)
     ascii_only = screen(replace(made("9"), blocks=False), 120, 30)
     assert "verdictv" in ascii_only and ascii_only.isascii()
@@ -704,7 +720,7 @@ def test_two_pools_of_one_url_are_told_apart() -> None:
 def test_a_leaked_connection_is_red_with_its_verdict() -> None:
     """In the views of connections, waits and code the row has the word and its colour; others have not."""
     for pressed in (("6", "down", "down"), ("7",), ("9", "down"), ("9", "enter", "down")):
-        shown = state.fitted(made(*pressed), views.layout(made(*pressed), 200, 50).panes)
+        shown = state.fitted(made(*pressed), layout.layout(made(*pressed), 200, 50).panes)
         # Rows have several spans, details one; the cursor's row has its own look.
         drawn = [line for line in views.view(shown, 200, 50) if len(line) > 2]
         leaks = [line for line in drawn if "monthly.py:97" in lines.plain([line])]
@@ -752,14 +768,14 @@ def test_the_counts_of_verdicts_are_the_fleets_on_every_view() -> None:
     for key in "123456789":
         assert "LEAK 1   BLOCKED 1   SATURATED 1   LOST 1   SLOW CONNECT 1" in screen(made(key), 200, 50)
     shown = opened()
-    old = replace(shown, head={**shown.head, "totals": {"waiting": 5}})
+    old = replace(shown, head=head(waiting=5))
     assert "LEAK 1" not in screen(old, 200, 50)
 
 
 def test_a_line_of_blocks_has_a_scale() -> None:
     """What its highest block stands for is printed at its end, in five characters at most."""
-    assert forms.peak([None, 7.25, 3.0]) == "7.2"
-    assert [forms.short(value) for value in (0.0, 312.4, 1000.0, 88_213.0, 1_300_000.0, None)] == [
+    assert format.peak([None, 7.25, 3.0]) == "7.2"
+    assert [format.short(value) for value in (0.0, 312.4, 1000.0, 88_213.0, 1_300_000.0, None)] == [
         "0", "312", "1k", "88.2k", "1.3M", "-",
     ]  # fmt: skip
     assert " max 1" in screen(opened(), 80, 24).splitlines()[3]
@@ -783,7 +799,7 @@ if __name__ == "__main__":
     for name, columns_, lines_ in golden_screens():
         (GOLDEN / f"{name}-{columns_}x{lines_}.txt").write_text(screen(every[name], columns_, lines_))
     began = time.perf_counter()
-    large = pictured(State(""), many(5000))
+    large = refreshed(State(""), many(5000))
     print(f"5,000 programs: picture {time.perf_counter() - began:.3f} s", end=", ")
     began = time.perf_counter()
     screen(large, 200, 50)

@@ -15,13 +15,14 @@ import pytest
 from connmon.commands import cli
 from connmon.commands.record import Rotating, run
 from connmon.config import Address, Node, Service
-from connmon.console import handlers, state
+from connmon.console import actions, state
 from connmon.console.fetcher import Demand, Note, Position
 from connmon.console.replay import Player
 from connmon.console.source import Want
-from connmon.console.state import Picture, Reel, State
+from connmon.console.state import Reel, Refresh, State
 from connmon.errors import UsageError
 from connmon.protocol.credentials import OPEN
+from connmon.protocol.document import JsonProgram
 from connmon.reader.recording import Recording
 from tests.commands.test_cli import command, environment
 from tests.support.console_fakes import FLEET, NOVA, FakeNode
@@ -54,15 +55,16 @@ class Stopping:
         self._node.stop()
 
 
-def programs(picture: Picture) -> list[str]:
-    return [row["program"] for _, row in picture.tables[Want("program")]]
+def programs(refresh: Refresh) -> list[str]:
+    rows: list[Any] = [row for _, row in refresh.tables[Want("program")]]
+    return [row.program for row in rows]
 
 
-def shown(player: Player, demand: Demand) -> Picture:
+def shown(player: Player, demand: Demand) -> Refresh:
     player.want(demand)
-    pictures = [news for news in player.news() if isinstance(news, Picture)]
-    assert pictures
-    return pictures[-1]
+    refreshes = [news for news in player.news() if isinstance(news, Refresh)]
+    assert refreshes
+    return refreshes[-1]
 
 
 def test_a_recording_shows_what_the_node_showed(recorded: Path) -> None:
@@ -111,16 +113,17 @@ def test_all_views_of_a_replay(recorded: Path) -> None:
         ("1", "programs"), ("2", "hosts"), ("3", "databases"), ("4", "processes"), ("5", "pools"),
         ("6", "connections"), ("7", "waits"), ("1", "programs"),
     ):  # fmt: skip
-        here = handlers.pressed(State("", reel=Reel(4, playing=False)), key)
+        here = actions.pressed(State("", reel=Reel(4, playing=False)), key)
         assert here.view == view
         for _ in range(2):
-            picture = shown(player, Demand(here.wants, reel=here.reel))
-            here = state.pictured(here, picture)
+            refresh = shown(player, Demand(here.wants, reel=here.reel))
+            here = state.refreshed(here, refresh)
             assert here.page.pane.rows, here.wants
-            here = handlers.pressed(here, "enter")
+            here = actions.pressed(here, "enter")
     users = shown(player, Demand((Want("program", database=NOVA),), reel=Reel(4, playing=False)))
     ((_, row),) = users.tables[Want("program", database=NOVA)]
-    assert (row["program"], row["connections"], row["pools"]) == ("nova-api", 15, 3)
+    assert isinstance(row, JsonProgram)
+    assert (row.program, row.figures.connections, row.figures.pools) == ("nova-api", 15, 3)
 
 
 @pytest.mark.parametrize(
@@ -265,6 +268,7 @@ def test_no_node_to_record_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
 def test_the_recorded_rows_are_judged(recorded: Path) -> None:
     """A replay has verdicts as the console had them."""
     player = Player(Recording(str(recorded)), lambda: 0.0)
-    picture = shown(player, Demand((Want("program"),), reel=Reel(4, playing=False)))
-    found: dict[str, Any] = {row["program"]: row["verdict"] for _, row in picture.tables[Want("program")]}
+    refresh = shown(player, Demand((Want("program"),), reel=Reel(4, playing=False)))
+    rows: list[Any] = [row for _, row in refresh.tables[Want("program")]]
+    found = {row.program: row.verdict for row in rows}
     assert (found["nova-api"], found["cinder-volume"], found["keystone"]) == ("LEAK", "LOST", None)

@@ -1,14 +1,15 @@
-"""The help screen: the keys of the one table, and what the words mean. Pure."""
+"""The help screen: the keys, from their one table, and what words and marks mean. Pure."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from connmon.console import keys, tables, text
+from connmon.console import keys, text
 from connmon.console.lines import VERDICT_ROLES, Line, Role
+from connmon.console.row_words import MEANINGS, VERDICTS
 
 _WORDS: Final[tuple[tuple[str, Role, str], ...]] = (
-    *((verdict, VERDICT_ROLES[verdict], tables.MEANINGS[verdict]) for verdict in tables.VERDICTS),
+    *((verdict, VERDICT_ROLES[verdict], MEANINGS[verdict]) for verdict in VERDICTS),
     ("no verdict", "strong", "nothing is wrong"),
     ("gone", "faded", "all its processes have ended; maxima stay for an hour"),
     ("max", "strong", "what the highest block of a line stands for; the lowest is 0"),
@@ -22,17 +23,20 @@ _WORDS: Final[tuple[tuple[str, Role, str], ...]] = (
 
 def lines(top: int, replay: bool, width: int, height: int) -> list[Line]:
     """Return the screen from line `top` of the help on; never beyond its end."""
-    told: list[Line] = []
+    entries: list[Line] = []
     for binding in keys.BINDINGS:
         if not binding.replay or replay:
-            told.append([("  " + text.left(binding.shown, 10), "strong"), (binding.does, "")])
+            entries.append([("  " + text.left(binding.shown, 10), "strong"), (binding.does, "")])
     for shown, does in keys.MOUSE:
-        told.append([("  " + text.left(shown, 10), "strong"), (does, "")])
-    told.append([])
+        entries.append([("  " + text.left(shown, 10), "strong"), (does, "")])
+    entries.append([])
     for word, role, meaning in _WORDS:
-        told.append([("  " + text.left(word, 16), role), (meaning, "")])
+        entries.append([("  " + text.left(word, 16), role), (meaning, "")])
     room = max(1, height - 1)
-    most = max(0, len(told) - room)
+    most = max(0, len(entries) - room)
     top = max(0, min(top, most))
     more = f"; Up and Down scroll, {most - top} more below" if most else ""
-    return [[(text.left(f" connmon help: any key returns{more}", width), "header")], *told[top : top + room]]
+    return [
+        [(text.left(f" connmon help: any key returns{more}", width), "header")],
+        *entries[top : top + room],
+    ]

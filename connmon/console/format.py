@@ -1,6 +1,6 @@
-"""How values are written: counts, rates, sizes, bars, lines of blocks. Pure.
+"""Write values: counts, rates, sizes, bars, lines of blocks. Pure.
 
-A value that is not known is "-". Nothing here is wider than one column of the terminal per character.
+An unknown value is "-". Every character takes one column of the terminal.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from connmon.console import text
 
 UNKNOWN: Final = "-"
 
-#: From nothing to most, for terminals that have block characters and for those that have not.
+#: From the lowest to the highest value, for terminals with block characters and without.
 BLOCKS: Final = "▁▂▃▄▅▆▇█"
 ASCII_BLOCKS: Final = "_.-:=+*#"
 
@@ -45,13 +45,13 @@ def percent(value: float | None) -> str:
 
 
 def word(value: Any) -> str:
-    return UNKNOWN if value in (None, "") else text.clean(str(value))
+    return UNKNOWN if value in (None, "") else text.sanitize(str(value))
 
 
 def bar(part: int | None, whole: int | None, columns: int) -> str:
-    """Return [||||    ], full where `part` is `whole` or more; some of it as soon as `part` is not 0.
+    """Return [||||    ]: full where `part` is `whole` or more, not empty as soon as `part` is not 0.
 
-    Nothing where `part` is not known: an empty bar would say that it is 0.
+    Spaces where `part` is unknown: an empty bar would say that it is 0.
     """
     room = columns - 2
     if part is None:
@@ -63,23 +63,23 @@ def bar(part: int | None, whole: int | None, columns: int) -> str:
 
 
 def of(part: int | None, whole: int | None) -> str:
-    """Return 13/15; the whole of something without a limit is "-"."""
+    """Return 13/15; a whole without a limit is "-"."""
     return UNKNOWN if part is None else f"{part}/{count(whole)}"
 
 
 def means(samples: Sequence[float | None], number: int, columns: int, each: int) -> list[float | None]:
-    """Return the means of `columns` blocks of `each` samples, the newest last; None: not known.
+    """Return the means of `columns` blocks of `each` samples, the newest last; None: unknown.
 
-    `number` is that of the last sample: which samples share a block depends on their numbers, not on
+    `number` is the number of the last sample. Which samples share a block depends on their numbers, not on
     the moment, so that a line of blocks moves to the left and does not shimmer.
     """
-    found: list[float | None] = []
+    blocks: list[float | None] = []
     last = number // each
     for block in range(last - columns + 1, last + 1):
         begin = block * each - (number - len(samples) + 1)
         known = [value for value in samples[max(0, begin) : max(0, begin + each)] if value is not None]
-        found.append(sum(known) / len(known) if known else None)
-    return found
+        blocks.append(sum(known) / len(known) if known else None)
+    return blocks
 
 
 def drawn(values: Sequence[float | None], blocks: str = BLOCKS) -> str:
@@ -92,7 +92,7 @@ def drawn(values: Sequence[float | None], blocks: str = BLOCKS) -> str:
 
 
 def peak(values: Sequence[float | None]) -> str:
-    """Return what the highest block of a line stands for."""
+    """Return the value of the highest block of a line."""
     return short(max((value for value in values if value is not None), default=None))
 
 

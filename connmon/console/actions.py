@@ -1,59 +1,78 @@
-"""What a key does to the state. Pure; `keys` has which key means which of these.
+"""What keys and the mouse do to the state. Pure; `keys` has the action of each key.
 
-A key that means nothing does nothing; one that cannot do now what it means says why in a note.
+A key without a meaning does nothing; one that cannot do now what it means says why in a note.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
-from connmon.console import details, keys, pages, tables, text
-from connmon.console.pages import View
+from connmon.console import columns, details, keys, layout, navigation, prompt, text
+from connmon.console.modes import Event, Mode
+from connmon.console.navigation import View
 from connmon.console.panes import Pane
-from connmon.console.state import (
-    INTERVALS,
-    SPEEDS,
-    Prompt,
-    Reading,
-    State,
-    Typing,
-    noted,
-    with_page,
-    with_pane,
-)
+from connmon.console.settings import INTERVALS_SECONDS, REPLAY_SPEEDS
+from connmon.console.state import Reading, Reel, State, changed_mode, noted, with_page, with_pane
 
-#: Characters that can be typed.
-LONGEST: Final = 200
+Action: TypeAlias = Callable[[State], State]
 
 
 def pressed(state: State, key: str) -> State:
-    """A key was pressed, named as in `keys`."""
-    if state.typing is not None:
-        return _typed(state, state.typing, key)
+    """Return the state after a key, which is named as in `keys`."""
+    return _PRESSED[state.mode](state, key)
+
+
+def _in_table(state: State, key: str) -> State:
     action = keys.ACTIONS.get(key)
-    if state.help and action != "quit":
-        step = _HELP_STEPS.get(action) if action else None
-        if step is None:
-            return replace(state, help=False, help_top=0)
-        return replace(state, help_top=max(0, state.help_top + step))
-    if action and state.scrolled is not None and action in _SCROLLS:
-        return _SCROLLS[action](state)
-    return HANDLERS[action](state) if action else state
+    if action is None:
+        return state
+    if state.scrolled is not None and action in _SCROLL:
+        return _SCROLL[action](state)
+    return ACTIONS[action](state)
 
 
-_HELP_STEPS: Final[dict[keys.Action, int]] = {"up": -1, "down": 1, "page_up": -10, "page_down": 10}
+_HELP_STEPS: Final[Mapping[keys.Action, int]] = {"up": -1, "down": 1, "page_up": -10, "page_down": 10}
+
+
+def _in_help(state: State, key: str) -> State:
+    action = keys.ACTIONS.get(key)
+    if action == "quit":
+        return changed_mode(state, Event.QUIT)
+    step = _HELP_STEPS.get(action) if action else None
+    return _close_help(state) if step is None else _scroll_help(state, step)
+
+
+def _close_help(state: State) -> State:
+    return replace(changed_mode(state, Event.CANCEL), help_top=0)
+
+
+def _scroll_help(state: State, step: int) -> State:
+    return replace(state, help_top=max(0, state.help_top + step))
+
+
+#: Who takes a key, by the mode.
+_PRESSED: Final[Mapping[Mode, Callable[[State, str], State]]] = {
+    Mode.TABLE: _in_table,
+    Mode.HELP: _in_help,
+    Mode.FIND: prompt.pressed,
+    Mode.FILTER: prompt.pressed,
+    Mode.FILTER_OUT: prompt.pressed,
+    Mode.SAVE: prompt.pressed,
+    Mode.ENDED: lambda state, key: state,
+}
 
 
 # --- Moving ---------------------------------------------------------------------------------------
 
 
 def move(state: State, step: int) -> State:
+    """Move the cursor by so many rows."""
     pane = state.page.pane
     target = pane.index + step
     page = state.page
-    # Past its end, the cursor goes on into the neighbouring pane: no key has to be known for that.
+    # Past its end, the cursor goes on into the neighbouring table: no key has to be known for that.
     if abs(step) == 1 and not 0 <= target < len(pane.rows or ()) and 0 <= page.focus + step < len(page.panes):
         entered = replace(page, focus=page.focus + step)
         rows = entered.pane.rows
@@ -65,11 +84,11 @@ def move(state: State, step: int) -> State:
 
 
 def read(state: State) -> State:
-    """Scroll what is said of the row under the cursor, where it has more lines than room."""
+    """Scroll the lines about the row under the cursor, if there are more of them than room."""
     pane, spread = state.page.pane, state.spread
     if pane.selected is None or spread is None or not spread.lowest:
         return state
-    # From now on the cursor is on this row, wherever it moves.
+    # From now on the cursor is on this row, wherever the row moves.
     key = pane.selected[0]
     return replace(with_pane(state, replace(pane, cursor=key)), reading=Reading(key, spread.top))
 
@@ -107,14 +126,14 @@ def open_row(state: State) -> State:
     pane = state.page.pane
     if pane.selected is None:
         return state
-    opened = pages.below(pane)
+    opened = navigation.below(pane)
     if opened is None:
         if state.scrolled is None:
             reading = read(state)
             if reading.scrolled is not None:
                 return reading
         return replace(state, expanded=not state.expanded, reading=None)
-    # From now on the cursor below is on the row that was opened, so that Esc returns to it.
+    # From now on the cursor of the page below is on the row that was opened, so that Esc returns to it.
     under = with_pane(state, replace(pane, cursor=pane.selected[0]))
     return replace(under, pages=(*under.pages, opened), find="", local=None)
 
@@ -128,12 +147,12 @@ def _back(state: State) -> State:
     return replace(state, pages=state.pages[:-1], local=None) if len(state.pages) > 1 else state
 
 
-def _view(view: View) -> Handler:
+def _view(view: View) -> Action:
     def show(state: State) -> State:
         if view == state.view:
             return replace(state, pages=state.pages[:1], find="", local=None)
         roots = {**state.roots, state.view: state.pages[0]}
-        first = roots.get(view) or pages.root(view)
+        first = roots.get(view) or navigation.root(view)
         return replace(state, view=view, pages=(first,), roots=roots, find="", local=None)
 
     return show
@@ -144,14 +163,13 @@ def _view(view: View) -> Handler:
 
 def _sort(state: State, step: int) -> State:
     pane = state.page.pane
-    order = [column.key for column in tables.COLUMNS[pane.want.by]]
-    return with_pane(
-        state, pane.changed(sort=order[(order.index(pane.sort) + step) % len(order)], inverted=False)
-    )
+    order = [column.key for column in columns.columns(pane.want.by)]
+    sort = order[(order.index(pane.sort) + step) % len(order)]
+    return with_pane(state, pane.changed(sort=sort, inverted=False))
 
 
 def sort_by(state: State, key: str) -> State:
-    """Sort by that column; again: the other way round."""
+    """Sort by that column; the second time, invert the order."""
     pane = state.page.pane
     return with_pane(state, pane.changed(sort=key, inverted=pane.sort == key and not pane.inverted))
 
@@ -178,79 +196,33 @@ def _find(state: State, step: int) -> State:
         return noted(state, "nothing to find: / asks for a text")
     pane = state.page.pane
     found = pane.found(state.find, pane.index + step, step)
-    return (
-        noted(state, f"no row with {text.clean(state.find)!r}") if found is None else with_pane(state, found)
-    )
-
-
-# --- Typing -------------------------------------------------------------------------------------------
-
-
-def _ask(prompt: Prompt) -> Handler:
-    def ask(state: State) -> State:
-        pane = state.page.pane
-        begin = ""
-        if prompt == "save":
-            moment = "".join(character for character in state.received_at[-8:] if character.isdigit())
-            begin = f"connmon-{state.view}-{moment or 'empty'}.txt"
-        elif prompt != "find" and (prompt == "filter_out") is pane.inverse:
-            begin = pane.filter
-        return replace(state, typing=Typing(prompt, begin, pane.index))
-
-    return ask
-
-
-def _typed(state: State, typing: Typing, key: str) -> State:
-    if key == "esc":
-        shown = replace(state, typing=None)
-        return with_pane(shown, shown.page.pane.moved_to(typing.began)) if typing.prompt == "find" else shown
-    if key == "enter":
-        return _entered(replace(state, typing=None), typing)
-    if key == "backspace":
-        typing = replace(typing, text=typing.text[:-1])
-    elif len(key) == 1 and len(typing.text) < LONGEST:
-        typing = replace(typing, text=typing.text + key)
-    else:
-        return state
-    shown = replace(state, typing=typing)
-    if typing.prompt == "find" and typing.text:
-        found = shown.page.pane.found(typing.text, typing.began, 1)
-        return shown if found is None else with_pane(shown, found)
-    return shown
-
-
-def _entered(state: State, typing: Typing) -> State:
-    pane = state.page.pane
-    if typing.prompt == "save":
-        return replace(state, save=typing.text)
-    if typing.prompt == "find":
-        shown = replace(state, find=typing.text)
-        if typing.text and pane.found(typing.text, typing.began, 1) is None:
-            return noted(shown, f"no row with {text.clean(typing.text)!r}")
-        return shown
-    return with_pane(state, pane.changed(filter=typing.text, inverse=typing.prompt == "filter_out"))
+    if found is None:
+        return noted(state, f"no row with {text.sanitize(state.find)!r}")
+    return with_pane(state, found)
 
 
 # --- Time ---------------------------------------------------------------------------------------------
 
 
 def _freeze(state: State) -> State:
-    if state.reel is not None:
-        if state.reel.at_end:
-            return replace(state, reel=replace(state.reel, position=0, playing=True))
-        return replace(state, reel=replace(state.reel, playing=not state.reel.playing))
-    return replace(state, paused_at="" if state.paused_at else state.received_at or "now")
+    reel = state.reel
+    if reel is None:
+        return replace(state, paused_at="" if state.paused_at else state.received_at or "now")
+    if reel.at_end:
+        return replace(state, reel=replace(reel, position=0, playing=True))
+    return replace(state, reel=replace(reel, playing=not reel.playing))
 
 
-def _pace(state: State, step: int) -> State:
+def _change_interval(state: State, step: int) -> State:
     if state.reel is not None:
         return noted(state, "a replay has a speed, not an interval: ( and ) change it")
-    at = min(range(len(INTERVALS)), key=lambda index: abs(INTERVALS[index] - state.interval))
-    interval = INTERVALS[max(0, min(at + step, len(INTERVALS) - 1))]
-    return noted(replace(state, interval=interval), f"a picture every {interval:g} s")
+    choices = INTERVALS_SECONDS
+    at = min(range(len(choices)), key=lambda index: abs(choices[index] - state.interval))
+    interval = choices[max(0, min(at + step, len(choices) - 1))]
+    return noted(replace(state, interval=interval), f"a snapshot every {interval:g} s")
 
 
-def _reel(step: Callable[[Any], Any]) -> Handler:
+def _reel(step: Callable[[Reel], Reel]) -> Action:
     def turn(state: State) -> State:
         if state.reel is None:
             return noted(state, "this is live: `connmon replay FILE` can step, jump and go faster")
@@ -259,15 +231,15 @@ def _reel(step: Callable[[Any], Any]) -> Handler:
     return turn
 
 
-def _speed(step: int) -> Handler:
-    def change(reel: Any) -> Any:
-        at = SPEEDS.index(reel.speed) + step
-        return replace(reel, speed=SPEEDS[max(0, min(at, len(SPEEDS) - 1))])
+def _speed(step: int) -> Action:
+    def change(reel: Reel) -> Reel:
+        at = REPLAY_SPEEDS.index(reel.speed) + step
+        return replace(reel, speed=REPLAY_SPEEDS[max(0, min(at, len(REPLAY_SPEEDS) - 1))])
 
     return _reel(change)
 
 
-Handler: TypeAlias = Callable[[State], State]
+# --- Actions ------------------------------------------------------------------------------------------
 
 
 def _screenful(state: State) -> int:
@@ -275,13 +247,13 @@ def _screenful(state: State) -> int:
 
 
 #: What keys that move do while the lines about a row are scrolled.
-_SCROLLS: Final[dict[keys.Action, Handler]] = {
+_SCROLL: Final[Mapping[keys.Action, Action]] = {
     "up": lambda state: scroll(state, -1),
     "down": lambda state: scroll(state, 1),
     "page_up": lambda state: scroll(state, -_screenful(state)),
     "page_down": lambda state: scroll(state, _screenful(state)),
-    "first": lambda state: scroll(state, -details.MOST),
-    "last": lambda state: scroll(state, details.MOST),
+    "first": lambda state: scroll(state, -details.MOST_LINES),
+    "last": lambda state: scroll(state, details.MOST_LINES),
 }
 
 
@@ -289,7 +261,7 @@ def _paged(pane: Pane) -> int:
     return max(2, pane.visible - 1)
 
 
-HANDLERS: Final[dict[keys.Action, Handler]] = {
+ACTIONS: Final[Mapping[keys.Action, Action]] = {
     "up": lambda state: move(state, -1),
     "down": lambda state: move(state, 1),
     "page_up": lambda state: move(state, -_paged(state.page.pane)),
@@ -311,20 +283,20 @@ HANDLERS: Final[dict[keys.Action, Handler]] = {
     "sort_next": lambda state: _sort(state, 1),
     "sort_previous": lambda state: _sort(state, -1),
     "invert": _invert,
-    "find": _ask("find"),
+    "find": lambda state: prompt.ask(state, Event.ASK_FIND),
     "find_next": lambda state: _find(state, 1),
     "find_previous": lambda state: _find(state, -1),
-    "filter": _ask("filter"),
-    "filter_out": _ask("filter_out"),
+    "filter": lambda state: prompt.ask(state, Event.ASK_FILTER),
+    "filter_out": lambda state: prompt.ask(state, Event.ASK_FILTER_OUT),
     "freeze": _freeze,
     "freeze_order": _freeze_order,
-    "slower": lambda state: _pace(state, 1),
-    "faster": lambda state: _pace(state, -1),
+    "slower": lambda state: _change_interval(state, 1),
+    "faster": lambda state: _change_interval(state, -1),
     "group": _group,
     "expand": lambda state: replace(state, expanded=not state.expanded),
-    "save": _ask("save"),
-    "help": lambda state: replace(state, help=True, help_top=0),
-    "quit": lambda state: replace(state, ended=True),
+    "save": lambda state: prompt.ask(state, Event.ASK_SAVE),
+    "help": lambda state: replace(changed_mode(state, Event.ASK_HELP), help_top=0),
+    "quit": lambda state: changed_mode(state, Event.QUIT),
     "step": _reel(lambda reel: reel.moved(1)),
     "step_back": _reel(lambda reel: reel.moved(-1)),
     "jump": _reel(lambda reel: reel.moved(reel.minute)),
@@ -332,3 +304,61 @@ HANDLERS: Final[dict[keys.Action, Handler]] = {
     "speed_up": _speed(1),
     "speed_down": _speed(-1),
 }
+
+
+# --- The mouse ----------------------------------------------------------------------------------------
+
+
+def clicked(state: State, x: int, y: int, width: int, height: int) -> State:
+    """Return the state after a click: on a heading (sort, invert), a row (select, open), the lines below."""
+    if state.mode is Mode.HELP:
+        return _close_help(state)
+    if state.mode.is_prompt:
+        return state
+    state = replace(state, reading=None)
+    plan = layout.layout(state, width, height)
+    line = plan.above
+    for at, rows in enumerate(plan.panes):
+        if not rows:
+            continue
+        focused = with_page(state, replace(state.page, focus=at))
+        if line <= y < line + plan.heading:
+            key = _column_at(state.page.panes[at], x, width, plan.heading)
+            return state if key is None else sort_by(focused, key)
+        line += plan.heading
+        if line <= y < line + rows:
+            return _clicked_row(focused, state.page.focus == at, y - line)
+        line += rows
+    return read(state) if line <= y < line + plan.about else state
+
+
+def _clicked_row(state: State, had_focus: bool, line: int) -> State:
+    pane = state.page.pane
+    index = pane.top + line
+    if index >= len(pane.rows or ()):
+        return state
+    if had_focus and index == pane.index and pane.cursor is not None:
+        return open_row(state)
+    return with_pane(state, pane.moved_to(index))
+
+
+def _column_at(pane: Pane, x: int, width: int, heading: int) -> str | None:
+    """Return the key of the column at that place of a heading."""
+    fitted, gap = layout.fitted_columns(pane, width, heading)
+    begin = 1
+    for place in fitted:
+        if begin <= x < begin + place.width + gap:
+            return place.column.key
+        begin += place.width + gap
+    return None
+
+
+def turned(state: State, down: bool) -> State:
+    """Return the state after a notch of the mouse wheel."""
+    step = state.settings.wheel_rows if down else -state.settings.wheel_rows
+    if state.mode is Mode.HELP:
+        return _scroll_help(state, step)
+    if state.scrolled is not None:
+        return scroll(state, step)
+    pane = state.page.pane
+    return with_pane(state, pane.moved_to(pane.index + step))

@@ -1,0 +1,139 @@
+"""Aggregate rows that several rows of another table make up: programs, pools, the users of a database. Pure.
+
+- Figures are aggregated by the rules of `protocol.aggregate`.
+- An aggregate is as grave as its gravest part, and has the verdict and the reason of that part: nothing is
+  judged by figures that are sums.
+- A field of a process or a pool that differs between the parts is None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final, NamedTuple, TypeVar
+
+from msgspec import Struct, structs
+
+from connmon.console.row_words import gravity
+from connmon.console.rows import FigureRow, Key, KeyedRow, PoolGroup, ProgramGroup, RatedRow, Table
+from connmon.protocol.aggregate import CONNECTS_PER_SECOND, JSON_RULES, aggregate, aggregate_state
+from connmon.protocol.document import FigureFields, JsonPool, JsonProgram
+from connmon.protocol.values import RowState, VerdictWord
+
+S = TypeVar("S", bound=Struct)
+
+
+class Sum(NamedTuple):
+    """What several rows aggregate to."""
+
+    state: RowState | None
+    figures: FigureFields
+    verdict: VerdictWord | None
+    verdict_reason: str | None
+
+
+def total(parts: Sequence[FigureRow]) -> Sum:
+    """Return the aggregate of at least one row."""
+    states = [part.state for part in parts]
+    figures = FigureFields(**aggregate([part.figures for part in parts], JSON_RULES, states))
+    worst = max(parts, key=_trouble)
+    return Sum(aggregate_state(states), figures, worst.verdict, worst.verdict_reason)
+
+
+def _trouble(row: FigureRow) -> tuple[int, int, float]:
+    return gravity(row.verdict), row.figures.waiting or 0, row.figures.longest_held_seconds or 0.0
+
+
+def connect_rate(parts: Sequence[RatedRow]) -> float | None:
+    rules = {"connects_per_second": CONNECTS_PER_SECOND}
+    rate: float | None = aggregate(parts, rules, [part.state for part in parts])["connects_per_second"]
+    return rate
+
+
+def common(parts: Sequence[S]) -> S:
+    """Return a struct of the fields that all parts share, None in the others."""
+    first = parts[0]
+    shared = {
+        name: value if all(getattr(part, name) == value for part in parts[1:]) else None
+        for name, value in structs.asdict(first).items()
+    }
+    return type(first)(**shared)
+
+
+def programs(rows: Iterable[KeyedRow]) -> list[KeyedRow]:
+    """Return one row for each program, over all hosts."""
+    parts: dict[str, list[JsonProgram]] = {}
+    for _, row in rows:
+        assert isinstance(row, JsonProgram)
+        parts.setdefault(row.program, []).append(row)
+    return [(("programs", program), _program(of)) for program, of in parts.items()]
+
+
+def _program(parts: Sequence[JsonProgram]) -> ProgramGroup:
+    sums = total(parts)
+    return ProgramGroup(
+        host=parts[0].host if len(parts) == 1 else f"{len(parts)} hosts",
+        program=parts[0].program,
+        state=sums.state,
+        figures=sums.figures,
+        verdict=sums.verdict,
+        verdict_reason=sums.verdict_reason,
+        connects_per_second=connect_rate(parts),
+        hosts=len(parts),
+    )
+
+
+def pools(rows: Iterable[KeyedRow]) -> list[KeyedRow]:
+    """Return one row for each pool of a program, over its processes on a host."""
+    parts: dict[Key, list[JsonPool]] = {}
+    for _, row in rows:
+        assert isinstance(row, JsonPool)
+        parts.setdefault(("pools", row.process.host, row.process.program, row.pool.pool), []).append(row)
+    return [(key, _pool(of)) for key, of in parts.items()]
+
+
+def _pool(parts: Sequence[JsonPool]) -> PoolGroup:
+    sums = total(parts)
+    return PoolGroup(
+        process=common([part.process for part in parts]),
+        pool=common([part.pool for part in parts]),
+        state=sums.state,
+        figures=sums.figures,
+        verdict=sums.verdict,
+        verdict_reason=sums.verdict_reason,
+        connects_per_second=connect_rate(parts),
+        processes=len(parts),
+    )
+
+
+def users(rows: Iterable[KeyedRow], database: Key) -> list[KeyedRow]:
+    """Return a row for each program that has pools of a database, from the rows of all pools."""
+    parts: dict[Key, list[JsonPool]] = {}
+    for _, row in rows:
+        assert isinstance(row, JsonPool)
+        pool = row.pool
+        if (pool.dialect, pool.database_host, pool.database_port, pool.database) == database[1:]:
+            parts.setdefault(("program", row.process.host, row.process.program), []).append(row)
+    return [(key, _user(of)) for key, of in parts.items()]
+
+
+def _user(parts: Sequence[JsonPool]) -> JsonProgram:
+    sums = total(parts)
+    process = parts[0].process
+    return JsonProgram(
+        host=process.host or "",
+        program=process.program or "",
+        state=sums.state,
+        figures=structs.replace(
+            sums.figures, pools=len(parts), processes=len({part.process.instance for part in parts})
+        ),
+        verdict=sums.verdict,
+        verdict_reason=sums.verdict_reason,
+        connects_per_second=connect_rate(parts),
+    )
+
+
+#: The tables whose rows can be aggregated further, and how.
+GROUPED: Final[Mapping[Table, Callable[[Iterable[KeyedRow]], list[KeyedRow]]]] = {
+    "program": programs,
+    "pool": pools,
+}
