@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from connmon.protocol.keys import FIGURES
+from connmon.protocol.document import FIGURES
 from hypothesis import given
 from hypothesis import strategies as st
 
