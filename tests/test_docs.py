@@ -180,7 +180,7 @@ def test_the_limits_of_the_protocol() -> None:
     """The sizes in the page are those of the code."""
     page = (DOCS / "protocol.rst").read_text()
     for size in (
-        frames.HELLO_LIMIT, frames.REPORT_LIMIT, frames.QUERY_LIMIT, frames.ANSWER_LIMIT, frames.PEER_LIMIT,
+        frames.HELLO_BYTES, frames.REPORT_BYTES, frames.QUERY_BYTES, frames.ANSWER_BYTES, frames.PEER_BYTES,
         messages.COMMAND_LIMIT, messages.PART, messages.MESSAGE_LIMIT,
     ):  # fmt: skip
         assert f"{size:,}" in page, size

@@ -311,7 +311,10 @@ class Link(asyncio.Protocol):
                 reason = self._owner.peer_refusal(known)
                 if reason is not None:
                     raise ProtocolError(reason)
-            self._write(self._side.welcome(self._owner.service_name, self._owner.node_name, __version__))
+            if self._side.needs_proof:
+                self._write(self._side.challenge(self._owner.service_name, self._owner.node_name))
+            else:
+                self._write(self._side.welcome(self._owner.service_name, self._owner.node_name, __version__))
             if self._side.role is not None and known is not None:
                 logger.debug(
                     "client %s: welcomed: %s %s%s", self.peer, known.role, one_line(known.client, 256),
@@ -320,7 +323,7 @@ class Link(asyncio.Protocol):
             if self._side.role == "peer":
                 self._hand_over()
                 return []
-            messages = list(self._side.pending())
+            messages = list(self._side.receive(b""))
         return messages
 
     def _hand_over(self) -> None:

@@ -266,7 +266,7 @@ class Server:
             transport.abort()
             return
         try:
-            self._replica.peers.adopt(side, channel, transport, list(side.pending()))
+            self._replica.peers.adopt(side, channel, transport, list(side.receive(b"")))
         except ProtocolError as error:
             self.refused(link, str(error))
             transport.abort()

@@ -43,8 +43,9 @@ class Client:
     @classmethod
     async def connect(cls, server: Server, role: str = "application", hello: bool = True) -> Client:
         client = cls(role, *await asyncio.open_connection("127.0.0.1", server.port))
+        greeting = client.side.hello()
         if hello:
-            client.writer.write(client.side.hello())
+            client.writer.write(greeting)
             assert isinstance(await client.next(), Welcome)
         return client
 
@@ -173,7 +174,7 @@ def test_hello_and_first_report_may_come_together() -> None:
 
     async def body(server: Server, state: FakeState) -> None:
         client = await Client.connect(server, hello=False)
-        client.writer.write(client.side.hello() + frame(full("i1")))
+        client.send(Hello(1, "application", "default"), full("i1"))
         assert isinstance(await client.next(), Welcome)
         assert await client.next() == Ack("i1", 1, False)
 
