@@ -23,7 +23,7 @@ from connmon import __version__
 from connmon.cluster import log_sections
 from connmon.cluster.export.csv_dump import Dump, check_dump, open_dump
 from connmon.cluster.export.dump_file import DumpFile
-from connmon.cluster.log_limit import Notices, system_reason
+from connmon.cluster.log_limit import RateLimitedLog, system_reason
 from connmon.cluster.open_files import Room, current_limit, raise_limit, room
 from connmon.cluster.raft.replica import Replica
 from connmon.cluster.raft.storage import DataDir, Trial
@@ -218,7 +218,7 @@ async def _serve(
     dump_file: DumpFile | None,
 ) -> int:
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(_unexpected(Notices(time.monotonic)))
+    loop.set_exception_handler(_unexpected(RateLimitedLog(time.monotonic)))
     stop = asyncio.Event()
 
     def stopped(number: int) -> None:
@@ -306,7 +306,7 @@ async def _tell_ready(service: Service, node: Node, replica: Replica, port: int)
     logger.info("ready service=%s node=%s port=%d pid=%d", service.name, node.name, port, os.getpid())
 
 
-def _unexpected(notices: Notices) -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:
+def _unexpected(notices: RateLimitedLog) -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:
     """Return what logs that for which asyncio has nobody to tell it to.
 
     One line for the system's errors, and few of them (where files run out, asyncio reports it

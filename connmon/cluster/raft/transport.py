@@ -23,7 +23,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -32,11 +32,8 @@ from connmon.cluster.raft import messages
 from connmon.cluster.state.records import LIMITS
 from connmon.config import Address, Node, Service
 from connmon.errors import PeerError, ProtocolError, one_line
-from connmon.protocol.credentials import OPEN, Credentials, nonce
+from connmon.protocol.credentials import OPEN, Credentials, TlsChannel, nonce
 from connmon.protocol.frames import VERSION, ClientSide, Hello, NodeSide, Refuse, Welcome
-
-if TYPE_CHECKING:
-    from connmon.protocol.tls import Channel
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +86,7 @@ class _Link(asyncio.Protocol):
         peers: Peers,
         name: str,
         side: ClientSide | NodeSide,
-        channel: Channel | None,
+        channel: TlsChannel | None,
         boot: str = "",
     ) -> None:
         self._peers = peers
@@ -313,7 +310,7 @@ class Peers:
         return None
 
     def adopt(
-        self, side: NodeSide, channel: Channel | None, transport: asyncio.Transport, messages: list[Any]
+        self, side: NodeSide, channel: TlsChannel | None, transport: asyncio.Transport, messages: list[Any]
     ) -> None:
         """Take over a connection whose hello was welcomed, and what came after it. Raises ProtocolError."""
         assert side.hello is not None
