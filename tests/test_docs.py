@@ -71,13 +71,14 @@ ERRORS = (
     "UsageError",
     "ConnmonError",
     "damaged",
-    "_complain",
+    "complain",
     "UnreachableError",
     "_Mistake",
 )
 MODULES = (
     "config", "address", "database_address", "protocol/credentials", "protocol/tls", "cluster/raft/storage",
-    "cluster/export/csv_dump", "cluster/daemon", "cluster/open_files", "cluster/log_sections",
+    "cluster/export/csv_dump", "cluster/daemon", "cluster/startup", "cluster/check_config",
+    "cluster/open_files", "cluster/log_sections",
     "commands/arguments", "commands/cli", "commands/repeat", "commands/output", "commands/record",
     "commands/demo/run", "commands/demo/process", "commands/demo/chaos", "reader/client", "reader/recording",
     "database/sessions", "database/whois", "console/screen",
