@@ -71,14 +71,14 @@ ERRORS = (
     "UsageError",
     "ConnmonError",
     "damaged",
-    "_complain",
+    "complain",
     "UnreachableError",
     "_Mistake",
 )
 MODULES = (
     "config", "address", "database_address", "protocol/credentials", "protocol/tls", "cluster/raft/storage",
-    "cluster/raft/member", "cluster/export/csv_dump", "cluster/daemon", "cluster/open_files",
-    "cluster/log_sections",
+    "cluster/raft/member", "cluster/export/csv_dump", "cluster/daemon", "cluster/startup",
+    "cluster/check_config", "cluster/open_files", "cluster/log_sections",
     "commands/arguments", "commands/cli", "commands/repeat", "commands/output", "commands/record",
     "commands/demo/run", "commands/demo/process", "commands/demo/chaos", "reader/client", "reader/recording",
     "database/sessions", "database/whois", "console/screen",
@@ -181,7 +181,7 @@ def test_the_limits_of_the_protocol() -> None:
     """The sizes in the page are those of the code."""
     page = (DOCS / "protocol.rst").read_text()
     for size in (
-        frames.HELLO_LIMIT, frames.REPORT_LIMIT, frames.QUERY_LIMIT, frames.ANSWER_LIMIT, frames.PEER_LIMIT,
+        frames.HELLO_BYTES, frames.REPORT_BYTES, frames.QUERY_BYTES, frames.ANSWER_BYTES, frames.PEER_BYTES,
         messages.COMMAND_BYTES, messages.PART_BYTES, messages.MESSAGE_BYTES,
     ):  # fmt: skip
         assert f"{size:,}" in page, size

@@ -1,16 +1,17 @@
-"""One client's connection to this node: an application that reports, or a reader that asks.
+"""One client connection: an application that reports, or a reader that asks.
 
-The rules it keeps:
+Rules:
 
-- One message of a client is worked on at a time: a report until it has been applied, a query
-  until its rows are sent. What came beyond it waits, and meanwhile nothing is read: who floods
-  is held back by TCP, and the node does not grow.
-- One instance per connection: the first report says which.
-- Any ProtocolError ends this one connection: the client is told why and it is logged.
-- TLS and the proof of the secret come before anything else is looked at, within the time for the
-  hello and its limits; a client whose TLS has failed is told so by TLS.
-- Deadlines (hello, a frame begun, answers not read, silence) are checked by the server's sweep,
-  so that a connection costs no timer of its own.
+- `TRANSITIONS` has every legal change of the state. Each change is one debug line.
+- One message is worked on at a time: a report until it is applied, a query until its rows are sent. Later
+  messages wait, and nothing is read meanwhile: a flooding client gets TCP backpressure, and the node's
+  memory stays bounded.
+- A connection carries one instance, named by its first report.
+- Any ProtocolError ends this one connection. The client gets the reason, and it is logged.
+- TLS and the proof of the secret come first, within the time and the sizes of the hello. A client
+  whose TLS fails gets the reason as a TLS alert.
+- The server's sweep checks the deadlines (hello, incomplete frame, unread answers, silence), so a
+  connection needs no timer.
 """
 
 from __future__ import annotations
@@ -20,60 +21,127 @@ import logging
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, Protocol
 
 from connmon import __version__
 from connmon.errors import ProtocolError, one_line
-from connmon.protocol.credentials import Credentials, nonce
-from connmon.protocol.frames import Ack, Goodbye, Hello, NodeSide, Proof, Refuse
+from connmon.protocol.credentials import Credentials, TlsChannel, nonce
+from connmon.protocol.frames import Ack, FromClient, Goodbye, Hello, NodeSide, Proof, Refuse
+from connmon.protocol.frames import State as HandshakeState
 from connmon.protocol.queries import History, HistoryQuery, NodeStatus, Question, RowsQuery, StatusQuery
 from connmon.protocol.reports import Report
 from connmon.protocol.rows import Rows
 
-if TYPE_CHECKING:
-    from connmon.protocol.tls import Channel
-
 logger = logging.getLogger(__name__)
 
-#: Seconds that a client has for its hello, for a frame it has begun, for reading its answers,
-#: and for taking the last bytes of a connection that the node closes.
-HELLO_TIME: Final = 5.0
-FRAME_TIME: Final = 30.0
-DRAIN_TIME: Final = 30.0
-CLOSE_TIME: Final = 5.0
-#: Bytes that may wait to be sent on one connection before the node stops producing more.
-WRITE_HIGH: Final = 256 * 1024
-#: TCP keepalive: seconds idle, seconds between probes, probes.
-KEEPALIVE: Final = (15, 5, 3)
-#: Characters of a reason, in an answer or in the log.
-REASON_LENGTH: Final = 400
 
-#: What one pool and one connection of a report take in memory at least, whatever their size on
-#: the wire (20 and 12 bytes will do), and one number of a closed one.
+@dataclass(frozen=True)
+class ConnectionSettings:
+    """Limits of one client connection."""
+
+    hello_seconds: float = 5.0
+    """For TLS, hello and proof."""
+    frame_seconds: float = 30.0
+    """To complete a frame."""
+    drain_seconds: float = 30.0
+    """To read the answers."""
+    close_seconds: float = 5.0
+    """To take the last bytes of a connection that the node closes."""
+    unsent_bytes: int = 256 * 1024
+    """Unsent bytes beyond which no further rows are produced."""
+    keepalive_idle_seconds: int = 15
+    keepalive_interval_seconds: int = 5
+    keepalive_probes: int = 3
+    reason_characters: int = 400
+    """Of a refusal, in the answer and in the log."""
+
+
+#: Estimated memory of one element of a report, at least. On the wire they take 20, 12, 1 and 3 bytes or more.
 POOL_BYTES: Final = 1000
 CONNECTION_BYTES: Final = 400
-NUMBER_BYTES: Final = 8
-#: And one count of a histogram (3 bytes on the wire).
-COUNT_BYTES: Final = 100
-
-Message: TypeAlias = "Hello | Proof | Report | Goodbye | Question"
+CLOSED_NUMBER_BYTES: Final = 8
+HISTOGRAM_COUNT_BYTES: Final = 100
 
 
-def footprint(message: Message, size: int) -> int:
-    """Return about how many bytes of memory a message takes that had `size` bytes on the wire."""
+def memory_bytes(message: FromClient, wire_bytes: int) -> int:
+    """Return an upper estimate of the memory that a message takes, from its size on the wire."""
     if not isinstance(message, Report):
-        return size
+        return wire_bytes
     return (
-        size
+        wire_bytes
         + POOL_BYTES * len(message.pools)
         + CONNECTION_BYTES * len(message.connections)
-        + NUMBER_BYTES * (len(message.closed_pools) + len(message.closed_connections))
-        + COUNT_BYTES * sum([len(counts) for pool in message.pools for counts in pool.times])
+        + CLOSED_NUMBER_BYTES * (len(message.closed_pools) + len(message.closed_connections))
+        + HISTOGRAM_COUNT_BYTES * sum([len(counts) for pool in message.pools for counts in pool.times])
     )
 
 
+class State(Enum):
+    """What a client connection is doing."""
+
+    HANDSHAKE = "handshake"
+    """Accepted, not welcomed yet."""
+    IDLE = "idle"
+    """Welcomed; no message is being worked on."""
+    BUSY = "busy"
+    """A report waits to be applied, or a query is being answered."""
+    LEAVING = "leaving"
+    """The process has said goodbye; its departure waits to be applied."""
+    CLOSING = "closing"
+    """Nothing is received or sent any more, but for what was written before."""
+    HANDED_OVER = "handed over"
+    """It is a peer link now."""
+    CLOSED = "closed"
+
+
+class Event(Enum):
+    """What changes the state."""
+
+    WELCOMED = "welcomed"
+    REQUEST = "request"
+    """A report or a query is taken up."""
+    DONE = "done"
+    """The report is applied, or the query is answered."""
+    GOODBYE = "goodbye"
+    PEER_WELCOMED = "peer welcomed"
+    CLOSE = "close"
+    """The node closes the connection."""
+    LOST = "lost"
+    """The connection has ended."""
+
+
+_END: Final = {Event.CLOSE: State.CLOSING, Event.LOST: State.CLOSED}
+
+#: state -> event -> next state.
+TRANSITIONS: Final[dict[State, dict[Event, State]]] = {
+    State.HANDSHAKE: {Event.WELCOMED: State.IDLE, Event.PEER_WELCOMED: State.HANDED_OVER, **_END},
+    State.IDLE: {Event.REQUEST: State.BUSY, Event.GOODBYE: State.LEAVING, **_END},
+    State.BUSY: {Event.DONE: State.IDLE, **_END},
+    State.LEAVING: _END,
+    State.CLOSING: _END,
+    State.HANDED_OVER: {},
+    State.CLOSED: {},
+}
+
+#: The states in which the client's bytes are received and answered.
+_ACTIVE: Final = (State.HANDSHAKE, State.IDLE, State.BUSY, State.LEAVING)
+
+
+class End(Enum):
+    """What the end of a connection says about the process behind it."""
+
+    GOODBYE = "goodbye"
+    """The process has ended, and its departure is reported."""
+    SILENCE = "silence"
+    """Closed for silence or overload; the process may still be alive."""
+    UNEXPECTED = "no goodbye"
+    """The process has ended, unless it reports on another connection soon."""
+
+
 class Owner(Protocol):
-    """What a link needs of the server."""
+    """The server, as a client connection uses it."""
 
     clock: Callable[[], float]
 
@@ -82,118 +150,144 @@ class Owner(Protocol):
     @property
     def node_name(self) -> str: ...
     @property
-    def lease(self) -> float: ...
+    def lease_seconds(self) -> float: ...
     @property
     def credentials(self) -> Credentials: ...
+    @property
+    def connection_settings(self) -> ConnectionSettings: ...
 
-    def joined(self, link: Link) -> str | None:
-        """A client has connected. Returns why it has to go, or None."""
+    def accepted(self, connection: ClientConnection) -> str | None:
+        """Count a new connection. Return the reason to refuse it, or None."""
 
-    def weighed(self, link: Link, change: int) -> None:
-        """The bytes that the link holds have changed by so many."""
+    def held_changed(self, connection: ClientConnection, change_bytes: int) -> None:
+        """Count the memory of a connection."""
 
-    def reported(self, link: Link, report: Report, size: int) -> None:
-        """A report of `size` bytes waits to be applied; `Link.acknowledge` is to follow."""
+    def reported(self, connection: ClientConnection, report: Report, wire_bytes: int) -> None:
+        """Have a report applied; `ClientConnection.acknowledge` follows."""
 
-    def departed(self, link: Link, instance: str, sequence: int) -> None:
-        """The process has said goodbye; `Link.close` is to follow."""
+    def departed(self, connection: ClientConnection, instance: str, sequence: int) -> None:
+        """Have the departure of a process applied after its goodbye; `ClientConnection.close` follows."""
 
     def hurry(self) -> None:
-        """A process waits for what was reported, since it ends: do not gather for long."""
+        """Gather only briefly: an ending process waits for its last report."""
 
     def peer_refusal(self, hello: Hello) -> str | None:
-        """Another node has connected and proven what it has to. Returns why it has to go, or None."""
+        """Return the reason to refuse another node, or None. The node has proven the secret."""
 
-    def adopt(
-        self, link: Link, side: NodeSide, channel: Channel | None, transport: asyncio.Transport
+    def hand_over(
+        self,
+        connection: ClientConnection,
+        side: NodeSide,
+        channel: TlsChannel | None,
+        transport: asyncio.Transport,
     ) -> None:
-        """The connection is another node's, which was welcomed: it is the link's no more."""
+        """Make a peer link of the connection of a node that was welcomed."""
 
     def rows(self, query: RowsQuery) -> Iterator[Rows]:
-        """The answer to a query."""
+        """Return the answer to a query."""
 
     def history(self, query: HistoryQuery) -> History:
-        """The last minutes of some rows."""
+        """Return the last minutes of some rows."""
 
     async def status(self, query: StatusQuery) -> NodeStatus:
-        """What this node says of itself; may take as long as `digest_at` needs."""
+        """Return the node's status, with a digest if `digest_at` asks for one and it comes in time."""
 
-    def left(self, link: Link) -> None:
-        """The connection has ended."""
+    def closed(self, connection: ClientConnection) -> None:
+        """Forget a connection that has ended or was handed over."""
 
-    def refused(self, link: Link, reason: str) -> None:
-        """The link has been told no; for the log."""
+    def refused(self, connection: ClientConnection, reason: str) -> None:
+        """Log a refusal."""
 
-    def failed(self, link: Link, error: Exception) -> None:
-        """A query could not be answered for a reason that is the node's; for the log."""
+    def failed(self, connection: ClientConnection, error: Exception) -> None:
+        """Log a query that the node could not answer."""
 
 
-class Link(asyncio.Protocol):
-    """One connection; made by the server for each client that connects."""
+class ClientConnection(asyncio.Protocol):
+    """The server makes one for each connection that it accepts."""
 
     def __init__(self, owner: Owner) -> None:
-        self._owner = owner
-        self._side = NodeSide(owner.credentials.secret, nonce())
-        self._channel = owner.credentials.channel(None)
-        self._transport: asyncio.Transport | None = None
-        self._inbox: deque[tuple[Message, int]] = deque()
-        self._inbox_bytes = 0
-        self._busy = False
-        self._answering: asyncio.Task[None] | None = None
-        self._drained: asyncio.Future[None] | None = None
-        self._opened = self._heard = owner.clock()
-        self._frame_since: float | None = None
-        self._stalled_since: float | None = None
-        self._closing_since: float | None = None
-        self.peer = "?"
-        self.held = 0
-        """Bytes that this connection holds of the node's memory."""
+        self.state = State.HANDSHAKE
+        self.end = End.UNEXPECTED
+        self.address = "?"
+        self.held_bytes = 0
+        """The node's memory that this connection holds."""
         self.instance: str | None = None
+        """Of the process, from its first report on."""
         self.sequence = 0
         """Of the last report received here."""
-        self.goodbye = False
-        self.asked = False
-        """It is a reader that has asked for rows."""
-        self.elsewhere: str | None = None
-        """The node that the application is asked to go to."""
-        self.silent = False
-        """Ended because nothing was heard, which does not say that the process has ended."""
+        self.wants_rows = False
+        """It is a reader that has asked for more than the node's status."""
+        self.move_to: str | None = None
+        """The node to which the application is asked to move, with each acknowledgement."""
+        self._owner = owner
+        self._settings = owner.connection_settings
+        self._side = NodeSide(owner.credentials.secret, nonce(), self._handshake_changed)
+        self._channel = owner.credentials.channel(None)
+        self._transport: asyncio.Transport | None = None
+        self._inbox: deque[tuple[FromClient, int]] = deque()
+        """Messages that wait, with their sizes on the wire."""
+        self._inbox_bytes = 0
+        """Their memory."""
+        self._answering: asyncio.Task[None] | None = None
+        self._drained: asyncio.Future[None] | None = None
+        self._state_since = self._received_at = owner.clock()
+        self._frame_since: float | None = None
+        """Since when a frame is incomplete."""
+        self._stalled_since: float | None = None
+        """Since when the client does not read its answers."""
+        self._close_reason: str | None = None
 
-    # --- from asyncio ---
+    def __repr__(self) -> str:
+        who = self.instance or self._side.role or "client"
+        return f"<ClientConnection {self.address} of {who}: {self.state.value}, {self.held_bytes} bytes>"
+
+    def _on(self, event: Event) -> None:
+        """Change the state."""
+        state = TRANSITIONS[self.state].get(event)
+        if state is None:
+            raise RuntimeError(f"{event} in {self!r}")
+        if state is not self.state:
+            logger.debug("client %s: %s -> %s (%s)", self.address, self.state.value, state.value, event.value)
+            self.state, self._state_since = state, self._owner.clock()
+
+    def _handshake_changed(self, state: HandshakeState) -> None:
+        logger.debug("client %s: handshake: %s", self.address, state.value)
+
+    # --- called by asyncio ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         name = transport.get_extra_info("peername")
-        self.peer = f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "?"
-        transport.set_write_buffer_limits(high=WRITE_HIGH)
-        logger.debug("client %s: connected", self.peer)
-        _keep_alive(transport.get_extra_info("socket"))
-        if (reason := self._owner.joined(self)) is not None:
+        self.address = f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "?"
+        transport.set_write_buffer_limits(high=self._settings.unsent_bytes)
+        logger.debug("client %s: accepted", self.address)
+        _keep_alive(transport.get_extra_info("socket"), self._settings)
+        if (reason := self._owner.accepted(self)) is not None:
             self.refuse(reason)
 
     def data_received(self, data: bytes) -> None:
-        if self._closing_since is not None:
+        if self.state not in _ACTIVE:
             return
-        self._heard = self._owner.clock()
+        self._received_at = self._owner.clock()
         try:
             if self._channel is not None:
                 data = self._decrypt(data)
-            before = self._side.buffered
+            buffered = self._side.buffered
             messages = self._receive(data)
         except ProtocolError as error:
             self.refuse(str(error))
             return
-        after = self._side.buffered
-        if not after:
+        incomplete = self._side.buffered
+        if not incomplete:
             self._frame_since = None
         elif messages or self._frame_since is None:
-            self._frame_since = self._heard
+            self._frame_since = self._received_at
         if messages:
-            size = (before + len(data) - after) // len(messages)
+            size = (buffered + len(data) - incomplete) // len(messages)
             self._inbox.extend((message, size) for message in messages)
-            self._inbox_bytes += sum(footprint(message, size) for message in messages)
-            self._weigh()
+            self._inbox_bytes += sum(memory_bytes(message, size) for message in messages)
+            self._count_held()
             self._hurry()
         self._advance()
 
@@ -202,172 +296,208 @@ class Link(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._stalled_since = self._owner.clock()
-        self._flow()
+        self._control_reading()
 
     def resume_writing(self) -> None:
         self._stalled_since = None
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
-        self._flow()
+        self._control_reading()
 
     def connection_lost(self, error: Exception | None) -> None:
-        # The host cannot be reached: that is silence, not the end of the process.
+        # An unreachable host is silence, not the end of the process.
         if isinstance(error, OSError) and not isinstance(error, ConnectionError):
-            self.silent = True
-        logger.debug("client %s: %s", self.peer, self._ending(error))
-        self._shut()
-        self._owner.left(self)
+            self.end = End.SILENCE
+        logger.debug("client %s: closed: %s", self.address, self._reason_of_end(error))
+        self._on(Event.LOST)
+        self._release()
+        self._owner.closed(self)
 
-    def _ending(self, error: Exception | None) -> str:
-        """Return why the connection has ended."""
-        if self.goodbye:
-            return "left with a goodbye"
-        if self._closing_since is not None:
-            return "closed"
+    def _reason_of_end(self, error: Exception | None) -> str:
+        if self.end is End.GOODBYE:
+            return "goodbye"
+        if self._close_reason is not None:
+            return self._close_reason
         if error is not None:
             return f"lost: {error}"
         return "left without a goodbye" if self._side.role == "application" else "left"
 
-    # --- from the server ---
+    # --- called by the server ---
 
     def acknowledge(self, instance: str, sequence: int, full: bool) -> None:
-        """The report was applied, or (`full`) a full one is wanted: tell the client, go on."""
-        self._write(self._side.frame(Ack(instance, sequence, full, self.elsewhere)))
-        self._busy = False
+        """Acknowledge an applied report; with `full`, ask for a full one. Take up the next message."""
+        self._write(self._side.frame(Ack(instance, sequence, full, self.move_to)))
+        if self.state is State.BUSY:
+            self._on(Event.DONE)
         self._advance()
 
     def refuse(self, reason: str) -> None:
-        """Say why and close."""
-        if self._closing_since is None:
-            reason = one_line(reason, REASON_LENGTH)
+        """Send the reason and close."""
+        if self.state in _ACTIVE:
+            reason = one_line(reason, self._settings.reason_characters)
             self._owner.refused(self, reason)
-            self._write(self._side.frame(Refuse(reason)))
-            self.close()
+            self._refuse(reason)
 
-    def give_up(self, reason: str, patience: float) -> None:
-        """Have an application whose report has waited for `patience` seconds try another node."""
-        if self._side.role == "application" and self._busy and self._closing_since is None:
-            if self._owner.clock() - self._heard < patience:
-                return
-            self.silent = True  # the process goes on
-            self._write(self._side.frame(Refuse(reason)))
-            self.close()
+    def send_away(self, reason: str, patience_seconds: float) -> None:
+        """Refuse an application whose report has waited for that long, so that it tries another node."""
+        waiting = self.state is State.BUSY and self._side.role == "application"
+        if waiting and self._owner.clock() - self._received_at >= patience_seconds:
+            self.end = End.SILENCE
+            self._refuse(reason)
 
-    def close(self) -> None:
-        """Close as soon as what was written is sent."""
-        if self._closing_since is None:
-            self._shut()
+    def _refuse(self, reason: str) -> None:
+        self._write(self._side.frame(Refuse(reason)))
+        self.close(f"refused: {reason}")
+
+    def close(self, reason: str = "the node closes it") -> None:
+        """Close once all that was written is sent."""
+        if self.state in _ACTIVE:
+            self._stop(reason)
             if self._transport is not None:
                 self._transport.close()
 
-    def abort(self) -> None:
-        """Close at once; what was written may be lost."""
-        self._shut()
+    def abort(self, reason: str = "the node closes it") -> None:
+        """Close at once; bytes written may be lost."""
+        if self.state is not State.CLOSED:
+            self._stop(reason)
         if self._transport is not None:
             self._transport.abort()
 
     def check(self, now: float) -> None:
-        """Close if a deadline has passed."""
-        if self._closing_since is not None:
-            if now - self._closing_since > CLOSE_TIME:
+        """Close the connection if a deadline has passed. `now` is the server's clock."""
+        settings = self._settings
+        in_state = now - self._state_since
+        stalled = 0.0 if self._stalled_since is None else now - self._stalled_since
+        incomplete = 0.0 if self._inbox or self._frame_since is None else now - self._frame_since
+        silent = 0.0
+        if self._side.role == "application" and self.state is not State.BUSY:
+            silent = now - self._received_at
+        if self.state is State.CLOSING:
+            if in_state > settings.close_seconds:
                 self.abort()
         elif self._stalled_since is not None:
-            if now - self._stalled_since > DRAIN_TIME:
-                self.silent = True
-                self._owner.refused(self, f"it has not read its answers for {DRAIN_TIME:g} s")
-                self.abort()
-        elif self._side.role is None:
-            if now - self._opened > HELLO_TIME:
-                self.refuse(f"no hello within {HELLO_TIME:g} s")
-        elif not self._inbox and self._frame_since is not None and now - self._frame_since > FRAME_TIME:
-            self.silent = True
-            self.refuse(f"a frame has not been completed within {FRAME_TIME:g} s")
-        elif self._side.role == "application" and not self._busy and now - self._heard > self._owner.lease:
-            self.silent = True
-            self.refuse(f"silent for longer than the lease, {self._owner.lease:g} s")
+            if stalled > settings.drain_seconds:
+                self._close_stalled()
+        elif self.state is State.HANDSHAKE:
+            if in_state > settings.hello_seconds:
+                self.refuse(f"no hello within {settings.hello_seconds:g} s")
+        elif incomplete > settings.frame_seconds:
+            self.end = End.SILENCE
+            self.refuse(f"a frame has not been completed within {settings.frame_seconds:g} s")
+        elif silent > self._owner.lease_seconds:
+            self.end = End.SILENCE
+            self.refuse(f"silent for longer than the lease, {self._owner.lease_seconds:g} s")
 
-    # --- inside ---
+    def _close_stalled(self) -> None:
+        self.end = End.SILENCE
+        reason = f"it has not read its answers for {self._settings.drain_seconds:g} s"
+        self._owner.refused(self, reason)
+        self.abort(reason)
+
+    # --- receiving ---
 
     def _decrypt(self, data: bytes) -> bytes:
-        """Return what the client means by these bytes; tell it what TLS has to tell. Raises ProtocolError."""
+        """Return the decrypted bytes, and send what TLS has to send. Raises ProtocolError."""
         assert self._channel is not None
         try:
             return self._channel.receive(data)
         finally:
             if self._channel.plain:
-                self._channel = None  # it is told why in its own words
+                self._channel = None  # the client speaks no TLS: the refusal goes in plain
             self._write(b"")
 
-    def _receive(self, data: bytes) -> list[Message]:
-        messages: list[Message] = list(self._side.receive(data))
-        while messages and self._side.role is None:  # a hello, and where there is a secret a proof
-            if isinstance(hello := messages[0], Hello):
-                reason = self._side.check(hello, self._owner.service_name)
-                if reason is not None:
-                    raise ProtocolError(reason)
-            known = self._side.hello
-            last = self._owner.credentials.secret is None or isinstance(messages[0], Proof)
-            if last and known is not None and known.role == "peer":
-                reason = self._owner.peer_refusal(known)
-                if reason is not None:
-                    raise ProtocolError(reason)
-            self._write(self._side.welcome(self._owner.service_name, self._owner.node_name, __version__))
-            if self._side.role is not None and known is not None:
-                logger.debug(
-                    "client %s: welcomed: %s %s%s", self.peer, known.role, one_line(known.client, 256),
-                    ", proven" if self._owner.credentials.secret is not None else "",
-                )  # fmt: skip
-            if self._side.role == "peer":
-                self._hand_over()
-                return []
-            messages = list(self._side.pending())
+    def _receive(self, data: bytes) -> list[FromClient]:
+        """Return the messages of a welcomed client; answer hello and proof. Raises ProtocolError."""
+        messages = self._side.receive(data)
+        while messages and self.state is State.HANDSHAKE:
+            message = messages[0]
+            if isinstance(message, Hello):
+                self._check_hello(message)
+            if self._side.needs_proof:
+                self._write(self._side.challenge(self._owner.service_name, self._owner.node_name))
+            else:
+                self._welcome()
+                if self._side.role == "peer":
+                    self._hand_over()
+                    return []
+            messages = self._side.receive(b"")
         return messages
 
+    def _check_hello(self, hello: Hello) -> None:
+        logger.debug(
+            "client %s: hello: version %d, %s %s, service %r",
+            self.address,
+            hello.version,
+            one_line(hello.role, 64),
+            one_line(hello.client, 256),
+            hello.service,
+        )
+        reason = self._side.check(hello, self._owner.service_name)
+        if reason is not None:
+            raise ProtocolError(reason)
+
+    def _welcome(self) -> None:
+        hello = self._side.hello
+        assert hello is not None
+        if hello.role == "peer" and (reason := self._owner.peer_refusal(hello)) is not None:
+            raise ProtocolError(reason)
+        self._write(self._side.welcome(self._owner.service_name, self._owner.node_name, __version__))
+        proven = ", secret proven" if self._owner.credentials.secret is not None else ""
+        logger.debug(
+            "client %s: welcomed: %s %s%s", self.address, hello.role, one_line(hello.client, 256), proven
+        )
+        self._on(Event.PEER_WELCOMED if hello.role == "peer" else Event.WELCOMED)
+
     def _hand_over(self) -> None:
-        """Leave the connection to the links between the nodes."""
+        """Leave the connection to the peer links."""
         assert self._transport is not None
         side, channel, transport = self._side, self._channel, self._transport
         self._transport = None
-        self._shut()
-        self._owner.left(self)
-        self._owner.adopt(self, side, channel, transport)
+        self._release()
+        self._owner.closed(self)
+        self._owner.hand_over(self, side, channel, transport)
+
+    # --- working on messages ---
 
     def _advance(self) -> None:
-        """Work on the messages received until one has to be waited for."""
+        """Take up waiting messages until one has to be waited for."""
         try:
-            while self._inbox and not self._busy and self._closing_since is None:
+            while self._inbox and self.state in (State.IDLE, State.LEAVING):
                 message, size = self._inbox.popleft()
-                self._inbox_bytes -= footprint(message, size)
-                self._weigh()
-                self._handle(message, size)
+                self._inbox_bytes -= memory_bytes(message, size)
+                self._count_held()
+                self._take_up(message, size)
         except ProtocolError as error:
             self.refuse(str(error))
-        self._flow()
+        self._control_reading()
 
-    def _handle(self, message: Message, size: int) -> None:
-        if self.goodbye:
+    def _take_up(self, message: FromClient, wire_bytes: int) -> None:
+        if self.state is State.LEAVING:
             raise ProtocolError("a message after goodbye")
-        if not isinstance(message, Report | Goodbye | Hello | Proof):
-            self._busy = True
-            self.asked = self.asked or not isinstance(message, StatusQuery)
-            self._answering = asyncio.get_running_loop().create_task(self._answer(message))
-            return
-        assert isinstance(message, Report | Goodbye)
-        if self.instance not in (None, message.instance):
-            raise ProtocolError("another instance on the same connection: one connection is for one process")
-        if isinstance(message, Report):
-            self.instance, self.sequence = message.instance, message.sequence
-            self._busy = True
-            self._owner.reported(self, message, size)
-            self._hurry()
+        if isinstance(message, Report | Goodbye):
+            if self.instance not in (None, message.instance):
+                raise ProtocolError(
+                    "another instance on the same connection: one connection is for one process"
+                )
+            if isinstance(message, Report):
+                self._on(Event.REQUEST)
+                self.instance, self.sequence = message.instance, message.sequence
+                self._owner.reported(self, message, wire_bytes)
+                self._hurry()
+            else:
+                self._on(Event.GOODBYE)
+                self.end = End.GOODBYE
+                sequence = message.sequence if self.instance is None else self.sequence
+                self._owner.departed(self, message.instance, sequence)
         else:
-            self.goodbye = True
-            sequence = message.sequence if self.instance is None else self.sequence
-            self._owner.departed(self, message.instance, sequence)
+            assert not isinstance(message, Hello | Proof)
+            self._on(Event.REQUEST)
+            self.wants_rows = self.wants_rows or not isinstance(message, StatusQuery)
+            self._answering = asyncio.get_running_loop().create_task(self._answer(message))
 
     def _hurry(self) -> None:
         """A process that says goodbye waits for its last report to be applied."""
-        if self._busy and self._inbox and isinstance(self._inbox[-1][0], Goodbye):
+        if self.state is State.BUSY and self._inbox and isinstance(self._inbox[-1][0], Goodbye):
             self._owner.hurry()
 
     async def _answer(self, query: Question) -> None:
@@ -381,73 +511,85 @@ class Link(asyncio.Protocol):
                 for rows in self._owner.rows(query):
                     self._write(self._side.frame(rows))
                     await self._drain()
-                    if self._closing_since is not None:
+                    if self.state is not State.BUSY:
                         return
         except Exception as error:
             self._owner.failed(self, error)
             self.refuse("the node could not answer this query: see its log")
-        self._busy = False
+        if self.state is State.BUSY:
+            self._on(Event.DONE)
         self._advance()
 
     async def _drain(self) -> None:
-        """Wait until the client has taken most of what was written; let others go on meanwhile."""
-        if self._stalled_since is not None and self._closing_since is None:
+        """Wait until the client has taken most of what was written; give other tasks a turn."""
+        if self._stalled_since is not None and self.state in _ACTIVE:
             self._drained = asyncio.get_running_loop().create_future()
             await self._drained
         else:
             await asyncio.sleep(0)
 
+    # --- sending, reading, memory ---
+
     def _write(self, data: bytes) -> None:
-        if self._closing_since is None and self._transport is not None:
+        if self.state in _ACTIVE and self._transport is not None:
             if self._channel is not None:
                 self._channel.send(data)
                 data = self._channel.outgoing()
             if data:
                 self._transport.write(data)
-            self._weigh()
+            self._count_held()
 
-    def _flow(self) -> None:
-        """Read on only when nothing that was read before still waits."""
-        if self._transport is not None and self._closing_since is None:
+    def _control_reading(self) -> None:
+        """Read only while no message waits and the client reads its answers."""
+        if self._transport is not None and self.state in _ACTIVE:
             if self._inbox or self._stalled_since is not None:
                 self._transport.pause_reading()
             elif not self._transport.is_reading():
-                self._heard = self._owner.clock()
+                self._received_at = self._owner.clock()
                 if self._frame_since is not None:
-                    self._frame_since = self._heard
+                    self._frame_since = self._received_at
                 self._transport.resume_reading()
-        self._weigh()
+        self._count_held()
 
-    def _weigh(self) -> None:
-        now = 0
-        if self._closing_since is None:
-            now = self._side.buffered + self._inbox_bytes
+    def _count_held(self) -> None:
+        held = 0
+        if self.state in _ACTIVE:
+            held = self._side.buffered + self._inbox_bytes
             if self._channel is not None:
-                now += self._channel.pending
+                held += self._channel.pending
             if self._transport is not None:
-                now += self._transport.get_write_buffer_size()
-        if now != self.held:
-            change, self.held = now - self.held, now
-            self._owner.weighed(self, change)
+                held += self._transport.get_write_buffer_size()
+        if held != self.held_bytes:
+            change, self.held_bytes = held - self.held_bytes, held
+            self._owner.held_changed(self, change)
 
-    def _shut(self) -> None:
-        """Forget what was received; nothing is read or written from now."""
-        if self._closing_since is None:
-            self._closing_since = self._owner.clock()
+    def _stop(self, reason: str) -> None:
+        """Receive and send nothing more."""
+        if self._close_reason is None:
+            self._close_reason = reason
+        self._on(Event.CLOSE)
+        self._release()
+
+    def _release(self) -> None:
+        """Free the buffers."""
         self._inbox.clear()
         self._inbox_bytes = 0
         self._side = NodeSide()
         self._channel = None
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
-        self._weigh()
+        self._count_held()
 
 
-def _keep_alive(connection: socket.socket | None) -> None:
-    """Have the system find out about a host that is gone."""
+def _keep_alive(connection: socket.socket | None, settings: ConnectionSettings) -> None:
+    """Have the system notice an unreachable host."""
     if connection is None:
         return
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in zip(("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT"), KEEPALIVE, strict=True):
+    for option, value in (
+        ("TCP_KEEPIDLE", settings.keepalive_idle_seconds),
+        ("TCP_KEEPINTVL", settings.keepalive_interval_seconds),
+        ("TCP_KEEPCNT", settings.keepalive_probes),
+    ):
         if hasattr(socket, option):
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)

@@ -1,4 +1,4 @@
-"""What is logged of others and of limits: in plain words, and so little that no flood fills a disk."""
+"""Rate limits for log lines that clients or limits cause, so that no flood fills a disk."""
 
 from __future__ import annotations
 
@@ -6,29 +6,37 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 logger = logging.getLogger(__name__)
 
-#: Log lines about clients: so many at once, then one per so many seconds.
-LOG_BURST: Final = 20
-LOG_INTERVAL: Final = 3.0
-#: Seconds between two log lines about the same limit.
-LIMIT_INTERVAL: Final = 60.0
+
+@dataclass(frozen=True)
+class LogSettings:
+    burst_lines: int = 20
+    """Lines about clients at once."""
+    interval_seconds: float = 3.0
+    """Between two of them after that."""
+    limit_interval_seconds: float = 60.0
+    """Between two lines about the same limit."""
 
 
-class Notices:
-    """Log lines about clients, so few that a flood of bad clients does not fill the disk."""
+class RateLimitedLog:
+    """Warnings about clients. `clock` is monotonic, in seconds."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], settings: LogSettings = LogSettings()) -> None:
         self._clock = clock
-        self._allowed = float(LOG_BURST)
+        self._settings = settings
+        self._allowed = float(settings.burst_lines)
         self._at = clock()
         self._left_out = 0
 
     def warning(self, message: str, *values: object) -> None:
         now = self._clock()
-        self._allowed = min(float(LOG_BURST), self._allowed + (now - self._at) / LOG_INTERVAL)
+        settings = self._settings
+        regained = (now - self._at) / settings.interval_seconds
+        self._allowed = min(float(settings.burst_lines), self._allowed + regained)
         self._at = now
         if self._allowed < 1.0:
             self._left_out += 1
@@ -51,25 +59,27 @@ _MEANING: Final = {
 }
 
 
-class LimitNotices:
-    """One log line when a limit begins to leave something out, and one when it no longer does.
+class LimitLog:
+    """One warning when a limit begins to leave something out, and one when it stops.
 
-    One that goes to and fro is logged at most every `LIMIT_INTERVAL` seconds.
+    A limit that changes often is logged every `limit_interval_seconds` at most. `clock` is monotonic, in
+    seconds.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], settings: LogSettings = LogSettings()) -> None:
         self._clock = clock
+        self._interval_seconds = settings.limit_interval_seconds
         self._logged: dict[str, bool] = {}
-        """What was last logged of each limit: whether it leaves something out."""
+        """What was last logged about each limit: whether it leaves something out."""
         self._at: dict[str, float] = {}
 
-    def look(self, left_out: Mapping[str, int], limits: Mapping[str, int]) -> None:
-        """Log what has changed; `left_out` is by the name of the limit, as `limits`, their values."""
+    def observe(self, left_out: Mapping[str, int], limits: Mapping[str, int]) -> None:
+        """Log changes. Both arguments are by the limit's name; `limits` has their values."""
         now = self._clock()
         for name, count in left_out.items():
             if (count > 0) == self._logged.get(name, False):
                 continue
-            if now - self._at.get(name, float("-inf")) < LIMIT_INTERVAL:
+            if now - self._at.get(name, float("-inf")) < self._interval_seconds:
                 continue
             self._logged[name], self._at[name] = count > 0, now
             if count > 0:
@@ -80,7 +90,7 @@ class LimitNotices:
 
 
 def system_reason(error: OSError) -> str:
-    """Return what the system says, without asyncio's wording around it."""
+    """Return the system's words, without those of asyncio around them."""
     if isinstance(error, socket.gaierror) or error.errno is None:
         return error.strerror or str(error)
     return os.strerror(error.errno)

@@ -1,14 +1,15 @@
-"""Which applications should report to another node, so that all nodes have about as many. Pure.
+"""Decide which applications should report to another node, so that all nodes have about as many. Pure.
 
-An application chooses a node by chance and stays; when a node fails, its applications go to the others,
-and nobody goes back by himself. The rules:
+An application chooses a node at random and stays. When a node fails, its applications move to the others,
+and none returns by itself. Rules:
 
-- Each node looks at its own replica, which says who reports where, and sends away only its own.
-- A node counts once it has had a link for `SETTLED` seconds: what comes and goes gets nobody.
-- All who have clearly more than the node with the fewest share in what it lacks, so that together they
-  do not send it more than that.
-- Who was asked to go and is still or again here is not asked again for `REMEMBERED` seconds: it knows this
-  node alone, or cannot reach the other one, and each attempt costs it some seconds of silence.
+- Each node reads from its own replica which process reports where, and sends away only its own.
+- A node counts once it has had a peer link for `settled_seconds`: an unstable one gets no applications.
+- All nodes with clearly more applications than the one with the fewest share in filling it, so that together
+  they do not send too many.
+- An application that was asked to move and is still or again here is not asked again for
+  `remembered_seconds`: it knows this node only, or cannot reach the other one, and each attempt costs it
+  some seconds of silence.
 """
 
 from __future__ import annotations
@@ -16,55 +17,69 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Final
-
-#: Seconds for which another node must have had a link before anybody is sent to it.
-SETTLED: Final = 10.0
-#: Seconds after which an application that did not go is asked again.
-REMEMBERED: Final = 600.0
-#: Applications sent away at once, at most.
-MOST: Final = 500
+from dataclasses import dataclass
 
 
-class Spread:
-    """One node's part in it."""
+@dataclass(frozen=True)
+class RebalanceSettings:
+    settled_seconds: float = 10.0
+    """For which a node must have had a peer link before applications are sent there."""
+    remembered_seconds: float = 600.0
+    """After which an application that did not move is asked again."""
+    most_moves: int = 500
+    """Applications sent away at once."""
 
-    def __init__(self, node: str, rng: random.Random) -> None:
+
+class Rebalancer:
+    """One node's decisions. Times are in seconds, of one monotonic clock."""
+
+    def __init__(
+        self, node: str, rng: random.Random, settings: RebalanceSettings = RebalanceSettings()
+    ) -> None:
         self._node = node
         self._rng = rng
-        self._since: dict[str, float] = {}
-        """Since when each other node has had a link."""
-        self._asked: dict[str, float] = {}
-        """When each process was asked to go, the first first."""
+        self._settings = settings
+        self._connected_since: dict[str, float] = {}
+        """Other nodes with a peer link."""
+        self._asked_at: dict[str, float] = {}
+        """When each process was asked to move, in this order."""
 
-    def look(self, linked: Iterable[str], now: float) -> None:
-        """Note which other nodes have a link."""
-        self._since = {node: self._since.get(node, now) for node in linked}
+    def __repr__(self) -> str:
+        return f"<Rebalancer of {self._node}: {len(self._asked_at)} asked to move>"
 
-    def moves(self, reporting: Iterable[str], own: Sequence[str], now: float) -> list[tuple[str, str]]:
-        """Return who is to go, and to which node.
+    def observe(self, connected: Iterable[str], now: float) -> None:
+        """Note the other nodes that have a peer link."""
+        self._connected_since = {node: self._connected_since.get(node, now) for node in connected}
 
-        `reporting` has, for each process that is connected, the node that it reports to; `own` are
-        the processes that report here.
+    def moves(
+        self, nodes_of_processes: Iterable[str], own: Sequence[str], now: float
+    ) -> list[tuple[str, str]]:
+        """Return the instances that should move, each with the node to move to.
+
+        `nodes_of_processes` has the node of each connected process; `own` the instances that report here.
         """
-        while self._asked and now - next(iter(self._asked.values())) > REMEMBERED:
-            del self._asked[next(iter(self._asked))]
-        nodes = [self._node, *(node for node, since in self._since.items() if now - since >= SETTLED)]
-        loads = Counter(reporting)
-        fewest = min(nodes, key=lambda node: (loads[node], node))
-        here, there = loads[self._node], loads[fewest]
-        if not _more(here, there):
+        settings = self._settings
+        while self._asked_at and now - next(iter(self._asked_at.values())) > settings.remembered_seconds:
+            del self._asked_at[next(iter(self._asked_at))]
+        settled = [
+            node for node, since in self._connected_since.items() if now - since >= settings.settled_seconds
+        ]
+        nodes = [self._node, *settled]
+        loads = Counter(nodes_of_processes)
+        emptiest = min(nodes, key=lambda node: (loads[node], node))
+        here, there = loads[self._node], loads[emptiest]
+        if not _clearly_more(here, there):
             return []
-        sharing = sum(_more(loads[node], there) for node in nodes)
+        sharing = sum(_clearly_more(loads[node], there) for node in nodes)
         number = (here - there) // (sharing + 1)
         if number == 0 and self._rng.random() * sharing < 1.0:
             number = 1
-        free = [instance for instance in own if instance not in self._asked]
-        chosen = self._rng.sample(free, min(number, len(free), MOST))
-        self._asked |= dict.fromkeys(chosen, now)
-        return [(instance, fewest) for instance in chosen]
+        free = [instance for instance in own if instance not in self._asked_at]
+        chosen = self._rng.sample(free, min(number, len(free), settings.most_moves))
+        self._asked_at |= dict.fromkeys(chosen, now)
+        return [(instance, emptiest) for instance in chosen]
 
 
-def _more(one: int, other: int) -> bool:
-    """Whether the difference is worth a move: more than one, and more than a tenth."""
-    return one - other > max(1, one // 10)
+def _clearly_more(load: int, other: int) -> bool:
+    """Return whether the difference is worth a move: more than one, and more than a tenth."""
+    return load - other > max(1, load // 10)

@@ -1,20 +1,14 @@
-"""The node's one port: takes clients in, gathers what they report, answers what they ask.
+"""The node's one port: accepts clients, passes on their reports, answers their queries.
 
-The rules it keeps:
+Rules:
 
-- Reports and departures of the last `GATHER` seconds go into one Batch, at once when idle. They
-  are proposed in the order in which they came, and a report is acknowledged after it has
-  been applied.
-- The leader adds a Tick to its batches, at least every `TICK` seconds: the time that has passed
-  by its own monotonic clock, bounded.
-- A process that ends waits for its last report: for it the node gathers `HURRY` seconds at most.
 - A connection that ends is a Departure of its instance: after a goodbye at once, otherwise after
-  `GRACE` seconds unless the instance has reported on another connection here. Silence
-  is not the end of a process: the state's lease judges that.
-- Where there are several nodes, an application whose report waits here without quorum is told to try
-  another one, and where this node has more applications than others, some are asked to go there.
-- Nothing that clients do makes the node grow without bound: their number, the bytes held for
-  them and the lines logged about them are limited. Who holds the most goes first.
+  `grace_seconds`, unless the instance has reported on another connection here. Silence is not the end
+  of a process: the state's lease judges that.
+- In a group of several nodes, an application whose report waits here without quorum is told to try another
+  node. If this node has more applications than others, some are asked to move.
+- Clients cannot make the node grow without bound: their number, the bytes held for them and the lines
+  logged about them are limited. Above the memory limit the connection that holds the most is closed.
 """
 
 from __future__ import annotations
@@ -27,22 +21,23 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, field
 
 from connmon.cluster import status
-from connmon.cluster.batching import Intake, Waiting
-from connmon.cluster.client_connection import Link, footprint
-from connmon.cluster.log_limit import LimitNotices, Notices
+from connmon.cluster.batch_queue import Waiting
+from connmon.cluster.batching import Batcher, BatchSettings
+from connmon.cluster.client_connection import ClientConnection, ConnectionSettings, End, memory_bytes
+from connmon.cluster.log_limit import LimitLog, RateLimitedLog
 from connmon.cluster.open_files import Room, current_limit, room
-from connmon.cluster.raft.replica import ApplyError, Replica
-from connmon.cluster.rebalance import Spread
+from connmon.cluster.raft.replica import Replica
+from connmon.cluster.rebalance import Rebalancer
 from connmon.cluster.state.answer_frames import About
 from connmon.cluster.state.digest import Digests
 from connmon.cluster.state.history import Past
 from connmon.config import Node, Service
 from connmon.errors import ProtocolError
-from connmon.protocol.batch import Batch, Departure, Tick
-from connmon.protocol.credentials import OPEN, Credentials
+from connmon.protocol.batch import Batch, Departure
+from connmon.protocol.credentials import OPEN, Credentials, TlsChannel
 from connmon.protocol.frames import Hello, NodeSide
 from connmon.protocol.queries import (
     History,
@@ -54,59 +49,44 @@ from connmon.protocol.queries import (
 from connmon.protocol.reports import CONNECTIONS_REPORTED, POOLS_REPORTED, Report
 from connmon.protocol.rows import Rows
 
-if TYPE_CHECKING:
-    from connmon.protocol.tls import Channel
-
 logger = logging.getLogger(__name__)
 
-#: Seconds for which reports are gathered into one batch.
-GATHER: Final = 0.1
-#: The same where a process that ends waits for it.
-HURRY: Final = 0.01
-#: Seconds between two ticks of the leader, and the largest step of one.
-TICK: Final = 0.5
-LARGEST_STEP: Final = 2.0
-#: Seconds that a process has to come back on another connection before it counts as ended.
-GRACE: Final = 0.5
-#: The same for one that was asked to go to another node: its next report comes there.
-MOVING: Final = 5.0
-#: Seconds for which a report waits at a node without quorum, before the application is told to try another.
-PATIENCE: Final = 3.0
-#: Seconds between two looks at whether the nodes have about as many applications each.
-SPREAD: Final = 5.0
-#: Seconds between two looks at the deadlines of all connections.
-SWEEP: Final = 1.0
-#: Bytes of reports in one batch; a larger report goes alone.
-BATCH_BYTES: Final = 2 * 1024 * 1024
-#: Bytes that all clients together may hold: received, waiting to be applied, waiting to be sent.
-MEMORY: Final = 64 * 1024 * 1024
-#: Connections accepted in one go, which asyncio does before it looks at any of them (so fewer than
-#: `openfiles.OWN_FILES` by far), and connections that the system keeps until they are accepted.
-ACCEPT: Final = 16
-BACKLOG: Final = 1024
-#: What a departure counts for in memory.
-DEPARTURE_BYTES: Final = 256
-#: Seconds that closing waits for clients to take what was written.
-CLOSING: Final = 0.3
-#: Seconds that a status waits for the version of the state whose digest is asked for.
-DIGEST_WAIT: Final = 1.0
 
+@dataclass(frozen=True)
+class ServerSettings:
+    """Limits and intervals of a node's port."""
 
-async def _until(event: asyncio.Event, seconds: float) -> None:
-    """Return when the event is set, or after so many seconds, with it set."""
-    # Not wait_for: it can swallow a cancellation that comes when there is work.
-    timer = asyncio.get_running_loop().call_later(seconds, event.set)
-    try:
-        await event.wait()
-    finally:
-        timer.cancel()
+    grace_seconds: float = 0.5
+    """For a process to report on another connection before it counts as ended."""
+    moving_seconds: float = 5.0
+    """The same for one that was asked to move to another node: its next report goes there."""
+    patience_seconds: float = 3.0
+    """For which a report waits without quorum before the application is told to try another node."""
+    rebalance_seconds: float = 5.0
+    """Between two checks whether the nodes have about as many applications each."""
+    sweep_seconds: float = 1.0
+    """Between two checks of all connections' deadlines."""
+    memory_bytes: int = 64 * 1024 * 1024
+    """For all clients together: received, waiting to be applied, waiting to be sent."""
+    accept_connections: int = 16
+    """Accepted at once, before asyncio looks at any of them; far fewer than `open_files.OWN_FILES`."""
+    backlog_connections: int = 1024
+    """That the system keeps until they are accepted."""
+    departure_bytes: int = 256
+    """What a departure counts for in memory."""
+    closing_seconds: float = 0.3
+    """That `close` waits for clients to take what was written."""
+    digest_wait_seconds: float = 1.0
+    """That a status waits for the version of the state whose digest is asked for."""
+    connection: ConnectionSettings = field(default_factory=ConnectionSettings)
+    batch: BatchSettings = field(default_factory=BatchSettings)
 
 
 class Server:
     """One node's port. `start` and `close` are called on one running event loop.
 
-    `clock` is monotonic, in seconds; `boot` names this run of the node and must be new for each
-    (random where it is not given); `clients` and `memory` (bytes) are the limits.
+    `clock` is monotonic, in seconds. `boot` is random per start of the node. `clients` limits their number;
+    None: as the limit on open files allows.
     """
 
     def __init__(
@@ -118,51 +98,52 @@ class Server:
         clock: Callable[[], float] = time.monotonic,
         boot: str | None = None,
         clients: Room | int | None = None,
-        memory: int = MEMORY,
         credentials: Credentials = OPEN,
+        settings: ServerSettings = ServerSettings(),
     ) -> None:
         self.clock = clock
         self.credentials = credentials
-        """What clients that connect from now on have to have."""
+        """For clients that connect from now on."""
         self._service = service
         self._node = node
         self._replica = replica
-        self._boot = boot if boot is not None else secrets.token_hex(8)
+        self._settings = settings
+        boot = boot if boot is not None else secrets.token_hex(8)
         if clients is None:
             clients = room(current_limit())
         self._room = Room(clients, None) if isinstance(clients, int) else clients
-        self._memory = memory
-        self._notices = Notices(clock)
-        self._limit_notices = LimitNotices(clock)
+        self._client_log = RateLimitedLog(clock)
+        self._limit_log = LimitLog(clock)
         self._forgotten: dict[str, int] = {}
-        """What the state had forgotten at the last look."""
+        """The state's counts of forgotten rows at the last sweep."""
         self._listener: asyncio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._links: set[Link] = set()
-        self._speaking: dict[str, Link] = {}
-        """By instance: the connection on which it reported last."""
+        self._connections: set[ClientConnection] = set()
+        self._connections_bytes = 0
+        self._reporting: dict[str, ClientConnection] = {}
+        """By instance: the connection of its last report."""
         self._grace: dict[str, asyncio.TimerHandle] = {}
-        self._intake: Intake[Link] = Intake()
-        self._work = asyncio.Event()
-        self._hurried = asyncio.Event()
-        """A process that ends waits for what is queued."""
-        self._number = 0
-        self._batch_at = float("-inf")
-        self._tick_at: float | None = None
-        """When the last tick was made; None while another node leads."""
-        self._spread = Spread(node.name, random.Random(self._boot))
-        self._spread_at = self._quorum_at = clock()
+        """By instance: the timer that reports its departure."""
+        self._batcher = Batcher(
+            replica,
+            node=node.name,
+            boot=boot,
+            lease_seconds=service.lease,
+            clock=clock,
+            settings=settings.batch,
+        )
+        self._rebalancer = Rebalancer(node.name, random.Random(boot))
+        self._rebalanced_at = self._quorum_at = clock()
         self._digests = Digests(clock)
         self._past = Past()
         replica.on_applied = lambda _batch, _outcome: self._digests.moved(replica.state)
-        self.on_command: Callable[[Batch, float], None] | None = None
-        """Called after each batch of this node's with the seconds from proposing to applying it."""
-        self._started = clock()
-        self.held = 0
-        """Bytes that clients hold of this node's memory."""
+        self._started_at = clock()
         self._closing = False
 
-    # --- what the daemon uses ---
+    def __repr__(self) -> str:
+        return f"<Server of {self._node.name}: {self.clients} clients, {self.held_bytes} bytes>"
+
+    # --- called by the daemon and the metrics ---
 
     @property
     def port(self) -> int:
@@ -172,25 +153,39 @@ class Server:
 
     @property
     def clients(self) -> int:
-        """How many connections there are."""
-        return len(self._links)
+        """The number of client connections."""
+        return len(self._connections)
+
+    @property
+    def held_bytes(self) -> int:
+        """The memory held for clients."""
+        return self._connections_bytes + self._batcher.held_bytes
+
+    def on_command(self, call: Callable[[Batch, float], None]) -> None:
+        """Have `call` called after each batch of this node with the seconds from proposing to applying it."""
+        self._batcher.on_command = call
 
     async def start(self) -> None:
-        """Listen, join the group and begin to work. Raises OSError where it cannot listen."""
+        """Listen, join the group and begin to work. Raises OSError if the port cannot be opened."""
         loop = asyncio.get_running_loop()
         bind = self._node.bind
         self._listener = await loop.create_server(
-            lambda: Link(self), bind.host, bind.port, reuse_address=True, backlog=ACCEPT
+            lambda: ClientConnection(self),
+            bind.host,
+            bind.port,
+            reuse_address=True,
+            backlog=self._settings.accept_connections,
         )
-        for each in self._listener.sockets:
-            # asyncio has one number for both; the system takes the later word.
-            with socket.socket(fileno=os.dup(each.fileno())) as twin:
-                twin.listen(BACKLOG)
+        for listening in self._listener.sockets:
+            # asyncio has one number for both; the system takes the later call.
+            with socket.socket(fileno=os.dup(listening.fileno())) as twin:
+                twin.listen(self._settings.backlog_connections)
         self._replica.start()
-        self._tasks = [loop.create_task(work()) for work in (self._pump, self._sweep, self._remember)]
+        work = (self._batcher.run, self._sweep, self._sample)
+        self._tasks = [loop.create_task(run()) for run in work]
 
     async def close(self) -> None:
-        """Stop listening, close every connection, leave the group; takes at most about `CLOSING` seconds."""
+        """Stop listening, close every connection, leave the group; takes about `closing_seconds` at most."""
         self._closing = True
         if self._listener is not None:
             self._listener.close()
@@ -199,17 +194,21 @@ class Server:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for timer in self._grace.values():
             timer.cancel()
-        for link in list(self._links):
-            link.close()
-        deadline = self.clock() + CLOSING
-        while self._links and self.clock() < deadline:
+        for connection in list(self._connections):
+            connection.close("the node ends")
+        deadline = self.clock() + self._settings.closing_seconds
+        while self._connections and self.clock() < deadline:
             await asyncio.sleep(0.01)
-        for link in list(self._links):
-            link.abort()
+        self.abort_clients()
         await asyncio.sleep(0)
         self._replica.close()
 
-    # --- what links use (link.Owner) ---
+    def abort_clients(self) -> None:
+        """Close every client connection at once."""
+        for connection in list(self._connections):
+            connection.abort("the node ends")
+
+    # --- called by client connections (client_connection.Owner) ---
 
     @property
     def service_name(self) -> str:
@@ -220,60 +219,75 @@ class Server:
         return self._node.name
 
     @property
-    def lease(self) -> float:
+    def lease_seconds(self) -> float:
         return self._service.lease
 
-    def joined(self, link: Link) -> str | None:
-        self._links.add(link)
-        if len(self._links) > self._room.clients:
+    @property
+    def connection_settings(self) -> ConnectionSettings:
+        return self._settings.connection
+
+    def accepted(self, connection: ClientConnection) -> str | None:
+        self._connections.add(connection)
+        if len(self._connections) > self._room.clients:
             why = f" ({self._room.reason})" if self._room.reason else ""
             return f"the node has its {self._room.clients} clients already{why}"
         return None
 
-    def left(self, link: Link) -> None:
-        self._links.discard(link)
-        instance = link.instance
-        if instance is None or self._speaking.get(instance) is not link:
+    def closed(self, connection: ClientConnection) -> None:
+        self._connections.discard(connection)
+        instance = connection.instance
+        if instance is None or self._reporting.get(instance) is not connection:
             return
-        del self._speaking[instance]
-        if not (link.goodbye or link.silent or self._closing):
-            loop = asyncio.get_running_loop()
-            grace = GRACE if link.elsewhere is None else MOVING
-            self._grace[instance] = loop.call_later(grace, self._missing, instance, link.sequence)
+        del self._reporting[instance]
+        if connection.end is End.UNEXPECTED and not self._closing:
+            settings = self._settings
+            grace = settings.grace_seconds if connection.move_to is None else settings.moving_seconds
+            self._grace[instance] = asyncio.get_running_loop().call_later(
+                grace, self._missing, instance, connection.sequence
+            )
 
-    def reported(self, link: Link, report: Report, size: int) -> None:
-        self._speaking[report.instance] = link
+    def reported(self, connection: ClientConnection, report: Report, wire_bytes: int) -> None:
+        self._reporting[report.instance] = connection
         if (timer := self._grace.pop(report.instance, None)) is not None:
             timer.cancel()
-        self._enqueue(Waiting(report, link, size, footprint(report, size)))
+        self._put(report, connection, wire_bytes, memory_bytes(report, wire_bytes))
 
-    def departed(self, link: Link, instance: str, sequence: int) -> None:
-        self._enqueue(Waiting(Departure(instance, sequence), link, DEPARTURE_BYTES, DEPARTURE_BYTES))
+    def departed(self, connection: ClientConnection, instance: str, sequence: int) -> None:
+        size = self._settings.departure_bytes
+        self._put(Departure(instance, sequence), connection, size, size)
 
     def hurry(self) -> None:
-        self._hurried.set()
+        self._batcher.hurry()
 
     def peer_refusal(self, hello: Hello) -> str | None:
         peers = self._replica.peers
         return "this node is alone in its config" if peers is None else peers.refusal(hello)
 
-    def adopt(
-        self, link: Link, side: NodeSide, channel: Channel | None, transport: asyncio.Transport
+    def hand_over(
+        self,
+        connection: ClientConnection,
+        side: NodeSide,
+        channel: TlsChannel | None,
+        transport: asyncio.Transport,
     ) -> None:
         if self._replica.peers is None or self._closing:
             transport.abort()
             return
         try:
-            self._replica.peers.adopt(side, channel, transport, list(side.pending()))
+            self._replica.peers.adopt(side, channel, transport, list(side.receive(b"")))
         except ProtocolError as error:
-            self.refused(link, str(error))
+            self.refused(connection, str(error))
             transport.abort()
 
     def rows(self, query: RowsQuery) -> Iterator[Rows]:
         replica, group = self._replica, self._replica.status
         about = About(
-            self._service.name, self._node.name, group.leader, group.quorum, group.stale
-        )  # fmt: skip
+            service=self._service.name,
+            node=self._node.name,
+            leader=group.leader,
+            quorum=group.quorum,
+            stale=group.stale,
+        )
         return replica.state.rows(query, about)
 
     def history(self, query: HistoryQuery) -> History:
@@ -287,150 +301,66 @@ class Server:
             self._node.name,
             replica.status,
             replica.state,
-            processes=len(self._speaking),
-            consoles=sum(link.asked for link in self._links),
-            uptime=self.clock() - self._started,
+            processes=len(self._reporting),
+            consoles=sum(connection.wants_rows for connection in self._connections),
+            uptime=self.clock() - self._started_at,
             digest=digest,
         )
 
     async def _digest(self, version: int) -> str | None:
-        """Return the digest of the state at that version, None where it does not come."""
+        """Return the state's digest at that version, None if it does not come in time."""
         made: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
 
-        def told(digest: str | None) -> None:
+        def answered(digest: str | None) -> None:
             if not made.done():
                 made.set_result(digest)
 
-        self._digests.ask(self._replica.state, version, told)
+        self._digests.ask(self._replica.state, version, answered)
         try:
-            return await asyncio.wait_for(made, DIGEST_WAIT)
+            return await asyncio.wait_for(made, self._settings.digest_wait_seconds)
         except asyncio.TimeoutError:
             return None
         finally:
-            self._digests.give_up(version, told)
+            self._digests.give_up(version, answered)
 
-    def weighed(self, link: Link, change: int) -> None:
-        self.held += change
-        if change > 0:
-            self._shed()
+    def held_changed(self, connection: ClientConnection, change_bytes: int) -> None:
+        self._connections_bytes += change_bytes
+        if change_bytes > 0:
+            self._limit_memory()
 
-    def refused(self, link: Link, reason: str) -> None:
-        self._notices.warning("client %s: connection closed: %s", link.peer, reason)
+    def refused(self, connection: ClientConnection, reason: str) -> None:
+        self._client_log.warning("client %s: connection closed: %s", connection.address, reason)
 
-    def failed(self, link: Link, error: Exception) -> None:
-        logger.error("the query of %s could not be answered", link.peer, exc_info=error)
+    def failed(self, connection: ClientConnection, error: Exception) -> None:
+        logger.error("the query of %s could not be answered", connection.address, exc_info=error)
 
-    # --- inside ---
+    # --- internal ---
 
     def _missing(self, instance: str, sequence: int) -> None:
+        """Report the departure of a process that has not come back."""
         self._grace.pop(instance, None)
-        self._enqueue(Waiting(Departure(instance, sequence), None, DEPARTURE_BYTES, DEPARTURE_BYTES))
+        size = self._settings.departure_bytes
+        self._put(Departure(instance, sequence), None, size, size)
 
-    def _enqueue(self, waiting: Waiting[Link]) -> None:
-        self.held += waiting.memory
-        if (dropped := self._intake.put(waiting)) is not None:
-            self.held -= dropped.memory
-            if dropped.link is not None:
-                dropped.link.abort()  # its process speaks on another connection now
-        self._work.set()
-        self._shed()
+    def _put(
+        self, message: Report | Departure, source: ClientConnection | None, wire_bytes: int, memory_bytes: int
+    ) -> None:
+        self._batcher.put(Waiting(message, source, wire_bytes, memory_bytes))
+        self._limit_memory()
 
-    def _shed(self) -> None:
-        """Drop who holds the most until the limit is kept."""
-        while self.held > self._memory:
-            greediest = max(self._links, key=lambda link: link.held, default=None)
-            if greediest is None or not greediest.held:
+    def _limit_memory(self) -> None:
+        """Close the connections that hold the most until the limit is kept."""
+        limit = self._settings.memory_bytes
+        while self.held_bytes > limit:
+            largest = max(self._connections, key=lambda connection: connection.held_bytes, default=None)
+            if largest is None or not largest.held_bytes:
                 return
-            self.refused(greediest, f"the memory for clients ({self._memory} bytes) is used up")
-            greediest.abort()
+            reason = f"the memory for clients ({limit} bytes) is used up"
+            self.refused(largest, reason)
+            largest.abort(reason)
 
-    async def _pump(self) -> None:
-        """Batch after batch, one at a time, for ever."""
-        while True:
-            try:
-                await self._wait()
-                taken = self._intake.take(BATCH_BYTES)
-                if (batch := self._batch(taken)) is not None:
-                    await self._apply(batch, taken)
-                # A group of one applies without ever waiting; clients have to get their turn.
-                await asyncio.sleep(0)
-            except Exception:
-                logger.exception("gathering a batch has failed; going on")
-                await asyncio.sleep(TICK)
-
-    async def _wait(self) -> None:
-        """Return when a batch is due: something is queued, or the leader's clock has to go on."""
-        now = self.clock()
-        due = now + TICK if self._tick_at is None else self._tick_at + TICK
-        if not self._intake and due > now:
-            self._work.clear()
-            await _until(self._work, due - now)
-        if self._intake and (pause := self._batch_at + GATHER - self.clock()) > 0:
-            await _until(self._hurried, pause)
-            if (pause := self._batch_at + HURRY - self.clock()) > 0:
-                await asyncio.sleep(pause)
-        self._hurried.clear()
-
-    def _batch(self, taken: list[Waiting[Link]]) -> Batch | None:
-        """Return the next batch; None where there is nothing to say."""
-        now = self.clock()
-        tick: Tick | None = None
-        if not self._replica.status.is_leader:
-            self._tick_at = None
-        else:
-            since = now - self._tick_at if self._tick_at is not None else 0.0
-            tick = Tick(min(max(since, 0.0), LARGEST_STEP), self._service.lease)
-            self._tick_at = now
-        if taken:
-            self._batch_at = now
-        elif tick is None:
-            return None
-        self._number += 1
-        return Batch(
-            self._node.name,
-            self._boot,
-            self._number,
-            tick,
-            tuple(waiting.what for waiting in taken if isinstance(waiting.what, Report)),
-            tuple(waiting.what for waiting in taken if isinstance(waiting.what, Departure)),
-        )
-
-    async def _apply(self, batch: Batch, taken: list[Waiting[Link]]) -> None:
-        """Have the batch applied and answer those who wait for it."""
-        proposed = self.clock()
-        try:
-            outcome = await self._replica.propose(batch)
-        except Exception as error:
-            if not isinstance(error, ApplyError):  # which was logged where it happened
-                logger.exception("batch %d was given up", batch.number)
-            # Whoever comes back sends everything anew.
-            for waiting in taken:
-                if waiting.link is not None:
-                    waiting.link.refuse("the node could not apply this: see its log")
-            return
-        finally:
-            self.held -= sum(waiting.memory for waiting in taken)
-        if taken:  # else it is a tick of the leader, twice a second
-            logger.debug(
-                "batch %d applied after %.1f ms: %d reports, %d departures",
-                batch.number, (self.clock() - proposed) * 1e3, len(batch.reports), len(batch.departures),
-            )  # fmt: skip
-        if self.on_command is not None:
-            self.on_command(batch, self.clock() - proposed)
-        full = {(instance, sequence): wanted for instance, sequence, wanted in outcome.answers}
-        for each in taken:
-            what, link = each.what, each.link
-            if link is None:
-                continue
-            if isinstance(what, Report):
-                key = (what.instance, what.sequence)
-                # No answer: it was applied by an earlier attempt that was not heard of.
-                link.acknowledge(*key, full.get(key, True))
-            else:
-                link.close()
-
-    async def _remember(self) -> None:
-        """Keep the last minutes of every row."""
+    async def _sample(self) -> None:
+        """Keep the last minutes of every row, until cancelled."""
         while True:
             began = self.clock()
             try:
@@ -441,37 +371,40 @@ class Server:
             await asyncio.sleep(max(0.0, began + self._past.settings.interval_seconds - self.clock()))
 
     async def _sweep(self) -> None:
-        """Look at every connection's deadlines now and then, and at who would be better off elsewhere."""
+        """Check all deadlines, the balance between the nodes and the limits, until cancelled."""
         while True:
-            await asyncio.sleep(SWEEP)
+            await asyncio.sleep(self._settings.sweep_seconds)
             now = self.clock()
-            for link in list(self._links):
-                link.check(now)
+            for connection in list(self._connections):
+                connection.check(now)
             if self._replica.peers is not None:
                 self._send_away(now)
-            self._look_at_limits()
+            self._log_limits()
 
-    def _look_at_limits(self) -> None:
-        """Have it logged where a limit begins to leave something out."""
+    def _log_limits(self) -> None:
         state = self._replica.state
         limits = {**state.limits._asdict(), "pools": POOLS_REPORTED, "connections": CONNECTIONS_REPORTED}
         forgotten = {name: count - self._forgotten.get(name, 0) for name, count in state.forgotten.items()}
         self._forgotten = dict(state.forgotten)
-        self._limit_notices.look({**state.left_out(), **forgotten}, limits)
+        self._limit_log.observe({**state.left_out(), **forgotten}, limits)
 
     def _send_away(self, now: float) -> None:
-        """Have applications go to a node that has quorum, or that has fewer of them."""
-        status = self._replica.status
-        self._spread.look([node for node, linked in status.connected.items() if linked], now)
-        if not status.quorum:
-            if now - self._quorum_at > PATIENCE:
-                for link in list(self._links):
-                    link.give_up(f"this node has had no quorum for {now - self._quorum_at:.0f} s", PATIENCE)
+        """Have applications move to a node that has quorum, or that has fewer of them."""
+        settings = self._settings
+        group = self._replica.status
+        self._rebalancer.observe([node for node, connected in group.connected.items() if connected], now)
+        if not group.quorum:
+            outage = now - self._quorum_at
+            if outage > settings.patience_seconds:
+                for connection in list(self._connections):
+                    reason = f"this node has had no quorum for {outage:.0f} s"
+                    connection.send_away(reason, settings.patience_seconds)
             return
         self._quorum_at = now
-        if now - self._spread_at < SPREAD:
+        if now - self._rebalanced_at < settings.rebalance_seconds:
             return
-        self._spread_at = now
-        reporting = [process.node for process in self._replica.state.processes.values() if not process.lost]
-        for instance, node in self._spread.moves(reporting, list(self._speaking), now):
-            self._speaking[instance].elsewhere = node
+        self._rebalanced_at = now
+        processes = self._replica.state.processes.values()
+        nodes = [process.node for process in processes if not process.lost]
+        for instance, node in self._rebalancer.moves(nodes, list(self._reporting), now):
+            self._reporting[instance].move_to = node

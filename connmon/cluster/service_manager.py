@@ -1,12 +1,12 @@
-"""What the service manager and the operator are told and ask for: readiness, watchdog, reload.
+"""Notify the service manager, and reload on SIGHUP.
 
-- The manager is told by sd_notify(3)'s datagrams, where it has set $NOTIFY_SOCKET; telling it never
-  waits and never fails.
-- "Ready" is that the node listens. Whether there is a quorum is in the status line, and not waited
-  for: the first node of three would never get ready, and be killed for that.
-- The watchdog is fed from the event loop, so that it finds a loop that is stuck.
-- SIGHUP opens log files anew and reads certificates again. What cannot be read is said, and what
-  was there before stays; connections that are open keep what they have.
+- Notifications are datagrams as of sd_notify(3), sent if the manager has set $NOTIFY_SOCKET. Sending
+  never blocks and never fails.
+- READY=1 means that the node listens. Whether there is a quorum is in the status line and is not waited
+  for: the first node of three would never be ready, and would be killed.
+- The event loop feeds the watchdog, so that a blocked loop is noticed.
+- SIGHUP reopens log files and reads certificates again. What cannot be read is logged and stays as it was;
+  open connections keep their certificates.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
+from connmon.cluster import startup
 from connmon.cluster.raft.replica import Replica
 from connmon.cluster.raft.transport import Peers
 from connmon.cluster.server import Server
@@ -31,17 +32,17 @@ logger = logging.getLogger(__name__)
 
 
 class Manager:
-    """The way to the service manager; one that does nothing where there is none."""
+    """The service manager; does nothing if there is none."""
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
         self._address = environ.get("NOTIFY_SOCKET", "")
-        self.watchdog: float | None = None
-        """Seconds within which it wants to hear of the node. None: it does not."""
+        self.watchdog_seconds: float | None = None
+        """Seconds within which the watchdog must be fed. None: there is no watchdog."""
         if environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid()):
             with contextlib.suppress(ValueError):
-                self.watchdog = max(0, int(environ.get("WATCHDOG_USEC", ""))) / 1e6 or None
+                self.watchdog_seconds = max(0, int(environ.get("WATCHDOG_USEC", ""))) / 1e6 or None
 
-    def tell(self, *lines: str) -> None:
+    def notify(self, *lines: str) -> None:
         """Send these assignments."""
         if not self._address.startswith(("/", "@")):
             return
@@ -50,52 +51,45 @@ class Manager:
             sock.setblocking(False)
             sock.sendto("\n".join(lines).encode(), address)
 
-    def status(self, text: str) -> None:
-        self.tell(f"STATUS={one_line(text)}")
-
     async def attend(self, replica: Replica) -> None:
-        """Feed the watchdog and keep the status line right, for ever."""
-        every = 1.0 if self.watchdog is None else min(1.0, self.watchdog / 3)
-        said = ""
+        """Feed the watchdog and keep the status line current, until cancelled."""
+        every = 1.0 if self.watchdog_seconds is None else min(1.0, self.watchdog_seconds / 3)
+        sent = ""
         while True:
-            status = replica.status
-            now = f"leader {status.leader}" if status.quorum else "no quorum"
-            if now != said:
-                self.status(now)
-                said = now
-            if self.watchdog is not None:
-                self.tell("WATCHDOG=1")
+            group = replica.status
+            status = f"leader {group.leader}" if group.quorum else "no quorum"
+            if status != sent:
+                self.notify(f"STATUS={one_line(status)}")
+                sent = status
+            if self.watchdog_seconds is not None:
+                self.notify("WATCHDOG=1")
             await asyncio.sleep(every)
 
 
 def reload(service: Service, server: Server, peers: Peers | None, manager: Manager) -> None:
-    """Open log files anew and read certificates again."""
-    manager.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+    """Reopen log files and read certificates again."""
+    manager.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
     reopen_logs()
     try:
         own, client = of_node(service), of_client(service)
         if own.tls is not None:
-            from connmon.protocol.tls import check_dates
-
-            for notice in check_dates(service, time.time()):
-                logger.log(logging.WARNING if notice.soon else logging.INFO, "%s", notice.text)
+            for expiry in startup.expiries(service):
+                logger.log(logging.WARNING if expiry.soon else logging.INFO, "%s", expiry.text)
     except ConfigError as error:
         logger.error("SIGHUP: the certificates from before stay: %s", error)
     else:
-        # A secret is the same on all sides or the group falls apart: it takes a restart.
+        # The secret must be the same everywhere, or the group falls apart: changing it takes a restart.
         server.credentials = replace(server.credentials, tls=own.tls)
         if peers is not None:
             peers.renew(client)
-        logger.info("SIGHUP: log files are opened anew%s", "" if own.tls is None else ", certificates read")
-    manager.tell("READY=1")
+        logger.info("SIGHUP: log files are reopened%s", "" if own.tls is None else ", certificates read")
+    manager.notify("READY=1")
 
 
 def reopen_logs() -> None:
-    """Open the file of each log handler anew; one that cannot be opened stays as it is."""
+    """Reopen the file of each log handler; one that cannot be opened stays open."""
     known = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
-    handlers = {
-        handler: None for each in known if isinstance(each, logging.Logger) for handler in each.handlers
-    }
+    handlers = {handler: None for log in known if isinstance(log, logging.Logger) for handler in log.handlers}
     problems: list[str] = []
     for handler in handlers:
         if not isinstance(handler, logging.FileHandler):
@@ -110,5 +104,5 @@ def reopen_logs() -> None:
             problems.append(f"{handler.baseFilename}: {error.strerror}")
         finally:
             handler.release()
-    for problem in problems:  # once all are released: this is logged too
-        logger.error("SIGHUP: the log file could not be opened anew: %s", problem)
+    for problem in problems:  # after the release of all handlers: these lines are logged too
+        logger.error("SIGHUP: the log file could not be reopened: %s", problem)

@@ -11,14 +11,10 @@ Rules kept here:
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from types import FrameType
-from typing import Any, BinaryIO, Final
+from collections.abc import Callable
+from typing import Any, Final
 
 from connmon import __version__
 from connmon.config import Service
@@ -31,6 +27,8 @@ from connmon.protocol.values import Grouping
 from connmon.reader import client
 from connmon.reader.cluster_status import ask
 from connmon.reader.recording import COMPLETE_EVERY, RECORDED, RecordedSnapshot, encode, first_line
+from connmon.rotating_file import RotatingFile
+from connmon.signals import Terminated, terminable
 
 #: Seconds between two questions to all nodes how they are.
 NODES: Final = 10.0
@@ -41,48 +39,32 @@ class Rotating:
 
     def __init__(self, path: str, size: int, keep: int, service: str) -> None:
         """Raises UsageError where the file is there already, or cannot be written."""
-        self._path, self._size, self._keep = path, size, keep
-        self._first = first_line({"service": service, "software": __version__})
-        self._written = 0
-        self._file = self._open()
+        first = first_line({"service": service, "software": __version__})
+        self._file = RotatingFile(path, first, size, keep)
+        self._begin(lambda: self._file.open(new=True))
 
-    def _open(self) -> BinaryIO:
+    def _begin(self, open_file: Callable[[], None]) -> None:
+        path = self._file.path
         try:
-            file = open(self._path, "xb", buffering=0)  # noqa: SIM115  (closed by `close`)
+            open_file()
         except FileExistsError:
-            raise UsageError(f"{self._path}: is there already: name a new file, or move it away") from None
+            raise UsageError(f"{path}: is there already: name a new file, or move it away") from None
         except OSError as error:
-            raise UsageError(f"{self._path}: cannot be written: {error.strerror}") from None
-        file.write(self._first)
-        self._written = len(self._first)
-        return file
-
-    @property
-    def fresh(self) -> bool:
-        """No frame is in the file yet."""
-        return self._written == len(self._first)
+            raise UsageError(f"{path}: cannot be written: {error.strerror}") from None
 
     def fits(self, line: bytes) -> bool:
-        return self.fresh or self._written + len(line) <= self._size
+        return self._file.fits(line)
 
     def rotate(self) -> None:
         """Begin a new file."""
-        self._file.close()
-        for number in range(self._keep, 0, -1):
-            older = self._path if number == 1 else f"{self._path}.{number - 1}"
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(older, f"{self._path}.{number}")
-        self._file = self._open()
+        self._begin(lambda: self._file.rotate(new=True))
 
     def write(self, line: bytes) -> None:
         """Raises ConnmonError where the disk does not take it."""
         try:
-            self._file.write(line)
+            self._file.append(line)
         except OSError as error:
-            with contextlib.suppress(OSError):  # half a frame is none
-                self._file.truncate(self._written)
-            raise ConnmonError(f"{self._path}: cannot be written: {error.strerror}") from None
-        self._written += len(line)
+            raise ConnmonError(f"{self._file.path}: cannot be written: {error.strerror}") from None
 
     def close(self) -> None:
         self._file.close()
@@ -160,7 +142,7 @@ def run(
     number = since = 0
     silent = False
     try:
-        with _signals():
+        with terminable():
             due = time.monotonic()
             while times is None or number < times:
                 try:
@@ -185,7 +167,7 @@ def run(
                 due = max(due + interval, time.monotonic())
                 if times is None or number < times:
                     time.sleep(max(0.0, due - time.monotonic()))
-    except (KeyboardInterrupt, _Ended):
+    except (KeyboardInterrupt, Terminated):
         pass
     finally:
         recorder.close()
@@ -193,22 +175,3 @@ def run(
             file.close()
     print(f"connmon: {number} pictures in {path}", file=sys.stderr, flush=True)
     return 0
-
-
-class _Ended(BaseException):
-    """SIGTERM or SIGHUP came."""
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """End after SIGTERM and SIGHUP as after Ctrl-C, between two pictures or in the middle of asking."""
-
-    def ended(number: int, frame: FrameType | None) -> None:
-        raise _Ended
-
-    before = {number: signal.signal(number, ended) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,16 +1,14 @@
-"""What both sides of a connection compute from the service's secret: proofs, keys, seals. Pure.
+"""Compute proofs, keys and MACs from the service's secret, for both sides of a connection. Pure.
 
-The rules it keeps (docs/protocol.rst, "With a secret"):
+Rules (docs/protocol.rst, "With a secret"):
 
-- HMAC-SHA256 throughout. What it is keyed with, and a text that says what it is for, are different
-  for the client's proof, for what the client sends and for what the node sends: nothing that one
-  side has sent can be given back to it as the other's.
-- The proof and the keys are made of the two frames that were exchanged before them, byte by byte:
-  version, role, service and both sides' nonces. So they are good for this one connection, and only
-  where both sides saw the same.
-- A seal is made of the number of the frame in its direction and of its payload: a frame that was
-  altered, left out, repeated or moved does not have it.
-- A secret and a key are in no repr() and in no error.
+- All MACs are HMAC-SHA256. The client's proof, the client's frames and the node's frames each use
+  their own key or purpose text, so neither side accepts its own bytes back.
+- The proof and the keys depend on every byte of the hello and of the challenge: version, role, service
+  and both nonces. They are valid for one connection, and only if both sides saw the same frames.
+- A frame's MAC covers its payload and its number in its direction. A frame that was altered, dropped,
+  repeated or moved fails the check.
+- Secrets and keys never appear in a repr() or in an error.
 """
 
 from __future__ import annotations
@@ -18,45 +16,45 @@ from __future__ import annotations
 import hmac
 from typing import Final
 
-#: Bytes of a side's nonce (random, new for each connection), of a proof, and of a seal.
+#: A nonce (random, new for each connection), a proof, and the MAC of a frame.
 NONCE_BYTES: Final = 32
 PROOF_BYTES: Final = 32
-SEAL_BYTES: Final = 16
+MAC_BYTES: Final = 16
 
 _PROOF: Final = b"connmon client proof"
 _FROM_CLIENT: Final = b"connmon client to node"
 _FROM_NODE: Final = b"connmon node to client"
 
 
-class Seals:
-    """The seals of the frames that go one way, in their order."""
+class FrameMacs:
+    """The MACs of all frames of one direction, in order."""
 
-    __slots__ = ("_count", "_key")
+    __slots__ = ("_keyed", "_number")
 
     def __init__(self, key: bytes) -> None:
-        self._key = hmac.new(key, digestmod="sha256")  # copied for each frame: half the cost of a new one
-        self._count = 0
+        self._keyed = hmac.new(key, digestmod="sha256")  # copied for each frame: half the cost of a new one
+        self._number = 0
 
     def next(self, payload: bytes) -> bytes:
-        """Return the seal of the next frame."""
-        mac = self._key.copy()
-        mac.update(self._count.to_bytes(8, "big"))
+        """Return the MAC of the next frame."""
+        mac = self._keyed.copy()
+        mac.update(self._number.to_bytes(8, "big"))
         mac.update(payload)
-        self._count += 1
-        return mac.digest()[:SEAL_BYTES]
+        self._number += 1
+        return mac.digest()[:MAC_BYTES]
 
-    def fits(self, seal: bytes, payload: bytes) -> bool:
-        """Return whether the next frame, with this payload, has this seal."""
-        return hmac.compare_digest(seal, self.next(payload))
+    def verify(self, mac: bytes, payload: bytes) -> bool:
+        """Return whether this is the MAC of the next frame, which has this payload."""
+        return hmac.compare_digest(mac, self.next(payload))
 
 
 class Handshake:
-    """What follows from a secret and the two frames exchanged: the client's hello, the node's challenge."""
+    """Derive proof and MACs from a secret and the two frames exchanged: hello and challenge."""
 
     __slots__ = ("_secret", "_transcript")
 
     def __init__(self, secret: bytes, hello: bytes, challenge: bytes) -> None:
-        """Take both as they were sent, whole frames: their lengths keep them apart."""
+        """`hello` and `challenge` are whole frames as sent; their lengths separate them."""
         self._secret = secret
         self._transcript = hello + challenge
 
@@ -64,15 +62,17 @@ class Handshake:
         """Return the client's proof."""
         return self._mac(_PROOF)
 
-    def proven(self, proof: bytes) -> bool:
+    def verify_proof(self, proof: bytes) -> bool:
         """Return whether this is the client's proof."""
         return hmac.compare_digest(proof, self.proof())
 
-    def from_client(self) -> Seals:
-        return Seals(self._mac(_FROM_CLIENT))
+    def client_macs(self) -> FrameMacs:
+        """Return the MACs of the client's frames."""
+        return FrameMacs(self._mac(_FROM_CLIENT))
 
-    def from_node(self) -> Seals:
-        return Seals(self._mac(_FROM_NODE))
+    def node_macs(self) -> FrameMacs:
+        """Return the MACs of the node's frames, the welcome first."""
+        return FrameMacs(self._mac(_FROM_NODE))
 
     def _mac(self, purpose: bytes) -> bytes:
         return hmac.digest(self._secret, purpose + b"\0" + self._transcript, "sha256")

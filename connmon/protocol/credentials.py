@@ -1,12 +1,12 @@
-"""What the connections of a service are closed with: its secret and its TLS, read from their files.
+"""Read a service's secret and TLS files: what a side proves who it is with, and checks the other side with.
 
-The rules it keeps:
+Rules:
 
-- A secret is refused where others than the file's owner and group have any access to the file, be
-  it a secret_file or a config file with the secret in it; where it is shorter than
-  `SHORTEST` bytes; where the file is none (a pipe would be waited for).
-- White space at the end of a secret_file is not part of the secret: editors and `echo` leave a line end.
-- Each of these is a ConfigError of one line that names the file and never what is in it.
+- A secret is refused if others than the owner and the group of its file have any access to the file
+  (a secret_file, or a config file with the secret in it), if it is shorter than `SECRET_BYTES`, or
+  if the file is not a regular one (reading a pipe would block).
+- White space at the end of a secret_file is not part of the secret: editors and `echo` add a line end.
+- Each error is a ConfigError of one line that names the file and never its content.
 """
 
 from __future__ import annotations
@@ -14,44 +14,56 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
+from connmon.config import Service
 from connmon.errors import ConfigError, one_line
 from connmon.protocol.authentication import NONCE_BYTES
 
 if TYPE_CHECKING:
     import ssl
 
-    from connmon.config import Service
-    from connmon.protocol.tls import Channel
-
-#: Bytes that a secret has at least, and a secret_file at most.
-SHORTEST: Final = 16
-LARGEST_FILE: Final = 4096
+#: The shortest secret, and the largest secret_file.
+SECRET_BYTES: Final = 16
+SECRET_FILE_BYTES: Final = 4096
 
 _OTHERS: Final = 0o007
 
 
+class TlsChannel(Protocol):
+    """The TLS of one connection (connmon.protocol.tls.Channel)."""
+
+    plain: bool
+    """The other side does not speak TLS."""
+
+    @property
+    def pending(self) -> int: ...
+    def receive(self, data: bytes) -> bytes: ...
+    def send(self, data: bytes) -> None: ...
+    def outgoing(self) -> bytes: ...
+
+
 @dataclass(frozen=True)
 class Credentials:
-    """What one side has, to prove who it is and to check the other."""
+    """What one side proves who it is with, and checks the other side with."""
 
     secret: bytes | None = field(default=None, repr=False)
     tls: ssl.SSLContext | None = field(default=None, repr=False)
 
     @property
     def any(self) -> bool:
-        """Whether the port is closed to those who have nothing."""
+        """Whether the port is closed to clients without credentials."""
         return self.secret is not None or self.tls is not None
 
-    def channel(self, host: str | None) -> Channel | None:
-        """Return a new connection's TLS; None: there is none.
+    def channel(self, host: str | None) -> TlsChannel | None:
+        """Return a new connection's TLS, None if there is none.
 
-        `host` is whom the node's certificate has to name; None: this is the node's side. Raises
-        ProtocolError where the host is nothing that a certificate can name.
+        `host` must be named in the node's certificate; None: this is the node's side. Raises ProtocolError if
+        no certificate can name the host.
         """
         if self.tls is None:
             return None
+        # Here and below: `ssl` takes 15 ms to load, and only a service with TLS needs it.
         from connmon.protocol.tls import Channel
 
         return Channel(self.tls, host)
@@ -62,12 +74,12 @@ OPEN: Final = Credentials()
 
 
 def nonce() -> bytes:
-    """Return what a new connection's handshake needs."""
+    """Return the random bytes that a new connection's handshake needs."""
     return os.urandom(NONCE_BYTES)
 
 
 def of_node(service: Service) -> Credentials:
-    """Return what a node of the service works with. Raises ConfigError."""
+    """Return the credentials of a node of the service. Raises ConfigError."""
     secret = read_secret(service)
     if service.ssl_certfile is None and service.ssl_cafile is None:
         return Credentials(secret)
@@ -77,7 +89,7 @@ def of_node(service: Service) -> Credentials:
 
 
 def of_client(service: Service) -> Credentials:
-    """Return what a client works with: application, reader or another node. Raises ConfigError."""
+    """Return the credentials of a client: application, reader or another node. Raises ConfigError."""
     secret = read_secret(service)
     if service.ssl_certfile is None and service.ssl_cafile is None:
         return Credentials(secret)
@@ -87,7 +99,7 @@ def of_client(service: Service) -> Credentials:
 
 
 def read_secret(service: Service) -> bytes | None:
-    """Return the service's secret; None: it has none. Raises ConfigError."""
+    """Return the service's secret, None if it has none. Raises ConfigError."""
     where = f"{service.origin} " if service.origin else ""
     if service.secret is not None:
         option, path = "secret", service.file
@@ -107,16 +119,18 @@ def read_secret(service: Service) -> bytes | None:
         secret = _read(f"{where}secret_file: {path}", path)
     else:
         return None
-    if len(secret) < SHORTEST:
-        what = "empty" if not secret else f"only {len(secret)} bytes"
+    if len(secret) < SECRET_BYTES:
+        length = "empty" if not secret else f"only {len(secret)} bytes"
         file = f" {path}" if option == "secret_file" else ""
-        raise _error(f"{where}{option}:{file} is {what}; expected at least {SHORTEST}, from a random source")
+        raise _error(
+            f"{where}{option}:{file} is {length}; expected at least {SECRET_BYTES}, from a random source"
+        )
     return secret
 
 
 def _read(where: str, path: str) -> bytes:
     try:
-        # Looked at once it is open, so that it is this file; not waiting where it is a pipe.
+        # Opened first, so that the checks are of this very file; non-blocking in case it is a pipe.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             status = os.fstat(descriptor)
@@ -126,14 +140,16 @@ def _read(where: str, path: str) -> bytes:
                 raise _error(
                     f"{where}: others have access to it (mode {_mode(status)}), refused: chmod o= {path}"
                 )
-            content = os.read(descriptor, LARGEST_FILE + 1)
+            content = os.read(descriptor, SECRET_FILE_BYTES + 1)
         finally:
             os.close(descriptor)
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise _error(f"{where} cannot be read: {reason}") from None
-    if len(content) > LARGEST_FILE:
-        raise _error(f"{where} has more than {LARGEST_FILE} bytes; expected nothing but the secret in it")
+    if len(content) > SECRET_FILE_BYTES:
+        raise _error(
+            f"{where} has more than {SECRET_FILE_BYTES} bytes; expected nothing but the secret in it"
+        )
     return content.rstrip()
 
 

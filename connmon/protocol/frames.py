@@ -1,35 +1,33 @@
-"""Frames <-> messages: bytes in, messages out. No I/O, no time.
+"""Convert between bytes and messages. No I/O, no clock.
 
-The rules of the protocol (docs/protocol.rst tells them at length):
+Rules (docs/protocol.rst has them in full):
 
-1. A frame is a length (4 bytes, unsigned, big-endian) and as many bytes of msgpack: one message,
-   an array whose first element is the message's name.
-2. The client speaks first: `hello` with the protocol version, its role and the service it means
-   ("": whichever the node serves). The node answers `welcome`, or `refuse` with the reason
-   and closes. Nothing else is read before that, and a hello is small.
-3. After the welcome a role may send only its own messages: an application `report` and
-   `goodbye`, a reader its questions (`query`, `status`, `history`, `waits`, `users`). The node sends
-   an application `ack`, a reader `rows`, `node-status` and `past`. What nodes tell one another
-   (role `peer`) is only framed here; cluster/raft/messages.py has it.
-4. With a secret the node answers the hello with `challenge`, the client sends `proof` that it knows the
-   secret, and from then on every frame of both sides has a MAC (connmon/protocol/authentication.py), the
-   `welcome` first: its MAC is the node's proof. A client that has a secret goes on with no node that does
-   not prove it, and a node with no client. Before the welcome, `refuse` alone has no MAC. The
-   nonces are given in by the caller.
-5. Whatever breaks a rule (a length over the limit, no msgpack, an unknown message, a value out
-   of range, a message that the role may not send) is a `ProtocolError`; the connection
-   cannot go on after it. Nothing is kept of a frame beyond what has arrived of it.
+1. A frame is a length (4 bytes, unsigned, big-endian) and that many bytes of msgpack: one message, an array
+   whose first element is the message's name.
+2. `HANDSHAKE` has every legal step of the handshake, `OPEN_MESSAGES` what each role may send and receive
+   after it. The client sends `hello` first. The node answers `welcome`, or `refuse` with the reason, and
+   closes the connection after a `refuse`. Before the welcome, frames are small.
+3. With a secret the node answers the hello with `challenge`, the client sends `proof`, and every later frame
+   of both sides has a MAC (connmon/protocol/authentication.py). The MAC of `welcome` is the node's proof.
+   A client with a secret never continues with a node that does not prove it, nor a node with such a client.
+   Before the welcome only `refuse` has no MAC. The caller supplies the nonces.
+4. Messages between nodes (role `peer`) are only framed here; cluster/raft/messages.py defines them.
+5. A broken rule (a length over the limit, invalid msgpack, an unknown message, a value out of range, a
+   message that the role may not send) is a `ProtocolError`. The connection must be closed then. Only the
+   received part of an incomplete frame is kept.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal, TypeAlias, Union
+from collections.abc import Callable
+from enum import Enum
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias, Union
 
 import msgspec
 from msgspec import Meta, Struct
 
 from connmon.errors import ProtocolError
-from connmon.protocol.authentication import NONCE_BYTES, PROOF_BYTES, SEAL_BYTES, Handshake, Seals
+from connmon.protocol.authentication import MAC_BYTES, NONCE_BYTES, PROOF_BYTES, FrameMacs, Handshake
 from connmon.protocol.queries import History, NodeStatus, Question
 from connmon.protocol.reports import Report
 from connmon.protocol.rows import Rows
@@ -37,14 +35,14 @@ from connmon.protocol.values import Count, Instance, Name, Text
 
 VERSION: Final = 1
 
-#: Largest payload of a frame, in bytes: of a hello and its answer; of what an application may
-#: send (about 100,000 connections in one process); of a query; of what a node answers.
-HELLO_LIMIT: Final = 4 * 1024
-REPORT_LIMIT: Final = 16 * 1024 * 1024
-QUERY_LIMIT: Final = 64 * 1024
-ANSWER_LIMIT: Final = 64 * 1024 * 1024
-#: And of what nodes tell one another; what is longer goes in parts.
-PEER_LIMIT: Final = 1024 * 1024
+#: The largest payload of a frame: of the handshake, and of what a node answers an application; of what an
+#: application sends (about 100,000 connections in one process); of a query; of an answer to a query;
+#: of a message between nodes, which cut longer ones into parts.
+HELLO_BYTES: Final = 4 * 1024
+REPORT_BYTES: Final = 16 * 1024 * 1024
+QUERY_BYTES: Final = 64 * 1024
+ANSWER_BYTES: Final = 64 * 1024 * 1024
+PEER_BYTES: Final = 1024 * 1024
 
 Role: TypeAlias = Literal["application", "reader", "peer"]
 
@@ -58,19 +56,19 @@ class Hello(Struct, frozen=True, array_like=True, tag="hello"):
     version: Count
     role: Name
     service: Name
-    """The service that the client means; "": whichever the node serves."""
+    """The service that the client asks for; "": the one that the node serves."""
     client: Name = ""
-    """Who it is, for the node's log."""
+    """The client's name, for the node's log."""
     nonce: Nonce | None = None
     """None: the client has no secret."""
     boot: Name = ""
-    """Of a node: this run of it."""
+    """Random per start of a node; "" for other roles."""
     cluster: Text = ""
-    """Of a node: which nodes it believes there are, and what else all of them must have alike."""
+    """The nodes of a node's configuration and whatever else all nodes must agree on; "" for other roles."""
 
 
 class Challenge(Struct, frozen=True, array_like=True, tag="challenge"):
-    """The node's answer to a hello where the service has a secret: prove that you know it."""
+    """The node's answer to a hello if the service has a secret: it asks for the proof."""
 
     version: Count
     service: Name
@@ -85,7 +83,7 @@ class Proof(Struct, frozen=True, array_like=True, tag="proof"):
 
 
 class Welcome(Struct, frozen=True, array_like=True, tag="welcome"):
-    """The node's yes to a hello."""
+    """The node accepts the client."""
 
     version: Count
     service: Name
@@ -94,23 +92,23 @@ class Welcome(Struct, frozen=True, array_like=True, tag="welcome"):
 
 
 class Refuse(Struct, frozen=True, array_like=True, tag="refuse"):
-    """The node's no, at any time; it closes the connection after it."""
+    """The node refuses or ends the connection, at any time, and closes it."""
 
     reason: Text
 
 
 class Ack(Struct, frozen=True, array_like=True, tag="ack"):
-    """Report `sequence` was applied by the group; with `full`, it could not be: send a full one."""
+    """The group has applied report `sequence`; with `full`, it could not and needs a full report."""
 
     instance: Instance
     sequence: Count
     full: bool = False
     elsewhere: Name | None = None
-    """A node that has fewer applications: one that knows it by that name does well to go there."""
+    """The name of a node with fewer applications, to which this one should move. None: stay."""
 
 
 class Goodbye(Struct, frozen=True, array_like=True, tag="goodbye"):
-    """The process ends, after the report it has just sent."""
+    """The process ends; report `sequence` was its last one."""
 
     instance: Instance
     sequence: Annotated[int, Meta(ge=0)]
@@ -119,80 +117,149 @@ class Goodbye(Struct, frozen=True, array_like=True, tag="goodbye"):
 Message: TypeAlias = Union[
     Hello, Challenge, Proof, Welcome, Refuse, Report, Ack, Goodbye, Question, Rows, NodeStatus, History
 ]  # fmt: skip
+FromClient: TypeAlias = Union[Hello, Proof, Report, Goodbye, Question]
+FromNode: TypeAlias = Union[Welcome, Refuse, Ack, Rows, NodeStatus, History]
+
+
+class State(Enum):
+    """How far a connection has come. Both sides pass through the same states."""
+
+    START = "start"
+    """Nothing was sent."""
+    GREETED = "greeted"
+    """The client has sent its hello."""
+    CHALLENGED = "challenged"
+    """The node has asked for the proof of the secret."""
+    PROVEN = "proven"
+    """The client has sent its proof."""
+    OPEN = "open"
+    """The node has welcomed the client: the role's messages may be sent."""
+    REFUSED = "refused"
+    """The node has refused the client, or has ended the connection with a reason."""
+    FAILED = "failed"
+    """The other side has broken a rule."""
+
+
+#: The handshake, without and with a secret: state -> message -> next state. The client sends hello and proof,
+#: the node the others. In `OPEN`, the messages of `OPEN_MESSAGES` that are not here keep the state.
+HANDSHAKE: Final[dict[bool, dict[State, dict[type[Struct], State]]]] = {
+    False: {
+        State.START: {Hello: State.GREETED, Refuse: State.REFUSED},
+        State.GREETED: {Welcome: State.OPEN, Refuse: State.REFUSED},
+        State.OPEN: {Refuse: State.REFUSED},
+    },
+    True: {
+        State.START: {Hello: State.GREETED, Refuse: State.REFUSED},
+        State.GREETED: {Challenge: State.CHALLENGED, Refuse: State.REFUSED, Welcome: State.FAILED},
+        State.CHALLENGED: {Proof: State.PROVEN, Refuse: State.REFUSED},
+        State.PROVEN: {Welcome: State.OPEN, Refuse: State.REFUSED},
+        State.OPEN: {Refuse: State.REFUSED},
+    },
+}
+
+
+class _Open(NamedTuple):
+    """The messages of one side after the welcome, and their largest payload in bytes."""
+
+    messages: Any
+    limit: int
+
+
+#: After the welcome: role -> side -> its messages.
+OPEN_MESSAGES: Final[dict[str, dict[str, _Open]]] = {
+    "application": {
+        "client": _Open(Union[Report, Goodbye], REPORT_BYTES),
+        "node": _Open(Union[Ack, Refuse], HELLO_BYTES),
+    },
+    "reader": {
+        "client": _Open(Question, QUERY_BYTES),
+        "node": _Open(Union[Rows, NodeStatus, History, Refuse], ANSWER_BYTES),
+    },
+    "peer": {
+        "client": _Open(msgspec.Raw, PEER_BYTES),
+        "node": _Open(msgspec.Raw, PEER_BYTES),
+    },
+}
+
+#: The states in which the node has to answer before the client may send more, and those of a connection that
+#: is to be closed.
+_NODES_TURN: Final = (State.GREETED, State.PROVEN)
+_ENDED: Final = (State.REFUSED, State.FAILED)
 
 _encoder = msgspec.msgpack.Encoder()
 _Decoder: TypeAlias = "msgspec.msgpack.Decoder[Any]"
 
 _HELLO: Final[_Decoder] = msgspec.msgpack.Decoder(Hello)
-_HELLO_ANSWER: Final[_Decoder] = msgspec.msgpack.Decoder(Union[Welcome, Refuse])
-_SECRET_ANSWER: Final[_Decoder] = msgspec.msgpack.Decoder(Union[Challenge, Welcome, Refuse])
 _PROOF: Final[_Decoder] = msgspec.msgpack.Decoder(Proof)
 _REFUSE: Final[_Decoder] = msgspec.msgpack.Decoder(Refuse)
-_FROM_CLIENT: Final[dict[str, tuple[_Decoder, int]]] = {
-    "application": (msgspec.msgpack.Decoder(Union[Report, Goodbye]), REPORT_LIMIT),
-    "reader": (msgspec.msgpack.Decoder(Question), QUERY_LIMIT),
-    "peer": (msgspec.msgpack.Decoder(msgspec.Raw), PEER_LIMIT),
-}
-_FROM_NODE: Final[dict[str, tuple[_Decoder, int]]] = {
-    "application": (msgspec.msgpack.Decoder(Union[Ack, Refuse]), HELLO_LIMIT),
-    "reader": (msgspec.msgpack.Decoder(Union[Rows, NodeStatus, History, Refuse]), ANSWER_LIMIT),
-    "peer": (msgspec.msgpack.Decoder(msgspec.Raw), PEER_LIMIT),
+_ANSWER: Final[_Decoder] = msgspec.msgpack.Decoder(Union[Welcome, Refuse])
+_ANSWER_WITH_SECRET: Final[_Decoder] = msgspec.msgpack.Decoder(Union[Challenge, Welcome, Refuse])
+_OPEN: Final[dict[tuple[str, str], tuple[_Decoder, int]]] = {
+    (role, side): (msgspec.msgpack.Decoder(sent.messages), sent.limit)
+    for role, sides in OPEN_MESSAGES.items()
+    for side, sent in sides.items()
 }
 
 
 def frame(message: Message) -> bytes:
-    """Return the bytes of one message that is not sealed, its length in front."""
-    return _framed(_encoder.encode(message))
+    """Return the frame of a message without a MAC."""
+    return framed(_encoder.encode(message))
 
 
-def _framed(payload: bytes, seal: bytes = b"") -> bytes:
-    return b"%b%b%b" % ((len(payload) + len(seal)).to_bytes(4, "big"), payload, seal)
+def framed(payload: bytes, mac: bytes = b"") -> bytes:
+    """Return the frame of an encoded message."""
+    return b"%b%b%b" % ((len(payload) + len(mac)).to_bytes(4, "big"), payload, mac)
 
 
-class _Frames:
-    """Cuts a stream of bytes into messages of the type that is allowed now."""
+class _Side:
+    """One side of a connection: its state, the bytes received, the MACs of both directions."""
 
-    def __init__(self, decoder: _Decoder, limit: int) -> None:
+    def __init__(self, secret: bytes | None, on_state: Callable[[State], None] | None) -> None:
+        self.state = State.START
+        self._on_state = on_state
+        self._secret = secret
+        self._transitions = HANDSHAKE[secret is not None]
         self._buffer = bytearray()
-        self._decoder = decoder
-        self._limit = limit
-        self._seals: Seals | None = None
+        self._decoder = _HELLO
+        self._limit = HELLO_BYTES
+        self._received_macs: FrameMacs | None = None
+        self._sent_macs: FrameMacs | None = None
+        self._handshake: Handshake | None = None
 
-    def expect(self, decoder: _Decoder, limit: int) -> None:
-        self._decoder = decoder
-        self._limit = limit
+    def _change(self, state: State) -> None:
+        if state is not self.state:
+            self.state = state
+            if self._on_state is not None:
+                self._on_state(state)
 
-    def unseal(self, seals: Seals) -> None:
-        """From the next frame on they have to have these seals."""
-        self._seals = seals
+    def _received(self, message: Any) -> None:
+        """Change the state after a message of the other side. Raises ProtocolError."""
+        state = self._transitions.get(self.state, {}).get(type(message))
+        if state is not None:
+            self._change(state)
+        elif self.state is not State.OPEN:
+            raise ProtocolError(f"a {type(message).__name__.lower()} in state {self.state.value}")
 
-    def feed(self, data: bytes) -> None:
-        self._buffer += data
+    def _send(self, message: Struct) -> None:
+        """Change the state before a message of the handshake is sent."""
+        state = self._transitions.get(self.state, {}).get(type(message))
+        if state is None or state is State.FAILED:
+            raise RuntimeError(
+                f"a {type(message).__name__.lower()} cannot be sent in state {self.state.value}"
+            )
+        self._change(state)
 
-    @property
-    def buffered(self) -> int:
-        return len(self._buffer)
+    def _frame(self, message: Struct) -> bytes:
+        payload = _encoder.encode(message)
+        return framed(payload) if self._sent_macs is None else framed(payload, self._sent_macs.next(payload))
 
-    def next(self) -> Any | None:
-        """Return the next whole message, or None until more bytes come."""
-        payload = self.payload()
-        if payload is None:
-            return None
-        if self._seals is not None:
-            payload, seal = payload[:-SEAL_BYTES], payload[-SEAL_BYTES:]
-            if not self._seals.fits(seal, payload):
-                raise ProtocolError(
-                    "a frame without the right seal: it was altered, left out, repeated or forged on the way"
-                )
-        return self.decode(payload)
-
-    def payload(self) -> bytes | None:
-        """Return what the next frame holds, as it came, or None until it is whole."""
+    def _payload(self) -> bytes | None:
+        """Return the payload of the next frame, with its MAC, or None until it is complete."""
         buffer = self._buffer
         if len(buffer) < 4:
             return None
         length = int.from_bytes(buffer[:4], "big")
-        limit = self._limit if self._seals is None else self._limit + SEAL_BYTES
+        limit = self._limit if self._received_macs is None else self._limit + MAC_BYTES
         if length > limit:
             if bytes(buffer[:2]) in (b"\x15\x03", b"\x16\x03"):  # an alert, a handshake
                 raise ProtocolError(
@@ -208,93 +275,104 @@ class _Frames:
         del buffer[: 4 + length]
         return payload
 
-    def decode(self, payload: bytes) -> Any:
+    def _verified(self, payload: bytes) -> bytes:
+        """Return the payload without its MAC, if it must have one. Raises ProtocolError."""
+        if self._received_macs is None:
+            return payload
+        payload, mac = payload[:-MAC_BYTES], payload[-MAC_BYTES:]
+        if not self._received_macs.verify(mac, payload):
+            raise ProtocolError(
+                "a frame with a wrong MAC: it was altered, dropped, repeated or forged on the way"
+            )
+        return payload
+
+    def _decoded(self, payload: bytes) -> Any:
         try:
             return self._decoder.decode(payload)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise ProtocolError(f"a message that cannot be read: {error}") from None
 
 
-class NodeSide:
-    """The node's side of one connection: takes bytes, gives hello, reports and queries.
+class NodeSide(_Side):
+    """The node's side of one connection: bytes in, messages out.
 
-    `receive` yields the hello as the first message; the node answers it with `welcome` or
-    `refuse`, and only after `welcome` are further messages read. With a secret there is one step
-    more: `welcome` gives a challenge, the client's proof comes as the next message (a wrong one
-    is a ProtocolError), and the node answers it with `welcome` once more.
+    The first message received is the hello. The node answers it: `refuse`, or `challenge` if
+    `needs_proof`, or `welcome`. After a challenge the proof is the next message received (a wrong one is a
+    ProtocolError), and the node answers it with `welcome`. Nothing is read while an answer is due.
 
-    `nonce` is NONCE_BYTES random bytes, new for each connection; it is used with a secret only.
+    `nonce` is `NONCE_BYTES` random bytes, new for each connection; it is used with a secret only.
+    `on_state` is called after each change of the state.
     """
 
-    def __init__(self, secret: bytes | None = None, nonce: bytes = b"") -> None:
-        self._frames = _Frames(_HELLO, HELLO_LIMIT)
-        self._secret = secret
+    def __init__(
+        self, secret: bytes | None = None, nonce: bytes = b"", on_state: Callable[[State], None] | None = None
+    ) -> None:
+        super().__init__(secret, on_state)
         self._nonce = nonce
-        self._said = b""
-        """The hello's frame, as it came."""
-        self._handshake: Handshake | None = None
-        self._seals: Seals | None = None
-        self._answering = False
-        """It is the node's turn."""
+        self._hello_frame = b""
+        """As it arrived."""
         self.hello: Hello | None = None
         self.role: Role | None = None
-        """Set when the client is welcomed: who it is, and that it knows the secret."""
+        """Set by `welcome`: the client's role, once it has proven the secret."""
+
+    def __repr__(self) -> str:
+        return f"<NodeSide of {self.role or 'a client'}: {self.state.value}>"
 
     @property
     def buffered(self) -> int:
-        """How many bytes have been received that are no whole message yet."""
-        return self._frames.buffered
+        """The bytes received that are not a whole message yet."""
+        return len(self._buffer)
 
-    def receive(self, data: bytes) -> list[Hello | Proof | Report | Goodbye | Question]:
+    @property
+    def needs_proof(self) -> bool:
+        """Whether the answer to the hello is a challenge."""
+        return self._secret is not None and self.state is State.GREETED
+
+    def receive(self, data: bytes) -> list[FromClient]:
         """Return the messages that are complete with these bytes.
 
-        Raises ProtocolError when a rule is broken; the connection is to be closed then.
+        After an answer, `receive(b"")` returns those that had arrived before it. Raises ProtocolError if a
+        rule is broken; the connection must be closed then.
         """
-        self._frames.feed(data)
-        if self._answering:
-            raise ProtocolError("the client went on before its hello was answered")
-        return self.pending()
-
-    def pending(self) -> list[Hello | Proof | Report | Goodbye | Question]:
-        """Return further complete messages among the bytes already received."""
-        messages: list[Hello | Proof | Report | Goodbye | Question] = []
-        if self.role is None:
-            opening = self._opening()
-            if opening is not None:
-                messages.append(opening)
+        if self.state in _ENDED:
+            return []
+        try:
+            if self.state in _NODES_TURN:
+                raise ProtocolError("the client went on before its hello was answered")
+            self._buffer += data
+            messages: list[FromClient] = []
+            while (payload := self._payload()) is not None:
+                payload = self._verified(payload)
+                message = self._decoded(payload)
+                messages.append(message)
+                if self.state is not State.OPEN:
+                    self._take_handshake(message, payload)
+                    break  # the node's turn
             return messages
-        while (message := self._frames.next()) is not None:
-            messages.append(message)
-        return messages
+        except ProtocolError:
+            self._change(State.FAILED)
+            raise
 
-    def _opening(self) -> Hello | Proof | None:
-        """Return the next message before the welcome: the hello, or the proof."""
-        payload = self._frames.payload()
-        if payload is None:
-            return None
-        message: Hello | Proof = self._frames.decode(payload)
-        if self.hello is None:
-            assert isinstance(message, Hello)
-            self.hello, self._said = message, _framed(payload)
+    def _take_handshake(self, message: Hello | Proof, payload: bytes) -> None:
+        if isinstance(message, Hello):
+            self.hello, self._hello_frame = message, framed(payload)
         else:
-            assert isinstance(message, Proof) and self._handshake is not None
-            if not self._handshake.proven(message.proof):
+            assert self._handshake is not None
+            if not self._handshake.verify_proof(message.proof):
                 raise ProtocolError(
                     "the secrets differ: the client's is not this node's; both need the same "
                     "secret or secret_file"
                 )
-            self._seals = self._handshake.from_node()
-            self._frames.unseal(self._handshake.from_client())
-        self._answering = True
-        return message
+            self._received_macs = self._handshake.client_macs()
+        self._received(message)
 
     def check(self, hello: Hello, service: str) -> str | None:
-        """Return why this hello cannot be welcomed by a node of `service`, or None."""
+        """Return the reason to refuse this hello on a node of `service`, or None."""
         if hello.version != VERSION:
             return (
                 f"protocol version {hello.version} is not spoken here, {VERSION} is: upgrade the older side"
             )
-        if hello.role not in _FROM_CLIENT:
+        if hello.role not in OPEN_MESSAGES:
             return f"role {hello.role!r} is not known here"
         if hello.service not in ("", service):
             return f"service {hello.service!r} is not served here, {service!r} is"
@@ -310,42 +388,49 @@ class NodeSide:
             )
         return None
 
-    def welcome(self, service: str, node: str, software: str = "") -> bytes:
-        """Accept the hello, which `check` has let through: return the bytes of the answer.
+    def challenge(self, service: str, node: str) -> bytes:
+        """Ask for the proof: return the bytes to send. The hello must have passed `check`."""
+        assert self._secret is not None
+        challenge = Challenge(VERSION, service, node, self._nonce)
+        self._send(challenge)
+        data = frame(challenge)
+        self._handshake = Handshake(self._secret, self._hello_frame, data)
+        self._decoder = _PROOF
+        return data
 
-        The role's messages are allowed from now. With a secret, that is so after the second call.
+    def welcome(self, service: str, node: str, software: str = "") -> bytes:
+        """Accept the client: return the bytes to send. The hello must have passed `check`.
+
+        From now on the role's messages are received.
         """
-        assert self.hello is not None and self._answering
-        self._answering = False
-        if self._secret is not None and self._seals is None:
-            challenge = frame(Challenge(VERSION, service, node, self._nonce))
-            self._handshake = Handshake(self._secret, self._said, challenge)
-            self._frames.expect(_PROOF, HELLO_LIMIT)
-            return challenge
-        self.role = self.hello.role  # type: ignore[assignment]  # `check` saw to it
-        self._frames.expect(*_FROM_CLIENT[self.hello.role])
-        return self.frame(Welcome(VERSION, service, node, software))
+        welcome = Welcome(VERSION, service, node, software)
+        self._send(welcome)
+        assert self.hello is not None
+        self.role = self.hello.role  # type: ignore[assignment]  # `check` has compared it
+        self._decoder, self._limit = _OPEN[self.hello.role, "client"]
+        if self._handshake is not None:
+            self._sent_macs = self._handshake.node_macs()
+        return self._frame(welcome)
 
     def frame(self, message: Struct) -> bytes:
-        """Return the bytes of one message, sealed where they have to be; to be sent in this order."""
-        return _sealed(message, self._seals if self.role is not None else None)
+        """Return the bytes of one message, with its MAC if it needs one. Send frames in this order."""
+        if isinstance(message, Refuse):
+            self._change(State.REFUSED)
+        return self._frame(message)
 
     @staticmethod
     def refuse(reason: str) -> bytes:
-        """Return the bytes that say no before the welcome; the node closes after sending them."""
+        """Return the bytes of a refusal before the welcome. The node closes the connection after it."""
         return frame(Refuse(reason))
 
 
-def _sealed(message: Struct, seals: Seals | None) -> bytes:
-    payload = _encoder.encode(message)
-    return _framed(payload) if seals is None else _framed(payload, seals.next(payload))
+class ClientSide(_Side):
+    """The side of an application, a reader or a dialing node.
 
+    Send `hello` first. After each `receive` send what `reply` returns, if anything.
 
-class ClientSide:
-    """An application's or a reader's side of one connection.
-
-    After each `receive` the bytes of `reply` are to be sent, where there are any. `nonce` is
-    NONCE_BYTES random bytes, new for each connection; it is used with a secret only.
+    `nonce` is `NONCE_BYTES` random bytes, new for each connection; it is used with a secret only.
+    `boot` and `cluster` are those of a dialing node. `on_state` is called after each change of the state.
     """
 
     def __init__(
@@ -357,85 +442,101 @@ class ClientSide:
         nonce: bytes = b"",
         boot: str = "",
         cluster: str = "",
+        on_state: Callable[[State], None] | None = None,
     ) -> None:
+        super().__init__(secret, on_state)
         self._role: Role = role
-        self._secret = secret
-        asked = None if secret is None else nonce
-        self._hello = frame(Hello(VERSION, role, service, client, asked, boot, cluster))
-        self._frames = _Frames(_HELLO_ANSWER if secret is None else _SECRET_ANSWER, HELLO_LIMIT)
-        self._reply = b""
-        self._handshake: Handshake | None = None
-        self._seals: Seals | None = None
+        self._hello = Hello(
+            version=VERSION,
+            role=role,
+            service=service,
+            client=client,
+            nonce=None if secret is None else nonce,
+            boot=boot,
+            cluster=cluster,
+        )
+        self._decoder = _ANSWER if secret is None else _ANSWER_WITH_SECRET
         self.welcome: Welcome | None = None
+        """The node's welcome. None: it has not come, or the node has not proven the secret."""
+
+    def __repr__(self) -> str:
+        return f"<ClientSide of {self._role}: {self.state.value}>"
 
     def hello(self) -> bytes:
         """Return the first bytes to send."""
-        return self._hello
+        self._send(self._hello)
+        return frame(self._hello)
 
     def reply(self) -> bytes:
-        """Return, once, what has to be sent because of what was received: the proof."""
-        reply, self._reply = self._reply, b""
-        return reply
+        """Return the proof after a challenge, once; else b""."""
+        if self.state is not State.CHALLENGED:
+            return b""
+        assert self._handshake is not None
+        proof = Proof(self._handshake.proof())
+        self._send(proof)
+        return frame(proof)
 
     def frame(self, message: Struct) -> bytes:
-        """Return the bytes of one message, sealed where they have to be; to be sent in this order.
+        """Return the bytes of one message, with its MAC if it needs one. Send frames in this order.
 
-        Raises ProtocolError while the node has yet to prove that it knows the secret.
+        Raises ProtocolError until the node has proven the secret.
         """
         if self._secret is not None and self.welcome is None:
             raise ProtocolError("the node has not proven yet that it knows the secret")
-        return _sealed(message, self._seals)
+        return self._frame(message)
 
-    def receive(self, data: bytes) -> list[Welcome | Refuse | Ack | Rows | NodeStatus | History]:
+    def receive(self, data: bytes) -> list[FromNode]:
         """Return the messages that are complete with these bytes.
 
-        Raises ProtocolError when a rule is broken; the connection is to be closed then.
+        Raises ProtocolError if a rule is broken; the connection must be closed then.
         """
-        self._frames.feed(data)
-        messages: list[Welcome | Refuse | Ack | Rows | NodeStatus | History] = []
-        while (message := self._next()) is not None:
-            if not isinstance(message, Challenge):
-                messages.append(message)
+        self._buffer += data
+        messages: list[FromNode] = []
+        try:
+            while self.state not in _ENDED and (payload := self._payload()) is not None:
+                if self.state is State.OPEN:
+                    message = self._decoded(self._verified(payload))
+                    self._received(message)
+                else:
+                    message = self._take_handshake(payload)
+                if not isinstance(message, Challenge):
+                    messages.append(message)
+        except ProtocolError:
+            self._change(State.FAILED)
+            raise
         return messages
 
-    def _next(self) -> Challenge | Welcome | Refuse | Ack | Rows | NodeStatus | History | None:
-        if self.welcome is not None:
-            return self._frames.next()
-        payload = self._frames.payload()
-        if payload is None:
-            return None
-        message = self._opening(payload)
-        if isinstance(message, Challenge | Welcome) and message.version != VERSION:
+    def _take_handshake(self, payload: bytes) -> Challenge | Welcome | Refuse:
+        message: Challenge | Welcome | Refuse
+        message = self._decoded(payload) if self._handshake is None else self._decoded_proof(payload)
+        if not isinstance(message, Refuse) and message.version != VERSION:
             raise ProtocolError(
                 f"the node speaks protocol version {message.version}, this side {VERSION}: "
                 "upgrade the older side"
             )
+        self._received(message)
+        if self.state is State.FAILED:
+            raise ProtocolError(
+                "this side has a secret and the node asks for none: start the node with the same secret, "
+                "or take this side's away"
+            )
         if isinstance(message, Challenge):
             assert self._secret is not None
-            self._handshake = Handshake(self._secret, self._hello, _framed(payload))
-            self._reply = frame(Proof(self._handshake.proof()))
-            # The welcome has a seal; it is looked at here, since a refusal in its place has none.
-            self._frames.expect(_HELLO_ANSWER, HELLO_LIMIT + SEAL_BYTES)
+            self._handshake = Handshake(self._secret, frame(self._hello), framed(payload))
+            self._decoder, self._limit = _ANSWER, HELLO_BYTES + MAC_BYTES
         elif isinstance(message, Welcome):
             self.welcome = message
-            self._frames.expect(*_FROM_NODE[self._role])
+            self._decoder, self._limit = _OPEN[self._role, "node"]
         return message
 
-    def _opening(self, payload: bytes) -> Challenge | Welcome | Refuse:
-        """Return the message of a frame that came before the node was known to be the right one."""
-        if self._handshake is None:
-            message: Challenge | Welcome | Refuse = self._frames.decode(payload)
-            if self._secret is not None and isinstance(message, Welcome):
-                raise ProtocolError(
-                    "this side has a secret and the node asks for none: start the node with the same secret, "
-                    "or take this side's away"
-                )
-            return message
-        seals = self._handshake.from_node()
-        if seals.fits(payload[-SEAL_BYTES:], payload[:-SEAL_BYTES]):
-            self._frames.unseal(seals)
-            self._seals = self._handshake.from_client()
-            return self._frames.decode(payload[:-SEAL_BYTES])  # type: ignore[no-any-return]
+    def _decoded_proof(self, payload: bytes) -> Welcome | Refuse:
+        """Return the node's answer to the proof: with the right MAC, or a refusal without one."""
+        assert self._handshake is not None
+        macs = self._handshake.node_macs()
+        if macs.verify(payload[-MAC_BYTES:], payload[:-MAC_BYTES]):
+            self._received_macs = macs
+            self._sent_macs = self._handshake.client_macs()
+            return self._decoded(payload[:-MAC_BYTES])  # type: ignore[no-any-return]
         try:
             return _REFUSE.decode(payload)  # type: ignore[no-any-return]
         except (msgspec.MsgspecError, ValueError, RecursionError):

@@ -1,35 +1,33 @@
 """TLS without sockets: bytes in, bytes out, for both sides of a connection.
 
-The rules it keeps:
+Rules:
 
-- TLS 1.2 or newer. A client checks the node's certificate, the host name in it included, against
-  `ssl_cafile`, else against the system's authorities. A node with `ssl_cafile` wants a certificate
-  of every client, and then clients show theirs, `ssl_certfile`.
-- Whatever is wrong with a file is a ConfigError that names the option; whatever is wrong with the
-  other side is a ProtocolError that says what it means for the two of them.
-- Nothing in here waits, and nothing of what was sent for is kept but a part of one record.
+- TLS 1.2 or newer. A client checks the node's certificate and the host name in it, against `ssl_cafile`
+  or else the system's authorities. A node with `ssl_cafile` requires a certificate of every client, and
+  clients then show theirs, `ssl_certfile`.
+- An unusable file is a ConfigError that names the option. A fault of the other side is a ProtocolError that
+  says what it means for both.
+- Nothing here blocks. Of received bytes only an incomplete record is kept.
 
-Imported only where a service has TLS: `ssl` takes its time.
+Imported only if a service has TLS: `ssl` takes 15 ms to load.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ssl
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
+from connmon.config import Service
 from connmon.errors import ConfigError, ProtocolError, one_line
 from connmon.protocol.certificate_validity import judge, validities
 
-if TYPE_CHECKING:
-    from connmon.config import Service
-
-_CHUNK: Final = 64 * 1024
-#: What a TLS record begins with: change cipher spec, alert, handshake, data.
+_CHUNK_BYTES: Final = 64 * 1024
+#: The first byte of a TLS record: change cipher spec, alert, handshake, data.
 _RECORDS: Final = (20, 21, 22, 23)
 
 _UNWANTED: Final = "the other side does not accept this one's certificate"
-#: What OpenSSL's reasons mean here; others are told in its own words.
+#: What OpenSSL's reasons mean here; other reasons appear in OpenSSL's words.
 _REASONS: Final = {
     "UNSUPPORTED_PROTOCOL": "the other side's TLS is older than 1.2",
     "TLSV1_ALERT_PROTOCOL_VERSION": "the other side's TLS is older than 1.2",
@@ -48,22 +46,22 @@ _REASONS: Final = {
 
 
 class _Encrypted(Exception):
-    """The key wants a passphrase."""
+    """The key has a passphrase."""
 
 
-def _ask_nobody() -> str:
+def _refuse_passphrase() -> str:
     raise _Encrypted
 
 
 def node_context(service: Service) -> ssl.SSLContext | None:
-    """Return what a node of the service speaks TLS with; None: it speaks none. Raises ConfigError."""
+    """Return the TLS context of a node of the service, None if it has no TLS. Raises ConfigError."""
     if service.ssl_certfile is None:
         if service.ssl_cafile is not None:
-            raise _error(service, "ssl_cafile", "a node needs ssl_certfile and ssl_keyfile beside it")
+            raise _error(service, "ssl_cafile", "a node needs ssl_certfile and ssl_keyfile too")
         return None
     context = _context(ssl.PROTOCOL_TLS_SERVER)
     context.options |= ssl.OP_NO_RENEGOTIATION
-    context.num_tickets = 0  # nobody resumes a session
+    context.num_tickets = 0  # sessions are never resumed
     _load_certificate(context, service)
     if service.ssl_cafile is not None:
         _load_authorities(context, service)
@@ -72,12 +70,12 @@ def node_context(service: Service) -> ssl.SSLContext | None:
 
 
 def client_context(service: Service) -> ssl.SSLContext | None:
-    """Return what a client of the service speaks TLS with; None: it speaks none. Raises ConfigError."""
+    """Return the TLS context of a client of the service, None if it has no TLS. Raises ConfigError."""
     if service.ssl_certfile is None and service.ssl_cafile is None:
         return None
     context = _context(ssl.PROTOCOL_TLS_CLIENT)  # checks certificate and host name
     if service.ssl_cafile is None:
-        # The node asks for no certificate then, and not every client may read the node's key.
+        # The node requests no certificate then, and not every client may read the node's key.
         context.load_default_certs(ssl.Purpose.SERVER_AUTH)
         return context
     _load_authorities(context, service)
@@ -87,16 +85,16 @@ def client_context(service: Service) -> ssl.SSLContext | None:
 
 
 class Notice(NamedTuple):
-    """When the certificates of a file expire."""
+    """When the certificates of a file expire, and whether that is soon."""
 
     text: str
     soon: bool
 
 
 def check_dates(service: Service, now: float) -> list[Notice]:
-    """Return when the certificates of a node of the service expire; `now` is in seconds since the epoch.
+    """Return when the certificates of a node of the service expire. `now` is in seconds since the epoch.
 
-    Raises ConfigError where they have expired, or are not valid yet: nobody would accept them.
+    Raises ConfigError if they have expired or are not valid yet: no other side would accept them.
     """
     notices = []
     for option, path in (("ssl_certfile", service.ssl_certfile), ("ssl_cafile", service.ssl_cafile)):
@@ -123,7 +121,7 @@ def _error(service: Service, option: str, problem: str) -> ConfigError:
 
 
 def _readable(service: Service, option: str, path: str, mark: bytes) -> None:
-    """Raise ConfigError unless the file can be read and has something of this kind in it."""
+    """Raise ConfigError unless the file can be read and contains this mark."""
     if mark not in _read(service, option, path):
         raise _error(service, option, f"{path} has no '-----BEGIN ... {mark.decode()}'; expected a PEM file")
 
@@ -139,11 +137,11 @@ def _read(service: Service, option: str, path: str) -> bytes:
 
 def _load_certificate(context: ssl.SSLContext, service: Service) -> None:
     certificate, key = service.ssl_certfile, service.ssl_keyfile
-    assert certificate is not None and key is not None  # the config sees to it
+    assert certificate is not None and key is not None  # checked by the config
     _readable(service, "ssl_certfile", certificate, b"CERTIFICATE-----")
     _readable(service, "ssl_keyfile", key, b"PRIVATE KEY-----")
     try:
-        context.load_cert_chain(certificate, key, _ask_nobody)
+        context.load_cert_chain(certificate, key, _refuse_passphrase)
     except _Encrypted:
         raise _error(service, "ssl_keyfile", f"{key} has a passphrase; expected a key without one") from None
     except ssl.SSLError as error:
@@ -175,14 +173,14 @@ def _words(error: ssl.SSLError) -> str:
 class Channel:
     """One side of one TLS connection.
 
-    What the other side sent goes through `receive`, what this side means goes through `send`; after
-    either the bytes of `outgoing` are to be sent. A client begins with what `outgoing` has at once.
+    Pass received bytes to `receive` and bytes to encrypt to `send`; after either, send the bytes of
+    `outgoing`. A client has bytes in `outgoing` from the start.
     """
 
     def __init__(self, context: ssl.SSLContext, host: str | None) -> None:
-        """`host` is whom the node's certificate has to name; None: this is the node's side.
+        """`host` must be named in the node's certificate; None: this is the node's side.
 
-        Raises ProtocolError where the host is nothing that a certificate can name.
+        Raises ProtocolError if no certificate can name the host.
         """
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
@@ -192,8 +190,8 @@ class Channel:
         except ValueError as error:
             raise ProtocolError(f"no certificate can be for this host name: {error}") from None
         self._unsent = bytearray()
-        """What is to be sent once the other side is known."""
-        self._begun = False
+        """Plain bytes to send after the handshake."""
+        self._started = False
         self._sides = ("client", "node") if host is None else ("node", "client")
         """The other side, this side."""
         self._established = False
@@ -204,13 +202,13 @@ class Channel:
 
     @property
     def pending(self) -> int:
-        """Bytes that are held: received and not yet a whole record, to be sent, sent."""
+        """The bytes held: incomplete records received, and bytes not sent yet."""
         return self._incoming.pending + self._outgoing.pending + len(self._unsent)
 
     def receive(self, data: bytes) -> bytes:
-        """Return what the other side means by these bytes. Raises ProtocolError."""
-        if data and not self._begun:
-            self._begun = True
+        """Return the decrypted bytes. Raises ProtocolError."""
+        if data and not self._started:
+            self._started = True
             if data[0] not in _RECORDS:
                 self.plain = True
                 other, this = self._sides
@@ -222,7 +220,7 @@ class Channel:
         try:
             if not self._established and not self._shake():
                 return b""
-            while part := self._tls.read(_CHUNK):
+            while part := self._tls.read(_CHUNK_BYTES):
                 parts.append(part)
         except ssl.SSLWantReadError:
             pass
@@ -231,17 +229,19 @@ class Channel:
         return b"".join(parts)
 
     def send(self, data: bytes) -> None:
+        """Encrypt bytes for the other side."""
         if not self._established:
             self._unsent += data
         elif data:
-            with contextlib.suppress(ssl.SSLError):  # it has failed before, and that was said
+            with contextlib.suppress(ssl.SSLError):  # it has failed before, which was reported
                 self._tls.write(data)
 
     def outgoing(self) -> bytes:
-        """Return, once, what has to go to the other side."""
+        """Return the encrypted bytes to send, once."""
         return self._outgoing.read()
 
     def _shake(self) -> bool:
+        """Continue the TLS handshake; return whether it is complete."""
         try:
             self._tls.do_handshake()
         except ssl.SSLWantReadError:

@@ -318,24 +318,64 @@ def test_logging_sections_are_checked(started: list[Connmond], tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_verbose_tells_the_story_of_a_connection(started: list[Connmond], tmp_path: Path) -> None:
-    """--verbose has lines for clients that come, are welcomed and leave, for the leader and batches."""
-    for arguments in ([], ["--verbose"]):
-        port = free_port()
-        node = ready(started, write(tmp_path / "c.cfg", port), *arguments)
-        with Client(port) as application, Client(port, "reader"):
-            application.socket.sendall(frame(full("i1")))
-            assert application.next() == Ack("i1", 1, False)
-            client = "{}:{}".format(*application.socket.getsockname())
-        if arguments:
-            for line in (
-                f"client {client}: connected", f"client {client}: welcomed: application",
-                "leader node1 in term 1; this node: leader", r"batch \d+ applied after [\d.]+ ms: 1 reports",
-                f"client {client}: left without a goodbye",
-            ):  # fmt: skip
-                node.wait_for(f"DEBUG connmon[.a-z]*: {line}")
+@pytest.mark.parametrize("arguments", [[], ["--verbose"], ["-v"]])
+def test_verbose_tells_the_story_of_a_client_connection(
+    started: list[Connmond], tmp_path: Path, arguments: list[str]
+) -> None:
+    """-v logs each step of a client connection, the leader and batches; without it there is no debug line."""
+    port = free_port()
+    node = ready(started, write(tmp_path / "c.cfg", port), *arguments)
+    with Client(port) as application, Client(port, "reader") as reader:
+        application.socket.sendall(frame(full("i1")))
+        assert application.next() == Ack("i1", 1, False)
+        client = "{}:{}".format(*application.socket.getsockname())
+        reader.socket.sendall(frame(full("i2")))  # which a reader may not send
+        reader.next()
+        refused = "{}:{}".format(*reader.socket.getsockname())
+    story = (
+        f"client {client}: accepted",
+        f"client {client}: handshake: greeted",
+        f"client {client}: hello: version 1, application",
+        f"client {client}: welcomed: application",
+        rf"client {client}: handshake -> idle \(welcomed\)",
+        rf"client {client}: idle -> busy \(request\)",
+        rf"client {client}: busy -> idle \(done\)",
+        f"client {client}: closed: left without a goodbye",
+        rf"client {client}: idle -> closed \(lost\)",
+        f"client {refused}: handshake: failed",
+        rf"client {refused}: idle -> closing \(close\)",
+        f"client {refused}: closed: refused: a message that cannot be read",
+        "leader node1 in term 1; this node: leader",
+        r"batch \d+ applied after [\d.]+ ms: 1 reports",
+    )
+    for line in story if arguments else ():
+        node.wait_for(f"DEBUG connmon[._a-z]*: {line}")
+    assert node.end(signal.SIGTERM) == 0
+    assert ("DEBUG" in node.stderr) == bool(arguments)
+    assert all(" connmon" in line for line in node.lines if "DEBUG" in line)
+
+
+@pytest.mark.slow
+def test_verbose_tells_the_story_of_a_peer_link(started: list[Connmond], tmp_path: Path) -> None:
+    """-v logs on the accepting node that a node connects, is welcomed as a peer and gets a peer link."""
+    ports = free_port(), free_port()
+    path = write(tmp_path / "c.cfg", ports[0], f"    node2 hostname=127.0.0.1:{ports[1]} bind=127.0.0.1\n")
+    accepting = run(started, "--config", str(path), "--node", "node2", "-v")
+    accepting.wait_for("listens on")
+    dialing = run(started, "--config", str(path), "--node", "node1", "-v")
+    dialing.wait_for("ready service=default node=node1")
+    address = accepting.wait_for(r"client (\S+): hello: version 1, peer node1, service 'default'")[1]
+    for line in (
+        "accepted",
+        "handshake: greeted",
+        "handshake: open",
+        "welcomed: peer node1",
+        r"handshake -> handed over \(peer welcomed\)",
+    ):
+        accepting.wait_for(f"DEBUG connmon[._a-z]*: client {address}: {line}")
+    for node, other in ((accepting, "node1"), (dialing, "node2")):
+        node.wait_for(f"connmon.cluster.raft[._a-z]*: .*{other}")
         assert node.end(signal.SIGTERM) == 0
-        assert ("DEBUG" in node.stderr) == bool(arguments)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from connmon.cluster.log_limit import LIMIT_INTERVAL, LimitNotices
+from connmon.cluster.log_limit import LimitLog, LogSettings
 from connmon.cluster.state.contents import COUNTED_LIMITS, FORGETTING_LIMITS
 from connmon.cluster.state.settings import LIMITS
+
+LIMIT_INTERVAL = LogSettings().limit_interval_seconds
 
 
 class Watch:
@@ -15,12 +17,12 @@ class Watch:
     def __init__(self, log: pytest.LogCaptureFixture) -> None:
         self.now = 0.0
         self.log = log
-        self.notices = LimitNotices(lambda: self.now)
+        self.limit_log = LimitLog(lambda: self.now)
 
     def look(self, **left_out: int) -> list[str]:
         self.log.clear()
         none = dict.fromkeys((*COUNTED_LIMITS, *FORGETTING_LIMITS), 0)
-        self.notices.look({**none, **left_out}, LIMITS._asdict())
+        self.limit_log.observe({**none, **left_out}, LIMITS._asdict())
         return [record.getMessage() for record in self.log.records]
 
 

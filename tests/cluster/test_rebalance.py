@@ -8,22 +8,26 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connmon.cluster.rebalance import REMEMBERED, SETTLED, Spread
+from connmon.cluster.rebalance import Rebalancer, RebalanceSettings
 
+REMEMBERED = RebalanceSettings().remembered_seconds
+SETTLED = RebalanceSettings().settled_seconds
 NODES = ("node1", "node2", "node3", "node4", "node5")
 
 
-def settled(node: str, nodes: tuple[str, ...] = NODES, seed: int = 1) -> Spread:
-    spread = Spread(node, random.Random(seed))
-    spread.look([other for other in nodes if other != node], 0.0)
-    return spread
+def settled(node: str, nodes: tuple[str, ...] = NODES, seed: int = 1) -> Rebalancer:
+    rebalancer = Rebalancer(node, random.Random(seed))
+    rebalancer.observe([other for other in nodes if other != node], 0.0)
+    return rebalancer
 
 
-def moves(spread: Spread, loads: dict[str, int], own: int | None = None, now: float = 100.0) -> Counter[str]:
+def moves(
+    rebalancer: Rebalancer, loads: dict[str, int], own: int | None = None, now: float = 100.0
+) -> Counter[str]:
     """Return to which node how many of node1's are to go."""
     mine = [f"i{number}" for number in range(loads["node1"] if own is None else own)]
     reporting = [node for node, load in loads.items() for _ in range(load)]
-    told = spread.moves(reporting, mine, now)
+    told = rebalancer.moves(reporting, mine, now)
     assert len({instance for instance, _ in told}) == len(told)
     assert {instance for instance, _ in told} <= set(mine)
     return Counter(node for _, node in told)
@@ -31,41 +35,41 @@ def moves(spread: Spread, loads: dict[str, int], own: int | None = None, now: fl
 
 def test_a_node_that_comes_back_gets_its_share() -> None:
     """Those that have more share in what it lacks."""
-    spread = settled("node1", NODES[:3])
-    assert moves(spread, {"node1": 30, "node2": 30, "node3": 0}) == {"node3": 10}
-    assert moves(spread, {"node1": 30, "node2": 3, "node3": 0}) == {"node3": 10}
-    assert moves(spread, {"node1": 2, "node2": 0, "node3": 1}) == {"node2": 1}
+    rebalancer = settled("node1", NODES[:3])
+    assert moves(rebalancer, {"node1": 30, "node2": 30, "node3": 0}) == {"node3": 10}
+    assert moves(rebalancer, {"node1": 30, "node2": 3, "node3": 0}) == {"node3": 10}
+    assert moves(rebalancer, {"node1": 2, "node2": 0, "node3": 1}) == {"node2": 1}
 
 
 def test_nobody_is_sent_for_little() -> None:
     """A difference of one, or of a tenth, is none; nor to a node that has more."""
-    spread = settled("node1", NODES[:3])
-    assert not moves(spread, {"node1": 2, "node2": 1, "node3": 1})
-    assert not moves(spread, {"node1": 1000, "node2": 950, "node3": 905})
-    assert not moves(spread, {"node1": 0, "node2": 50, "node3": 9})
+    rebalancer = settled("node1", NODES[:3])
+    assert not moves(rebalancer, {"node1": 2, "node2": 1, "node3": 1})
+    assert not moves(rebalancer, {"node1": 1000, "node2": 950, "node3": 905})
+    assert not moves(rebalancer, {"node1": 0, "node2": 50, "node3": 9})
 
 
 def test_who_did_not_go_is_left_in_peace() -> None:
     """What knows this node alone, or cannot reach the other one, is asked again after a long while only."""
-    spread = settled("node1", NODES[:2])
+    rebalancer = settled("node1", NODES[:2])
     loads = {"node1": 30}
-    assert sum(moves(spread, loads, own=2).values()) == 2
-    assert not moves(spread, loads, own=2, now=100.0 + REMEMBERED)
-    assert sum(moves(spread, loads, own=3, now=100.0 + REMEMBERED).values()) == 1
-    assert sum(moves(spread, loads, own=3, now=101.0 + REMEMBERED).values()) == 2
+    assert sum(moves(rebalancer, loads, own=2).values()) == 2
+    assert not moves(rebalancer, loads, own=2, now=100.0 + REMEMBERED)
+    assert sum(moves(rebalancer, loads, own=3, now=100.0 + REMEMBERED).values()) == 1
+    assert sum(moves(rebalancer, loads, own=3, now=101.0 + REMEMBERED).values()) == 2
     assert not moves(settled("node1"), loads, own=0)
 
 
 def test_a_node_counts_when_its_link_has_lasted() -> None:
     """One whose link comes and goes gets nobody, nor one that has gone."""
-    spread = settled("node1", ("node1", "node2"))
+    rebalancer = settled("node1", ("node1", "node2"))
     loads = {"node1": 30}
-    assert not moves(spread, loads, now=SETTLED - 1.0)
-    assert moves(spread, loads, now=SETTLED)
-    spread.look([], SETTLED)
-    assert not moves(spread, loads, now=SETTLED)
-    spread.look(["node2"], SETTLED + 1.0)
-    assert not moves(spread, loads, now=2 * SETTLED)
+    assert not moves(rebalancer, loads, now=SETTLED - 1.0)
+    assert moves(rebalancer, loads, now=SETTLED)
+    rebalancer.observe([], SETTLED)
+    assert not moves(rebalancer, loads, now=SETTLED)
+    rebalancer.observe(["node2"], SETTLED + 1.0)
+    assert not moves(rebalancer, loads, now=2 * SETTLED)
 
 
 @given(
@@ -78,7 +82,7 @@ def test_it_comes_to_rest(movable: list[int], pinned: list[int], seed: int) -> N
     and whoever could have moved is not clearly better off elsewhere."""
     nodes = NODES[: len(movable)]
     rng = random.Random(seed)
-    spreads = {node: settled(node, nodes, rng.randrange(2**32)) for node in nodes}
+    rebalancers = {node: settled(node, nodes, rng.randrange(2**32)) for node in nodes}
     where = {
         f"{node} {number}": node for node, load in zip(nodes, movable, strict=True) for number in range(load)
     }
@@ -88,8 +92,8 @@ def test_it_comes_to_rest(movable: list[int], pinned: list[int], seed: int) -> N
         reporting = [*where.values(), *fixed]
         told = [
             move
-            for node, spread in spreads.items()
-            for move in spread.moves(
+            for node, rebalancer in rebalancers.items()
+            for move in rebalancer.moves(
                 reporting, [i for i, at in where.items() if at == node], 1000.0 * (turn + 1)
             )
         ]

@@ -11,11 +11,10 @@ from typing import Any, ClassVar
 import msgspec
 import pytest
 
-from connmon.cluster import client_connection as link_module
-from connmon.cluster import server as module
-from connmon.cluster.batching import Waiting
+from connmon.cluster.batching import BatchSettings
+from connmon.cluster.client_connection import ConnectionSettings
 from connmon.cluster.raft.replica import Replica
-from connmon.cluster.server import Server
+from connmon.cluster.server import Server, ServerSettings
 from connmon.config import Address, Node, Service
 from connmon.protocol.batch import Batch, Departure
 from connmon.protocol.frames import Ack, ClientSide, Goodbye, Hello, Message, Refuse, Welcome, frame
@@ -43,8 +42,9 @@ class Client:
     @classmethod
     async def connect(cls, server: Server, role: str = "application", hello: bool = True) -> Client:
         client = cls(role, *await asyncio.open_connection("127.0.0.1", server.port))
+        greeting = client.side.hello()
         if hello:
-            client.writer.write(client.side.hello())
+            client.writer.write(greeting)
             assert isinstance(await client.next(), Welcome)
         return client
 
@@ -116,7 +116,7 @@ def _run(body: Body, service: Service, others: Any, **options: Any) -> None:
                 Client.made.pop().kill()
             await asyncio.sleep(0)
             assert server.clients == 0
-            assert server.held == sum(waiting.memory for waiting in server._intake)
+            assert server.held_bytes == sum(waiting.memory_bytes for waiting in server._batcher._queue)
 
     asyncio.run(run())
 
@@ -173,7 +173,7 @@ def test_hello_and_first_report_may_come_together() -> None:
 
     async def body(server: Server, state: FakeState) -> None:
         client = await Client.connect(server, hello=False)
-        client.writer.write(client.side.hello() + frame(full("i1")))
+        client.send(Hello(1, "application", "default"), full("i1"))
         assert isinstance(await client.next(), Welcome)
         assert await client.next() == Ack("i1", 1, False)
 
@@ -213,9 +213,8 @@ def test_reports_of_the_same_moment_share_a_batch() -> None:
     with_server(body)
 
 
-def test_a_batch_is_limited_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_is_limited_in_bytes() -> None:
     """Many large reports are spread over several batches, and all are applied."""
-    monkeypatch.setattr(module, "BATCH_BYTES", 5000)
 
     async def body(server: Server, state: FakeState) -> None:
         clients = [await Client.connect(server) for _ in range(8)]
@@ -227,7 +226,7 @@ def test_a_batch_is_limited_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
         assert max(len(batch.reports) for batch in batches) == 2
         assert len(state.reports) == 8
 
-    with_server(body)
+    with_server(body, settings=ServerSettings(batch=BatchSettings(batch_bytes=5000)))
 
 
 def test_the_leaders_ticks_move_the_clock_while_nothing_is_reported() -> None:
@@ -325,18 +324,15 @@ class Elsewhere:
         return False
 
 
-def with_a_node_cut_off(body: Body) -> None:
+def with_a_node_cut_off(body: Body, **options: Any) -> None:
     """Run `body` beside the server of a node that is one of two and never sees the other."""
 
     nodes = tuple(Node(f"node{n}", Address("127.0.0.1", n), Address("127.0.0.1", 0)) for n in (1, 2))
-    _run(body, Service("default", nodes), Elsewhere())
+    _run(body, Service("default", nodes), Elsewhere(), **options)
 
 
-def test_applications_leave_a_node_without_quorum(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_applications_leave_a_node_without_quorum() -> None:
     """Whose report waits there is told to try another node; readers stay, and nobody counts as ended."""
-    monkeypatch.setattr(module, "PATIENCE", 0.2)
-    monkeypatch.setattr(module, "SWEEP", 0.05)
-    monkeypatch.setattr(module, "GRACE", 0.1)
 
     async def body(server: Server, state: FakeState) -> None:
         reader, application = await Client.connect(server, "reader"), await Client.connect(server)
@@ -347,12 +343,14 @@ def test_applications_leave_a_node_without_quorum(monkeypatch: pytest.MonkeyPatc
         assert refusal.reason.startswith("this node has had no quorum for")
         await asyncio.sleep(0.2)  # longer than the grace time of who ends without a word
         assert await reader.ask() == {}
-        assert not any(isinstance(waiting.what, Departure) for waiting in server._intake)
+        assert not any(isinstance(waiting.message, Departure) for waiting in server._batcher._queue)
         assert not server._grace
         assert server.clients == 2
         idle.kill()
 
-    with_a_node_cut_off(body)
+    with_a_node_cut_off(
+        body, settings=ServerSettings(patience_seconds=0.2, sweep_seconds=0.05, grace_seconds=0.1)
+    )
 
 
 def test_who_comes_again_and_again_without_quorum_costs_the_same() -> None:
@@ -364,27 +362,25 @@ def test_who_comes_again_and_again_without_quorum_costs_the_same() -> None:
             client = await Client.connect(server)
             client.send(full("i1", sequence, "x" * 1000))
             await until(
-                lambda: server._speaking["i1"].sequence == len(held) + 1 if server._speaking else False
+                lambda: server._reporting["i1"].sequence == len(held) + 1 if server._reporting else False
             )
             client.kill()
-            held.append(server.held)
+            held.append(server.held_bytes)
         await until(lambda: server.clients == 0)
         # One is being proposed, one waits, and so does the word that the process has ended.
         assert max(held) <= 3 * max(held[:2])
-        assert len(server._intake) <= 2
+        assert len(server._batcher._queue) <= 2
 
     with_a_node_cut_off(body)
 
 
-def test_who_is_sent_elsewhere_has_time_to_get_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_is_sent_elsewhere_has_time_to_get_there() -> None:
     """The acknowledgement names the node; a process that leaves then has not ended for a while."""
-    monkeypatch.setattr(module, "GRACE", 0.0)
-    monkeypatch.setattr(module, "MOVING", 0.3)
 
     async def body(server: Server, state: FakeState) -> None:
         client = await Client.connect(server)
         await client.report("i1")
-        server._speaking["i1"].elsewhere = "node2"
+        server._reporting["i1"].move_to = "node2"
         assert await client.report("i1", 2) == Ack("i1", 2, False, "node2")
         client.kill()
         await until(lambda: server.clients == 0)
@@ -393,7 +389,7 @@ def test_who_is_sent_elsewhere_has_time_to_get_there(monkeypatch: pytest.MonkeyP
         assert state.reports == {"i1": 2, "i2": 1}
         await until(lambda: state.reports == {"i2": 1})
 
-    with_server(body)
+    with_server(body, settings=ServerSettings(grace_seconds=0.0, moving_seconds=0.3))
 
 
 # --- the end of a process -------------------------------------------------------------------
@@ -482,9 +478,8 @@ def test_an_old_connection_that_ends_after_the_new_one_reported_is_no_departure(
     with_server(body)
 
 
-def test_a_silent_process_is_closed_but_not_departed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_process_is_closed_but_not_departed() -> None:
     """Silence for a lease ends the connection; whether the process is lost is the state's to judge."""
-    monkeypatch.setattr(module, "SWEEP", 0.05)
 
     async def body(server: Server, state: FakeState) -> None:
         client, reader = await Client.connect(server), await Client.connect(server, "reader")
@@ -497,7 +492,7 @@ def test_a_silent_process_is_closed_but_not_departed(monkeypatch: pytest.MonkeyP
         assert not server._grace
         assert await reader.ask() == {"i1": 1}
 
-    with_server(body, lease=0.2)
+    with_server(body, lease=0.2, settings=ServerSettings(sweep_seconds=0.05))
 
 
 # --- what is not allowed --------------------------------------------------------------------
@@ -585,10 +580,8 @@ def test_nothing_goes_after_goodbye() -> None:
     with_server(body)
 
 
-def test_no_hello_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_hello_is_not_waited_for() -> None:
     """A client that says nothing is closed; a reader that asks nothing may stay."""
-    monkeypatch.setattr(link_module, "HELLO_TIME", 0.1)
-    monkeypatch.setattr(module, "SWEEP", 0.05)
 
     async def body(server: Server, state: FakeState) -> None:
         reader = await Client.connect(server, "reader")
@@ -597,13 +590,15 @@ def test_no_hello_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "no hello" in refuse.reason
         assert await reader.ask() == {}
 
-    with_server(body, lease=0.2)
+    with_server(
+        body,
+        lease=0.2,
+        settings=ServerSettings(connection=ConnectionSettings(hello_seconds=0.1), sweep_seconds=0.05),
+    )
 
 
-def test_a_frame_that_is_never_completed_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frame_that_is_never_completed_is_not_waited_for() -> None:
     """Half a frame, and then nothing, ends the connection."""
-    monkeypatch.setattr(link_module, "FRAME_TIME", 0.1)
-    monkeypatch.setattr(module, "SWEEP", 0.05)
 
     async def body(server: Server, state: FakeState) -> None:
         client = await Client.connect(server, "reader")
@@ -611,13 +606,13 @@ def test_a_frame_that_is_never_completed_is_not_waited_for(monkeypatch: pytest.M
         (refuse,) = await client.rest()
         assert "completed" in refuse.reason
 
-    with_server(body)
+    with_server(
+        body, settings=ServerSettings(connection=ConnectionSettings(frame_seconds=0.1), sweep_seconds=0.05)
+    )
 
 
-def test_a_slow_reader_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_reader_is_dropped() -> None:
     """Who does not read its answers costs bounded memory, and is dropped in the end."""
-    monkeypatch.setattr(link_module, "DRAIN_TIME", 0.3)
-    monkeypatch.setattr(module, "SWEEP", 0.05)
 
     async def body(server: Server, state: FakeState) -> None:
         slow, application = await Client.connect(server, "reader"), await Client.connect(server)
@@ -625,15 +620,17 @@ def test_a_slow_reader_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
         state.row_text = "x" * 100_000
         state.chunks = 1000
         slow.send(Query("process"))
-        await until(lambda: server.held > 0)
+        await until(lambda: server.held_bytes > 0)
         most = 0
         while server.clients > 1:
-            most = max(most, server.held)
+            most = max(most, server.held_bytes)
             await asyncio.sleep(0.005)
-        assert most < link_module.WRITE_HIGH + 2 * 100_000 + 4096
+        assert most < ConnectionSettings().unsent_bytes + 2 * 100_000 + 4096
         await application.report("i1", 2)
 
-    with_server(body)
+    with_server(
+        body, settings=ServerSettings(connection=ConnectionSettings(drain_seconds=0.3), sweep_seconds=0.05)
+    )
 
 
 def test_a_flood_of_reports_is_held_back() -> None:
@@ -651,7 +648,7 @@ def test_a_flood_of_reports_is_held_back() -> None:
         pouring = asyncio.create_task(pour())
         for sequence in range(1, 6):
             await good.report("good", sequence)
-            most = max(most, server.held)
+            most = max(most, server.held_bytes)
         pouring.cancel()
         assert most < 2 * 1024 * 1024
         assert state.reports["flood"] < 100
@@ -670,10 +667,10 @@ def test_who_holds_the_most_memory_goes_first(caplog: pytest.LogCaptureFixture) 
             client.writer.write(struct.pack(">I", 10_000_000) + bytes(size * 100_000))
         await until(lambda: server.clients < 9)
         assert "memory for clients" in caplog.text
-        await until(lambda: server.held <= 2_000_000)
+        await until(lambda: server.held_bytes <= 2_000_000)
         assert await good.report("good", 2) == Ack("good", 2, False)
 
-    with_server(body, memory=2_000_000)
+    with_server(body, settings=ServerSettings(memory_bytes=2_000_000))
 
 
 def test_a_report_that_swells_when_decoded_is_weighed_so() -> None:
@@ -688,7 +685,7 @@ def test_a_report_that_swells_when_decoded_is_weighed_so() -> None:
         assert await bad.rest() == []
         assert await good.report("good") == Ack("good", 1, False)
 
-    with_server(body, memory=2_000_000)
+    with_server(body, settings=ServerSettings(memory_bytes=2_000_000))
 
 
 def test_clients_are_limited() -> None:
@@ -761,7 +758,7 @@ def test_closing_ends_every_connection() -> None:
         await application.report("i1")
         state.row_text, state.chunks = "x" * 100_000, 1000
         stuck.send(Query("process"))
-        await until(lambda: server.held > 0)
+        await until(lambda: server.held_bytes > 0)
         await server.close()
         assert server.clients == 0
         assert await application.next() is None
@@ -774,8 +771,8 @@ def test_closing_while_work_comes_in_is_not_missed(turns: int) -> None:
     """close() returns also when the pump is being woken at that very moment."""
 
     async def body(server: Server, state: FakeState) -> None:
-        await until(lambda: server._tick_at is not None)
-        server._enqueue(Waiting(Departure("i1", 1), None, 1, 1))
+        await until(lambda: server._batcher._tick_at is not None)
+        server._put(Departure("i1", 1), None, 1, 1)
         for _ in range(turns):
             await asyncio.sleep(0)
         await asyncio.wait_for(server.close(), 5)

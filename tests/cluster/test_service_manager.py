@@ -134,10 +134,10 @@ def test_ready_without_quorum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_nobody_to_tell(address: str) -> None:
     """Without a manager, or with one that does not listen, nothing happens."""
     manager = Manager({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "x"})
-    manager.tell("READY=1")
-    assert manager.watchdog is None
-    assert Manager({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "1"}).watchdog is None
-    assert Manager({"WATCHDOG_USEC": "3000000"}).watchdog == 3.0
+    manager.notify("READY=1")
+    assert manager.watchdog_seconds is None
+    assert Manager({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "1"}).watchdog_seconds is None
+    assert Manager({"WATCHDOG_USEC": "3000000"}).watchdog_seconds == 3.0
 
 
 LOGGING = """
@@ -168,12 +168,12 @@ def test_log_files_are_opened_anew(tmp_path: Path) -> None:
         wait_for(lambda: log.exists() and "ready service=" in log.read_text())
         moved = log.rename(directory / "old.log")
         node.hang_up()
-        wait_for(lambda: log.exists() and "log files are opened anew" in log.read_text())
-        assert "opened anew" not in moved.read_text()
+        wait_for(lambda: log.exists() and "log files are reopened" in log.read_text())
+        assert "reopened" not in moved.read_text()
         directory.rename(tmp_path / "away")
         node.hang_up()
         away = tmp_path / "away" / "connmond.log"
-        wait_for(lambda: f"opened anew: {log}: No such file or directory" in away.read_text())
+        wait_for(lambda: f"reopened: {log}: No such file or directory" in away.read_text())
         assert node.rows("program") == []
     finally:
         node.remove()

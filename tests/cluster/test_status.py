@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connmon.cluster import server as server_module
+from connmon.cluster.server import ServerSettings
 from connmon.cluster.state.digest import REST, Digests
 from connmon.cluster.state.machine import State
 from connmon.protocol.queries import NodeStatus, Query, StatusQuery
@@ -130,9 +130,8 @@ def test_a_node_says_how_it_is() -> None:
 
 
 @pytest.mark.slow
-def test_a_digest_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_digest_is_waited_for() -> None:
     """The digest is of the version asked for, also of one still to come; one that does not come is None."""
-    monkeypatch.setattr(server_module, "DIGEST_WAIT", 1.5)
 
     async def body(server: Any, state: FakeState) -> None:
         reader = await Client.connect(server, "reader")
@@ -150,7 +149,7 @@ def test_a_digest_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
         reader.send(Query("process"))
         await reader.next()
 
-    with_server(body)
+    with_server(body, settings=ServerSettings(digest_wait_seconds=1.5))
 
 
 def test_an_application_may_not_ask() -> None:

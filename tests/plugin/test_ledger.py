@@ -34,7 +34,7 @@ from connmon.plugin.pool import instrument
 from connmon.plugin.pool_account import KEY, PoolAccount, Token, highest, within_peaks
 from connmon.protocol import histogram
 from connmon.protocol.batch import Batch
-from connmon.protocol.frames import REPORT_LIMIT, frame
+from connmon.protocol.frames import REPORT_BYTES, frame
 from connmon.protocol.reports import PoolInfo, Process, Report
 from connmon.protocol.rows import database_key
 from connmon.protocol.values import Gauges, HolderIn, Peaks, Times, Totals
@@ -618,7 +618,7 @@ def test_a_lock_that_an_interruption_left_held() -> None:
 def on_the_wire(report: Report) -> Report:
     """Return the report as a node reads it."""
     framed = frame(report)
-    assert len(framed) < REPORT_LIMIT
+    assert len(framed) < REPORT_BYTES
     return msgspec.msgpack.decode(framed[4:], type=Report)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from connmon.protocol.document import FIGURES
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from connmon.protocol.aggregate import (
     aggregate_figures,
     aggregate_state,
 )
+from connmon.protocol.document import FIGURES
 from connmon.protocol.rows import Figures
 from connmon.protocol.values import LARGEST, Gauges, RowState, Totals
 

@@ -23,6 +23,7 @@ from connmon.protocol.frames import (
     NodeSide,
     Proof,
     Refuse,
+    State,
     Welcome,
     frame,
 )
@@ -86,7 +87,7 @@ def test_what_follows_the_hello_is_kept_for_after_the_welcome() -> None:
     assert isinstance(hello, Hello)
     assert node.buffered == len(frame(FULL))
     node.welcome("default", "node1")
-    assert node.pending() == [FULL]
+    assert node.receive(b"") == [FULL]
     assert node.buffered == 0
 
 
@@ -155,13 +156,14 @@ def test_histograms_out_of_range_are_refused(counts: Any) -> None:
 def test_a_client_is_as_safe_from_its_node(data: bytes) -> None:
     """Garbage from a node is a ProtocolError at the client, nothing else."""
     client = ClientSide("reader", "default")
+    client.hello()
     with contextlib.suppress(ProtocolError):
         client.receive(frame(Welcome(1, "default", "n")) + data)
 
 
 @pytest.mark.parametrize(
     ("state", "limit"),
-    [("new", frames.HELLO_LIMIT), ("application", frames.REPORT_LIMIT), ("reader", frames.QUERY_LIMIT)],
+    [("new", frames.HELLO_BYTES), ("application", frames.REPORT_BYTES), ("reader", frames.QUERY_BYTES)],
 )
 def test_a_length_over_the_limit_is_refused_before_it_has_come(state: str, limit: int) -> None:
     """Four bytes are enough to refuse a frame that would be too large; the limit itself is allowed."""
@@ -227,8 +229,10 @@ def test_a_hello_that_fits(service: str) -> None:
 
 def test_a_client_refuses_a_node_of_another_version() -> None:
     """A welcome with another version is a ProtocolError that says what to do."""
+    client = ClientSide("reader", "")
+    client.hello()
     with pytest.raises(ProtocolError, match="upgrade the older side"):
-        ClientSide("reader", "").receive(frame(Welcome(2, "default", "n")))
+        client.receive(frame(Welcome(2, "default", "n")))
 
 
 @pytest.mark.parametrize(
@@ -254,6 +258,56 @@ def test_deep_nesting_is_refused() -> None:
     payload = b"\x91" * 4000
     with pytest.raises(ProtocolError):
         NodeSide().receive(len(payload).to_bytes(4, "big") + payload)
+
+
+# --- States ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("secret", [None, b"0123456789abcdef"])
+def test_both_sides_pass_through_the_states_of_the_table(secret: bytes | None) -> None:
+    """Client and node report the same states in the same order, each of them a transition of HANDSHAKE."""
+    states: dict[str, list[State]] = {"client": [], "node": []}
+    client = ClientSide("reader", "", "", secret, bytes(32), on_state=states["client"].append)
+    node = NodeSide(secret, bytes(32), on_state=states["node"].append)
+    node.receive(client.hello())
+    if node.needs_proof:
+        client.receive(node.challenge("default", "node1"))
+        node.receive(client.reply())
+    client.receive(node.welcome("default", "node1"))
+    client.receive(node.frame(Refuse("the node is ending")))
+    assert states["client"] == states["node"]
+    before = State.START
+    for state in states["node"]:
+        assert state in frames.HANDSHAKE[secret is not None][before].values()
+        before = state
+    proof = [State.CHALLENGED, State.PROVEN] if secret else []
+    assert states["node"] == [State.GREETED, *proof, State.OPEN, State.REFUSED]
+    assert repr(client) == "<ClientSide of reader: refused>"
+    assert repr(node) == "<NodeSide of reader: refused>"
+
+
+@pytest.mark.parametrize("secret", [None, b"0123456789abcdef"])
+def test_steps_out_of_order_are_errors_of_the_caller(secret: bytes | None) -> None:
+    """A second hello, an answer to no hello and a welcome without the proof are never sent."""
+    client, node = ClientSide("reader", "", "", secret, bytes(32)), NodeSide(secret, bytes(32))
+    with pytest.raises(RuntimeError, match="welcome cannot be sent in state start"):
+        node.welcome("default", "node1")
+    node.receive(client.hello())
+    with pytest.raises(RuntimeError, match="hello cannot be sent in state greeted"):
+        client.hello()
+    if secret:
+        with pytest.raises(RuntimeError, match="welcome cannot be sent in state greeted"):
+            node.welcome("default", "node1")
+    assert client.reply() == b""
+
+
+def test_nothing_is_read_after_a_broken_rule() -> None:
+    """A side that has failed stays so: what follows the error is not read."""
+    node = welcomed("application")
+    with pytest.raises(ProtocolError):
+        node.receive(frame(Query("program")) + frame(FULL))
+    assert node.state is State.FAILED
+    assert node.receive(frame(FULL)) == []
 
 
 # --- docs/protocol.rst ----------------------------------------------------------------------
@@ -300,7 +354,7 @@ def dialogue_with_a_secret() -> list[tuple[str, frames.Message, bytes]]:
         said.append(("reader", message, data))
 
     told(client.hello())
-    challenge = node.welcome("default", "node1", "0.1.0")
+    challenge = node.challenge("default", "node1")
     said.append(("node", msgspec.msgpack.decode(challenge[4:], type=Challenge), challenge))
     assert client.receive(challenge) == []
     told(client.reply())
@@ -324,6 +378,7 @@ def test_the_example_in_the_documentation_is_what_is_sent() -> None:
     dialogue = [(who, message, frame(message)) for who, message in DIALOGUE]
     assert indented(example(dialogue)) in page
     client, node = ClientSide("application", "default", "nova-api"), NodeSide()
+    client.hello()
     for who, message in DIALOGUE:
         if isinstance(message, Welcome):
             node.welcome("default", "node1", "0.1.0")
@@ -335,7 +390,7 @@ def test_the_limits_in_the_documentation_are_those_of_the_code() -> None:
     """Version and size limits are told as they are."""
     page = (Path(__file__).parents[2] / "docs" / "protocol.rst").read_text(encoding="utf-8")
     assert f"This page describes version {frames.VERSION}." in page
-    limits = (frames.HELLO_LIMIT, frames.REPORT_LIMIT, frames.QUERY_LIMIT, frames.ANSWER_LIMIT)
+    limits = (frames.HELLO_BYTES, frames.REPORT_BYTES, frames.QUERY_BYTES, frames.ANSWER_BYTES)
     for limit in limits:
         assert f"{limit:,}" in page
     told = (Hello, Challenge, Proof, Welcome, Refuse, Report, Ack, Goodbye, Query, Rows)

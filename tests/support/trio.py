@@ -81,8 +81,7 @@ class Trio:
         server._listener.close()
         for task in server._tasks:
             task.cancel()
-        for link in list(server._links):
-            link.abort()
+        server.abort_clients()
         peers = replica.peers
         assert peers is not None
         for peer_link in [*peers._links.values(), *peers._opening]:

@@ -46,7 +46,7 @@ class Metrics:
         self._page = b""
         self._made_at = float("-inf")
         self._making: asyncio.Task[bytes] | None = None
-        server.on_command = self._applied
+        server.on_command(self._applied)
 
     def _applied(self, batch: Batch, seconds: float) -> None:
         self._batches += 1
@@ -122,7 +122,7 @@ class Metrics:
             ("processes", "Processes that report to this node.", status.processes),
             ("consoles", "Readers that are connected to this node.", status.consoles),
             ("clients", "Connections to the node's port.", self._server.clients),
-            ("clients_memory_bytes", "Memory that is held for clients.", self._server.held),
+            ("clients_memory_bytes", "Memory that is held for clients.", self._server.held_bytes),
             ("resident_memory_bytes", "Resident memory of the node.", usage.rss_bytes),
             ("open_files", "Open file descriptors of the node.", usage.open_files),
         ):

@@ -33,9 +33,8 @@ from connmon.cluster.raft import messages
 from connmon.cluster.state.settings import LIMITS
 from connmon.config import Address, Node, Service
 from connmon.errors import PeerError, ProtocolError, one_line
-from connmon.protocol.credentials import OPEN, Credentials, nonce
+from connmon.protocol.credentials import OPEN, Credentials, TlsChannel, nonce
 from connmon.protocol.frames import VERSION, ClientSide, Hello, NodeSide, Refuse, Welcome
-from connmon.protocol.tls import Channel
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +117,7 @@ class PeerLink(asyncio.Protocol):
         peers: Peers,
         name: str,
         side: ClientSide | NodeSide,
-        channel: Channel | None,
+        channel: TlsChannel | None,
         boot: str = "",
     ) -> None:
         self._peers = peers
@@ -373,7 +372,7 @@ class Peers:
         return None
 
     def adopt(
-        self, side: NodeSide, channel: Channel | None, transport: asyncio.Transport, pending: list[Any]
+        self, side: NodeSide, channel: TlsChannel | None, transport: asyncio.Transport, pending: list[Any]
     ) -> None:
         """Take over a welcomed connection, and the messages after its hello. Raises ProtocolError."""
         assert side.hello is not None

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import signal
 import socket
 import sqlite3
 import subprocess
@@ -24,8 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
-from typing import Final, NoReturn
+from typing import Final
 
 from connmon.commands.demo import chaos as troubles
 from connmon.commands.demo.child import PREFIX, PROGRAMS, SERVICE
@@ -35,6 +33,7 @@ from connmon.errors import ConnmonError
 from connmon.reader.client import read_once
 from connmon.reader.cluster_status import ask
 from connmon.reader.formats import as_table, status_table
+from connmon.signals import terminable
 
 NODES: Final = ("node1", "node2", "node3")
 #: Seconds for the nodes and all applications to be there; without a terminal, seconds of work
@@ -53,7 +52,7 @@ def run(once: bool, chaos: bool = False) -> int:
     applications counted with what every node shows. Returns the exit code: 0; 1 where that
     differs; or what the console ended with. Raises ConnmonError where something does not start.
     """
-    with _signals(), tempfile.TemporaryDirectory(prefix=PREFIX) as name:
+    with terminable(), tempfile.TemporaryDirectory(prefix=PREFIX) as name:
         directory = Path(name)
         config = _prepare(directory)
         service = load(str(config)).service(SERVICE)
@@ -161,24 +160,3 @@ def _tables(service: Service) -> str:
     for by in ("program", "pool", "site"):
         shown.append(as_table(read_once(service.nodes, service.name, by).typed_document()))
     return "\n".join(shown)
-
-
-class _Ended(BaseException):
-    """SIGTERM or SIGHUP came."""
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """Clean up after SIGTERM and SIGHUP as after Ctrl-C, then end as by them."""
-
-    def ended(number: int, frame: FrameType | None) -> NoReturn:
-        raise _Ended(number)
-
-    before = {number: signal.signal(number, ended) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    except _Ended as end:
-        raise SystemExit(128 + int(end.args[0])) from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -29,7 +29,7 @@ from connmon.cluster.raft.transport import PeerSettings, cluster_text
 from connmon.config import Address, Node
 from connmon.errors import ProtocolError
 from connmon.protocol.credentials import Credentials
-from connmon.protocol.frames import PEER_LIMIT, VERSION, ClientSide, Hello, Refuse, Welcome
+from connmon.protocol.frames import PEER_BYTES, VERSION, ClientSide, Hello, Refuse, Welcome
 from connmon.protocol.frames import frame as wire_frame
 from tests.cluster.raft.test_replica import batch
 from tests.support.cluster_fakes import full
@@ -235,7 +235,7 @@ def test_a_group_of_one_has_no_peers() -> None:
     "garbage",
     [
         b"\x00\x00\x00\x02\xc1\xc1",
-        (PEER_LIMIT + 1).to_bytes(4, "big"),
+        (PEER_BYTES + 1).to_bytes(4, "big"),
         frame(Matched(1, 0, True, True)),
         frame(Propose(1, b"\x02membership")),
         frame(Append(99, 1, 5, 1, 0, messages.check(b"\x01"), (Entry(99, b"\x03code"),))),
@@ -297,7 +297,7 @@ def test_long_messages_are_cut_and_joined() -> None:
         Append(3, 1, 9, 1, 0, 0, (Entry(1, b"\x01"),)),
     ):
         parts = cut(message)
-        assert all(len(frame(part)) < PEER_LIMIT for part in parts)
+        assert all(len(frame(part)) < PEER_BYTES for part in parts)
         if len(parts) > 1:
             joiner = Joiner()
             joined = [joiner.add(part) for part in parts if isinstance(part, Part)]
