@@ -126,7 +126,7 @@ class Recorder:
         if not complete and now < self._nodes_again:
             return None
         self._nodes_again = now + NODES
-        return tuple(ask(self._service, credentials=self._credentials).document["nodes"])
+        return tuple(dict(row) for row in ask(self._service, credentials=self._credentials).document["nodes"])
 
     def close(self) -> None:
         self._snapshots = {}

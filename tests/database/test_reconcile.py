@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connmon.database.formats import CSV_KEYS, reconcile_csv, reconcile_text
-from connmon.database.reconcile import Look, Naming, is_settled, reconcile
+from connmon.database.documents import LookHeader, Reconcile
+from connmon.database.naming import Naming
+from connmon.database.reconcile import Look, is_settled, reconcile
+from connmon.database.reconcile_formats import CSV_KEYS, reconcile_csv, reconcile_text
 from connmon.database.server_view import Listening, ServerView, Session
 from connmon.database_address import DatabaseServer, parse_server, parse_servers
 from connmon.reader.formats import as_json
@@ -21,7 +23,9 @@ from tests.protocol.test_snapshot import pool, process, shown
 
 DB = DatabaseServer("10.0.0.9", 3306)
 NAMING = Naming("terminal")
-HEADER = {"service": "default", "node": "node1", "leader": "node1", "quorum": True, "stale_seconds": 0.2}
+HEADER: LookHeader = {
+    "service": "default", "node": "node1", "leader": "node1", "quorum": True, "stale_seconds": 0.2,
+}  # fmt: skip
 CONNECTION = shown("connection", process(), pool(), connection_row())["rows"][0]
 POOL = shown("pool", process(), pool())["rows"][0]
 
@@ -49,7 +53,7 @@ def look(
     return Look(HEADER, [POOL] if pools is None else pools, connections, view(*sessions, **changes))
 
 
-def counts(document: dict[str, Any]) -> tuple[int, int, int, int]:
+def counts(document: Reconcile) -> tuple[int, int, int, int]:
     return (
         document["accounted_sessions"], document["unowned_sessions"],
         document["unsettled_sessions"], document["missing_connections"],
@@ -347,7 +351,7 @@ def test_pools_that_have_no_row_each_count() -> None:
     assert "note: limits leave out 4 of the service" in reconcile_text(document)
 
 
-def hostile() -> dict[str, Any]:
+def hostile() -> Reconcile:
     evil = '=a\n\x1b[2J"\u202e,b'
     bad: dict[str, Any] = dict.fromkeys(("host", "program", "holder", "call_site", "command"), evil)
     found = look(
