@@ -36,11 +36,13 @@ from connmon.database.mysql import read_locks as mysql_locks
 from connmon.database.postgresql import read_locks as postgresql_locks
 from connmon.database.sessions import DatabaseSessions, parse_url
 from connmon.database.settings import LOCK_LIMITS, DatabaseSettings, LockLimits
+from connmon.database.whois import ServerLook, whois
 from connmon.database.whois_formats import whois_csv, whois_text
 from connmon.reader.formats import as_json
 from tests.database.quick import run_connmon
-from tests.database.test_reconcile import conn, session
+from tests.database.test_reconcile import NAMING, conn, look, session
 from tests.database.test_sessions import DRIVERS, PASSWORD, RIGHTS, account, url_of
+from tests.protocol.test_snapshot import pool, process, shown
 from tests.support.nodes import RunningNode, running_node
 from tests.support.servers import MariaDB, Server
 from tests.support.stopping import stopped
@@ -365,6 +367,17 @@ def result(**changes: Any) -> Whois:
         "blocks": [], "blocked": [], "blocks_problem": None,
     }  # fmt: skip
     return cast(Whois, {**given, **changes})
+
+
+def test_the_contract_is_the_typed_document() -> None:
+    """The document of whois has exactly the keys of its type, asked of a server or not."""
+    document = {**shown("connection", process(), pool()), "rows": [conn(5)]}
+    view = look([conn(5)], session(5), session(7))
+    at = ServerLook(view._replace(locks=waits((5, 7))), NAMING, Locks())
+    for answers_of_server in (None, at):
+        result, problem = whois(document, 5, (), (), answers_of_server)
+        assert problem is None
+        assert set(result) == set(Whois.__annotations__)
 
 
 def test_the_blocker_is_printed() -> None:

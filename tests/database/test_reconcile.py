@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from connmon.database import documents
 from connmon.database.documents import LookHeader, Reconcile
+from connmon.database.locks import Locks, Wait
 from connmon.database.naming import Naming
 from connmon.database.reconcile import Look, is_settled, reconcile
 from connmon.database.reconcile_formats import CSV_KEYS, reconcile_csv, reconcile_text
@@ -374,6 +377,28 @@ def test_hostile_names() -> None:
     assert all(value.isprintable() for row in rows for value in row.values())
     assert rows[2]["user"] == "'=a??[2J\"?,b"
     assert json.loads(as_json(document))["unowned"][0]["user"] == '=a\n\x1b[2J"\u202e,b'
+
+
+def test_the_contract_is_the_typed_document() -> None:
+    """The document and its rows have exactly the keys of their types."""
+    document = reconcile(
+        look([conn(1), conn(9, 2)], session(1), session(3))._replace(
+            header={**HEADER, "left_out": 0}, locks=Locks((Wait(3, 1),))
+        ),
+        None,
+        NAMING,
+    )
+    assert set(document) == {*LookHeader.__annotations__, *Reconcile.__annotations__}
+    kinds: tuple[tuple[Sequence[Mapping[str, Any]], type], ...] = (
+        ([document["server"]], documents.Server),
+        (document["programs"], documents.ProgramSessions),
+        (document["unowned"], documents.UnownedSession),
+        (document["blocked"], documents.BlockedSession),
+        (document["blockers"], documents.BlockingSession),
+    )
+    for kind_rows, kind in kinds:
+        assert kind_rows
+        assert {frozenset(row) for row in kind_rows} == {frozenset(kind.__annotations__)}
 
 
 def test_csv() -> None:

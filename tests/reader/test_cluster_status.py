@@ -26,6 +26,8 @@ from connmon.reader.cluster_health import (
     LAGGING_ENTRIES,
     NO_QUORUM,
     Answer,
+    ClusterHealth,
+    NodeHealth,
     Verdict,
     judge,
 )
@@ -94,6 +96,13 @@ def test_a_healthy_group() -> None:
         "stale_seconds": 0.2, "processes": 4, "consoles": 1, "uptime_seconds": 90.0, "version": "0.1.0",
     }  # fmt: skip
     assert contract.items() <= document["nodes"][1].items()
+
+
+def test_the_contract_is_the_typed_document() -> None:
+    """The document has exactly the keys of its types, in their order, also for a node that is away."""
+    document = verdict(node3=None).document
+    assert list(document) == list(ClusterHealth.__annotations__)
+    assert [list(row) for row in document["nodes"]] == [list(NodeHealth.__annotations__)] * 3
 
 
 def test_a_node_that_is_away() -> None:
