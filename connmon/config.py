@@ -1,14 +1,11 @@
-"""The configuration: file, environment and URL options -> frozen Service, Node.
+"""The configuration: config file, environment and URL options, read into frozen Service and Node.
 
-Rules kept here:
-
-- Whatever is read is checked whole, once, before anything uses it: a mistake in one service
-  is an error for all of them. Every mistake is a ConfigError of one line that names the file,
-  the section, the option, what was given and what is expected.
-- A secret is never part of an error or of a repr().
-- The built-in default is a text that the same parser reads.
-- This is imported by applications: nothing slow is imported, nothing is set up on import, and
-  `[loggers]`, `[handlers]` and `[formatters]` are left to who configures logging.
+- The whole file is checked once, before anything uses it: a mistake in one service is an error for all. Each
+  mistake is a ConfigError of one line with the file, the section, the option, the value and what is expected.
+- A secret is in no error and in no repr().
+- The built-in default is a text for the same parser.
+- Applications import this module: it imports nothing slow and sets nothing up. The sections for logging are
+  left to the program that configures logging.
 """
 
 from __future__ import annotations
@@ -21,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias
 
-from connmon.address import Address, ServerMax, parse_address, parse_server_max, shown
+from connmon.address import Address, ServerMax, parse_address, parse_server_max, quoted
 from connmon.errors import ConfigError, one_line
 
 __all__ = [
@@ -31,7 +28,7 @@ __all__ = [
 DEFAULT_SERVICE: Final = "default"
 DEFAULT_PATH: Final = "/etc/connmon.cfg"
 ENVIRONMENT: Final = "CONNMON_CONFIG"
-"""The environment variable that names the config file; empty counts as not set."""
+"""The environment variable with the path of the config file; empty means not set."""
 
 BUILT_IN: Final = """\
 [connmon_service_default]
@@ -48,10 +45,10 @@ _SECTIONS: Final = (
     "[handler_NAME], [formatter_NAME]"
 )
 _NODE_LINE: Final = "NAME hostname=HOST[:PORT] [bind=HOST[:PORT]]"
-_LARGEST_FILE: Final = 1024 * 1024
-_LONGEST_NAME: Final = 256
-"""In characters; what the wire takes."""
-_DAY: Final = 86400.0
+_FILE_BYTES: Final = 1024 * 1024
+_NAME_CHARACTERS: Final = 256
+"""The protocol's limit."""
+_DAY_SECONDS: Final = 86400.0
 
 Trace: TypeAlias = Literal["auto", "all", "off"]
 CsvBy: TypeAlias = Literal["leader", "node"]
@@ -60,7 +57,7 @@ _TRACES: Final[Mapping[str, Trace]] = {"auto": "auto", "all": "all", "off": "off
 
 
 def _error(message: str) -> ConfigError:
-    """Return the error, one line whatever was quoted in it."""
+    """Return the error as one line, whatever it quotes."""
     return ConfigError(one_line(message))
 
 
@@ -75,25 +72,25 @@ class Node:
     address: Address
     """Where applications, readers and the other nodes reach it."""
     bind: Address
-    """Where it listens."""
+    """The address that it listens on."""
 
 
 @dataclass(frozen=True)
 class Service:
-    """One cluster: the nodes that hold one truth, and how they are run."""
+    """One cluster: its nodes, and the settings that they share."""
 
     name: str
-    """ "": whichever service the node serves."""
+    """ "": any service that the node serves."""
     nodes: tuple[Node, ...]
     """At least one, in the file's order."""
     lease: float = 15.0
-    """Seconds of silence after which a process counts as lost; above 0, at most a day."""
+    """Seconds without a report after which a process is lost; above 0, at most a day."""
     secret: str | None = field(default=None, repr=False)
     secret_file: str | None = None
     """At most one of `secret` and `secret_file` is set."""
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
-    """Set where `ssl_certfile` is."""
+    """Set if and only if `ssl_certfile` is."""
     ssl_cafile: str | None = None
     data_dir: str | None = None
     metrics: Address | None = None
@@ -101,15 +98,15 @@ class Service:
     csv_columns: tuple[str, ...] | None = None
     csv_token: str | None = field(default=None, repr=False)
     csv_by: CsvBy | None = None
-    """Who writes; None: the leader."""
+    """Which node writes; None: the leader."""
     csv_size: int | None = None
     """Bytes at which the file is rotated."""
     csv_keep: int | None = None
-    """How many old files are kept."""
+    """The number of old files that are kept."""
     server_max: tuple[ServerMax, ...] = ()
-    """How many connections database servers take, as the config says."""
+    """Connections that database servers allow."""
     verdict_held_long: float = 30.0
-    """Seconds, 1 to a day; see `verdicts.Thresholds`, as of the three that follow."""
+    """Seconds, 1 to a day; this and the next three: see `verdicts.Thresholds`."""
     verdict_short_hold: float = 1.0
     """Seconds, above 0, at most a day."""
     verdict_slow_connect: float = 1.0
@@ -119,12 +116,12 @@ class Service:
     origin: str = field(default="", compare=False)
     """The file and section, for errors."""
     file: str | None = field(default=None, compare=False)
-    """The config file that it is of; None: of none."""
+    """The config file; None: there is none."""
 
     def node(self, name: str | None) -> Node:
-        """Return the node of that name; None: the only one there is.
+        """Return the node of that name; None: the service's only node.
 
-        Raises ConfigError where there is no such node, or several and none was named.
+        Raises ConfigError for an unknown name, and for None where the service has several nodes.
         """
         if name is None and len(self.nodes) == 1:
             return self.nodes[0]
@@ -133,9 +130,9 @@ class Service:
                 return node
         names = ", ".join(node.name for node in self.nodes)
         if name is None:
-            problem = f"service {shown(self.name)} has several nodes, name one of them: {names}"
+            problem = f"service {quoted(self.name)} has several nodes, name one of them: {names}"
         else:
-            problem = f"service {shown(self.name)} has no node {shown(name)}; its nodes are: {names}"
+            problem = f"service {quoted(self.name)} has no node {quoted(name)}; its nodes are: {names}"
         raise _error(f"{self.origin} nodes: {problem}" if self.origin else problem)
 
 
@@ -148,15 +145,15 @@ class Config:
     services: tuple[Service, ...]
     """At least one, in the file's order."""
     logging: bool
-    """The file has sections for `logging.config.fileConfig`."""
+    """Whether the file has sections for `logging.config.fileConfig`."""
 
     def service(self, name: str) -> Service:
-        """Return the service of that name. Raises ConfigError where there is none."""
+        """Return the service of that name. Raises ConfigError for an unknown name."""
         for service in self.services:
             if service.name == name:
                 return service
         names = ", ".join(service.name for service in self.services)
-        raise _error(f"{_origin(self.path)}: no service {shown(name)}; the services there are: {names}")
+        raise _error(f"{_origin(self.path)}: no service {quoted(name)}; the services there are: {names}")
 
 
 def _origin(path: str | None) -> str:
@@ -164,12 +161,12 @@ def _origin(path: str | None) -> str:
 
 
 def direct(address: str) -> Service:
-    """Return the service of which only one node's address is known.
+    """Return a service of one node with this address; its name is "", the node's is the address.
 
-    Its name is "", the node is named as the address. Raises ConfigError.
+    Raises ConfigError.
     """
-    where = parse_address(address)
-    return Service("", (Node(str(where), where, Address("0.0.0.0", where.port)),))
+    parsed = parse_address(address)
+    return Service(name="", nodes=(Node(str(parsed), parsed, Address("0.0.0.0", parsed.port)),))
 
 
 # --- The file -----------------------------------------------------------------------------
@@ -178,7 +175,7 @@ def direct(address: str) -> Service:
 def load(path: str | None = None, environ: Mapping[str, str] = os.environ) -> Config:
     """Return the configuration of `path`, else $CONNMON_CONFIG, else /etc/connmon.cfg, else the built-in.
 
-    Only /etc/connmon.cfg may be missing. Raises ConfigError for whatever is wrong.
+    Only /etc/connmon.cfg may be missing. Raises ConfigError for any mistake in it.
     """
     named = path if path is not None else environ.get(ENVIRONMENT) or None
     used = DEFAULT_PATH if named is None else named
@@ -187,18 +184,18 @@ def load(path: str | None = None, environ: Mapping[str, str] = os.environ) -> Co
 
 
 def _read(path: str, missing_ok: bool) -> str | None:
-    """Return the file's text, or None where it is missing and may be."""
+    """Return the file's text; None: it is missing, and may be."""
     try:
         with open(path, "rb") as file:
-            content = file.read(_LARGEST_FILE + 1)
+            content = file.read(_FILE_BYTES + 1)
     except OSError as error:
         if missing_ok and isinstance(error, FileNotFoundError):
             return None
         raise _error(f"{path or repr(path)}: cannot be read: {error.strerror}") from None
     except ValueError as error:  # a name that no file can have
         raise _error(f"{path}: cannot be read: {error}") from None
-    if len(content) > _LARGEST_FILE:
-        raise _error(f"{path}: larger than {_LARGEST_FILE} bytes, expected a config file")
+    if len(content) > _FILE_BYTES:
+        raise _error(f"{path}: larger than {_FILE_BYTES} bytes, expected a config file")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -208,7 +205,7 @@ def _read(path: str, missing_ok: bool) -> str | None:
 
 def _parse(text: str, path: str | None) -> Config:
     origin = _origin(path)
-    # No interpolation: passwords contain %. And no section whose options go into all others.
+    # No interpolation, because passwords contain %, and no section of defaults for all others.
     parser = configparser.ConfigParser(interpolation=None, default_section="")
     try:
         parser.read_string(text)
@@ -224,7 +221,7 @@ def _parse(text: str, path: str | None) -> Config:
             service = reader.service()
             if service.name in services:
                 other = services[service.name].origin.rpartition(": ")[2]
-                raise reader.error("name", f"{shown(service.name)} is the name of {other} too")
+                raise reader.error("name", f"{quoted(service.name)} is the name of {other} too")
             services[service.name] = service
         else:
             raise _error(f"{origin}: [{section}]: unknown section; possible are {_SECTIONS}")
@@ -234,21 +231,21 @@ def _parse(text: str, path: str | None) -> Config:
 
 
 def _ini_problem(error: configparser.Error) -> str:
-    """Return what is wrong with the file's form, without its lines: they may have secrets."""
+    """Return the mistake in the file's syntax, without quoting lines: they may have secrets."""
     if isinstance(error, configparser.DuplicateSectionError):
-        return f"[{error.section}]: line {error.lineno}: this section is there twice"
+        return f"[{error.section}]: line {error.lineno}: this section is given twice"
     if isinstance(error, configparser.DuplicateOptionError):
-        return f"[{error.section}] {error.option}: line {error.lineno}: this option is there twice"
+        return f"[{error.section}] {error.option}: line {error.lineno}: this option is given twice"
     if isinstance(error, configparser.MissingSectionHeaderError):
         return f"line {error.lineno}: comes before any section; expected [{_PREFIX}NAME]"
     if isinstance(error, configparser.ParsingError):
-        line = error.errors[0][0] if error.errors else getattr(error, "lineno", "?")  # 3.13 has a new kind
+        line = error.errors[0][0] if error.errors else getattr(error, "lineno", "?")  # a new class in 3.13
         return f"line {line}: expected 'OPTION: VALUE', '[SECTION]' or '# COMMENT'"
     return "not a config file; expected sections with options"
 
 
 class _Section:
-    """Reads one service's section, and knows where it is for the errors."""
+    """Reads one service's section; errors name the file and the section."""
 
     def __init__(self, origin: str, values: Mapping[str, str], file: str | None) -> None:
         self._origin = origin
@@ -262,13 +259,13 @@ class _Section:
         self._check_options()
         if "name" not in self._values:
             raise self.error("name", "missing; expected the service's name")
-        given = {option: self._get(option, convert) for option, convert in _OPTIONS.items()}
-        settings = {option: value for option, value in given.items() if value is not None}
+        values = {option: self._get(option, convert) for option, convert in _OPTIONS.items()}
+        settings = {option: value for option, value in values.items() if value is not None}
         if "secret" in settings and "secret_file" in settings:
-            raise self.error("secret_file", "given beside secret; expected one of the two")
+            raise self.error("secret_file", "secret is given as well; expected one of the two")
         for one, other in (("ssl_certfile", "ssl_keyfile"), ("ssl_keyfile", "ssl_certfile")):
             if one in settings and other not in settings:
-                raise self.error(other, f"missing; expected beside {one}")
+                raise self.error(other, f"missing; expected together with {one}")
         return Service(nodes=self._nodes(), origin=self._origin, file=self._file, **settings)
 
     def _check_options(self) -> None:
@@ -279,7 +276,7 @@ class _Section:
                 raise self.error(option, f"unknown option{hint}; possible are {possible}")
 
     def _get(self, option: str, convert: Callable[[str], Any]) -> Any:
-        """Return the option's value, or None where it is not given."""
+        """Return the option's value; None: it is not given."""
         value = self._values.get(option)
         if value is None:
             return None
@@ -299,10 +296,10 @@ class _Section:
             node = self._node(line)
             for other in nodes:
                 if other.name == node.name:
-                    raise self.error("nodes", f"{shown(line)}: there are two nodes {shown(node.name)}")
+                    raise self.error("nodes", f"{quoted(line)}: there are two nodes {quoted(node.name)}")
                 if _same(other.address, node.address):
                     raise self.error(
-                        "nodes", f"{shown(line)}: node {shown(other.name)} has hostname {other.address} too"
+                        "nodes", f"{quoted(line)}: node {quoted(other.name)} has hostname {other.address} too"
                     )
             nodes.append(node)
         if not nodes:
@@ -312,27 +309,29 @@ class _Section:
     def _node(self, line: str) -> Node:
         name, *words = line.split()
         if "=" in name:
-            raise self.error("nodes", f"{shown(line)} begins without a name; expected {_NODE_LINE}")
-        given: dict[str, str] = {}
+            raise self.error("nodes", f"{quoted(line)} begins without a name; expected {_NODE_LINE}")
+        addresses: dict[str, str] = {}
         for word in words:
             key, equals, value = word.partition("=")
             if key not in ("hostname", "bind") or not equals:
-                raise self.error("nodes", f"{shown(line)}: unknown word {shown(word)}; expected {_NODE_LINE}")
-            if key in given:
-                raise self.error("nodes", f"{shown(line)}: {key} is given twice; expected {_NODE_LINE}")
-            given[key] = value
-        if "hostname" not in given:
-            raise self.error("nodes", f"{shown(line)} has no hostname; expected {_NODE_LINE}")
+                raise self.error(
+                    "nodes", f"{quoted(line)}: unknown word {quoted(word)}; expected {_NODE_LINE}"
+                )
+            if key in addresses:
+                raise self.error("nodes", f"{quoted(line)}: {key} is given twice; expected {_NODE_LINE}")
+            addresses[key] = value
+        if "hostname" not in addresses:
+            raise self.error("nodes", f"{quoted(line)} has no hostname; expected {_NODE_LINE}")
         try:
-            address = parse_address(given["hostname"])
-            bind = parse_address(given.get("bind", "0.0.0.0"), address.port)
+            address = parse_address(addresses["hostname"])
+            bind = parse_address(addresses.get("bind", "0.0.0.0"), address.port)
             return Node(_name(name), address, bind)
         except ConfigError as error:
-            raise self.error("nodes", f"{shown(line)}: {error}; expected {_NODE_LINE}") from None
+            raise self.error("nodes", f"{quoted(line)}: {error}; expected {_NODE_LINE}") from None
 
 
 def _same(a: Address, b: Address) -> bool:
-    """Return whether two addresses are written alike, but for what names ignore."""
+    """Return whether two addresses are equal, but for case and a final dot of host names."""
     return a.port == b.port and a.host.rstrip(".").casefold() == b.host.rstrip(".").casefold()
 
 
@@ -340,8 +339,10 @@ def _same(a: Address, b: Address) -> bool:
 
 
 def _name(text: str) -> str:
-    if len(text) > _LONGEST_NAME or not text.isprintable() or not text.strip():
-        raise _error(f"{shown(text)} is not a name; expected at most {_LONGEST_NAME} printable characters")
+    if len(text) > _NAME_CHARACTERS or not text.isprintable() or not text.strip():
+        raise _error(
+            f"{quoted(text)} is not a name; expected at most {_NAME_CHARACTERS} printable characters"
+        )
     return text
 
 
@@ -352,26 +353,26 @@ def _positive(text: str) -> float:
         number = math.nan
     if math.isfinite(number) and number > 0:
         return number
-    raise _error(f"{shown(text)} is not a number of seconds above 0")
+    raise _error(f"{quoted(text)} is not a number of seconds above 0")
 
 
 def _most_a_day(text: str) -> float:
     seconds = _positive(text)
-    if seconds > _DAY:
-        raise _error(f"{shown(text)} is more than a day; expected at most {_DAY:.0f} seconds")
+    if seconds > _DAY_SECONDS:
+        raise _error(f"{quoted(text)} is more than a day; expected at most {_DAY_SECONDS:.0f} seconds")
     return seconds
 
 
 def _held_long(text: str) -> float:
     seconds = _most_a_day(text)
     if seconds < 1.0:
-        raise _error(f"{shown(text)} is too short; expected at least 1 second")
+        raise _error(f"{quoted(text)} is too short; expected at least 1 second")
     return seconds
 
 
 def _timeouts(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,7}", text) or not 1 <= int(text) <= 1_000_000:
-        raise _error(f"{shown(text)} is not a number of timeouts from 1 to 1000000")
+        raise _error(f"{quoted(text)} is not a number of timeouts from 1 to 1000000")
     return int(text)
 
 
@@ -379,14 +380,14 @@ def _columns(text: str) -> tuple[str, ...]:
     columns = tuple(re.split(r"\s*,\s*|\s+", text))
     if "" in columns or len(set(columns)) < len(columns):
         raise _error(
-            f"{shown(text)} is not a list of columns; expected names, each once, separated by commas"
+            f"{quoted(text)} is not a list of columns; expected names, each once, separated by commas"
         )
     return columns
 
 
 def _csv_by(text: str) -> CsvBy:
     if text not in _CSV_BY:
-        raise _error(f"{shown(text)} is not one of {', '.join(_CSV_BY)}")
+        raise _error(f"{quoted(text)} is not one of {', '.join(_CSV_BY)}")
     return _CSV_BY[text]
 
 
@@ -394,17 +395,17 @@ def _size(text: str) -> int:
     match = re.fullmatch(r"([0-9]{1,12}) ?([kMG]?)B?", text)
     size = 0 if match is None else int(match[1]) * {"": 1, "k": 2**10, "M": 2**20, "G": 2**30}[match[2]]
     if size < 1024:
-        raise _error(f"{shown(text)} is not a size; expected bytes, at least 1k, as in 100M")
+        raise _error(f"{quoted(text)} is not a size; expected bytes, at least 1k, as in 100M")
     return size
 
 
 def _keep(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,3}", text):
-        raise _error(f"{shown(text)} is not a number of files from 0 to 999")
+        raise _error(f"{quoted(text)} is not a number of files from 0 to 999")
     return int(text)
 
 
-#: What a service's section may have besides nodes, and what makes a value of it.
+#: The options of a service's section, without `nodes`: name -> conversion of its text.
 _OPTIONS: Final[Mapping[str, Callable[[str], Any]]] = {
     "name": _name,
     "lease": _most_a_day,
@@ -438,15 +439,15 @@ class UrlOptions:
 
     service: str = DEFAULT_SERVICE
     addr: Address | None = None
-    """Wins over `service` and `config`."""
+    """Takes precedence over `service` and `config`."""
     config: str | None = None
     program: str | None = None
     trace: Trace = "auto"
     held: float = 30.0
-    """Seconds after which a held connection counts as held long; above 0."""
+    """Seconds after which a checkout is held long; above 0."""
     secret_file: str | None = None
     project: tuple[str, ...] = ()
-    """The packages that are the application; empty: known from where code is installed."""
+    """The application's packages; empty: guessed by the place of installation."""
     driver: str | None = None
     """Of `<dialect>+connmon://`; None: the dialect's default."""
 
@@ -467,9 +468,9 @@ class UrlOptions:
 
 
 def url_options(query: Mapping[str, str | Iterable[str]]) -> UrlOptions:
-    """Return the connmon_ options among those of a URL; others are not looked at.
+    """Return the connmon_ options of a URL; others are ignored.
 
-    Raises ConfigError that names option and value.
+    Raises ConfigError with option and value.
     """
     given: dict[str, Any] = {}
     for key, value in query.items():
@@ -493,21 +494,21 @@ def url_options(query: Mapping[str, str | Iterable[str]]) -> UrlOptions:
 
 def _driver(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_]{1,64}", text) or text.endswith("connmon"):
-        raise _error(f"{shown(text)} is not the name of a driver; expected one like psycopg or pymysql")
+        raise _error(f"{quoted(text)} is not the name of a driver; expected one like psycopg or pymysql")
     return text
 
 
 def _project(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(","))
     for name in names:
-        if len(name) > _LONGEST_NAME or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):
-            raise _error(f"{shown(name)} is not the name of a package; expected PACKAGE[,PACKAGE...]")
+        if len(name) > _NAME_CHARACTERS or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):
+            raise _error(f"{quoted(name)} is not the name of a package; expected PACKAGE[,PACKAGE...]")
     return names
 
 
 def _trace(text: str) -> Trace:
     if text not in _TRACES:
-        raise _error(f"{shown(text)} is not one of {', '.join(_TRACES)}")
+        raise _error(f"{quoted(text)} is not one of {', '.join(_TRACES)}")
     return _TRACES[text]
 
 

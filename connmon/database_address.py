@@ -1,14 +1,14 @@
-"""Which database server is meant, by a URL, a driver, a row or a user. Pure: nothing is resolved or asked.
+"""Database servers as a URL, a driver, a row or a user names them. Pure: nothing is resolved or asked.
 
 - A server is a host and a port. A Unix socket is a host that begins with "/": for PostgreSQL the directory,
-  with the port; for MySQL the socket's path, without one. What is not known is None, which is no server,
-  and never the local one.
+  with the port; for MySQL the path of the socket, without a port. An unknown host is None, and never the
+  local one.
 - Several servers (of a pool whose URL names several) are written as HOST:PORT,HOST:PORT.
-- Names are compared as they are written, but for what names ignore (case, a dot at the end, how an IPv6
-  address is written, `/var/run` for `/run`). A resolver's answer on this host would say nothing about what
-  the name means on the application's.
-- A host that means the process's own (`localhost`, 127.0.0.1, ::1, a socket) is told apart from a host that
-  has a name, because the same words mean another server on each host.
+- Names are compared in a normal form (case, a final dot, the spelling of an IPv6 address, `/var/run` for
+  `/run`). They are not resolved: this host's resolver may know another address than that of the
+  application's host.
+- A host that means the process's own (`localhost`, 127.0.0.1, ::1, a socket) is distinguished from other
+  names, because it means another server on each host.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from connmon.address import parse_address
 from connmon.errors import ConfigError, one_line
 
-#: The port that a dialect's servers usually have.
+#: The default ports of the dialects.
 PORTS: Final[Mapping[str, int]] = {"mysql": 3306, "mariadb": 3306, "postgresql": 5432}
-#: Dialects that speak to the same kind of server.
+#: The family of servers that a dialect speaks to.
 FAMILIES: Final[Mapping[str, str]] = {"mysql": "mysql", "mariadb": "mysql", "postgresql": "postgresql"}
 
-#: The largest session id that a PostgreSQL server can have: it is the pid of its process, and no process of
-#: Linux has a larger one (PID_MAX_LIMIT of include/linux/threads.h: 4 * 1024 * 1024); pids of macOS and of
-#: the BSDs end at 99,999.
+#: The largest session id of a PostgreSQL server: the pid of its process. On Linux the largest is
+#: PID_MAX_LIMIT of include/linux/threads.h, 4 * 1024 * 1024; on macOS and the BSDs 99,999.
 LARGEST_BACKEND: Final = 4 * 1024 * 1024
 
 Query: TypeAlias = Mapping[str, "str | Sequence[str]"]
@@ -37,7 +36,7 @@ Query: TypeAlias = Mapping[str, "str | Sequence[str]"]
 
 
 class DatabaseServer(NamedTuple):
-    """Where one database server is."""
+    """One database server."""
 
     host: str | None
     """A name, an address, or the path of a socket. None: not known."""
@@ -53,12 +52,12 @@ class DatabaseServer(NamedTuple):
 
     @property
     def socket(self) -> bool:
-        """Whether it is reached by a Unix socket. (One with "@" has no file: Linux's abstract ones.)"""
+        """Whether it is a Unix socket. (One with "@" has no file: Linux's abstract sockets.)"""
         return self.host is not None and self.host.startswith(("/", "@"))
 
     @property
     def local(self) -> bool:
-        """Whether these words mean the host of whoever uses them."""
+        """Whether the name means the host of the process that uses it."""
         if self.host is None:
             return False
         if self.socket or self.host == "localhost":
@@ -74,7 +73,7 @@ UNKNOWN: Final = DatabaseServer(None, None)
 
 @functools.lru_cache(maxsize=256)  # asked at every connect, of few hosts
 def plain(host: str) -> str:
-    """Return the host as it is compared."""
+    """Return the host in comparable form."""
     if host.startswith("/"):
         # FHS 3.0, 5.13: /var/run is /run under its old name.
         return re.sub(r"^/var/run(?=/|$)", "/run", re.sub(r"//+", "/", host).rstrip("/") or "/")
@@ -85,12 +84,12 @@ def plain(host: str) -> str:
 
 
 def comparable(server: DatabaseServer) -> DatabaseServer:
-    """Return the server with its host as it is compared."""
+    """Return the server with its host in comparable form."""
     return server if server.host is None else DatabaseServer(plain(server.host), server.port)
 
 
 def names(wanted: DatabaseServer, server: DatabaseServer) -> bool:
-    """Whether `wanted`, which may leave the port out, names this server. Both as they are compared."""
+    """Whether `wanted`, which may have no port, names this server. Both in comparable form."""
     return (
         wanted.host is not None and wanted.host == server.host and wanted.port in (None, server.port)
     )  # fmt: skip
@@ -105,28 +104,28 @@ def joined(servers: Sequence[DatabaseServer]) -> str:
 
 
 def parse_servers(text: str) -> tuple[DatabaseServer, ...]:
-    """Return the servers written as HOST[:PORT] (IPv6 in brackets) or /SOCKET[:PORT], commas between.
+    """Return the servers written as HOST[:PORT] (IPv6 in brackets) or /SOCKET[:PORT], separated by commas.
 
-    Raises ConfigError. They are as `joined`, and with it reports, write them.
+    The inverse of `joined`. Raises ConfigError.
     """
     return tuple(comparable(parse_server(part)) for part in text.split(","))
 
 
 def parse_server(text: str) -> DatabaseServer:
-    """Return the one server written so. Raises ConfigError."""
+    """Return one server of such a text. Raises ConfigError."""
     if text.startswith(("/", "@")):
         match = re.fullmatch(r"([/@][^,]*?)(?::(\d{1,5}))?", text)
         if match is None or not text.isprintable() or not 0 <= int(match[2] or 0) <= 65535:
             raise ConfigError(
-                one_line(f"{text[:100]!r} is no socket; expected /DIRECTORY or /PATH, or :PORT after it")
+                one_line(f"{text[:100]!r} is not a socket; expected /DIRECTORY or /PATH, or :PORT after it")
             )
         return comparable(DatabaseServer(match[1], int(match[2]) if match[2] else None))
-    address = parse_address(text, 0)  # 0, which nobody can write: left out
+    address = parse_address(text, 0)  # 0 stands for no port: no text can have it
     return comparable(DatabaseServer(address.host, address.port or None))
 
 
 def servers_of(cells: Mapping[str, Any]) -> tuple[DatabaseServer, ...]:
-    """Return the servers of a row that has the keys of a pool, as they are compared; none: not known."""
+    """Return the servers of a row with a pool's keys, in comparable form; none: not known."""
     host, port = cells["database_host"], cells["database_port"]
     if host is None:
         return ()
@@ -134,7 +133,7 @@ def servers_of(cells: Mapping[str, Any]) -> tuple[DatabaseServer, ...]:
         try:
             return tuple(_with_port(server, cells) for server in parse_servers(host))
         except ConfigError:
-            pass  # of a plugin that wrote them in another way: one name, which nothing else has
+            pass  # another version of the plugin wrote them: one name, which equals no other
     return (_with_port(comparable(DatabaseServer(host, port)), cells),)
 
 
@@ -145,13 +144,13 @@ def _with_port(server: DatabaseServer, cells: Mapping[str, Any]) -> DatabaseServ
 
 
 def named(servers: Sequence[DatabaseServer]) -> str:
-    """Return the servers of a row for people, so that `parse_servers` takes it where they are known."""
+    """Return the servers of a row for people; where they are known `parse_servers` reads the text."""
     return joined(servers) or str(UNKNOWN)
 
 
 # --- In a URL -------------------------------------------------------------------------------
 
-#: What the drivers read from files and the environment wins over the URL, or adds to it.
+#: Options by which the drivers read files or the environment, which take precedence over the URL.
 _ELSEWHERE: Final = (
     "service", "read_default_file", "read_default_group", "option_files", "option_groups", "dsn", "sock",
 )  # fmt: skip
@@ -167,28 +166,28 @@ def servers_in_url(
     query: Query,
     environ: Mapping[str, str] = {},
 ) -> tuple[DatabaseServer, ...]:
-    """Return the servers that a URL decides on, as it writes them; none where something else decides.
+    """Return the servers that a URL names, as it writes them; none where files or the environment decide.
 
-    `environ`: that of the process which connects.
+    `environ`: of the process that connects.
     """
     if decides_elsewhere(query):
         return ()
     family = FAMILIES.get(dialect)
     socket = _last(query.get("unix_socket")) or _last(query.get("unix_sock"))
     if socket:
-        # libmysqlclient takes a host that is not localhost rather than a socket.
+        # libmysqlclient prefers a host other than localhost to a socket.
         by_tcp = driver == "mysqldb" and (_last(query.get("host")) or host or "localhost") != "localhost"
         return () if by_tcp else (of_socket(family, socket),)
-    # As in SQLAlchemy, where a host or port among the query's options wins over the URL's own.
+    # As in SQLAlchemy: host and port among the options take precedence over the URL's own.
     hosts = list(_words(query.get("host"))) or [host or ""]
     ports = list(_words(query.get("port"))) or [str(port or "")]
     if len(ports) != len(hosts):
         if len(ports) > 1:
-            return ()  # the drivers refuse it
+            return ()  # the drivers refuse that
         ports *= len(hosts)
-    usual = PORTS.get(dialect)
+    default_port = PORTS.get(dialect)
     if driver in _LIBPQ and (environ.get("PGPORT") or environ.get("PGSERVICE")):
-        usual = None
+        default_port = None
     servers: dict[DatabaseServer, None] = {}
     for name, digits in zip(hosts, ports, strict=True):
         inside = re.fullmatch(r"([A-Za-z0-9.-]+):(\d*)", name)
@@ -197,20 +196,20 @@ def servers_in_url(
         if not name or name.lower().startswith("%2f") or not re.fullmatch(r"\d{0,5}", digits):
             return ()
         if family == "mysql" and driver == "mysqldb" and name == "localhost":
-            return ()  # a socket, whose path its library knows
-        if usual is None and not digits and family is not None:
+            return ()  # a socket, whose path only the driver's library knows
+        if default_port is None and not digits and family is not None:
             return ()
-        servers[DatabaseServer(name, int(digits) if digits else usual)] = None
+        servers[DatabaseServer(name, int(digits) if digits else default_port)] = None
     return tuple(servers)
 
 
 def decides_elsewhere(query: Query) -> bool:
-    """Whether these options have the driver read from a file where it connects."""
+    """Whether these options make the driver read the server from a file."""
     return any(query.get(name) for name in _ELSEWHERE)
 
 
 def of_socket(family: str | None, path: str) -> DatabaseServer:
-    """Return the server behind a socket's path: of PostgreSQL, whose file has the port in its name, both."""
+    """Return the server of a socket's path; for PostgreSQL the port is in the name of the file."""
     if family == "postgresql" and (match := re.fullmatch(r"(.*)/\.s\.PGSQL\.(\d{1,5})", path)):
         return DatabaseServer(match[1] or "/", int(match[2]))
     return DatabaseServer(path, None)

@@ -1,7 +1,7 @@
-"""One error tree: what the caller did wrong, and what the peer did wrong.
+"""The errors that connmon raises on purpose.
 
-Every message is one line that says what is wrong, where, and what to do, so that a
-command can print it as it stands. A traceback is for a bug, never for one of these.
+Each message is one line with the mistake, its place, and the remedy, so that a command prints it unchanged. A
+traceback is for a bug, never for one of these.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ _PASSWORD: Final = re.compile(r"(://[^:/?#@\s]{0,256}):\S*@")
 
 
 def one_line(text: str, longest: int = 2000) -> str:
-    """Return text from outside as an error may quote it: no control characters, no more than so many."""
+    """Return untrusted text for an error: control characters escaped, cut to `longest` characters."""
     short = text if len(text) <= longest else text[:longest] + "..."
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in short)
 
 
 def without_passwords(text: str) -> str:
-    """Return the text with the passwords of URLs replaced by ***; rather too much of it than too little."""
+    """Return the text with the passwords of URLs replaced by ***; in doubt more of it than less."""
     return _PASSWORD.sub(r"\1:***@", text)
 
 
 class ConnmonError(Exception):
-    """Anything that connmon raises on purpose."""
+    """The base of all errors that connmon raises on purpose."""
 
 
 class UsageError(ConnmonError):
-    """The caller's side: an option, a file or an argument is wrong. Commands exit with 2."""
+    """An option, a file or an argument is wrong. Commands exit with 2."""
 
 
 class ConfigError(UsageError):
-    """The configuration file, or a URL option, says something that cannot be done."""
+    """The config file, or an option of a URL, is wrong."""
 
 
 class PeerError(ConnmonError):
-    """The other side of a connection: it is not there, or it does not keep the protocol."""
+    """The other side of a connection is away, refuses, or violates the protocol."""
 
 
 class UnreachableError(PeerError):
@@ -44,8 +44,8 @@ class UnreachableError(PeerError):
 
 
 class ProtocolError(PeerError):
-    """Bytes came that the protocol does not allow. The connection is closed, nothing else."""
+    """The peer sent bytes that the protocol does not allow. Only this connection is closed."""
 
 
 class RefusedError(PeerError):
-    """The node understood and said no; the message is the node's reason."""
+    """The node refused; the message is its reason."""

@@ -319,8 +319,8 @@ LINES = LINE.replace("expected", "expected indented lines like")
         ("\n\0\x01\n", "line 2: comes before any section; expected [connmon_service_NAME]"),
         (HEAD + "what\n" + NODE, "line 3: expected 'OPTION: VALUE', '[SECTION]' or '# COMMENT'"),
         (b"# \xe4\n" + HEAD.encode(), "line 1: not UTF-8, which a config file has to be"),
-        (HEAD + HEAD, "[connmon_service_a]: line 3: this section is there twice"),
-        (HEAD + "name: b\n", "[connmon_service_a] name: line 3: this option is there twice"),
+        (HEAD + HEAD, "[connmon_service_a]: line 3: this section is given twice"),
+        (HEAD + "name: b\n", "[connmon_service_a] name: line 3: this option is given twice"),
         (
             "[connmon]\n",
             "[connmon]: unknown section; possible are [connmon_service_NAME], or of Python's logging"
@@ -384,15 +384,15 @@ LINES = LINE.replace("expected", "expected indented lines like")
         ),
         (
             HEAD + "secret: s\nsecret_file: f\n" + NODE,
-            "[connmon_service_a] secret_file: given beside secret; expected one of the two",
+            "[connmon_service_a] secret_file: secret is given as well; expected one of the two",
         ),
         (
             HEAD + "ssl_certfile: f\n" + NODE,
-            "[connmon_service_a] ssl_keyfile: missing; expected beside ssl_certfile",
+            "[connmon_service_a] ssl_keyfile: missing; expected together with ssl_certfile",
         ),
         (
             HEAD + "ssl_keyfile: f\n" + NODE,
-            "[connmon_service_a] ssl_certfile: missing; expected beside ssl_keyfile",
+            "[connmon_service_a] ssl_certfile: missing; expected together with ssl_keyfile",
         ),
         (
             HEAD + "metrics: h\n" + NODE,

@@ -79,7 +79,7 @@ MODULES = (
     "config", "address", "database_address", "protocol/credentials", "protocol/tls", "cluster/raft/storage",
     "cluster/raft/member", "cluster/export/csv_dump", "cluster/daemon", "cluster/startup",
     "cluster/check_config", "cluster/open_files", "cluster/log_sections",
-    "commands/arguments", "commands/cli", "commands/repeat", "commands/output", "commands/record",
+    "commands/arguments", "commands/cli", "commands/print_snapshots", "commands/output", "commands/record",
     "commands/demo/run", "commands/demo/process", "commands/demo/chaos", "reader/client", "reader/recording",
     "database/sessions", "database/whois", "console/screen",
 )  # fmt: skip

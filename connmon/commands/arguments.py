@@ -1,13 +1,14 @@
-"""What can be said to `connmon`: its commands and their options.
+"""The commands of `connmon` and their options.
 
-- Options of a command may stand before it or after it.
-- Whatever is wrong with them is a UsageError of one line, raised by the parser.
+- The options of a command may stand before it or after it.
+- A mistake is a UsageError of one line, raised by the parser.
 - A secret or a password is never an option: everybody on the host sees the arguments of a process.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NoReturn, TypeAlias
 
 from connmon import __version__
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
     _Commands: TypeAlias = argparse._SubParsersAction["_Parser"]
 
 _EPILOG: Final = """\
-Without a command the console is run; options may stand before the command or after it.
-exit codes: 0 done, 1 no node could be read, 2 wrong arguments or configuration, 130 Ctrl-C; those of
-cluster-status and whois: see their --help
+Without a command the console runs; options may stand before the command or after it.
+exit codes: 0 done, 1 no node could be read, 2 wrong arguments or configuration, 130 Ctrl-C; for
+cluster-status and whois see their --help
 """
 
 
@@ -31,7 +32,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Return the parser; what makes completions of it (shtab) asks for it as well."""
+    """Return the parser of `connmon`; shtab makes completions of it."""
     parser = _Parser(
         prog="connmon",
         description='A "top" for database connections: who holds them, who waits for one.',
@@ -41,92 +42,75 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"connmon {__version__}")
     _add_reading(parser, None)
-    _add_console(parser, None)
+    _add_console_options(parser, None)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-
-    summary = "watch live in the terminal (the default)"
-    console = commands.add_parser("console", help=summary, description=summary, allow_abbrev=False)
-    # Suppressed, so that an option left out here does not undo one given before the command.
-    _add_reading(console, argparse.SUPPRESS)
-    _add_console(console, argparse.SUPPRESS)
-
-    summary = "print once what a node knows now"
-    snapshot = commands.add_parser("snapshot", help=summary, description=summary, allow_abbrev=False)
-    _add_reading(snapshot, argparse.SUPPRESS)
-    snapshot.add_argument(
-        "--by", choices=GROUPINGS, default="program", help="what a row is (default: program)"
-    )
-    snapshot.add_argument(
-        "--format", choices=("table", "json", "csv"), default="table", help="default: table"
-    )
-
-    summary = "ask every node of the service how it is"
-    status = commands.add_parser(
-        "cluster-status",
-        help=summary,
-        description=summary,
-        epilog="exit codes: 0 healthy, 1 degraded, 2 no quorum or no node reachable",
-        allow_abbrev=False,
-    )
-    _add_reading(status, argparse.SUPPRESS)
-    status.add_argument("--format", choices=("table", "json"), default="table", help="default: table")
-
-    _add_whois(commands)
-    _add_reconcile(commands)
-
-    summary = "keep what a node shows in a file, to replay it later"
-    record = commands.add_parser("record", help=summary, description=summary, allow_abbrev=False)
-    _add_reading(record, argparse.SUPPRESS)
-    _add_record(record)
-
-    summary = "show a recording in the console"
-    replay = commands.add_parser("replay", help=summary, description=summary, allow_abbrev=False)
-    _add_reading(
-        replay,
-        argparse.SUPPRESS,
-        "Taken as by every command that reads, and not needed: the file has it all. A --service that is not "
-        "the recording's is an error.",
-    )
-    _add_replay(replay)
-
-    summary = "run three nodes and busy applications here, to try connmon"
-    demo = commands.add_parser("demo", help=summary, description=summary, allow_abbrev=False)
-    demo.add_argument(
-        "--chaos", action="store_true", help="kill and restart the nodes by turns: nothing is lost"
-    )
+    for add in (
+        _add_console, _add_snapshot, _add_cluster_status, _add_whois, _add_reconcile, _add_record,
+        _add_replay, _add_demo,
+    ):  # fmt: skip
+        add(commands)
     return parser
 
 
-def _add_whois(commands: _Commands) -> None:
-    summary = "tell who holds a session of the database server"
-    whois = commands.add_parser(
-        "whois",
-        help=summary,
-        description=f"{summary}: host, program, pid, thread or task, and line of code.",
-        epilog="exit codes: 0 found, 1 nobody has it or no node could be read, 2 wrong arguments",
-        allow_abbrev=False,
+def _add_command(
+    commands: _Commands, name: str, summary: str, description: str | None = None, epilog: str | None = None
+) -> _Parser:
+    return commands.add_parser(
+        name, help=summary, description=description or summary, epilog=epilog, allow_abbrev=False
     )
+
+
+def _add_console(commands: _Commands) -> None:
+    console = _add_command(commands, "console", "watch live in the terminal (the default)")
+    # Suppressed, so that an option left out here does not undo one given before the command.
+    _add_reading(console, argparse.SUPPRESS)
+    _add_console_options(console, argparse.SUPPRESS)
+
+
+def _add_snapshot(commands: _Commands) -> None:
+    snapshot = _add_command(commands, "snapshot", "print a snapshot of what a node knows")
+    _add_reading(snapshot, argparse.SUPPRESS)
+    snapshot.add_argument(
+        "--by", choices=GROUPINGS, default="program", help=f"{_GROUPING} (default: program)"
+    )
+    _add_format(snapshot)
+
+
+def _add_cluster_status(commands: _Commands) -> None:
+    status = _add_command(
+        commands, "cluster-status", "ask every node of the service for its status",
+        epilog="exit codes: 0 healthy, 1 degraded, 2 no quorum or no node reachable",
+    )  # fmt: skip
+    _add_reading(status, argparse.SUPPRESS)
+    _add_format(status, ("table", "json"))
+
+
+def _add_whois(commands: _Commands) -> None:
+    summary = "name the holder of a session of the database server"
+    whois = _add_command(
+        commands, "whois", summary,
+        f"{summary}: host, program, pid, thread or task, and call site.",
+        "exit codes: 0 found, 1 nobody has it or no node could be read, 2 wrong arguments",
+    )  # fmt: skip
     _add_reading(whois, argparse.SUPPRESS)
     whois.add_argument("session", metavar="ID", help="a MySQL thread id or PostgreSQL backend pid")
     whois.add_argument(
         "--database",
         metavar="HOST[:PORT]|URL",
-        help="only of this server, as rows name it; with a URL the server itself is asked which session "
+        help="only of this server, by its name in rows; with a URL the server itself is asked which session "
         "blocks this one (the password may be in ~/.my.cnf or ~/.pgpass)",
     )
-    whois.add_argument("--format", choices=("table", "json", "csv"), default="table", help="default: table")
+    _add_format(whois)
 
 
 def _add_reconcile(commands: _Commands) -> None:
-    summary = "compare a database server's own session list with what processes report"
-    reconcile = commands.add_parser(
-        "reconcile",
-        help=summary,
-        description=f"{summary}. A read-only account will do; it has to see the sessions of others "
+    summary = "compare a database server's own session list with the reports of processes"
+    reconcile = _add_command(
+        commands, "reconcile", summary,
+        f"{summary}. A read-only account is enough; it must see the sessions of others "
         "(PROCESS, or pg_read_all_stats). The password may be in ~/.my.cnf or ~/.pgpass.",
-        epilog="exit codes: 0 done, 1 no node or no database server answers, 2 wrong arguments or login",
-        allow_abbrev=False,
-    )
+        "exit codes: 0 done, 1 no node or no database server answers, 2 wrong arguments or login",
+    )  # fmt: skip
     _add_reading(reconcile, argparse.SUPPRESS)
     reconcile.add_argument(
         "url", metavar="URL", help="mysql://, mariadb:// or postgresql://USER@HOST/DATABASE"
@@ -136,11 +120,56 @@ def _add_reconcile(commands: _Commands) -> None:
         metavar="HOST[:PORT]",
         action="append",
         default=[],
-        help="what applications call this server besides the URL's name; may be repeated",
+        help="another name that applications use for this server; may be repeated",
     )
-    reconcile.add_argument(
-        "--format", choices=("table", "json", "csv"), default="table", help="default: table"
+    _add_format(reconcile)
+
+
+def _add_record(commands: _Commands) -> None:
+    record = _add_command(commands, "record", "record snapshots of a node in a file, for replay")
+    _add_reading(record, argparse.SUPPRESS)
+    record.add_argument("file", metavar="FILE", help="a new file; FILE.1, FILE.2 ... are older parts of it")
+    record.add_argument(
+        "--interval", metavar="SECONDS", type=_seconds, default=1.0, help="between snapshots (default: 1)"
     )
+    record.add_argument(
+        "-t", "--times", metavar="N", type=count,
+        help="number of snapshots (default: until Ctrl-C or SIGTERM)",
+    )  # fmt: skip
+    record.add_argument(
+        "--max-size", metavar="MIB", type=count, default=64, help="of one file, in MiB (default: 64)"
+    )
+    record.add_argument("--keep", metavar="N", type=count, default=4, help="older parts to keep (default: 4)")
+
+
+def _add_replay(commands: _Commands) -> None:
+    replay = _add_command(commands, "replay", "show a recording in the console")
+    _add_reading(
+        replay,
+        argparse.SUPPRESS,
+        "Accepted, as by every command that reads, and not needed: the file has it all. A --service other "
+        "than the recording's is an error.",
+    )
+    replay.add_argument("file", metavar="FILE", help="a file of `connmon record`")
+    replay.add_argument(
+        "--by", choices=GROUPINGS, default="program",
+        help="without a terminal: the grouping of the last snapshot (default: program)",
+    )  # fmt: skip
+    _add_format(replay)
+
+
+def _add_demo(commands: _Commands) -> None:
+    demo = _add_command(commands, "demo", "run three nodes and busy applications here, to try connmon")
+    demo.add_argument(
+        "--chaos", action="store_true", help="kill and restart the nodes in turn: nothing is lost"
+    )
+
+
+_GROUPING: Final = "what a row groups"
+
+
+def _add_format(parser: argparse.ArgumentParser, formats: Sequence[str] = ("table", "json", "csv")) -> None:
+    parser.add_argument("--format", choices=formats, default="table", help="default: table")
 
 
 def _add_reading(
@@ -161,26 +190,26 @@ def _add_reading(
     )
     group.add_argument(
         "-v", "--verbose", action="store_true", default=default or False,
-        help="say on stderr which nodes are tried, and what they answer",
+        help="log each connection to a node on stderr: tried, welcomed, refused, closed; the console takes "
+        "it only with --batch or 2>FILE",
     )  # fmt: skip
 
 
-def _add_console(parser: argparse.ArgumentParser, default: str | None) -> None:
-    """Add the options of the console."""
-    group = parser.add_argument_group("the console, and its batch output")
+def _add_console_options(parser: argparse.ArgumentParser, default: str | None) -> None:
+    group = parser.add_argument_group("the console, and printed snapshots (--batch)")
     group.add_argument(
         "-b", "--batch", action="store_true", default=default or False,
-        help="print tables instead of a screen, as is done anyway where stdout is no terminal, then once",
+        help="print snapshots instead of a screen; without a terminal on stdout one is printed anyway",
     )  # fmt: skip
     group.add_argument(
         "-t", "--times", metavar="N", type=count, default=default,
-        help="with --batch: so many times (default: until Ctrl-C)",
+        help="with --batch: number of snapshots (default: until Ctrl-C)",
     )  # fmt: skip
     group.add_argument(
-        "--interval", metavar="SECONDS", type=_seconds, default=default, help="between pictures (default: 1)"
+        "--interval", metavar="SECONDS", type=_seconds, default=default, help="between snapshots (default: 1)"
     )
     group.add_argument(
-        "--by", choices=GROUPINGS, default=default, help="with --batch: what a row is (default: program)"
+        "--by", choices=GROUPINGS, default=default, help=f"with --batch: {_GROUPING} (default: program)"
     )
     group.add_argument(
         "--format", choices=("table", "json", "csv"), default=default,
@@ -188,35 +217,8 @@ def _add_console(parser: argparse.ArgumentParser, default: str | None) -> None:
     )  # fmt: skip
     group.add_argument(
         "--server-max", metavar="HOST[:PORT]=N", type=server_max, action="append", default=default,
-        help="connections that a database server takes, to be warned of OVERCOMMIT; may be repeated",
+        help="connections that a database server allows, for the verdict OVERCOMMIT; may be repeated",
     )  # fmt: skip
-
-
-def _add_record(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `record`."""
-    parser.add_argument("file", metavar="FILE", help="a new file; FILE.1, FILE.2 ... are older parts of it")
-    parser.add_argument(
-        "--interval", metavar="SECONDS", type=_seconds, default=1.0, help="between pictures (default: 1)"
-    )
-    parser.add_argument(
-        "-t", "--times", metavar="N", type=count, help="so many pictures (default: until Ctrl-C or SIGTERM)"
-    )
-    parser.add_argument(
-        "--max-size", metavar="MIB", type=count, default=64, help="of one file, in MiB (default: 64)"
-    )
-    parser.add_argument(
-        "--keep", metavar="N", type=count, default=4, help="older parts that are kept (default: 4)"
-    )
-
-
-def _add_replay(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `replay`."""
-    parser.add_argument("file", metavar="FILE", help="a file that `connmon record` has written")
-    parser.add_argument(
-        "--by", choices=GROUPINGS, default="program",
-        help="without a terminal: what a row of the last picture is (default: program)",
-    )  # fmt: skip
-    parser.add_argument("--format", choices=("table", "json", "csv"), default="table", help="default: table")
 
 
 def count(text: str) -> int:

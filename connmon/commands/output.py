@@ -1,21 +1,24 @@
-"""The terminal of a command, or what stands in its place: what is written to it, and what it is.
+"""The standard streams of a command: what is written to them, and whether they are a terminal.
 
-- Whatever is said on stderr is one line that begins with "connmon: ", without passwords and without
-  characters that a terminal obeys.
-- Each stream may be missing, closed, full, or read by nobody.
+- Each message on stderr is one line that begins with "connmon: ", without passwords and sanitized for the
+  terminal.
+- Each stream may be missing, closed, full, or without a reader.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from getpass import getpass
 from typing import TextIO
 
 from connmon.errors import ConnmonError, UsageError, without_passwords
+from connmon.protocol.text import printable
 
 
 def write(text: str) -> None:
-    """Write to stdout. Raises ConnmonError where that cannot be, BrokenPipeError where nobody reads."""
+    """Write to stdout and flush. Raises ConnmonError where that fails, BrokenPipeError without a reader."""
     try:
         print(text, end="", flush=True)
     except BrokenPipeError:
@@ -26,12 +29,12 @@ def write(text: str) -> None:
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """None: the process was started without this stream."""
+    """Whether the stream is a terminal. None: the process was started without this stream."""
     return stream is not None and not stream.closed and stream.isatty()
 
 
 def terminal_width() -> int | None:
-    """Return the cells of a line of stdout, or None where it is no terminal."""
+    """Return the columns of stdout's terminal; None: it is no terminal."""
     if not is_terminal(sys.stdout):
         return None
     try:
@@ -41,39 +44,35 @@ def terminal_width() -> int | None:
 
 
 def complain(message: str) -> None:
-    from connmon.protocol.text import printable
-
+    """Write one line to stderr."""
     if sys.stderr is not None:
         print(f"connmon: {printable(without_passwords(message))}", file=sys.stderr)
 
 
 def let_go(stream: TextIO) -> None:
-    """Give the stream somewhere to write, since Python flushes it once more at exit and would complain."""
+    """Redirect the stream to /dev/null: Python flushes it again at exit, and would print an error."""
     try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
-    except (OSError, ValueError):  # not a file of the system's
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+    except (OSError, ValueError):  # the stream has no file descriptor
         pass
 
 
 def can_show() -> bool:
-    """Whether there is a terminal for the console, as far as can be told without curses."""
+    """Whether there is a terminal for the console, as far as it is known without curses."""
     if os.environ.get("TERM", "") in ("", "dumb"):
         return False
     return is_terminal(sys.stdin) and is_terminal(sys.stdout)
 
 
-def can_ask() -> bool:
-    return is_terminal(sys.stdin) and is_terminal(sys.stderr)
+def password_prompt() -> Callable[[str], str] | None:
+    """Return `ask_password` where there is a terminal to ask on, else None."""
+    return ask_password if is_terminal(sys.stdin) and is_terminal(sys.stderr) else None
 
 
 def ask_password(prompt: str) -> str:
     """Ask on the terminal, without an echo. Raises UsageError where nothing is given."""
-    from getpass import getpass
-
-    from connmon.protocol.text import printable
-
     try:
         return getpass(printable(prompt), sys.stderr)
     except EOFError:

@@ -1,12 +1,10 @@
-"""`connmon record`: what a node shows, once an interval, in a file that rotates by its size.
+"""`connmon record`: a node's snapshots, at an interval, in a file that rotates by size.
 
-Rules kept here:
-
-- A picture is written whole and flushed, or not at all as far as this process can help it.
-- When the next picture would make FILE larger than it may be, FILE becomes FILE.1, FILE.1 FILE.2 and so
-  on; the oldest goes. Every file begins anew with a complete picture, so each can be replayed alone.
-- A file that is there already is never overwritten.
-- A node that dies is replaced by another, with one line; while none answers, nothing is recorded.
+- A snapshot is written whole and flushed, or removed again where the disk is full.
+- When the next snapshot would exceed the size, FILE becomes FILE.1, FILE.1 becomes FILE.2 and so on, and the
+  oldest is removed. Each file begins with a complete snapshot, so that it can be replayed alone.
+- An existing file is never overwritten.
+- Where a node goes away another one is read. While none answers, nothing is recorded; one line says so.
 """
 
 from __future__ import annotations
@@ -30,8 +28,8 @@ from connmon.reader.recording import COMPLETE_EVERY, RECORDED, RecordedSnapshot,
 from connmon.rotating_file import RotatingFile
 from connmon.signals import Terminated, terminable
 
-#: Seconds between two questions to all nodes how they are.
-NODES: Final = 10.0
+#: Between two questions to all nodes for their status.
+STATUS_SECONDS: Final = 10.0
 
 
 class Rotating:
@@ -71,7 +69,7 @@ class Rotating:
 
 
 class Recorder:
-    """Asks one node after the other, and makes frames of the answers."""
+    """Reads a node, and another one where it goes away; makes recorded snapshots of the answers."""
 
     def __init__(self, service: Service, credentials: Credentials) -> None:
         self._service, self._credentials = service, credentials
@@ -80,7 +78,7 @@ class Recorder:
         self._snapshots: dict[Grouping, Snapshot] = {}
 
     def frame(self, complete: bool) -> RecordedSnapshot:
-        """Return the next frame. Raises ConnmonError where no node answers."""
+        """Return the next recorded snapshot. Raises ConnmonError where no node answers."""
         if self._client is None or self._client.closed:
             self._client = client.connect(
                 self._service.nodes, self._service.name, credentials=self._credentials
@@ -92,10 +90,9 @@ class Recorder:
         answers: dict[Grouping, tuple[Rows, ...]] = {}
         try:
             for by, snapshot in self._snapshots.items():
-                told = tuple(self._client.ask(snapshot.query()))
-                for rows in told:
+                answers[by] = tuple(self._client.ask(snapshot.query()))
+                for rows in answers[by]:
                     snapshot.apply(rows)
-                answers[by] = told
             past = self._client.history(HistoryQuery((EVERYTHING,), 1))
         except ConnmonError:
             self.close()
@@ -113,14 +110,14 @@ class Recorder:
         now = time.monotonic()
         if not complete and now < self._nodes_again:
             return None
-        self._nodes_again = now + NODES
-        return tuple(ask(self._service, credentials=self._credentials).document["nodes"])
+        self._nodes_again = now + STATUS_SECONDS
+        return tuple(dict(row) for row in ask(self._service, credentials=self._credentials).document["nodes"])
 
     def close(self) -> None:
         self._snapshots = {}
-        gone, self._client = self._client, None
-        if gone is not None:
-            gone.close()
+        if self._client is not None:
+            self._client.close()
+            self._client = None
 
 
 def run(
@@ -133,9 +130,9 @@ def run(
     size: int,
     keep: int,
 ) -> int:
-    """Record until interrupted, or so many pictures; return 0.
+    """Record until interrupted, or `times` snapshots; return 0.
 
-    Raises ConnmonError where no node answers at the beginning, or the file cannot be written.
+    Raises ConnmonError where no node answers at the start, or the file cannot be written.
     """
     recorder = Recorder(service, credentials)
     file: Rotating | None = None
@@ -173,5 +170,5 @@ def run(
         recorder.close()
         if file is not None:
             file.close()
-    print(f"connmon: {number} pictures in {path}", file=sys.stderr, flush=True)
+    print(f"connmon: {number} snapshots in {path}", file=sys.stderr, flush=True)
     return 0

@@ -1,9 +1,16 @@
-"""The database server's side of it: its own session list, beside what processes report. For the terminal.
+"""The database server's own view of its sessions, compared with what processes report. For the terminal.
 
-- `passwords`: from the files of the servers' own clients (pure).
-- `sessions`: asks the server; the only import of SQLAlchemy outside of what applications load. `locks`: what
-  it asks of locks, and how the answers are read (pure).
-- `blocking`: which session blocks which, and whose they are (pure).
-- `reconcile`: its list against the replica (pure). `compare`: has both looked at, twice where needed.
-- `whois`: who holds one session (pure). `formats`: how a reconciliation is printed (pure).
+This runs in the process of a command, never in an application or in a node.
+
+- `sessions` connects to the server; it is the only module here that imports SQLAlchemy. `mysql` and
+  `postgresql` have the queries and read their answers (pure). `server_view` is the result: sessions,
+  limits, addresses.
+- `login_files` reads ~/.my.cnf and ~/.pgpass (pure). `connection_limit` explains a server that is full
+  (pure).
+- `locks` has the waits for locks, `lock_chains` follows them from session to session (pure).
+- `naming` decides which connections are at the server that is asked (pure).
+- `reconcile` and `whois` compare (pure), `reconcile_formats` and `whois_formats` print the result (pure).
+  `documents` has the types of both results: they are the JSON contract.
+- `collect` reads a node and a server and calls `reconcile` or `whois`.
+- `settings` has the time limits and the limits of rows.
 """

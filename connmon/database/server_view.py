@@ -1,4 +1,4 @@
-"""What a database server says of itself: its sessions, its limits, and where it listens. Pure."""
+"""The server's view of itself: its sessions, its limits, and where it listens. Pure."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ from connmon.database_address import DatabaseServer
 
 
 class Session(NamedTuple):
-    """One client session, as the server lists it."""
+    """One client session in the server's list."""
 
     id: int
     user: str | None
     client_host: str | None
-    """None: by a local socket, or the account may not see it."""
+    """None: by a local socket, or hidden from the account."""
     client_port: int | None
     database: str | None
     state: str | None
-    """As the server says it: Sleep, Query; idle, active, idle in transaction."""
+    """In the server's words: Sleep, Query; idle, active, idle in transaction."""
     state_seconds: float | None
     application: str | None = None
     """The name that the client gave itself."""
     age_seconds: float | None = None
-    """None: the server does not tell."""
+    """None: the server does not say."""
 
 
 class Listening(NamedTuple):
-    """Where the server says that it listens, and how it was reached. Hosts as they are compared."""
+    """Where the server listens, in its own words, and how it was reached. Hosts in comparable form."""
 
     hostname: str | None = None
-    """What it calls the host that it runs on."""
+    """The server's name for its host."""
     port: int | None = None
-    """None: not known, or it listens on none."""
+    """None: not known, or no port."""
     sockets: tuple[DatabaseServer, ...] | None = None
     """Its Unix sockets. None: not known."""
     addresses: tuple[str, ...] = ()
-    """Addresses and names that it was given to listen on; * and the like mean all."""
+    """The configured listen addresses; * and the like mean all."""
     reached: DatabaseServer | None = None
-    """The address and port at which the session that asks has reached it. None: not known, or by a socket."""
+    """The server's end of our own connection. None: not known, or a socket."""
 
 
 class ServerView(NamedTuple):
-    """What the server says, without the session that asks."""
+    """One look at a server. The session that looks is left out."""
 
     dialect: str
     server: DatabaseServer
@@ -49,10 +49,10 @@ class ServerView(NamedTuple):
     uptime_seconds: float | None
     max_connections: int
     reserved_connections: int
-    """Those of them that only administrators get."""
+    """The part of max_connections that only administrators get."""
     used_connections: int
-    """How many count against the limit now, the session that asks included."""
+    """Connections that count against the limit now, our own included."""
     sessions: tuple[Session, ...]
     hidden_sessions: int
-    """How many more there are, that the account may not see."""
+    """Sessions that exist and that the account may not see."""
     listening: Listening = Listening()

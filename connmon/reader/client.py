@@ -1,17 +1,19 @@
-"""A blocking connection to a node, for the console and the commands.
+"""A blocking client connection to a node, for the console and the commands.
 
-- Nodes are tried in random order, each with all the addresses that its name has, until one
-  welcomes this reader. Where none does, the error tells of each of them, in one line.
-- Nothing is endless: connecting to an address has one limit, a whole answer another, however
-  the bytes trickle in. (Only the resolver of names keeps its own.)
-- A connection on which anything went wrong, or an answer was not read to its end, is closed:
-  what would come next on it cannot be told apart from what was left.
-- What a peer says in an error is printed as one line without control characters.
+- Nodes are tried in random order, each with all addresses of its name, until one welcomes this reader.
+  Where none does, the error has each node's reason, in one line.
+- Every wait is limited: connecting to one address, and one whole answer, however its bytes trickle in.
+  (Only the resolver of names keeps its own limit.)
+- A connection is closed after any error, and after an answer that was not read to its end: the next answer
+  could not be told from the rest of this one.
+- A peer's words in an error are one line, sanitized for the terminal.
+- Each change of state is one line of the logger at DEBUG (`connmon -v`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import enum
 import logging
 import math
 import os
@@ -19,7 +21,8 @@ import random
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar, final
 
 from connmon import __version__
@@ -36,31 +39,62 @@ from connmon.protocol.values import Grouping
 S = TypeVar("S")
 T = TypeVar("T")
 
-#: Seconds for connecting to one address, its hello included.
-CONNECT_TIMEOUT: Final = 2.0
-#: Seconds of waiting for one whole answer.
-ANSWER_TIMEOUT: Final = 10.0
-
-_CHUNK: Final = 256 * 1024
-
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Timeouts:
+    connect_seconds: float = 2.0
+    """For connecting to one address, until the welcome."""
+    answer_seconds: float = 10.0
+    """For one whole answer."""
+
+
+TIMEOUTS: Final = Timeouts()
+
+_RECEIVE_BYTES: Final = 256 * 1024
+
+
 class Shuffler(Protocol):
-    """What `connect` needs of a source of randomness: `random`, or a seeded `random.Random`."""
+    """A source of randomness for `connect`: `random`, or a seeded `random.Random`."""
 
     def sample(self, population: Sequence[T], k: int) -> list[T]: ...
 
 
+class ClientState(enum.Enum):
+    """The states of a client connection."""
+
+    NEW = enum.auto()
+    CONNECTING = enum.auto()
+    GREETING = enum.auto()
+    """Connected, the hello is sent."""
+    READY = enum.auto()
+    """Welcomed, nothing is asked."""
+    ANSWERING = enum.auto()
+    """A question is sent; its answer is not complete."""
+    CLOSED = enum.auto()
+
+
+#: State -> states that may follow it.
+TRANSITIONS: Final[Mapping[ClientState, frozenset[ClientState]]] = {
+    ClientState.NEW: frozenset({ClientState.CONNECTING, ClientState.CLOSED}),
+    ClientState.CONNECTING: frozenset({ClientState.GREETING, ClientState.CLOSED}),
+    ClientState.GREETING: frozenset({ClientState.READY, ClientState.CLOSED}),
+    ClientState.READY: frozenset({ClientState.ANSWERING, ClientState.CLOSED}),
+    ClientState.ANSWERING: frozenset({ClientState.READY, ClientState.CLOSED}),
+    ClientState.CLOSED: frozenset(),
+}
+
+
 class _Deadline:
-    """When an answer, or a connection, has to be there."""
+    """The end of the time for connecting, or for an answer."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._end = time.monotonic() + seconds
 
     def wait(self, sock: socket.socket, call: Callable[[S], T], argument: S) -> T:
-        """Return call(argument), a call of that socket. Raises UnreachableError for whatever goes wrong."""
+        """Return call(argument), a call of that socket. Raises UnreachableError where it fails."""
         left = self._end - time.monotonic()
         try:
             if left <= 0:
@@ -75,53 +109,68 @@ class _Deadline:
 
 @final
 class Client:
-    """One welcomed reader's connection to one node; `connect` makes them. Not for several threads at once."""
+    """A reader's connection to one node; `connect` makes them. Not for several threads at once."""
 
     def __init__(
         self, node: Node, service: str, sock: socket.socket, credentials: Credentials = OPEN
     ) -> None:
         self.node: Final = node
-        self.timeout = ANSWER_TIMEOUT
-        """Seconds for one whole answer, what the caller does between its frames included."""
-        self._socket: socket.socket | None = sock
+        self.timeout = TIMEOUTS.answer_seconds
+        """Seconds for one whole answer, with the caller's work between its frames."""
+        self.state = ClientState.NEW
+        self._socket: Final = sock
         name = f"connmon {__version__} pid {os.getpid()}"
         self._side = ClientSide("reader", service, name, credentials.secret, nonce())
         self._channel = credentials.channel(node.address.host)
+        self._protection = _protection(credentials)
         self._inbox: deque[Welcome | Refuse | Ack | Rows | NodeStatus | History] = deque()
-        self._asking = False
+
+    def __repr__(self) -> str:
+        return f"<Client {_where(self.node)} {self.state.name}>"
+
+    @property
+    def closed(self) -> bool:
+        return self.state is ClientState.CLOSED
+
+    def _enter(self, state: ClientState, line: str) -> None:
+        """Change the state, with one line for the log."""
+        if state not in TRANSITIONS[self.state]:
+            raise AssertionError(f"{self!r} cannot become {state.name}")
+        self.state = state
+        self._log(line)
+
+    def _log(self, line: str) -> None:
+        logger.debug("%s: %s", _where(self.node), line)
 
     def ask(self, query: RowsQuery) -> Iterator[Rows]:
         """Send the query and yield the frames of its answer, the last of which has no `more`.
 
-        Nothing is sent before the first frame is asked for. Raises UnreachableError when the
-        node is gone or the answer takes longer than `timeout`, RefusedError with the node's
-        reason, ProtocolError for bytes that the protocol does not allow. After an error, and
-        when the caller stops before the last frame, the client is closed.
+        Nothing is sent before the first frame is asked for. Raises UnreachableError when the node is gone
+        or the answer takes longer than `timeout`, RefusedError with the node's reason, ProtocolError for
+        bytes that the protocol does not allow. After an error, and when the caller stops before the last
+        frame, the client is closed.
         """
-        if self._asking:
-            raise RuntimeError("the answer to another query is still being read")
-        whole = False
-        self._asking = True
+        self._check_idle()
+        more = True
         try:
-            if self._inbox:
-                raise ProtocolError("it spoke without being asked")
-            deadline = _Deadline(self.timeout)
-            self._send(self._side.frame(query), deadline)
-            while not whole:
+            deadline = self._question(query)
+            while more:
                 rows = self._next(deadline)
                 if not isinstance(rows, Rows):
                     raise ProtocolError(f"it answered a query with {type(rows).__name__}")
-                whole = not rows.more
+                more = rows.more
+                if not more:
+                    self._answered(rows)
                 yield rows
         except PeerError as error:
+            self._fail(error)
             raise type(error)(f"{_where(self.node)}: {error}") from None
         finally:
-            self._asking = False
-            if not whole:
-                self.close()
+            if more:
+                self.close("the answer was not read to its end")
 
     def status(self, query: StatusQuery) -> NodeStatus:
-        """Return what the node says of itself.
+        """Return the node's status.
 
         Raises as `ask` does, but without naming the node; the client is closed then.
         """
@@ -133,32 +182,47 @@ class Client:
 
     def _answer(self, query: Question, kind: type[T]) -> T:
         """Return an answer that is one message."""
-        if self._asking:
-            raise RuntimeError("the answer to another query is still being read")
+        self._check_idle()
         try:
-            if self._inbox:
-                raise ProtocolError("it spoke without being asked")
-            deadline = _Deadline(self.timeout)
-            self._send(self._side.frame(query), deadline)
-            answer = self._next(deadline)
+            answer = self._next(self._question(query))
             if not isinstance(answer, kind):
                 raise ProtocolError(
                     f"it answered a question for {kind.__name__} with {type(answer).__name__}"
                 )
-        except PeerError:
-            self.close()
+        except PeerError as error:
+            self._fail(error)
             raise
+        self._answered(answer)
         return answer
 
-    @property
-    def closed(self) -> bool:
-        return self._socket is None
+    def _check_idle(self) -> None:
+        if self.state is ClientState.ANSWERING:
+            raise RuntimeError("the answer to another query is still being read")
 
-    def close(self) -> None:
-        """Close the connection; closing twice is harmless."""
-        if self._socket is not None:
+    def _question(self, query: Question) -> _Deadline:
+        """Send a question; return the deadline of its answer."""
+        self._check_open()
+        if self._inbox:
+            raise ProtocolError("it spoke without being asked")
+        self._enter(ClientState.ANSWERING, f"{type(query).__name__} sent")
+        deadline = _Deadline(self.timeout)
+        self._send(self._side.frame(query), deadline)
+        return deadline
+
+    def _answered(self, answer: object) -> None:
+        detail = ""
+        if isinstance(answer, Rows):
+            detail = f", quorum {'yes' if answer.quorum else 'no'}, view {answer.stale:.1f} s old"
+        self._enter(ClientState.READY, f"{type(answer).__name__} received{detail}")
+
+    def _fail(self, error: PeerError) -> None:
+        self.close(str(error))
+
+    def close(self, reason: str = "") -> None:
+        """Close the connection; closing twice is harmless. `reason`: for the log."""
+        if self.state is not ClientState.CLOSED:
+            self._enter(ClientState.CLOSED, f"closed: {reason}" if reason else "closed")
             self._socket.close()
-            self._socket = None
 
     def __enter__(self) -> Client:
         return self
@@ -166,32 +230,38 @@ class Client:
     def __exit__(self, *raised: object) -> None:
         self.close()
 
-    def _greet(self, address: Any, timeout: float) -> None:
-        """Connect and be welcomed. Raises PeerError."""
+    def greet(self, address: Any, timeout: float) -> None:
+        """Connect to this address of the node, until the welcome. Raises PeerError; the client is closed
+        then."""
         deadline = _Deadline(timeout)
-        sock = self._open()
-        deadline.wait(sock, sock.connect, address)
-        self._send(self._side.hello(), deadline)
-        self._next(deadline)  # nothing but a Welcome or a Refuse gets past the wire here
+        try:
+            self._enter(ClientState.CONNECTING, f"connecting to {address[0]}")
+            deadline.wait(self._socket, self._socket.connect, address)
+            self._send(self._side.hello(), deadline)
+            self._enter(ClientState.GREETING, "connected, hello sent")
+            self._next(deadline)  # the protocol lets nothing but a Welcome or a Refuse through here
+            self._enter(ClientState.READY, f"welcomed{self._protection}")
+        except PeerError as error:
+            self._fail(error)
+            raise
 
-    def _open(self) -> socket.socket:
-        if self._socket is None:
+    def _check_open(self) -> None:
+        if self.closed:
             raise UnreachableError("the connection is closed")
-        return self._socket
 
     def _send(self, data: bytes, deadline: _Deadline) -> None:
-        sock = self._open()
+        self._check_open()
         if self._channel is not None:
             self._channel.send(data)
             data = self._channel.outgoing()
         if data:
-            deadline.wait(sock, sock.sendall, data)
+            deadline.wait(self._socket, self._socket.sendall, data)
 
     def _next(self, deadline: _Deadline) -> Welcome | Ack | Rows | NodeStatus | History:
         """Return the node's next message."""
-        sock = self._open()
+        self._check_open()
         while not self._inbox:
-            data = deadline.wait(sock, sock.recv, _CHUNK)
+            data = deadline.wait(self._socket, self._socket.recv, _RECEIVE_BYTES)
             if not data:
                 raise UnreachableError("it closed the connection")
             try:
@@ -200,9 +270,13 @@ class Client:
                 self._inbox += self._side.receive(data)
             except ProtocolError as error:
                 with contextlib.suppress(PeerError):
-                    self._send(b"", deadline)  # what TLS has to say to the node about it
+                    self._send(b"", deadline)  # TLS's alert to the node
                 raise ProtocolError(printable(str(error))) from None
-            self._send(self._side.reply(), deadline)
+            if reply := self._side.reply():
+                self._send(reply, deadline)
+                self._log("challenged, proof sent")
+            elif self._channel is not None:
+                self._send(b"", deadline)  # TLS's own messages
         message = self._inbox.popleft()
         if isinstance(message, Refuse):
             raise RefusedError(printable(message.reason) or "refused without a reason")
@@ -212,17 +286,16 @@ class Client:
 def connect(
     nodes: Sequence[Node],
     service: str,
-    timeout: float = CONNECT_TIMEOUT,
+    timeout: float = TIMEOUTS.connect_seconds,
     rng: Shuffler = random,
     exclude: Collection[str] = (),
     credentials: Credentials = OPEN,
 ) -> Client:
     """Return a client of the first node, in random order, that welcomes a reader of `service`.
 
-    `service` "" means whichever a node serves. `timeout` is in seconds, for each address of
-    each node. Nodes whose names are in `exclude` are not tried, so that a caller whom a node
-    tells that it has no quorum can look for another. Raises UnreachableError, with the
-    reason of each node, where none is left.
+    `service` "" means whichever a node serves. `timeout` is in seconds, for each address of each node.
+    Nodes whose names are in `exclude` are not tried: a caller looks for another node where one has no
+    quorum. Raises UnreachableError, with each node's reason, where none is left.
     """
     reasons: list[PeerError] = []
     for node in rng.sample(nodes, len(nodes)):
@@ -238,14 +311,14 @@ def read_once(
     nodes: Sequence[Node],
     service: str,
     by: Grouping,
-    timeout: float = CONNECT_TIMEOUT,
+    timeout: float = TIMEOUTS.connect_seconds,
     rng: Shuffler = random,
     credentials: Credentials = OPEN,
 ) -> Snapshot:
-    """Return the snapshot of a node that has quorum, or where none has, the one whose view is the freshest.
+    """Return the snapshot of a node with quorum, or the freshest one where no node has quorum.
 
-    Nodes are tried in random order, also after one that welcomed and then failed. Raises
-    UnreachableError, with the reason of each node, where none could be read.
+    Nodes are tried in random order, also after one that welcomed and then failed. Raises UnreachableError,
+    with each node's reason, where none could be read.
     """
     reasons: list[PeerError] = []
     best: Snapshot | None = None
@@ -260,10 +333,6 @@ def read_once(
             reasons.append(error)
             continue
         assert snapshot.header is not None
-        logger.debug(
-            "%s: has answered: quorum %s, view %.1f s old",
-            _where(node), "yes" if snapshot.header.quorum else "no", snapshot.header.stale,
-        )  # fmt: skip
         if snapshot.header.quorum:
             return snapshot
         if snapshot.header.stale < freshest:
@@ -276,7 +345,7 @@ def read_once(
 def _unreachable(reasons: Sequence[PeerError]) -> UnreachableError:
     if not reasons:
         return UnreachableError("no node is left to try")
-    # Who says no is there.
+    # A node that refuses is running.
     hint = " (is connmond running there?)" if any(isinstance(r, UnreachableError) for r in reasons) else ""
     return UnreachableError(f"no node could be read: {'; '.join(map(str, reasons))}{hint}")
 
@@ -289,63 +358,61 @@ def _connect(node: Node, service: str, timeout: float, credentials: Credentials)
 
 
 def reach(
-    node: Node, service: str, timeout: float = CONNECT_TIMEOUT, credentials: Credentials = OPEN
+    node: Node,
+    service: str,
+    timeout: float = TIMEOUTS.connect_seconds,
+    credentials: Credentials = OPEN,
 ) -> Client:
     """Return a client of this one node.
 
-    Raises, without naming the node, RefusedError where it said no, ProtocolError where what it
-    said is not to be understood, else UnreachableError. `timeout` as for `connect`.
+    Raises, without naming the node, RefusedError where it refused, ProtocolError where its answer is no
+    protocol of ours, else UnreachableError. `timeout` as for `connect`.
     """
-    logger.debug("%s: connecting", _where(node))
-    try:
-        client = _reach(node, service, timeout, credentials)
-    except PeerError as error:
-        logger.debug("%s: %s", _where(node), error)
-        raise
-    closed_by = [name for name, on in (("secret", credentials.secret), ("TLS", credentials.tls)) if on]
-    logger.debug("%s: welcomed%s", _where(node), f", with {' and '.join(closed_by)}" if closed_by else "")
-    return client
-
-
-def _reach(node: Node, service: str, timeout: float, credentials: Credentials) -> Client:
     host, port = node.address.host, node.address.port
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:  # UnicodeError: a name that cannot be one
+        logger.debug("%s: %s", _where(node), _reason(error))
         raise UnreachableError(_reason(error)) from None
-    reasons: dict[str, type[PeerError]] = {}  # all addresses of a name mostly fail for one reason
-    for family, kind, protocol, _, address in found:
+    errors: dict[str, type[PeerError]] = {}  # all addresses of a name mostly fail for one reason
+    for family, kind, protocol, _, address in addresses:
         try:
             sock = socket.socket(family, kind, protocol)
-        except OSError as error:  # this family is not there
-            reasons[_reason(error)] = UnreachableError
+        except OSError as error:  # the system does not have this family
+            errors[_reason(error)] = UnreachableError
             continue
         try:
             client = Client(node, service, sock, credentials)
         except ProtocolError as error:  # no certificate can be for such a name
             sock.close()
-            reasons[str(error)] = ProtocolError
+            errors[str(error)] = ProtocolError
             continue
         try:
-            client._greet(address, timeout)
+            client.greet(address, timeout)
             return client
-        except BaseException as error:
-            client.close()
-            if not isinstance(error, PeerError):
-                raise
-            reasons[str(error)] = type(error)
-    for error_type in (RefusedError, ProtocolError):  # whoever has answered tells more
-        if error_type in reasons.values():
-            raise error_type(", ".join(reasons))
-    raise UnreachableError(", ".join(reasons))
+        except PeerError as error:
+            errors[str(error)] = type(error)
+        except BaseException:
+            client.close("interrupted")
+            raise
+    for error_type in (RefusedError, ProtocolError):  # an answer says more than a silence
+        if error_type in errors.values():
+            raise error_type(", ".join(errors))
+    raise UnreachableError(", ".join(errors))
+
+
+def _protection(credentials: Credentials) -> str:
+    """Return how the connection is protected, for the log; "": it is not."""
+    names = [name for name, on in (("secret", credentials.secret), ("TLS", credentials.tls)) if on]
+    return f", with {' and '.join(names)}" if names else ""
 
 
 def _where(node: Node) -> str:
-    """A node as errors name it; one that was given by its address has no other name."""
+    """Return a node's name for errors; a node that was given by its address has no other name."""
     address = str(node.address)
     return printable(address if node.name == address else f"{node.name} ({address})")
 
 
 def _reason(error: Exception) -> str:
-    """What the system says, without the numbers."""
+    """Return the system's message, without its number."""
     return printable((error.strerror if isinstance(error, OSError) else None) or str(error))

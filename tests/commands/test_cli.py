@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import io
 import json
 import os
+import pty
 import signal
 import socket
 import subprocess
@@ -22,8 +24,12 @@ import pytest
 import connmon
 from connmon.commands import cli, output
 from connmon.commands.arguments import argument_parser, server_max
+from connmon.commands.demo.settings import DemoSettings
 from connmon.config import Node
-from tests.reader.test_client import nobody, rows, serving, silent, welcoming
+from connmon.protocol.credentials import nonce
+from connmon.protocol.frames import Hello, NodeSide, Proof
+from tests.reader.test_client import nobody, refusing, rows, serving, silent, welcoming
+from tests.support.nodes import running_node
 from tests.support.requirements import lacking
 
 ROOT = Path(connmon.__file__).parents[1]
@@ -144,14 +150,81 @@ def test_verbose_tells_which_nodes_are_tried(node: Node, tmp_path: Path) -> None
             assert json.loads(loud.stdout)["node"] == json.loads(quiet.stdout)["node"]
             where = f"{node.name} ({node.address})"
             assert loud.stderr.splitlines() == [
-                f"connmon: {where}: connecting",
+                f"connmon: {where}: connecting to 127.0.0.1",
+                f"connmon: {where}: connected, hello sent",
                 f"connmon: {where}: welcomed",
-                f"connmon: {where}: has answered: quorum yes, view 0.2 s old",
+                f"connmon: {where}: Query sent",
+                f"connmon: {where}: Rows received, quorum yes, view 0.2 s old",
+                f"connmon: {where}: closed",
             ]
         assert quiet.stderr == ""
         failed = run("cluster-status", "-v", "-c", path, "-n", "gone", "--secret-file", str(file))
-        assert f"connmon: gone ({gone.address}): Connection refused\n" in failed.stderr
+        assert failed.stderr.splitlines() == [
+            f"connmon: gone ({gone.address}): connecting to 127.0.0.1",
+            f"connmon: gone ({gone.address}): closed: Connection refused",
+        ]
         assert secret not in failed.stderr
+
+
+def test_verbose_says_why_a_node_refuses() -> None:
+    """A refusal is the last line of its connection, sanitized; the error follows."""
+    with serving(refusing("no\x1b[2J")) as node:
+        host = str(node.address)
+        assert run("snapshot", "-v", "-H", host).stderr.splitlines() == [
+            f"connmon: {host}: connecting to 127.0.0.1",
+            f"connmon: {host}: connected, hello sent",
+            f"connmon: {host}: closed: no?[2J",
+            f"connmon: no node could be read: {host}: no?[2J",
+        ]
+
+
+def test_verbose_of_a_connection_with_a_secret(tmp_path: Path) -> None:
+    """The challenge is part of the story, and the welcome says that a secret protects the connection."""
+    secret = b"0123456789abcdef-never-shown"
+    file = tmp_path / "secret"
+    file.write_bytes(secret)
+    file.chmod(0o600)
+
+    def behave(sock: socket.socket) -> None:
+        side = NodeSide(secret, nonce())
+        while data := sock.recv(65536):
+            for message in side.receive(data):
+                known = isinstance(message, (Hello, Proof))
+                sock.sendall(side.welcome("default", "node1") if known else side.frame(rows()))
+
+    with serving(behave) as node:
+        host = str(node.address)
+        done = run("snapshot", "-v", "-H", host, "--secret-file", str(file))
+    assert done.returncode == 0
+    assert done.stderr.splitlines()[2:4] == [
+        f"connmon: {host}: challenged, proof sent",
+        f"connmon: {host}: welcomed, with secret",
+    ]
+    assert secret.decode() not in done.stderr
+
+
+@pytest.mark.slow
+def test_verbose_of_the_console_goes_to_a_file(tmp_path: Path) -> None:
+    """With stderr in a file the console takes -v: the lines are there, and none is on the screen."""
+    log = tmp_path / "log"
+    with running_node(tmp_path) as running, log.open("wb") as stderr:
+        ours, theirs = pty.openpty()
+        process = subprocess.Popen(
+            command("-v", "-H", running.address),
+            stdin=theirs, stdout=theirs, stderr=stderr, env=environment(TERM="xterm"),
+        )  # fmt: skip
+        os.close(theirs)
+        screen = b""
+        with process, contextlib.suppress(OSError):  # EIO: the process has ended
+            while data := os.read(ours, 65536):
+                screen += data
+                if "Rows received" in log.read_text():
+                    os.write(ours, b"q")
+        os.close(ours)
+    assert process.returncode == 0
+    assert "welcomed" in log.read_text()
+    assert b"\x1b[?1049h" in screen  # the screen of the console
+    assert b"welcomed" not in screen and b"hello" not in screen
 
 
 def test_console_without_a_terminal(node: Node) -> None:
@@ -218,7 +291,7 @@ def fake_rooms(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         calls.append((tuple(str(node.address) for node in nodes), service))
         return 0
 
-    def run_demo(once: bool, chaos: bool) -> int:
+    def run_demo(once: bool, chaos: bool, settings: DemoSettings) -> int:
         calls.append(("demo", once, chaos))
         return 0
 
@@ -260,7 +333,8 @@ def test_console_takes_no_options_of_the_batch_output(
     terminal(monkeypatch, there=True)
     for option in (["--times", "3"], ["--by", "host"], ["--format", "json"], ["--verbose"]):
         assert cli.main(["-H", "h", *option]) == 2
-        assert f"{option[0]} is for the batch output: add --batch" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert error.startswith(f"connmon: {option[0]} ") and "add --batch" in error
     assert calls == []
 
 
@@ -354,7 +428,7 @@ USAGE = [
     (["--interval", "0"], "argument --interval: seconds from 0.1 to 86400 are expected, not '0'"),
     (
         ["--server-max", "db1"],
-        "argument --server-max: 'db1' is no server's maximum; expected HOST=N",
+        "argument --server-max: 'db1' is not a server's maximum; expected HOST=N",
     ),
     (["record"], "the following arguments are required: FILE"),
     (["--host", "x", "replay", "f"], "f: cannot be read"),

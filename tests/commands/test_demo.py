@@ -1,4 +1,4 @@
-"""`connmon demo`: what it prints without a terminal, what it proves, and that it leaves nothing."""
+"""`connmon demo`: its output without a terminal, its proof, and that it leaves nothing."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -16,24 +17,35 @@ import pytest
 
 import connmon
 from connmon.commands.demo.child import PREFIX
+from connmon.commands.demo.settings import DemoSettings
 from tests.support.waiting import wait_for
 
 ROOT = Path(connmon.__file__).parents[1]
 #: Shorter than a person would like to watch.
-QUICK = "from connmon import chaos, demo; chaos.EVERY, chaos.DOWN, demo.WORK = 2.0, 1.0, 0.5"
-#: Applications that say to have counted something else than what the nodes show.
-LIAR = """
-stop, chaos.AGREE, chaos.ROUNDS = chaos._stop, 1.0, 0
-chaos._stop = lambda *given: {pid: {**of, "checkouts_total": 1} for pid, of in stop(*given).items()}
+QUICK = DemoSettings(kill_every_seconds=2.0, down_seconds=1.0, work_seconds=0.5)
+#: Replaces the applications' own counts by others than the nodes show.
+WRONG_COUNTS = """
+from connmon.commands.demo import chaos
+right = chaos.stop_and_count
+chaos.stop_and_count = lambda *arguments: {
+    pid: {**counts, "checkouts_total": 1} for pid, counts in right(*arguments).items()
+}
 """
 
 
 class Demo:
-    """The command in a process of its own, with a temporary directory of its own."""
+    """The command as a process, with its own temporary directory."""
 
-    def __init__(self, directory: Path, *arguments: str, code: str = "") -> None:
+    def __init__(
+        self, directory: Path, *arguments: str, settings: DemoSettings = QUICK, code: str = ""
+    ) -> None:
         self.directory = directory
-        program = f"import sys\n{QUICK}\n{code}\nfrom connmon.commands.cli import main\nsys.exit(main())"
+        program = (
+            "import sys\nfrom connmon.commands.cli import main\n"
+            "from connmon.commands.settings import Settings\n"
+            f"from connmon.commands.demo.settings import DemoSettings\n{code}\n"
+            f"sys.exit(main(settings=Settings(demo={settings!r})))"
+        )
         self.process = subprocess.Popen(
             [sys.executable, "-c", program, "demo", *arguments],
             stdin=subprocess.DEVNULL,
@@ -44,8 +56,8 @@ class Demo:
         )
 
     def children(self) -> list[psutil.Process]:
-        """Return those that run, however their parent ended."""
-        found = []
+        """Return the children that run, also after their parent's end."""
+        children = []
         for process in psutil.process_iter():
             try:
                 command = process.cmdline()
@@ -54,11 +66,11 @@ class Demo:
             if "connmon.commands.demo.child" in command and any(
                 str(self.directory) in word for word in command
             ):
-                found.append(process)
-        return found
+                children.append(process)
+        return children
 
-    def left(self) -> bool:
-        """Return whether anything is left of it."""
+    def has_remains(self) -> bool:
+        """Return whether a process or a file of it exists."""
         return bool(self.children() or list(self.directory.glob(f"{PREFIX}*")))
 
 
@@ -70,7 +82,7 @@ def a_directory() -> Iterator[Path]:
 
 @pytest.mark.slow
 def test_without_a_terminal(directory: Path) -> None:
-    """It prints how the three nodes are and what the applications do, and ends with nothing left."""
+    """It prints the state of the nodes and the work of the applications, and leaves nothing."""
     demo = Demo(directory)
     output, errors = demo.process.communicate(timeout=100)
     assert demo.process.returncode == 0, errors
@@ -79,12 +91,12 @@ def test_without_a_terminal(directory: Path) -> None:
         name in output for name in ("node1", "node2", "node3", "shop-api", "report-worker", "QueuePool")
     )
     assert "\x1b" not in output
-    assert not demo.left()
+    assert not demo.has_remains()
 
 
 @pytest.mark.slow
 def test_chaos_loses_nothing(directory: Path) -> None:
-    """Each node is killed and comes back; then all show, to the unit, what the applications counted."""
+    """After each node was killed and restarted, all show exactly the applications' own counts."""
     demo = Demo(directory, "--chaos")
     output, errors = demo.process.communicate(timeout=110)
     assert demo.process.returncode == 0, output + errors
@@ -95,23 +107,24 @@ def test_chaos_loses_nothing(directory: Path) -> None:
     (counts,) = {tuple(line.split()[1:]) for line in lines}
     assert int(counts[2]) > 100
     assert verdict.startswith("Nothing was lost")
-    assert not demo.left()
+    assert not demo.has_remains()
 
 
 @pytest.mark.slow
 def test_a_loss_would_be_noticed(directory: Path) -> None:
-    """Where a node shows something else than what was counted, that is said, and the exit code is 1."""
-    demo = Demo(directory, "--chaos", code=LIAR)
+    """Where a node shows other counts than the applications' own, it is named, and the exit code is 1."""
+    settings = replace(QUICK, agree_seconds=1.0, kills=0)
+    demo = Demo(directory, "--chaos", settings=settings, code=WRONG_COUNTS)
     output, errors = demo.process.communicate(timeout=100)
     assert demo.process.returncode == 1, errors
     assert "LOST OR COUNTED TWICE: node1, node2, node3" in output
-    assert not demo.left()
+    assert not demo.has_remains()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_left(directory: Path, number: signal.Signals) -> None:
-    """After Ctrl-C, SIGTERM and even SIGKILL in the midst of it, no process and no file is left."""
+    """After Ctrl-C, SIGTERM and even SIGKILL in the middle, no process and no file is left."""
     demo = Demo(directory, "--chaos")
     try:
         wait_for(lambda: len(demo.children()) == 8, 60, "all children")
@@ -122,4 +135,4 @@ def test_nothing_is_left(directory: Path, number: signal.Signals) -> None:
     assert demo.process.returncode == {
         signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9,
     }[number]  # fmt: skip
-    wait_for(lambda: not demo.left(), 20, "the children's end")
+    wait_for(lambda: not demo.has_remains(), 20, "the children's end")

@@ -22,10 +22,9 @@ from sqlalchemy import URL, create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from connmon.commands import cli
-from connmon.database import compare
 from connmon.database_address import LARGEST_BACKEND
 from connmon.drivers import Driver
+from tests.database.quick import run_connmon
 from tests.database.test_sessions import PASSWORD, account
 from tests.support.nodes import RunningNode, running_node
 from tests.support.pgbouncer import pgbouncer
@@ -48,7 +47,6 @@ def a_running_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running
 
 @pytest.fixture(autouse=True)
 def nothing_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare, "SETTLE", 0.2)
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("PGHOST", "PGPORT", "PGSERVICE", "PGSERVICEFILE", "PGPASSWORD", "CONNMON_CONFIG"):
         monkeypatch.delenv(name, raising=False)
@@ -151,7 +149,7 @@ def by_socket(server: Server) -> str:
 
 
 def asked(capsys: pytest.CaptureFixture[str], node: RunningNode, *command: str) -> Any:
-    code = cli.main([command[0], "-H", node.address, "--format", "json", *command[1:]])
+    code = run_connmon([command[0], "-H", node.address, "--format", "json", *command[1:]])
     out, err = capsys.readouterr()
     assert code == 0, err
     return json.loads(out)
@@ -303,7 +301,6 @@ def test_postgresql(
         arguments |= _creator(driver, postgresql, tcp)
     with opened(node, postgresql, url, **arguments) as case:
         monkeypatch.undo()
-        monkeypatch.setattr(compare, "SETTLE", 0.2)
         check(node, postgresql, case, place, capsys)
 
 
@@ -472,7 +469,7 @@ def test_session_of_a_stranger(
         )["rows"]
         assert row["program"] == case.program
         ours = f"{mariadb.host}:{mariadb.port}"
-        assert cli.main(["whois", str(case.session), "-H", node.address, "--database", ours]) == 1
+        assert run_connmon(["whois", str(case.session), "-H", node.address, "--database", ours]) == 1
         assert f"there is one on {stranger.host}:{stranger.port}" in capsys.readouterr().err
         for server, sessions in ((mariadb, []), (stranger, [1])):
             document = asked(capsys, node, "reconcile", by_tcp(server, "pymysql").render_as_string(False))
@@ -522,10 +519,10 @@ def test_pgbouncer(
             document = asked(capsys, node, "reconcile", *command)
             assert (document["missing_connections"], document["connections_through_pooler"]) == (0, 1)
             assert document["connections_without_id"] == 1
-            assert cli.main(["reconcile", "-H", node.address, *command]) == 0
+            assert run_connmon(["reconcile", "-H", node.address, *command]) == 0
             printed = capsys.readouterr().out
             assert "a pooler (PgBouncer) stands between this server and 1 connections" in printed
-        assert cli.main(["whois", str(case.session), "-H", node.address]) == 1
+        assert run_connmon(["whois", str(case.session), "-H", node.address]) == 1
         assert "1 of them through a pooler (PgBouncer), which hides it" in capsys.readouterr().err
 
 
@@ -565,7 +562,7 @@ def test_driver_that_connects_again(
         assert session != case.session
         wait_for(lambda: case.session not in [each.id for each in mariadb.sessions()])
         check(node, mariadb, case._replace(session=session), place, capsys)
-        assert cli.main(["whois", str(case.session), "-H", node.address]) == 1
+        assert run_connmon(["whois", str(case.session), "-H", node.address]) == 1
         capsys.readouterr()
 
 

@@ -8,7 +8,8 @@ import io
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 import sqlalchemy
@@ -18,16 +19,30 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection
 from sqlalchemy.pool import NullPool
 
-from connmon.commands import cli
-from connmon.database import compare, locks
-from connmon.database import sessions as database_sessions
-from connmon.database.blocking import blocked_by, blocks, described, in_words, roots, waiting_for, whose
-from connmon.database.locks import Locks, Unseen, Wait, metadata_waits
+from connmon.database.documents import Whois
+from connmon.database.lock_chains import (
+    blocked_by,
+    blocks,
+    described,
+    in_words,
+    owner_name,
+    roots,
+    session_info,
+    waiting_for,
+)
+from connmon.database.locks import Locks, Unseen, Wait, follow
+from connmon.database.metadata_locks import metadata_waits
+from connmon.database.mysql import read_locks as mysql_locks
+from connmon.database.postgresql import read_locks as postgresql_locks
 from connmon.database.sessions import DatabaseSessions, parse_url
-from connmon.database.whois import whois_csv, whois_text
+from connmon.database.settings import LOCK_LIMITS, DatabaseSettings, LockLimits
+from connmon.database.whois import ServerLook, whois
+from connmon.database.whois_formats import whois_csv, whois_text
 from connmon.reader.formats import as_json
-from tests.database.test_reconcile import conn, session
+from tests.database.quick import run_connmon
+from tests.database.test_reconcile import NAMING, conn, look, session
 from tests.database.test_sessions import DRIVERS, PASSWORD, RIGHTS, account, url_of
+from tests.protocol.test_snapshot import pool, process, shown
 from tests.support.nodes import RunningNode, running_node
 from tests.support.servers import MariaDB, Server
 from tests.support.stopping import stopped
@@ -114,9 +129,9 @@ def test_whose_session_it_is() -> None:
     assert in_words(ours) == ("nova-api on ctl1, pid 42, idle in transaction for 41s, held by api.py:3 get")
     strange = described(2, sessions, owners)
     assert strange["program"] is None
-    assert whose(strange) == "not one of connmon's, backup from 10.0.0.5"
-    assert whose(described(3, sessions, owners)) == "not one of connmon's"
-    assert "pg_prepared_xacts" in whose(described(0, sessions, owners))
+    assert owner_name(strange) == "not one of connmon's, backup from 10.0.0.5"
+    assert owner_name(described(3, sessions, owners)) == "not one of connmon's"
+    assert "pg_prepared_xacts" in owner_name(described(0, sessions, owners))
 
 
 # --- What servers answer (pure, by their documentation) -----------------------------------
@@ -153,7 +168,7 @@ def metadata(number: int, kind: str, status: str, name: str = "t") -> tuple[Any,
 def test_row_locks_are_where_the_version_has_them(version: str, table: str, limit: str) -> None:
     """MySQL 8 has row locks in performance_schema, others in information_schema; each query has a limit."""
     query, asked = answers((table, [(7, 5), (7, 5)]))
-    assert locks.mysql(query, version) == waits((7, 5))
+    assert mysql_locks(query, version) == waits((7, 5))
     assert all(limit in statement for statement in asked)
     assert all("LIMIT" in statement for statement in asked)
     assert not any(word in statement for statement in asked for word in ("UPDATE ", "DELETE ", "CALL "))
@@ -170,7 +185,7 @@ def test_metadata_locks_of_mysql() -> None:
     ]
     assert sorted(metadata_waits(rows)) == [(6, 5), (7, 6)]
     query, _ = answers(("metadata_locks", rows), ("processlist", [(6,), (7,)]))
-    assert blocked_by(locks.mysql(query, "8.0.36"), 7) == [6, 5]
+    assert blocked_by(mysql_locks(query, "8.0.36"), 7) == [6, 5]
 
 
 @pytest.mark.parametrize(
@@ -208,7 +223,7 @@ def test_the_only_one_with_a_lock_on_the_object_has_it() -> None:
     query, _ = answers(
         ("metadata_locks", [*rows, metadata(4, "BACKUP_DML", "GRANTED")]), ("processlist", [(2,), (3,)])
     )  # fmt: skip
-    found = locks.mysql(query, "11.4.2-MariaDB")
+    found = mysql_locks(query, "11.4.2-MariaDB")
     assert (found.waits, found.unknown) == ((), (2, 3))
     assert found.problem == "the types of lock do not say which of several sessions has a table's lock"
 
@@ -219,7 +234,7 @@ def test_what_the_account_may_not_see_is_one_line() -> None:
         ("data_lock_waits", "SELECT command denied"), ("metadata_locks", "SELECT command denied"),
         ("processlist", [(6,)]),
     )  # fmt: skip
-    found = locks.mysql(query, "8.0.36")
+    found = mysql_locks(query, "8.0.36")
     assert (found.waits, found.unknown, found.partial) == ((), (6,), True)
     assert found.problem is not None and found.problem.isprintable()
     assert "PROCESS and SELECT on performance_schema (SELECT command denied)" in found.problem
@@ -227,16 +242,16 @@ def test_what_the_account_may_not_see_is_one_line() -> None:
     query, _ = answers(
         ("pg_blocking_pids", "permission denied for function pg_blocking_pids"), ("pg_locks", [(6,)])
     )  # fmt: skip
-    found = locks.postgresql(query)
+    found = postgresql_locks(query)
     assert found.problem is not None and (found.unknown, found.partial) == ((6,), False)
     query, _ = answers(("pg_locks", "timeout"))
-    assert blocked_by(locks.postgresql(query), 6) is None
+    assert blocked_by(postgresql_locks(query), 6) is None
 
 
 def test_nothing_is_said_where_nobody_waits() -> None:
     """A server without performance_schema on which nobody waits for a table's lock is no problem."""
     query, _ = answers(("metadata_locks", "Table doesn't exist"))
-    assert locks.mysql(query, "10.4.1-MariaDB") == Locks()
+    assert mysql_locks(query, "10.4.1-MariaDB") == Locks()
 
 
 QUEUE = [(waiting, blocking) for waiting in range(1, 8) for blocking in range(waiting)]
@@ -244,13 +259,11 @@ QUEUE = [(waiting, blocking) for waiting in range(1, 8) for blocking in range(wa
 
 
 @pytest.mark.parametrize("version", ["8.4.2", "10.11.6-MariaDB"])
-def test_who_is_beyond_the_limit_is_not_said_to_wait_for_nobody(
-    version: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_is_beyond_the_limit_is_not_said_to_wait_for_nobody(version: str) -> None:
     """Where the limit of rows cuts the waits, that is said, and whose blockers are not seen is null."""
-    monkeypatch.setattr(locks, "MOST", 10)
+    limits = LockLimits(rows=10)
     query, _ = answers(("lock_waits w", QUEUE[:10]), ("LOCK WAIT", [(each,) for each in range(1, 8)]))
-    found = locks.mysql(query, version)
+    found = mysql_locks(query, version, limits=limits)
     assert found.partial and found.problem is not None
     assert "waits for rows beyond 10 are left out" in found.problem
     assert found.unknown == (5, 6, 7)
@@ -260,22 +273,21 @@ def test_who_is_beyond_the_limit_is_not_said_to_wait_for_nobody(
     tables = [metadata(each, "EXCLUSIVE", "GRANTED") for each in range(10)]
     for answer in (("metadata_locks", tables), ("information_schema.processlist", [(n,) for n in range(10)])):
         query, _ = answers(answer)
-        found = locks.mysql(query, version)
+        found = mysql_locks(query, version, limits=limits)
         assert found.partial and found.problem is not None and "beyond 10 are left out" in found.problem
         assert blocked_by(found, 99) is None
 
 
-def test_postgresql_with_more_waiting_sessions_than_are_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_postgresql_with_more_waiting_sessions_than_are_asked_about() -> None:
     """Whom the others wait for is not known, and said so; of who does not wait at all it is known."""
-    monkeypatch.setattr(locks, "MOST_WAITING", 3)
+    limits = LockLimits(waiting_sessions=3)
     query, asked = answers(("NOT granted", [(each,) for each in range(1, 8)]), ("unnest", QUEUE[:6]))
-    found = locks.postgresql(query)
+    found = postgresql_locks(query, limits=limits)
     assert "ARRAY[1, 2, 3]" in asked[-1]
     assert found.problem is not None and "all but 3 of the waiting sessions are left out" in found.problem
     assert (found.unknown, found.partial) == ((4, 5, 6, 7), False)
     assert (blocked_by(found, 7), blocked_by(found, 3), blocked_by(found, 99)) == (None, [1, 2, 0], [])
-    monkeypatch.setattr(locks, "MOST", 7)  # who waits is cut too
-    found = locks.postgresql(query)
+    found = postgresql_locks(query, limits=replace(limits, rows=7))  # the waiting sessions are cut too
     assert found.partial and found.problem is not None and "waiting sessions beyond 7" in found.problem
     assert blocked_by(found, 99) is None
 
@@ -289,7 +301,7 @@ def test_one_session_is_followed_upwards() -> None:
         told.append(list(asked))
         return waits(*((each, other) for each in asked for other in above.get(each, ())))
 
-    found = locks._followed(9, ask)
+    found = follow(9, ask, LOCK_LIMITS)
     assert told == [[9], [4, 5], [3], [2]]
     assert blocked_by(found, 9) == [4, 5, 3, 0, 2] and roots(found) == {0, 2}
     assert (found.problem, found.partial) == (None, False)
@@ -297,10 +309,14 @@ def test_one_session_is_followed_upwards() -> None:
 
 def test_a_session_is_followed_so_far() -> None:
     """A chain without end is left after some steps, which is said; where it is left is no root."""
-    found = locks._followed(1, lambda asked, seen: waits(*((each, each + 1) for each in asked)))
+    found = follow(1, lambda asked, seen: waits(*((each, each + 1) for each in asked)), LOCK_LIMITS)
     chain = blocked_by(found, 1)
-    assert chain is not None and len(chain) == locks.STEPS
-    assert found.partial and found.problem is not None and f"more than {locks.STEPS} others" in found.problem
+    assert chain is not None and len(chain) == LOCK_LIMITS.steps
+    assert (
+        found.partial
+        and found.problem is not None
+        and f"more than {LOCK_LIMITS.steps} others" in found.problem
+    )
     assert roots(found) == frozenset()
 
 
@@ -314,13 +330,15 @@ def test_one_session_is_followed_downwards() -> None:
         pairs = [(other, each) for each in asked for other in below.get(each, ()) if other not in seen]
         return Locks(tuple(Wait(*pair) for pair in pairs), unknown=(2, 7))
 
-    found = locks._followed(1, ask, down=True)
+    found = follow(1, ask, LOCK_LIMITS, waiters=True)
     assert told == [[1], [2, 3], [4], [5]]
     assert (waiting_for(found, 1), found.unknown) == ([2, 3, 4, 5], (7,))
-    endless = locks._followed(1, lambda asked, seen: waits(*((each + 1, each) for each in asked)), down=True)
+    endless = follow(
+        1, lambda asked, seen: waits(*((each + 1, each) for each in asked)), LOCK_LIMITS, waiters=True
+    )
     assert endless.partial and endless.problem is not None
-    assert f"more than {locks.STEPS} others" in endless.problem
-    unseen = locks._followed(1, lambda asked, seen: Locks(problem="timeout", partial=True), down=True)
+    assert f"more than {LOCK_LIMITS.steps} others" in endless.problem
+    unseen = follow(1, lambda asked, seen: Locks(problem="timeout", partial=True), LOCK_LIMITS, waiters=True)
     assert (waiting_for(unseen, 1), unseen.problem) == (None, "timeout")
 
 
@@ -330,25 +348,36 @@ def test_what_is_not_seen_of_a_blocker_makes_no_root() -> None:
     def ask(asked: Sequence[int], seen: Any) -> Locks:
         return waits((9, 5)) if list(asked) == [9] else Locks(problem="timeout", partial=True)
 
-    found = locks._followed(9, ask)
+    found = follow(9, ask, LOCK_LIMITS)
     assert (blocked_by(found, 9), roots(found), found.problem) == ([5], frozenset(), "timeout")
-    unseen = locks._followed(9, lambda asked, seen: Locks(problem="timeout", partial=True))
+    unseen = follow(9, lambda asked, seen: Locks(problem="timeout", partial=True), LOCK_LIMITS)
     assert blocked_by(unseen, 9) is None
 
 
 # --- How it is printed --------------------------------------------------------------------
 
 
-def result(**changes: Any) -> dict[str, Any]:
+def result(**changes: Any) -> Whois:
     blocker = described(7, {7: session(7, state="Sleep", state_seconds=41.0)}, {7: [conn(7)]})
-    given = {
+    given: Whois = {
         "service": "default", "node": "node1", "leader": "node1", "quorum": True, "stale_seconds": 0.2,
         "server_id": 5, "database": "db1:3306",
         "rows": [{**conn(5), "database_user": "nova", "pool_verdict": None, "pool_verdict_reason": None}],
         "session": None, "blocked_by": [7], "blockers": [{**blocker, "root": True}], "blocking_problem": None,
         "blocks": [], "blocked": [], "blocks_problem": None,
     }  # fmt: skip
-    return {**given, **changes}
+    return cast(Whois, {**given, **changes})
+
+
+def test_the_contract_is_the_typed_document() -> None:
+    """The document of whois has exactly the keys of its type, asked of a server or not."""
+    document = {**shown("connection", process(), pool()), "rows": [conn(5)]}
+    view = look([conn(5)], session(5), session(7))
+    at = ServerLook(view._replace(locks=waits((5, 7))), NAMING, Locks())
+    for answers_of_server in (None, at):
+        result, problem = whois(document, 5, (), (), answers_of_server)
+        assert problem is None
+        assert set(result) == set(Whois.__annotations__)
 
 
 def test_the_blocker_is_printed() -> None:
@@ -390,10 +419,7 @@ def test_locks_are_printed_before_the_stack() -> None:
 
 def test_a_session_that_only_the_server_knows() -> None:
     """Of a session that no process reports the server's own words are shown, and who blocks it."""
-    said = {key: getattr(session(5), key) for key in (
-        "client_host", "client_port", "user", "database", "application", "state", "state_seconds"
-    )}  # fmt: skip
-    printed = whois_text(result(rows=[], session=said))
+    printed = whois_text(result(rows=[], session=session_info(session(5))))
     assert "session 5 of db1:3306, not one of connmon's\n" in printed
     assert "  client    10.0.0.5:40005\n" in printed
     assert "  blocked   by session 7" in printed
@@ -431,7 +457,9 @@ def test_csv_of_whois() -> None:
 def test_hostile_names_of_blockers() -> None:
     """Names from the server and from applications reach no other line."""
     evil = 'a\n\x1b[2J"\u202eb'
-    blocker = {**result()["blockers"][0], **dict.fromkeys(("program", "host", "state", "call_site"), evil)}
+    blockers = result()["blockers"]
+    assert blockers is not None
+    blocker = {**blockers[0], **dict.fromkeys(("program", "host", "state", "call_site"), evil)}
     for row in (blocker, {**blocker, "program": None, "user": evil, "client_host": evil}):
         printed = whois_text(result(blockers=[row]))
         assert all(line.isprintable() for line in printed.splitlines())
@@ -445,11 +473,6 @@ def test_hostile_names_of_blockers() -> None:
 def a_running_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
     with running_node(tmp_path_factory.mktemp("node")) as node:
         yield node
-
-
-@pytest.fixture(autouse=True)
-def little_time_between_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare, "SETTLE", 0.2)
 
 
 class WithSchema(MariaDB):
@@ -546,8 +569,10 @@ def some_sessions(server: Server, node: RunningNode) -> Iterator[Sessions]:
 UPDATE = "UPDATE locked SET n = n + 1 WHERE id = 1"
 
 
-def asked(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
-    cli.main([*arguments, "--format", "json"])
+def asked(
+    capsys: pytest.CaptureFixture[str], *arguments: str, locks: LockLimits | None = None
+) -> dict[str, Any]:
+    run_connmon([*arguments, "--format", "json"], locks)
     output = capsys.readouterr()
     assert output.out, output.err
     document: dict[str, Any] = json.loads(output.out)
@@ -582,12 +607,12 @@ def test_a_row_and_who_holds_it(
     (blocked,) = document["blocked"]
     assert (blocked["server_id"], blocked["program"]) == (waiting, "the-app")
     assert blocked["pid"] == document["rows"][0]["pid"]
-    assert cli.main(["whois", str(holding), "--database", sessions.url, *at]) == 0
+    assert run_connmon(["whois", str(holding), "--database", sessions.url, *at]) == 0
     assert f"  blocks    session {waiting}: the-app on " in capsys.readouterr().out
     document = asked(capsys, "whois", str(holding), *at)
     assert (document["blocks"], document["blocked"], document["blocks_problem"]) == (None, None, None)
 
-    assert cli.main(["whois", str(waiting), "--database", sessions.url, *at]) == 0
+    assert run_connmon(["whois", str(waiting), "--database", sessions.url, *at]) == 0
     printed = capsys.readouterr().out
     assert f"  blocked   by session {holding} (the root): the-app on " in printed
     assert server.password not in printed
@@ -597,9 +622,9 @@ def test_a_row_and_who_holds_it(
     (blocker,) = document["blockers"]
     assert (blocker["server_id"], blocker["blocks"], blocker["program"]) == (holding, [waiting], "the-app")
     assert document["blocking_problem"] is None
-    assert cli.main(["reconcile", sessions.url, *at]) == 0
+    assert run_connmon(["reconcile", sessions.url, *at]) == 0
     assert "Sessions that they wait for, the roots first\n" in capsys.readouterr().out
-    assert cli.main(["reconcile", sessions.url, *at, "--format", "csv"]) == 0
+    assert run_connmon(["reconcile", sessions.url, *at, "--format", "csv"]) == 0
     kinds = {row["kind"]: row for row in csv.DictReader(io.StringIO(capsys.readouterr().out))}
     assert kinds["blocked"]["blocked_by"] == str(holding)
     assert kinds["blocker"]["blocks"] == str(waiting)
@@ -610,17 +635,16 @@ def test_a_long_queue_for_one_row(
     node: RunningNode,
     sessions: Sessions,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With more waits than are read, whois still finds whom each session waits for, and reconcile says so."""
-    monkeypatch.setattr(locks, "MOST", 30)
+    limits = LockLimits(rows=30)
     holder, holding = sessions.open(reported=False)
     holder.execute(text(UPDATE))
     waiters = dict(sessions.open(reported=False)[::-1] for _ in range(12))
     for waiter in waiters.values():
         sessions.start(waiter, UPDATE)
     queue = sorted(waiters)
-    with DatabaseSessions(parse_url(sessions.url)) as database:
+    with DatabaseSessions(parse_url(sessions.url), settings=DatabaseSettings(locks=limits)) as database:
         view = database.look()
 
         def chain(number: int) -> list[int] | None:
@@ -634,7 +658,7 @@ def test_a_long_queue_for_one_row(
             found = database.locks(view, number)
             assert roots(found) == {holding}
             assert (found.problem, found.partial) == (None, False)
-        below = database.locks(view, holding, down=True)
+        below = database.locks(view, holding, waiters=True)
         # The nearest first: on PostgreSQL that is who came first, whichever of them that was.
         assert (sorted(waiting_for(below, holding) or ()), below.problem) == (queue, None)
         alone = database.locks(view, holding)
@@ -644,26 +668,28 @@ def test_a_long_queue_for_one_row(
         assert everything.partial == (server.backend != "postgresql")  # which has a list of all who wait
         assert "beyond 30 are left out" in everything.problem
         assert not any(blocked_by(everything, number) == [] for number in queue)
-    document = asked(capsys, "whois", str(queue[-1]), "--database", sessions.url, "-H", node.address)
+    document = asked(
+        capsys, "whois", str(queue[-1]), "--database", sessions.url, "-H", node.address, locks=limits
+    )
     assert document["blocked_by"][-1] == holding
     assert [each["server_id"] for each in document["blockers"] if each["root"]] == [holding]
-    document = asked(capsys, "whois", str(holding), "--database", sessions.url, "-H", node.address)
+    document = asked(
+        capsys, "whois", str(holding), "--database", sessions.url, "-H", node.address, locks=limits
+    )
     assert sorted(document["blocks"]) == queue
     assert (
-        cli.main(["whois", str(holding), "--database", sessions.url, "-H", node.address]) == 1
+        run_connmon(["whois", str(holding), "--database", sessions.url, "-H", node.address], limits) == 1
     )  # a stranger
     assert "            and 7 more\n" in capsys.readouterr().out
-    document = asked(capsys, "reconcile", sessions.url, "-H", node.address)
+    document = asked(capsys, "reconcile", sessions.url, "-H", node.address, locks=limits)
     assert "left out" in document["blocking_problem"]
     assert {row["server_id"] for row in document["blocked"]} == set(queue)
     assert all(row["blocked_by"] is None or row["blocked_by"] for row in document["blocked"])
 
 
-def test_more_wait_in_a_postgresql_than_are_asked_about(
-    postgresql: Server, node: RunningNode, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_wait_in_a_postgresql_than_are_asked_about(postgresql: Server, node: RunningNode) -> None:
     """Whoever is beyond the limit is followed by whois, and is not said to wait for nobody by reconcile."""
-    monkeypatch.setattr(locks, "MOST_WAITING", 4)
+    limits = LockLimits(waiting_sessions=4)
     sessions = Sessions(postgresql, node)
     try:
         holder, holding = sessions.open(reported=False)
@@ -671,7 +697,7 @@ def test_more_wait_in_a_postgresql_than_are_asked_about(
         waiters = dict(sessions.open(reported=False)[::-1] for _ in range(10))
         for waiter in waiters.values():
             sessions.start(waiter, UPDATE)
-        with DatabaseSessions(parse_url(sessions.url)) as database:
+        with DatabaseSessions(parse_url(sessions.url), settings=DatabaseSettings(locks=limits)) as database:
             view = database.look()
 
             def seen() -> Locks:
@@ -682,7 +708,7 @@ def test_more_wait_in_a_postgresql_than_are_asked_about(
             assert len(everything.unknown) == 6 and not everything.partial
             assert everything.problem is not None and "all but 4 of the waiting" in everything.problem
             assert blocked_by(everything, holding) == []
-            below = database.locks(view, holding, down=True)
+            below = database.locks(view, holding, waiters=True)
             assert below.problem is not None and len(below.unknown) == 6
             assert set(waiting_for(below, holding) or ()) == {*waiters} - {*below.unknown}
             for number in waiters:
@@ -715,7 +741,7 @@ def test_a_table_and_a_stranger_at_the_root(
     for number, below in ((root, [altering, reading]), (altering, [reading]), (reading, [])):
         document = asked(capsys, "whois", str(number), "--database", sessions.url, "-H", node.address)
         assert document["blocks"] == below, number
-    assert cli.main(["whois", str(reading), "--database", sessions.url, "-H", node.address]) == 0
+    assert run_connmon(["whois", str(reading), "--database", sessions.url, "-H", node.address]) == 0
     first, second = [line for line in capsys.readouterr().out.splitlines() if " by session " in line]
     assert f"by session {altering}: the-app on " in first
     assert f"by session {root} (the root): not one of connmon's, connmon from 127.0.0.1" in second
@@ -767,17 +793,16 @@ def test_every_driver_of_postgresql(postgresql: Server, node: RunningNode, drive
         sessions.close()
 
 
-def test_a_server_that_stops_answering(mariadb: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_stops_answering(mariadb: Server) -> None:
     """A server that hangs when it is asked for locks costs what it says of these, and nothing else."""
-    with DatabaseSessions(parse_url(mariadb.url("pymysql"))) as database:
+    settings = DatabaseSettings(answer_seconds=1.5)
+    with DatabaseSessions(parse_url(mariadb.url("pymysql")), settings=settings) as database:
         view = database.look()
-        monkeypatch.setattr(database_sessions, "LIMIT", 0.5)
         with stopped(mariadb.pid):
             found = database.locks(view)
         assert found.partial and found.problem is not None
-        assert "no answer within 0.5 s" in found.problem
+        assert "no answer within 1.5 s" in found.problem
         wait_for(lambda: not any(thread.name == "ask-database" for thread in threading.enumerate()))
-        database._waits = False
 
 
 def test_an_account_with_few_rights(server: Server, node: RunningNode, sessions: Sessions) -> None:
@@ -799,7 +824,7 @@ def test_an_account_with_few_rights(server: Server, node: RunningNode, sessions:
                 assert blocked_by(database.locks(view), waiting) == [holding]
             else:
                 found = database.locks(view)
-                assert waiting_for(database.locks(view, holding, down=True), holding) is None
+                assert waiting_for(database.locks(view, holding, waiters=True), holding) is None
                 assert blocked_by(found, waiting) is None
                 assert found.problem is not None and "needs PROCESS" in found.problem
 
@@ -825,7 +850,7 @@ def test_a_mariadb_that_records_no_metadata_locks(
         document = asked(capsys, "whois", str(holding), "--database", sessions.url, "-H", node.address)
         assert (document["blocked_by"], document["blocks"]) == ([], None)
         assert "needs performance_schema=ON" in document["blocks_problem"]
-        assert cli.main(["reconcile", sessions.url, "-H", node.address]) == 0
+        assert run_connmon(["reconcile", sessions.url, "-H", node.address]) == 0
         printed = capsys.readouterr().out
         assert "note: which session has a table's lock is not seen" in printed
         assert "not known" in printed
@@ -836,7 +861,7 @@ def test_a_mariadb_that_records_no_metadata_locks(
 def test_a_wrong_url_shows_no_password(capsys: pytest.CaptureFixture[str]) -> None:
     """A URL that cannot be is one line that has nothing of the password."""
     for url in ("sqlite://u:seSAme@h/", "mysql://u:p@seSAme@db/x", "mysql://u:seSAme@127.0.0.1:1/x"):
-        assert cli.main(["whois", "5", "--database", url, "-H", "127.0.0.1:1"]) in (1, 2)
+        assert run_connmon(["whois", "5", "--database", url, "-H", "127.0.0.1:1"]) in (1, 2)
         error = capsys.readouterr().err
         assert error.startswith("connmon: ") and error[:-1].isprintable()
         assert "seSAme" not in error

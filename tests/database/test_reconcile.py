@@ -5,14 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connmon.database.formats import CSV_KEYS, reconcile_csv, reconcile_text
-from connmon.database.reconcile import Look, Naming, is_settled, reconcile
+from connmon.database import documents
+from connmon.database.documents import LookHeader, Reconcile
+from connmon.database.locks import Locks, Wait
+from connmon.database.naming import Naming
+from connmon.database.reconcile import Look, is_settled, reconcile
+from connmon.database.reconcile_formats import CSV_KEYS, reconcile_csv, reconcile_text
 from connmon.database.server_view import Listening, ServerView, Session
 from connmon.database_address import DatabaseServer, parse_server, parse_servers
 from connmon.reader.formats import as_json
@@ -21,7 +26,9 @@ from tests.protocol.test_snapshot import pool, process, shown
 
 DB = DatabaseServer("10.0.0.9", 3306)
 NAMING = Naming("terminal")
-HEADER = {"service": "default", "node": "node1", "leader": "node1", "quorum": True, "stale_seconds": 0.2}
+HEADER: LookHeader = {
+    "service": "default", "node": "node1", "leader": "node1", "quorum": True, "stale_seconds": 0.2,
+}  # fmt: skip
 CONNECTION = shown("connection", process(), pool(), connection_row())["rows"][0]
 POOL = shown("pool", process(), pool())["rows"][0]
 
@@ -49,7 +56,7 @@ def look(
     return Look(HEADER, [POOL] if pools is None else pools, connections, view(*sessions, **changes))
 
 
-def counts(document: dict[str, Any]) -> tuple[int, int, int, int]:
+def counts(document: Reconcile) -> tuple[int, int, int, int]:
     return (
         document["accounted_sessions"], document["unowned_sessions"],
         document["unsettled_sessions"], document["missing_connections"],
@@ -347,7 +354,7 @@ def test_pools_that_have_no_row_each_count() -> None:
     assert "note: limits leave out 4 of the service" in reconcile_text(document)
 
 
-def hostile() -> dict[str, Any]:
+def hostile() -> Reconcile:
     evil = '=a\n\x1b[2J"\u202e,b'
     bad: dict[str, Any] = dict.fromkeys(("host", "program", "holder", "call_site", "command"), evil)
     found = look(
@@ -370,6 +377,28 @@ def test_hostile_names() -> None:
     assert all(value.isprintable() for row in rows for value in row.values())
     assert rows[2]["user"] == "'=a??[2J\"?,b"
     assert json.loads(as_json(document))["unowned"][0]["user"] == '=a\n\x1b[2J"\u202e,b'
+
+
+def test_the_contract_is_the_typed_document() -> None:
+    """The document and its rows have exactly the keys of their types."""
+    document = reconcile(
+        look([conn(1), conn(9, 2)], session(1), session(3))._replace(
+            header={**HEADER, "left_out": 0}, locks=Locks((Wait(3, 1),))
+        ),
+        None,
+        NAMING,
+    )
+    assert set(document) == {*LookHeader.__annotations__, *Reconcile.__annotations__}
+    kinds: tuple[tuple[Sequence[Mapping[str, Any]], type], ...] = (
+        ([document["server"]], documents.Server),
+        (document["programs"], documents.ProgramSessions),
+        (document["unowned"], documents.UnownedSession),
+        (document["blocked"], documents.BlockedSession),
+        (document["blockers"], documents.BlockingSession),
+    )
+    for kind_rows, kind in kinds:
+        assert kind_rows
+        assert {frozenset(row) for row in kind_rows} == {frozenset(kind.__annotations__)}
 
 
 def test_csv() -> None:

@@ -24,13 +24,13 @@ import sqlalchemy
 from sqlalchemy import text
 from sqlalchemy.pool import NullPool
 
-from connmon.commands import cli
-from connmon.database import compare, sessions
-from connmon.database.crowded import hint
+from connmon.database.connection_limit import hint
 from connmon.database.sessions import DatabaseSessions, parse_url, server_of_url, with_password
+from connmon.database.settings import DatabaseSettings
 from connmon.database_address import DatabaseServer
 from connmon.errors import UnreachableError, UsageError
 from tests.commands.test_cli import command, environment
+from tests.database.quick import run_connmon
 from tests.support.nodes import RunningNode, running_node
 from tests.support.requirements import needs_driver
 from tests.support.servers import PostgreSQL, Server
@@ -53,12 +53,6 @@ def an_empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("PGPASSWORD", "PGPASSFILE", "PGUSER", "PGHOST", "PGPORT", "PGSERVICE", "CONNMON_CONFIG"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
-
-
-@pytest.fixture(autouse=True)
-def little_time_between_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is compared in these tests stands still."""
-    monkeypatch.setattr(compare, "SETTLE", 0.2)
 
 
 # --- The URL ------------------------------------------------------------------------------
@@ -94,7 +88,7 @@ def test_applications_urls_are_taken(url: str, server: str) -> None:
 )  # fmt: skip
 def test_urls_that_cannot_be(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A URL that cannot be is one line that has nothing of the password."""
-    assert cli.main(["reconcile", url, "-H", "127.0.0.1:1"]) in (1, 2)
+    assert run_connmon(["reconcile", url, "-H", "127.0.0.1:1"]) in (1, 2)
     error = capsys.readouterr().err
     assert error.startswith("connmon: ")
     assert error[:-1].isprintable()
@@ -103,7 +97,7 @@ def test_urls_that_cannot_be(url: str, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_arguments_beside_it_show_no_password(capsys: pytest.CaptureFixture[str]) -> None:
     """A URL in the wrong place is not repeated with its password."""
-    assert cli.main(["reconcile", "mysql://u:seSAme@h/", "--database", "mysql://a:seSAme@h/"]) == 2
+    assert run_connmon(["reconcile", "mysql://u:seSAme@h/", "--database", "mysql://a:seSAme@h/"]) == 2
     assert "seSAme" not in capsys.readouterr().err
 
 
@@ -241,7 +235,7 @@ def test_reconcile(server: Server, node: RunningNode, capsys: pytest.CaptureFixt
         try:
             url = url_of(server, user, PASSWORD)
             own = {server.asking_session, stranger.scalar(text(server._own_query))}
-            assert cli.main(["reconcile", url, "-H", node.address, "--format", "json"]) == 0
+            assert run_connmon(["reconcile", url, "-H", node.address, "--format", "json"]) == 0
             output = capsys.readouterr()
             document = json.loads(output.out)
             assert (document["accounted_sessions"], document["missing_connections"]) == (2, 0)
@@ -260,10 +254,10 @@ def test_reconcile(server: Server, node: RunningNode, capsys: pytest.CaptureFixt
             assert limits["headroom"] == (
                 limits["max_connections"] - limits["reserved_connections"] - limits["used_connections"]
             )
-            assert cli.main(["reconcile", url, "-H", node.address]) == 0
+            assert run_connmon(["reconcile", url, "-H", node.address]) == 0
             table = capsys.readouterr().out
             assert "Sessions that no reported process owns" in table
-            assert cli.main(["reconcile", url, "-H", node.address, "--format", "csv"]) == 0
+            assert run_connmon(["reconcile", url, "-H", node.address, "--format", "csv"]) == 0
             rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
             assert [row["kind"] for row in rows] == ["program", "unowned", "unowned"]
             for shown in (output.out, output.err, table):
@@ -287,7 +281,7 @@ def test_connection_that_the_server_has_killed(
         with admin.connect() as connection:
             connection.execute(text(kill))
         wait_for(lambda: victim not in [session.id for session in server.sessions()])
-        assert cli.main(["reconcile", url_of(server, server.user, server.password), "-H", node.address, "--format", "json"]) == 0  # fmt: skip # noqa: E501
+        assert run_connmon(["reconcile", url_of(server, server.user, server.password), "-H", node.address, "--format", "json"]) == 0  # fmt: skip # noqa: E501
         document = json.loads(capsys.readouterr().out)
         assert [row["server_id"] for row in document["missing"]] == [victim]
         assert document["accounted_sessions"] == 1
@@ -367,30 +361,27 @@ def a_port_that_says_nothing() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("dialect", ["mysql", "mysql+mysqldb", "postgresql+psycopg", "postgresql+psycopg2"])
-def test_server_that_does_not_answer(mute: int, dialect: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_that_does_not_answer(mute: int, dialect: str) -> None:
     """A server that takes the connection and says nothing is given up."""
     if dialect != "mysql":  # for which connmon takes the driver that is there
         needs_driver(dialect)
-    monkeypatch.setattr(sessions, "LIMIT", 0.3)
+    url = parse_url(f"{dialect}://u:seSAme@127.0.0.1:{mute}/x")
     with pytest.raises(UnreachableError, match=r"127\.0\.0\.1:\d+: no answer within 0\.3 s"):
-        DatabaseSessions(parse_url(f"{dialect}://u:seSAme@127.0.0.1:{mute}/x"))
+        DatabaseSessions(url, settings=DatabaseSettings(connect_seconds=0.3))
 
 
 @pytest.mark.parametrize("driver", ["pymysql", "mysqldb"])
-def test_server_that_stops_answering(
-    mariadb: Server, driver: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_server_that_stops_answering(mariadb: Server, driver: str, capfd: pytest.CaptureFixture[str]) -> None:
     """A server that hangs in the middle is given up within the time, and nothing else is said about it."""
     needs_driver(driver)
-    with DatabaseSessions(parse_url(mariadb.url(driver))) as database:
+    settings = DatabaseSettings(answer_seconds=1.5)
+    with DatabaseSessions(parse_url(mariadb.url(driver)), settings=settings) as database:
         assert database.look().max_connections == 500
-        monkeypatch.setattr(sessions, "LIMIT", 0.5)
         with stopped(mariadb.pid):
-            with pytest.raises(UnreachableError, match=r"no answer within 0\.5 s"):
+            with pytest.raises(UnreachableError, match=r"no answer within 1\.5 s"):
                 database.look()
             database.close()
         wait_for(lambda: not any(thread.name == "ask-database" for thread in threading.enumerate()))
-        database._waits = False
     assert capfd.readouterr() == ("", "")
 
 
@@ -426,7 +417,7 @@ def test_server_of_the_sessions() -> None:
 
 def refusal(url: str, node: RunningNode, capsys: pytest.CaptureFixture[str]) -> str:
     """Return the line with which reconcile ends."""
-    assert cli.main(["reconcile", url, "-H", node.address]) == 1
+    assert run_connmon(["reconcile", url, "-H", node.address]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     return line
 
@@ -469,7 +460,7 @@ def test_a_full_mariadb_says_which_right_gets_in(
                     assert "CONNECTION ADMIN" in refusal(url_of(mariadb, user, PASSWORD).replace(
                         "mysql:", f"mysql+{driver}:"
                     ), node, capsys)  # fmt: skip
-                assert cli.main(["reconcile", url_of(mariadb, chief, PASSWORD), "-H", node.address]) == 0
+                assert run_connmon(["reconcile", url_of(mariadb, chief, PASSWORD), "-H", node.address]) == 0
         finally:
             query(mariadb, f"SET GLOBAL max_connections = {before}")
         query(mariadb, f"GRANT USAGE ON *.* TO {user} WITH MAX_USER_CONNECTIONS 1")
@@ -516,7 +507,7 @@ def test_a_full_postgresql_says_which_right_gets_in(
                 assert "slots are reserved" in line
                 assert "(superuser_reserved_connections are kept for a superuser" in line
                 assert "pg_use_reserved_connections" in line
-                assert cli.main(["reconcile", chief, "-H", node.address]) == 0
+                assert run_connmon(["reconcile", chief, "-H", node.address]) == 0
                 capsys.readouterr()
                 with full(lambda: connect(server.user)):
                     assert "a superuser does not get in either" in refusal(url, node, capsys)

@@ -15,11 +15,12 @@ import pytest
 import sqlalchemy
 from sqlalchemy import text
 
-from connmon.commands import cli
-from connmon.database.whois import parse_session, whois, whois_text
+from connmon.database.whois import parse_session, whois
+from connmon.database.whois_formats import whois_text
 from connmon.database_address import DatabaseServer, names, parse_server, parse_servers, servers_of
 from connmon.errors import ConfigError
 from connmon.reader.formats import as_json
+from tests.database.quick import run_connmon
 from tests.protocol.test_snapshot import connection as connection_row
 from tests.protocol.test_snapshot import pool, process, shown
 from tests.support.nodes import RunningNode, running_node
@@ -262,7 +263,7 @@ def check_both(
         ((waiting, holding),) = wait_for(blocked, 20, "one session to wait for another")
 
         def asked(session: int, *more: str) -> list[dict[str, Any]]:
-            code = cli.main(["whois", str(session), "-H", node.address, "--format", "json", *more])
+            code = run_connmon(["whois", str(session), "-H", node.address, "--format", "json", *more])
             rows: list[dict[str, Any]] = json.loads(capsys.readouterr().out)["rows"]
             assert code == (0 if rows else 1)
             return rows
@@ -282,12 +283,12 @@ def check_both(
         assert asked(holding, "--database", f"{server.host}:1") == []
 
         url = server.url(driver)
-        assert cli.main(["whois", str(waiting), "-H", node.address, "--database", url]) == 0
+        assert run_connmon(["whois", str(waiting), "-H", node.address, "--database", url]) == 0
         (line,) = [line for line in capsys.readouterr().out.splitlines() if "  blocked " in line]
         assert f"by session {holding} (the root): holder on " in line
         assert f", pid {pids['hold']}, " in line
         assert re.search(r", held by \S*blocking_application.py:\d+ ", line)
-        assert cli.main(["whois", str(holding), "-H", node.address]) == 0
+        assert run_connmon(["whois", str(holding), "-H", node.address]) == 0
         printed = capsys.readouterr().out
         assert f"session {holding} of {server.backend} {server.host}:{server.port}\n" in printed
         assert f"  pid       {pids['hold']}\n" in printed

@@ -17,7 +17,7 @@ from connmon.protocol.frames import Hello, NodeSide, frame
 from connmon.protocol.queries import Query
 from connmon.protocol.rows import Figures, ProgramRow, Rows
 from connmon.protocol.values import Gauges, Totals
-from connmon.reader.client import connect, read_once
+from connmon.reader.client import TRANSITIONS, ClientState, connect, read_once
 from tests.support.requirements import lacking
 
 FIGURES = Figures(1, 0, Gauges(), Totals(), 1, 0, 0, 0, 0.0, None, None, 0.0, 0.0)
@@ -350,3 +350,33 @@ def test_read_once_nobody() -> None:
         ),
     ):
         read_once([down, mad], "default", "program")
+
+
+def test_states(caplog: pytest.LogCaptureFixture) -> None:
+    """Each change of state is one line of the log, and repr() names node and state."""
+    caplog.set_level("DEBUG", "connmon.reader.client")
+    with serving(welcoming(rows(more=True), rows())) as node, connect([node], "default") as client:
+        where = f"node1 ({node.address})"
+        assert repr(client) == f"<Client {where} READY>"
+        answer = client.ask(Query("program"))
+        next(answer)
+        assert client.state.name == "ANSWERING"
+        assert len(list(answer)) == 1
+        assert client.state.name == "READY"
+    assert repr(client) == f"<Client {where} CLOSED>"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{where}: connecting to 127.0.0.1",
+        f"{where}: connected, hello sent",
+        f"{where}: welcomed",
+        f"{where}: Query sent",
+        f"{where}: Rows received, quorum yes, view 0.2 s old",
+        f"{where}: closed",
+    ]
+
+
+def test_transitions() -> None:
+    """Every state but the last can be left, each can be closed, and all can be reached."""
+    assert set(TRANSITIONS) == set(ClientState)
+    for state, following in TRANSITIONS.items():
+        assert (ClientState.CLOSED in following) is (state is not ClientState.CLOSED)
+    assert set().union(*TRANSITIONS.values()) == set(ClientState) - {ClientState.NEW}

@@ -20,7 +20,17 @@ from connmon.config import Address, Node, Service
 from connmon.protocol.frames import Hello, NodeSide, frame
 from connmon.protocol.queries import NodeStatus, StatusQuery
 from connmon.reader import cluster_status
-from connmon.reader.cluster_health import DEGRADED, HEALTHY, LAGGING, NO_QUORUM, Answer, Verdict, judge
+from connmon.reader.cluster_health import (
+    DEGRADED,
+    HEALTHY,
+    LAGGING_ENTRIES,
+    NO_QUORUM,
+    Answer,
+    ClusterHealth,
+    NodeHealth,
+    Verdict,
+    judge,
+)
 from connmon.reader.formats import as_json, status_table
 from tests.reader.test_client import Manner, nobody, refusing, saying, serving, silent
 
@@ -88,6 +98,13 @@ def test_a_healthy_group() -> None:
     assert contract.items() <= document["nodes"][1].items()
 
 
+def test_the_contract_is_the_typed_document() -> None:
+    """The document has exactly the keys of its types, in their order, also for a node that is away."""
+    document = verdict(node3=None).document
+    assert list(document) == list(ClusterHealth.__annotations__)
+    assert [list(row) for row in document["nodes"]] == [list(NodeHealth.__annotations__)] * 3
+
+
 def test_a_node_that_is_away() -> None:
     """One of three away: degraded, 1; its row says so, and nothing of it is made up."""
     found = verdict(node3=None)
@@ -106,7 +123,7 @@ def test_no_quorum() -> None:
     assert (found.document["health"], found.document["quorum"], found.document["leader"]) == (
         "no quorum", False, None,
     )  # fmt: skip
-    assert problems(found)["node3"] == ["candidate: knows no leader, its picture stands still for 41s"]
+    assert problems(found)["node3"] == ["candidate: knows no leader, its view has stood still for 41s"]
 
 
 def test_nobody_answers() -> None:
@@ -119,8 +136,8 @@ def test_nobody_answers() -> None:
     ("changes", "word"),
     [
         ({"role": "candidate", "leader": None, "quorum": False}, "candidate: knows no leader"),
-        ({"quorum": False, "stale": 12.0}, "stale: hears too little of node1, its picture stands still for"),
-        ({"lag": LAGGING + 1}, f"lagging: {LAGGING + 1} entries behind"),
+        ({"quorum": False, "stale": 12.0}, "stale: hears too little of node1, its view has stood still for"),
+        ({"lag": LAGGING_ENTRIES + 1}, f"lagging: {LAGGING_ENTRIES + 1} entries behind"),
         ({"leader": "node3", "term": 6}, "divided: follows node3 in term 6"),
         ({"linked": ("node1",), "unlinked": ("node3",)}, "cut: no link to node3"),
         ({"node": "node3"}, "misnamed: it says that it is node3"),

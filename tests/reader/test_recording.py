@@ -246,7 +246,7 @@ def test_record_outlives_a_node_and_ends_with_sigterm(tmp_path: Path) -> None:
         wait_for(lambda: path.read_bytes().count(b"\n") > before, what="more pictures")
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
-        assert "pictures in" in process.stderr.read()
+        assert "snapshots in" in process.stderr.read()
     finally:
         if process.poll() is None:
             process.kill()

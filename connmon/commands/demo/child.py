@@ -1,9 +1,9 @@
-"""What the children of `connmon demo` do: run a node, or an application with pools of its own.
+"""A child process of `connmon demo`: a node, or an application with pools.
 
-- A child ends when its standard input does, so it outlives no parent, however that ended.
-- An application counts by itself what it does, beside connmon and by other means: what its own
-  threads got and gave back, and what SQLAlchemy says of opened and closed connections. When
-  a line comes in, it stops working, leaves its counts in a file, and stays as it is.
+- A child ends when its standard input does, so that it does not outlive its parent.
+- An application counts its own work independently of connmon: checkouts and checkins of its threads, and
+  connections that SQLAlchemy's events report opened and closed. When a line comes in, it stops working,
+  writes its counts to a file, and keeps its connections.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from connmon.commands.demo import shop
 from connmon.commands.demo.shop import Work
 
 SERVICE: Final = "demo"
-#: What the name of the demo's directory begins with.
+#: Of the name of the demo's directory.
 PREFIX: Final = "connmon-demo-"
 
 
@@ -35,62 +35,61 @@ class Pool(NamedTuple):
     database: str
     size: int
     overflow: int
-    timeout: float
+    timeout_seconds: float
     threads: int
-    hold: tuple[float, float]
-    """Seconds that a thread keeps a connection, from and to."""
-    rest: tuple[float, float]
-    """Seconds that it then goes without."""
+    hold_seconds: tuple[float, float]
+    """How long a thread holds a connection, from and to."""
+    rest_seconds: tuple[float, float]
+    """How long it then rests."""
     work: Work
-    """What it does with it."""
     leak: Work | None = None
-    """Done once, in a thread that then ends: one more connection, which is never given back."""
+    """Called once, in a thread that then ends: leaks one more connection."""
 
 
-#: By program: how many processes, and their pools.
+#: By program: the number of processes, and their pools.
 PROGRAMS: Final[dict[str, tuple[int, tuple[Pool, ...]]]] = {
     "shop-api": (
         3,
         (
-            Pool("shop.db", 5, 10, 30.0, 6, (0.002, 0.03), (0.0, 0.05), shop.list_items),
-            Pool("billing.db", 2, 0, 3.0, 5, (0.2, 0.9), (0.0, 0.2), shop.invoice),
+            Pool(
+                database="shop.db", size=5, overflow=10, timeout_seconds=30.0, threads=6,
+                hold_seconds=(0.002, 0.03), rest_seconds=(0.0, 0.05), work=shop.list_items,
+            ),
+            Pool(
+                database="billing.db", size=2, overflow=0, timeout_seconds=3.0, threads=5,
+                hold_seconds=(0.2, 0.9), rest_seconds=(0.0, 0.2), work=shop.invoice,
+            ),
         ),
     ),
     "report-worker": (
         2,
         (
             Pool(
-                "reports.db",
-                3,
-                2,
-                30.0,
-                2,
-                (0.1, 0.4),
-                (0.1, 0.6),
-                shop.daily_report,
-                shop.monthly_report,
+                database="reports.db", size=3, overflow=2, timeout_seconds=30.0, threads=2,
+                hold_seconds=(0.1, 0.4), rest_seconds=(0.1, 0.6), work=shop.daily_report,
+                leak=shop.monthly_report,
             ),
         ),
     ),
-}
+}  # fmt: skip
 
 
 def counts_file(directory: Path, pid: int) -> Path:
-    """Return where the application of that pid leaves its counts."""
+    """Return the file with the counts of the application of that pid."""
     return directory / f"counts-{pid}.json"
 
 
-def _watch(directory: Path, told: Callable[[], None]) -> None:
-    """Call `told` for each line of the standard input; leave as by SIGTERM at its end.
+def _watch_parent(directory: Path, on_line: Callable[[], None]) -> None:
+    """Call `on_line` for each line of the standard input; end this process by SIGTERM at its end.
 
-    Where the parent has ended, it cannot tidy up any more: the demo's directory goes too.
+    Where the parent has ended it cannot clean up: the demo's directory is removed here.
     """
     parent = os.getppid()
 
     def watch() -> None:
         while os.read(0, 512):
-            told()
-        for _ in range(20):  # the system closes a process's files before it calls it ended
+            on_line()
+        for _ in range(20):  # the system closes a process's files before its pid is gone
             if os.getppid() != parent:
                 if directory.name.startswith(PREFIX):
                     shutil.rmtree(directory, ignore_errors=True)
@@ -108,7 +107,7 @@ class _Application:
         from sqlalchemy import create_engine, event
 
         self._stopping = threading.Event()
-        _watch(Path(config).parent, self._stopping.set)
+        _watch_parent(Path(config).parent, self._stopping.set)
         self._pools = PROGRAMS[program][1]
         self._counts: Counter[str] = Counter()
         self._guard = threading.Lock()
@@ -118,7 +117,7 @@ class _Application:
                 f"?connmon_config={config}&connmon_service={SERVICE}&connmon_program={program}&connmon_held=2",
                 pool_size=pool.size,
                 max_overflow=pool.overflow,
-                pool_timeout=pool.timeout,
+                pool_timeout=pool.timeout_seconds,
             )
             for pool in self._pools
         ]
@@ -127,7 +126,7 @@ class _Application:
             event.listen(engine, "close", lambda *_: self._count("closes_total"))
 
     def run(self) -> None:
-        """Work until told to stop, leave the counts, and wait for the end."""
+        """Work until a line comes in, write the counts, and wait for the end."""
         threads = [
             threading.Thread(
                 target=self._work, args=(at, pool), name=f"{Path(pool.database).stem}-{number}", daemon=True
@@ -137,7 +136,7 @@ class _Application:
         ]
         for thread in threads:
             thread.start()
-        # After them, so that no thread of theirs gets the identity of the one that has ended.
+        # After them, so that no later thread gets the identity of the one that has ended.
         for engine, pool in zip(self._engines, self._pools, strict=True):
             if pool.leak is not None:
                 leaking = threading.Thread(
@@ -154,9 +153,9 @@ class _Application:
         while True:
             signal.pause()
 
-    def _count(self, what: str) -> None:
+    def _count(self, key: str) -> None:
         with self._guard:
-            self._counts[what] += 1
+            self._counts[key] += 1
 
     def _work(self, at: int, pool: Pool) -> None:
         from sqlalchemy import exc
@@ -165,22 +164,22 @@ class _Application:
         while not self._stopping.is_set():
             try:
                 pool.work(
-                    self._engines[at], rng.randrange(100), rng.uniform(*pool.hold),
+                    self._engines[at], rng.randrange(100), rng.uniform(*pool.hold_seconds),
                     lambda: self._count("checkouts_total"),
                 )  # fmt: skip
             except exc.TimeoutError:  # the pool was too small for too long
                 self._count("timeouts_total")
             else:
                 self._count("checkins_total")
-            self._stopping.wait(rng.uniform(*pool.rest))
+            self._stopping.wait(rng.uniform(*pool.rest_seconds))
 
 
 def main(role: str, config: str, name: str) -> int:
-    """Be the node of that name, or the program; return the exit code."""
+    """Run the node or the program of that name; return the exit code."""
     if role == "node":
         from connmon.cluster.daemon import main as run_node
 
-        _watch(Path(config).parent, lambda: None)
+        _watch_parent(Path(config).parent, lambda: None)
         return run_node(["--config", config, "--service", SERVICE, "--node", name])
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     _Application(config, name).run()

@@ -9,18 +9,22 @@ import sys
 from pathlib import Path
 from typing import Final
 
-#: Seconds for a child to end by itself.
-END: Final = 3.0
+#: For a child to end by itself.
+END_SECONDS: Final = 3.0
 
 
 class Child:
-    """A child process that can be started again; it ends when its standard input does."""
+    """A child process that can be restarted; it ends when its standard input does."""
 
     def __init__(self, directory: Path, name: str, *arguments: str) -> None:
         self.name = name
         self._directory = directory
         self._arguments = arguments
         self._process: subprocess.Popen[bytes] | None = None
+
+    def __repr__(self) -> str:
+        state = "ended" if self.ended else f"pid {self.pid}"
+        return f"<Child {self.name} {state}>"
 
     @property
     def pid(self) -> int:
@@ -32,8 +36,8 @@ class Child:
         return self._process is None or self._process.poll() is not None
 
     @property
-    def last_words(self) -> str:
-        """The last line it has written."""
+    def last_line(self) -> str:
+        """The last line of its log."""
         text = (self._directory / f"{self.name}.log").read_text(encoding="utf-8", errors="replace")
         return (text.splitlines() or ["no reason given"])[-1]
 
@@ -49,31 +53,31 @@ class Child:
                 start_new_session=True,  # Ctrl-C is for the console
             )
 
-    def tell(self) -> None:
-        """Write it a line."""
+    def stop_work(self) -> None:
+        """Write a line to its standard input: an application then stops working and writes its counts."""
         assert self._process is not None and self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(b"\n")
             self._process.stdin.flush()
 
     def kill(self) -> None:
-        """End it without a word."""
+        """End it by SIGKILL."""
         if self._process is not None:
             self._process.kill()
             self.end()
 
     def close(self) -> None:
-        """Ask it to end."""
+        """Close its standard input, at which it ends."""
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
 
     def end(self) -> None:
-        """Return when it has ended, which takes at most `END` seconds."""
+        """Return when it has ended, at most `END_SECONDS` later."""
         self.close()
         process, self._process = self._process, None
         if process is not None:
             try:
-                process.wait(END)
+                process.wait(END_SECONDS)
             finally:
                 process.kill()
                 process.wait()

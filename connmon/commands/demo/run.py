@@ -2,13 +2,13 @@
 
 Rules kept here:
 
-- The nodes are a real cluster, and the applications real processes with real engines that are watched
-  as a user's would be, by their URLs and a config file; nothing that is then shown is made up.
-- Everything lives in one temporary directory and in child processes, and all of it is gone
-  afterwards: after q, Ctrl-C, SIGTERM, SIGHUP or an error. The children watch their standard
-  input, which ends with this process, so even after SIGKILL none of them goes on.
-- Two of the applications have the troubles that connmon is for: a pool that is too small,
-  so that threads wait, and a connection that is never given back. `demoshop` has their code.
+- The nodes are a real cluster. The applications are real processes with real engines, watched as a user's
+  are: by their URLs and a config file. No figure is invented.
+- Everything lives in one temporary directory and in child processes, and all of it is removed at the end:
+  after q, Ctrl-C, SIGTERM, SIGHUP or an error. The children watch their standard input, which ends with
+  this process, so that none survives it even after SIGKILL.
+- Two of the applications have the problems that connmon is for: a pool that is too small, so that threads
+  wait, and a connection that is never closed. `shop` has their code.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from connmon.commands.demo import chaos as troubles
+from connmon.commands.demo.chaos import chaos_running, prove_no_loss
 from connmon.commands.demo.child import PREFIX, PROGRAMS, SERVICE
 from connmon.commands.demo.process import Child
+from connmon.commands.demo.settings import DemoSettings
 from connmon.config import Service, load
 from connmon.errors import ConnmonError
 from connmon.reader.client import read_once
@@ -36,21 +37,18 @@ from connmon.reader.formats import as_table, status_table
 from connmon.signals import terminable
 
 NODES: Final = ("node1", "node2", "node3")
-#: Seconds for the nodes and all applications to be there; without a terminal, seconds of work
-#: before the snapshot.
-START: Final = 30.0
-WORK: Final = 3.0
-#: Where ports are looked for: below those that the system gives to outgoing connections, which
-#: could otherwise take the port of a node that is down for a moment.
+#: Ports of nodes: below the range that the system uses for outgoing connections, which could take the port
+#: of a node that is down for a moment.
 PORTS: Final = range(20000, 32000)
+_DEFAULTS: Final = DemoSettings()
 
 
-def run(once: bool, chaos: bool = False) -> int:
-    """Run the demo until the console is left, or `once`: print what there is after a few seconds.
+def run(once: bool, chaos: bool = False, settings: DemoSettings = _DEFAULTS) -> int:
+    """Run the demo until the console is left; `once`: until the state after a few seconds is printed.
 
-    `chaos`: kill and restart the nodes by turns meanwhile; with `once`, then compare what the
-    applications counted with what every node shows. Returns the exit code: 0; 1 where that
-    differs; or what the console ended with. Raises ConnmonError where something does not start.
+    `chaos`: kill and restart the nodes in turn meanwhile; with `once`, then compare the applications' own
+    counts with every node's. Returns the exit code: 0; 1 where the counts differ; or the console's. Raises
+    ConnmonError where something does not start.
     """
     with terminable(), tempfile.TemporaryDirectory(prefix=PREFIX) as name:
         directory = Path(name)
@@ -64,17 +62,17 @@ def run(once: bool, chaos: bool = False) -> int:
         ]
         _say("starting three nodes and their applications ...")
         with _running(nodes, applications):
-            _wait_for_nodes(service, nodes)
+            _wait_for_nodes(service, nodes, settings)
             for application in applications:
                 application.start()
-            _wait_for_applications(service, applications)
+            _wait_for_applications(service, applications, settings)
             if chaos:
                 if once:
-                    return troubles.prove(service, nodes, applications, directory, _say)
-                with troubles.going_on(service, nodes):
+                    return prove_no_loss(service, nodes, applications, directory, _say, settings)
+                with chaos_running(service, nodes, settings):
                     return _console(service)
             if once:
-                time.sleep(WORK)
+                time.sleep(settings.work_seconds)
                 print(_tables(service), end="", flush=True)
                 return 0
             return _console(service)
@@ -109,13 +107,13 @@ def _prepare(directory: Path) -> Path:
 
 
 def _free_ports(number: int) -> list[int]:
-    found: list[int] = []
+    free: list[int] = []
     for port in random.sample(PORTS, 1000):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
-            found.append(port)
-        if len(found) == number:
-            return found
+            free.append(port)
+        if len(free) == number:
+            return free
     raise ConnmonError(f"no free ports from {PORTS.start} to {PORTS.stop - 1} on 127.0.0.1")
 
 
@@ -135,28 +133,28 @@ def _running(nodes: list[Child], applications: list[Child]) -> Iterator[None]:
                     child.end()
 
 
-def _wait_for_nodes(service: Service, nodes: list[Child]) -> None:
-    deadline = time.monotonic() + START
+def _wait_for_nodes(service: Service, nodes: list[Child], settings: DemoSettings) -> None:
+    deadline = time.monotonic() + settings.start_seconds
     while ask(service).document["health"] != "healthy":
         for node in nodes:
             if node.ended or time.monotonic() > deadline:
-                raise ConnmonError(f"{node.name} of the demo did not start: {node.last_words}")
+                raise ConnmonError(f"{node.name} of the demo did not start: {node.last_line}")
         time.sleep(0.05)
 
 
-def _wait_for_applications(service: Service, applications: list[Child]) -> None:
-    """Return when every application has reported and the troubles show."""
-    deadline = time.monotonic() + START
+def _wait_for_applications(service: Service, applications: list[Child], settings: DemoSettings) -> None:
+    """Return when every application has reported and a thread waits."""
+    deadline = time.monotonic() + settings.start_seconds
     while time.monotonic() < deadline:
         totals = read_once(service.nodes, service.name, "program").document()["totals"]
         if totals["processes"] == len(applications) and totals["waiting"]:
             return
         time.sleep(0.1)
-    raise ConnmonError(f"the applications of the demo did not report within {START:.0f} s")
+    raise ConnmonError(f"the applications of the demo did not report within {settings.start_seconds:.0f} s")
 
 
 def _tables(service: Service) -> str:
-    shown = [status_table(ask(service).document)]
+    tables = [status_table(ask(service).document)]
     for by in ("program", "pool", "site"):
-        shown.append(as_table(read_once(service.nodes, service.name, by).typed_document()))
-    return "\n".join(shown)
+        tables.append(as_table(read_once(service.nodes, service.name, by).typed_document()))
+    return "\n".join(tables)

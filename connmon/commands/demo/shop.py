@@ -1,7 +1,7 @@
-"""What the applications of `connmon demo` do with their connections: the lines of code that it shows.
+"""The work of the demo's applications: the call sites that it shows.
 
-`invoice` keeps its connection while it waits for somebody else, which makes a small pool too small;
-`monthly_report` never gives its connection back. `got` is called once there is a connection.
+`invoice` holds its connection while it waits for another service, so that its pool is too small;
+`monthly_report` never closes its connection. `got` is called after the checkout.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 Work: TypeAlias = "Callable[[Engine, int, float, Callable[[], None]], None]"
 
-#: What `monthly_report` has forgotten to close.
-_forgotten: list[Connection] = []
+#: Connections that `monthly_report` never closes.
+_leaked: list[Connection] = []
 
 
 def list_items(engine: Engine, item: int, seconds: float, got: Callable[[], None]) -> None:
-    """Read something, and give the connection back soon."""
+    """Read something and return the connection soon."""
     with engine.connect() as connection:
         got()
         _count_items(connection, item)
@@ -28,7 +28,7 @@ def list_items(engine: Engine, item: int, seconds: float, got: Callable[[], None
 
 
 def invoice(engine: Engine, item: int, seconds: float, got: Callable[[], None]) -> None:
-    """Hold the connection while another service takes its time."""
+    """Hold the connection while another service works."""
     with engine.connect() as connection:
         got()
         _count_items(connection, item)
@@ -36,7 +36,7 @@ def invoice(engine: Engine, item: int, seconds: float, got: Callable[[], None]) 
 
 
 def daily_report(engine: Engine, item: int, seconds: float, got: Callable[[], None]) -> None:
-    """Take its time, but give the connection back."""
+    """Hold the connection for long, then return it."""
     with engine.connect() as connection:
         got()
         _count_items(connection, item)
@@ -44,11 +44,11 @@ def daily_report(engine: Engine, item: int, seconds: float, got: Callable[[], No
 
 
 def monthly_report(engine: Engine, item: int, seconds: float, got: Callable[[], None]) -> None:
-    """Take a connection, and forget to give it back."""
+    """Check a connection out and never return it."""
     connection = engine.connect()
     got()
     _count_items(connection, item)
-    _forgotten.append(connection)
+    _leaked.append(connection)
 
 
 def _wait_for_payment(seconds: float) -> None:

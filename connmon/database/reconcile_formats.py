@@ -1,25 +1,27 @@
-"""The ways to print what `connmon reconcile` found: table and CSV. Pure: no I/O, no time.
+"""Print the result of `connmon reconcile`: tables and CSV. Pure: no I/O, no time.
 
-Names come from applications and from the database server: nothing printed here may carry a
-control character to a terminal (see formats).
+Names come from applications and from the database server: all are sanitized for the terminal.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from connmon.database.blocking import whose
+from connmon.database.documents import BlockedSession, BlockingSession, LockSession, Reconcile, UnownedSession
+from connmon.database.lock_chains import owner_name
 from connmon.database_address import DatabaseServer
 from connmon.protocol.text import csv_cell, printable
 from connmon.reader.formats import aligned
 
-#: How many ids of sessions with the same owner a line of the table shows.
+#: How many session ids with the same owner a line of the table has.
 SHOWN_IDS: Final = 5
+#: How many other servers a note names.
+NAMED_SERVERS: Final = 10
 
-#: The keys of a CSV row. `kind`: program (a program's accounted sessions), unowned, missing, blocked (a
+#: The keys of a CSV row. `kind`: program (the accounted sessions of one), unowned, missing, blocked (a
 #: session that waits for a lock), blocker.
 CSV_KEYS: Final = (
     "kind", "host", "program", "sessions", "checked_out", "idle", "detached", "lost", "capacity",
@@ -29,30 +31,28 @@ CSV_KEYS: Final = (
 )  # fmt: skip
 
 
-def reconcile_csv(document: Mapping[str, Any]) -> str:
-    """Return programs, unowned sessions, missing connections and who blocks whom as rows of one CSV."""
+def reconcile_csv(document: Reconcile) -> str:
+    """Return programs, unowned sessions, missing connections, and the waits for locks as rows of one CSV."""
+    rows: list[Mapping[str, Any]] = [
+        *({**row, "kind": "program"} for row in document["programs"]),
+        *({**row, "server_id": row["id"], "kind": "unowned"} for row in document["unowned"]),
+        *({**row, "kind": "missing"} for row in document["missing"]),
+        *({**row, "blocked_by": _ids(row["blocked_by"]), "kind": "blocked"} for row in document["blocked"]),
+        *({**row, "blocks": _ids(row["blocks"]), "kind": "blocker"} for row in document["blockers"]),
+    ]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(CSV_KEYS)
-    for kind, rows in (
-        ("program", document["programs"]),
-        ("unowned", [{**row, "server_id": row["id"]} for row in document["unowned"]]),
-        ("missing", document["missing"]),
-        ("blocked", document["blocked"]),
-        ("blocker", document["blockers"]),
-    ):
-        for row in rows:
-            row = {**row, **{key: _chain(row[key]) for key in ("blocked_by", "blocks") if key in row}}
-            writer.writerow(csv_cell({**row, "kind": kind}.get(key)) for key in CSV_KEYS)
+    writer.writerows([csv_cell(row.get(key)) for key in CSV_KEYS] for row in rows)
     return file.getvalue()
 
 
-def reconcile_text(document: Mapping[str, Any]) -> str:
+def reconcile_text(document: Reconcile) -> str:
     """Return the comparison for people."""
     return "".join(f"{line.rstrip()}\n" for line in _lines(document))
 
 
-def _lines(document: Mapping[str, Any]) -> Iterable[str]:
+def _lines(document: Reconcile) -> Iterable[str]:
     server = document["server"]
     name = DatabaseServer(server["host"], server["port"])
     yield printable(f"{server['dialect']} {server['version']} at {name}")
@@ -68,35 +68,46 @@ def _lines(document: Mapping[str, Any]) -> Iterable[str]:
         f"  missing {document['missing_connections']}"
     )
     yield from map(printable, _notes(document))
-    if document["programs"]:
-        yield from ("", "Sessions by program")
-        yield from aligned(_PROGRAM, document["programs"])
-    if document["unowned"]:
-        yield from ("", "Sessions that no reported process owns")
-        yield from aligned(_UNOWNED, _grouped(document["unowned"]))
-    if document["missing"]:
-        yield from ("", "Connections that applications believe in and the server does not know")
-        yield from aligned(_MISSING, document["missing"])
-    if document["blocked"]:
-        yield from ("", "Sessions that wait for a lock")
-        yield from aligned(_BLOCKED, [_shown(row, "blocked_by") for row in document["blocked"]])
-    if document["blockers"]:
-        yield from ("", "Sessions that they wait for, the roots first")
-        yield from aligned(_BLOCKERS, [_shown(row, "blocks") for row in document["blockers"]])
+    blocked = [_blocked_cells(row) for row in document["blocked"]]
+    blockers = [_blocker_cells(row) for row in document["blockers"]]
+    tables: Sequence[tuple[str, Mapping[str, str], Sequence[Mapping[str, Any]]]] = (
+        ("Sessions by program", _PROGRAM, document["programs"]),
+        ("Sessions that no reported process owns", _UNOWNED, _grouped(document["unowned"])),
+        (
+            "Connections that applications believe in and the server does not know",
+            _MISSING,
+            document["missing"],
+        ),
+        ("Sessions that wait for a lock", _BLOCKED, blocked),
+        ("Sessions that they wait for, the roots first", _BLOCKERS, blockers),
+    )
+    for title, headings, rows in tables:
+        if rows:
+            yield from ("", title)
+            yield from aligned(headings, rows)
 
 
-def _chain(sessions: list[int] | None) -> list[str] | None:
+def _ids(sessions: list[int] | None) -> list[str] | None:
     return None if sessions is None else list(map(str, sessions))
 
 
-def _shown(row: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Return the row for the table: ids as one text, whose it is in few words."""
-    ids = _chain(row[key]) or []
-    more = ["..."] if len(ids) > SHOWN_IDS and key == "blocks" else []
-    shown = [*ids[:SHOWN_IDS], *more] if more else ids
-    root = f"{len(ids)}: " if key == "blocks" else ""
-    chain = "not known" if row[key] is None else root + (" " if key == "blocks" else " < ").join(shown)
-    return {**row, "program": row["program"] or whose(row), key: chain}
+def _blocked_cells(row: BlockedSession) -> dict[str, Any]:
+    ids = _ids(row["blocked_by"])
+    chain = "not known" if ids is None else " < ".join(ids)
+    return {**row, "program": _program(row), "blocked_by": chain}
+
+
+def _blocker_cells(row: BlockingSession) -> dict[str, Any]:
+    return {**row, "program": _program(row), "blocks": f"{len(row['blocks'])}: {_some_ids(row['blocks'])}"}
+
+
+def _program(row: LockSession) -> str:
+    return row["program"] or owner_name(row)
+
+
+def _some_ids(ids: list[int]) -> str:
+    """Return the first ids, and "..." where there are more."""
+    return " ".join([*map(str, ids[:SHOWN_IDS]), *["..."] * (len(ids) > SHOWN_IDS)])
 
 
 _PROGRAM: Final = {
@@ -121,9 +132,9 @@ _MISSING: Final = {
 }  # fmt: skip
 
 
-def _capacity(document: Mapping[str, Any]) -> str:
+def _capacity(document: Reconcile) -> str:
     text = f"pools {document['pools']}  capacity "
-    if document["capacity"] is not None:
+    if document["capacity"] is not None and document["capacity_headroom"] is not None:
         left = document["capacity_headroom"]
         verdict = (
             f"{left} below the limit" if left >= 0 else f"OVERCOMMIT: {-left} more than the server takes"
@@ -139,17 +150,17 @@ def _capacity(document: Mapping[str, Any]) -> str:
     return f"{text}not known: at least {document['limited_capacity']}, and {', '.join(reasons)}"
 
 
-def _notes(document: Mapping[str, Any]) -> Iterable[str]:
+def _notes(document: Reconcile) -> Iterable[str]:
     if hidden := document["server"]["hidden_sessions"]:
-        right = "PROCESS" if document["server"]["dialect"] != "postgresql" else "pg_read_all_stats"
-        yield f"note: {hidden} sessions are hidden from this account: it needs {right} to see them all"
+        privilege = "PROCESS" if document["server"]["dialect"] != "postgresql" else "pg_read_all_stats"
+        yield f"note: {hidden} sessions are hidden from this account: it needs {privilege} to see them all"
     if pooled := document["connections_through_pooler"]:
         yield (
             f"note: a pooler (PgBouncer) stands between this server and {pooled} connections: their session"
             " ids are its own, and some unowned sessions are theirs"
         )
-    if without := document["connections_without_id"] - pooled:
-        yield f"note: {without} connections have no session id: some unowned sessions may be theirs"
+    if without_id := document["connections_without_id"] - pooled:
+        yield f"note: {without_id} connections have no session id: some unowned sessions may be theirs"
     if unknown := document["unknown_server_connections"]:
         yield (
             f"note: not compared, since it is not known where they are: {unknown} connections; some unowned"
@@ -163,23 +174,22 @@ def _notes(document: Mapping[str, Any]) -> Iterable[str]:
         yield f"note: {shared} sessions are held by several processes, after a fork"
     if others := document["other_servers"]:
         names = ", ".join(
-            f"{each['server']} ({each['connections']} connections{' through a pooler' * each['pooler']})"
-            for each in others[:10]
+            f"{other['server']} ({other['connections']} connections{' through a pooler' * other['pooler']})"
+            for other in others[:NAMED_SERVERS]
         )
-        names += f" and {len(others) - 10} more" * (len(others) > 10)
+        names += f" and {len(others) - NAMED_SERVERS} more" * (len(others) > NAMED_SERVERS)
         yield f"note: not compared, since applications name another server: {names}"
         yield f"      where that is this server too, say so: --database {others[0]['server']}"
 
 
-def _grouped(unowned: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return a row for all sessions of the same client host, user, database and application."""
-    found: dict[tuple[Any, ...], list[int]] = {}
-    keys = ("client_host", "user", "database", "application")
+def _grouped(unowned: Iterable[UnownedSession]) -> list[dict[str, Any]]:
+    """Return one row for all sessions of the same client host, user, database and application."""
+    groups: dict[tuple[str | None, ...], list[int]] = {}
     for row in unowned:
-        found.setdefault(tuple(row[key] for key in keys), []).append(row["id"])
-    rows = []
-    for group, ids in found.items():
-        more = ["..."] if len(ids) > SHOWN_IDS else []
-        shown = " ".join([*map(str, ids[:SHOWN_IDS]), *more])
-        rows.append({**dict(zip(keys, group, strict=True)), "sessions": len(ids), "ids": shown})
-    return sorted(rows, key=lambda row: -row["sessions"])
+        group = (row["client_host"], row["user"], row["database"], row["application"])
+        groups.setdefault(group, []).append(row["id"])
+    keys = ("client_host", "user", "database", "application")
+    return [
+        {**dict(zip(keys, group, strict=True)), "sessions": len(ids), "ids": _some_ids(ids)}
+        for group, ids in sorted(groups.items(), key=lambda item: -len(item[1]))
+    ]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connmon.database.passwords import from_my_cnf, from_pgpass
+from connmon.database.login_files import from_my_cnf, from_pgpass
 
 MY_CNF = """
 # a comment
