@@ -145,9 +145,8 @@ def _snapshot(arguments: argparse.Namespace, settings: Settings) -> int:
     service, by = _service(arguments), arguments.by
     document = read_once(service.nodes, service.name, by, credentials=of_client(service)).typed_document()
     output.write(printed(document, arguments.format, output.terminal_width()))
-    _warn_without_quorum(
-        document.head.node, document.head.quorum, document.head.stale_seconds
-    )  # a CSV has no other place for it
+    head = document.head  # a CSV has no other place for it
+    _warn_without_quorum(head.node, head.quorum, head.stale_seconds)
     return DONE
 
 

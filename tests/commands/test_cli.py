@@ -189,8 +189,12 @@ def test_verbose_of_a_connection_with_a_secret(tmp_path: Path) -> None:
         side = NodeSide(secret, nonce())
         while data := sock.recv(65536):
             for message in side.receive(data):
-                known = isinstance(message, (Hello, Proof))
-                sock.sendall(side.welcome("default", "node1") if known else side.frame(rows()))
+                if isinstance(message, Hello):
+                    sock.sendall(side.challenge("default", "node1"))
+                elif isinstance(message, Proof):
+                    sock.sendall(side.welcome("default", "node1"))
+                else:
+                    sock.sendall(side.frame(rows()))
 
     with serving(behave) as node:
         host = str(node.address)
