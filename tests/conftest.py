@@ -1,6 +1,6 @@
-"""What all tests share: private database servers, a fresh reporter for each, and Hypothesis's settings.
+"""Shared by all tests: private database servers, a fresh reporter for each test, Hypothesis's settings.
 
-What a test does without a server that is not installed: see tests.support.requirements.
+tests.support.requirements says what a test does if a server is not installed.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from hypothesis import HealthCheck, settings
 
 from tests.support.servers import MariaDB, PostgreSQL, Server
 
-# Timings are never asserted. In CI the default is Hypothesis's profile for it: the same examples each time.
+# Tests assert no timings. In CI Hypothesis's default is its profile for CI: the same examples each time.
 settings.register_profile(
     "connmon", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("connmon")
 
-# What a shell starts in the background ignores Ctrl-C, and so would all that is started here.
+# A program that a shell starts in the background ignores Ctrl-C, and so would all programs started here.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
 def a_reporter_of_its_own() -> Iterator[None]:
-    """What a test has reported from here ends with it, as if each test were a process."""
+    """End the reporter with each test, as if each test were a process."""
     yield
     module = sys.modules.get("connmon.plugin.reporter")
     reporter = getattr(module, "_reporter", None)
@@ -39,7 +39,7 @@ def a_reporter_of_its_own() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as slow what needs a real server."""
+    """Mark the tests that need a real server as slow."""
     for item in items:
         names = getattr(item, "fixturenames", ())
         if "mariadb" in names or "postgresql" in names:
@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say at the end what the skipped tests need, one line for each of the needs."""
+    """Print at the end what the skipped tests need, one line for each need."""
     skipped = terminalreporter.stats.get("skipped", [])
     reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
     if reasons:
@@ -56,8 +56,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.line(f"SKIPPED [{tests}] {reason}")
 
 
-def _running(kind: type[Server]) -> Iterator[Server]:
-    server = kind()
+def _running(server_class: type[Server]) -> Iterator[Server]:
+    server = server_class()
     try:
         yield server
     finally:

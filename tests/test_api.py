@@ -1,4 +1,4 @@
-"""connmon.attach(): what an application calls, from the package itself."""
+"""connmon.attach(): the function that an application calls."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_attach_is_the_plugin_s(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_attach_watches_the_pool() -> None:
-    """The pool of the engine is watched from then on, and a second call changes nothing."""
+    """The call watches the engine's pool, and a second call changes nothing."""
     engine = create_engine("sqlite://")
     connmon.attach(engine, addr="127.0.0.1:1", program="a")
     assert engine.pool in plugin._attached

@@ -1,6 +1,6 @@
-"""The devstack plugin: what it does to the services' configuration, as oslo.config, which they use, reads it.
+"""The devstack plugin changes the services' configuration: oslo.config, which they use, reads it here.
 
-uWSGI's own parser reads the files that are for uWSGI.
+uWSGI's own parser reads uWSGI's files.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ def _list(value: Any) -> list[str]:
 
 
 def watched(url: URL, form: str) -> bool:
-    """Whether an engine of that URL is watched, by the form."""
+    """Return whether an engine of that URL is watched, in this form only."""
     plugin = "connmon" in _list(url.query.get("plugin", ()))
     return (url.drivername.endswith("_connmon"), plugin) == (form == "url", form != "url")
 
 
 def test_scripts() -> None:
-    """bash and shellcheck find no fault with the plugin."""
+    """bash and shellcheck find no fault in the plugin."""
     for script in (PLUGIN / "plugin.sh", PLUGIN / "settings", FUNCTIONS):
         for check in (["bash", "-n"], [program("shellcheck"), "--external-sources"]):
             done = subprocess.run([*check, str(script)], capture_output=True, text=True, timeout=60)
@@ -65,8 +65,8 @@ def test_scripts() -> None:
 
 @FORMS
 def test_every_service_is_watched(stack: Stack, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
-    """Each service's database, nova's api and cells too, is watched and is still the same one, other
-    plugins included; behind uWSGI each service has its name."""
+    """Each service's database, also nova's api and cells, is watched and otherwise unchanged, including other
+    plugins; behind uWSGI each service has its name."""
     needs("uwsgi")
     other = {"cinder": {"init_command": "SET x"}}
     stack.edit("cinder.conf", "max_retries", "connection_parameters = init_command=SET%20x\nmax_retries")
@@ -100,7 +100,7 @@ def test_every_service_is_watched(stack: Stack, monkeypatch: pytest.MonkeyPatch,
 
 @FORMS
 def test_twice_is_once(stack: Stack, form: str) -> None:
-    """Stacked again, with the files as they are, nothing changes."""
+    """Stacking again changes nothing."""
     stack.stack(CONNMON_FORM=form)
     once, noted = stack.files(), stack.changed.read_text()
     stack.stack(CONNMON_FORM=form)
@@ -109,8 +109,8 @@ def test_twice_is_once(stack: Stack, form: str) -> None:
 
 @FORMS
 def test_unstack(stack: Stack, form: str) -> None:
-    """Unstacked, every file is byte for byte what it was: what others have set is kept, and what
-    devstack has copied for nova-compute is cleaned as well."""
+    """Unstacking restores every file byte for byte: it keeps the settings of others, and also cleans the copy
+    that devstack made for nova-compute."""
     stack.edit(
         "cinder.conf", "max_retries", "connection_parameters = read_timeout=9%25&plugin=x\nmax_retries"
     )
@@ -137,8 +137,8 @@ def test_unstack(stack: Stack, form: str) -> None:
 
 
 def test_a_url_without_options(tmp_path: Path) -> None:
-    """Where connmon's are the only options of a URL, and its password has a question mark, unstack
-    finds them."""
+    """Unstacking finds connmon's options also if they are a URL's only ones, and its password contains a
+    question mark."""
     needs("oslo_config", "oslo_db")
     stack = Stack(tmp_path, query={})
     before = stack.files()
@@ -151,7 +151,7 @@ def test_a_url_without_options(tmp_path: Path) -> None:
 
 
 def test_other_settings(stack: Stack) -> None:
-    """Stacked with other settings, the services have these, and nothing of the earlier ones."""
+    """Stacking with other settings replaces the earlier ones in the services."""
     before = stack.files()
     stack.stack(CONNMON_FORM="url", CONNMON_OPTIONS="connmon_held=5")
     stack.stack(CONNMON_SERVICE="other", CONNMON_SECRET="0123456789abcdef")
@@ -168,8 +168,8 @@ def test_other_settings(stack: Stack) -> None:
 
 
 def test_what_others_have_set(stack: Stack) -> None:
-    """An option with connmon in it that is not the plugin's is left alone, by unstack too; so are a
-    config file, services that are not enabled, and all where the plugin is not."""
+    """An option with connmon in it that the plugin has not set stays as it is, also when unstacking. So do an
+    existing config file and services that are not enabled; without the plugin everything does."""
     stack.edit("neutron.conf", "max_retries", "connection_parameters = plugin=connmon\nmax_retries")
     stack.edit("cinder.conf", "mysql+pymysql:", "mysql+pymysql_connmon:")
     stack.config.write_text("[connmon_service_default]\nname: default\nnodes:\n    node1 hostname=db\n")
@@ -190,7 +190,7 @@ def test_what_others_have_set(stack: Stack) -> None:
 
 @contextlib.contextmanager
 def databases(server: Server) -> Iterator[None]:
-    """Have a database for each section."""
+    """Create a database for each section, for the block."""
     connection = pymysql.connect(
         host=server.host, port=server.port, user=server.user, password=server.password, autocommit=True
     )
@@ -205,8 +205,8 @@ def databases(server: Server) -> Iterator[None]:
 
 
 def test_the_engines_report(tmp_path: Path, mariadb: Server) -> None:
-    """Engines that oslo.db makes of what the plugin has written, in one form and then in the other, are
-    shown by a node, each pool by its database and with the sessions that the server has."""
+    """A node shows the engines that oslo.db creates from the plugin's settings, in one form and then in the
+    other: each pool by its database, with the sessions that the server has."""
     needs("oslo_config", "oslo_db")
     base = make_url(mariadb.url("pymysql")).set(database=None)
     stack = Stack(tmp_path, base, {"charset": "utf8"})
@@ -231,9 +231,9 @@ def test_the_engines_report(tmp_path: Path, mariadb: Server) -> None:
                     assert set(pools) == names
                     assert {row["program"] for row in pools.values()} == {"tests.support.devstack_services"}
                     rows = node.rows("connection")
-                    found = {(make_url(row["pool"]).database, row["server_id"]) for row in rows}
-                    assert found == {(one.db, one.id) for one in mariadb.sessions() if one.db in names}
-                    return len(found) == len(SECTIONS)
+                    ids = {(make_url(row["pool"]).database, row["server_id"]) for row in rows}
+                    assert ids == {(one.db, one.id) for one in mariadb.sessions() if one.db in names}
+                    return len(ids) == len(SECTIONS)
 
                 wait_for(shown, TRUTH, "the pools to be shown")
                 process.stdin.close()

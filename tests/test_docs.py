@@ -1,4 +1,4 @@
-"""The documentation has every option, command and metric there is. (That it builds, tox sees to.)"""
+"""The pages have every option, command, metric, error line and message. (tox checks that they build.)"""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import ast
 import re
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import get_args
 from urllib.parse import urlsplit
 
@@ -19,24 +20,25 @@ from connmon.cluster.raft import messages
 from connmon.commands.arguments import argument_parser
 from connmon.protocol import batch, frames
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 
 
 def options(parser: argparse.ArgumentParser) -> set[str]:
     """Return the long options, the commands and the choices of a parser and of its commands."""
-    found: set[str] = set()
+    names: set[str] = set()
     for action in parser._actions:
-        found.update(option for option in action.option_strings if option.startswith("--"))
+        names.update(option for option in action.option_strings if option.startswith("--"))
         if isinstance(action, argparse._SubParsersAction):
             for name, command in action.choices.items():
-                found |= {name, *options(command)}
+                names |= {name, *options(command)}
         elif action.choices:
-            found.update(map(str, action.choices))
-    return found
+            names.update(map(str, action.choices))
+    return names
 
 
 def test_every_command_and_option() -> None:
-    """Every command, option and choice is in the page of its program."""
+    """The page of each program has all its commands, options and choices."""
     for name, parser in (("connmon", argument_parser()), ("connmond", daemon.argument_parser())):
         page = (DOCS / f"{name}.rst").read_text()
         for option in options(parser):
@@ -44,14 +46,14 @@ def test_every_command_and_option() -> None:
 
 
 def test_every_option_of_the_config_file() -> None:
-    """Every option of a service's section is in the page about the config file."""
+    """The page about the config file has every option of a service's section."""
     page = (DOCS / "configuration.rst").read_text()
     for option in (*config._OPTIONS, "nodes"):
         assert re.search(rf"^``{option}``|^``\w+``, ``{option}``", page, re.M), option
 
 
 def test_every_metric() -> None:
-    """Every metric is in the page about metrics, those of the node with their whole name."""
+    """The page about metrics has every metric, those of the node with their full name."""
     page = (DOCS / "metrics.rst").read_text()
     for family in (*prometheus._FAMILIES, *prometheus._TIMED, prometheus.VERDICT):
         assert f"\n``{family.name}`` (" in page, family.name
@@ -63,7 +65,7 @@ def test_every_metric() -> None:
         assert re.search(rf"``connmon_node_{name}(_total)?``", page), name
 
 
-#: What raises or prints an error line in each of these modules.
+#: The functions and classes that raise or print an error line in MODULES.
 ERRORS = (
     "_error",
     "error",
@@ -97,10 +99,10 @@ def words(node: ast.expr) -> list[str]:
 
 
 def test_every_error_line() -> None:
-    """Whatever connmond and connmon say when they cannot go on is in the page about error lines."""
+    """The page about error lines has every line that connmond and connmon print when they cannot continue."""
     page = " ".join((DOCS / "errors.rst").read_text().split())
     package = Path(config.__file__).parent
-    found, missing = 0, list[str]()
+    checked, missing = 0, list[str]()
     for module in MODULES:
         for node in ast.walk(ast.parse((package / f"{module}.py").read_text())):
             if not isinstance(node, ast.Call):
@@ -115,19 +117,19 @@ def test_every_error_line() -> None:
                         if text.strip(" :;,[]") in page
                         else [*missing, f"{module}:{node.lineno}: {text}"]
                     )
-                    found += 1
+                    checked += 1
     assert not missing
-    assert found > 80
+    assert checked > 80
 
 
 def urls(page: Path) -> list[str]:
-    """Return the database URLs of a page that have connmon in them, in its order."""
-    found = re.findall(r"\b(?:mysql|mariadb|postgresql|sqlite)[+\w]*://[^\s\"`]+", page.read_text())
-    return [url for url in found if "connmon" in url]
+    """Return the database URLs of a page that contain connmon, in the order of the page."""
+    candidates = re.findall(r"\b(?:mysql|mariadb|postgresql|sqlite)[+\w]*://[^\s\"`]+", page.read_text())
+    return [url for url in candidates if "connmon" in url]
 
 
 def test_the_form_of_url_that_everybody_can_parse_comes_first() -> None:
-    """Each page begins with ?plugin=connmon; the form that is no URI has its warning where all forms are."""
+    """Each page begins with ?plugin=connmon; pages with all forms warn of the form that is not a URI."""
     names = ("applications", "openstack", "tutorial")
     pages = [DOCS.parent / "README.rst", *(DOCS / f"{name}.rst" for name in names)]
     for page in pages:
@@ -139,7 +141,7 @@ def test_the_form_of_url_that_everybody_can_parse_comes_first() -> None:
 
 
 def test_which_forms_are_uris() -> None:
-    """urllib.parse finds host and password in all forms but the one with _connmon, as the warning says."""
+    """As the warning says, urllib.parse finds host and password in all forms but the one with _connmon."""
     for url in urls(DOCS / "applications.rst"):
         parts = urlsplit(url)
         if "_connmon://" in url:
@@ -149,20 +151,20 @@ def test_which_forms_are_uris() -> None:
 
 
 def message_types() -> list[type[Struct]]:
-    """Return the types of all messages, those of nodes to one another too."""
+    """Return the types of all messages, also of those between nodes."""
     return [*get_args(frames.Message), *get_args(messages.Framed)]
 
 
 @pytest.mark.parametrize("message", message_types(), ids=lambda message: message.__struct_config__.tag)
 def test_every_message_of_the_protocol(message: type[Struct]) -> None:
-    """Each message has its section in the page about the protocol, with its fields, in their order."""
+    """The page about the protocol has a section for each message, with its fields in their order."""
     page = (DOCS / "protocol.rst").read_text()
     tag = message.__struct_config__.tag
-    found = re.search(rf"^{tag}\n~+\n(.*?)(?=^\S[^\n]*\n[~-]+$|\Z)", page, re.M | re.S)
-    assert found, f"no section {tag}"
+    section = re.search(rf"^{tag}\n~+\n(.*?)(?=^\S[^\n]*\n[~-]+$|\Z)", page, re.M | re.S)
+    assert section, f"no section {tag}"
     documented = [
         name
-        for row in re.findall(r"^((?:``\w+``(?:, )?)+) ", found[1], re.M)
+        for row in re.findall(r"^((?:``\w+``(?:, )?)+) ", section[1], re.M)
         for name in re.findall(r"\w+", row)
     ]
     assert documented == list(message.__struct_encode_fields__)
@@ -171,17 +173,58 @@ def test_every_message_of_the_protocol(message: type[Struct]) -> None:
 
 
 def test_what_a_batch_is() -> None:
-    """The parts of a command are in the page, in their order."""
+    """The page has the parts of a command, in their order."""
     page = " ".join((DOCS / "protocol.rst").read_text().split())
     for part in (batch.Batch, batch.Tick, batch.Departure, messages.Entry):
         assert f"``[{', '.join(part.__struct_encode_fields__)}]``" in page, part
 
 
 def test_the_limits_of_the_protocol() -> None:
-    """The sizes in the page are those of the code."""
+    """The page has the size limits of the code."""
     page = (DOCS / "protocol.rst").read_text()
     for size in (
         frames.HELLO_BYTES, frames.REPORT_BYTES, frames.QUERY_BYTES, frames.ANSWER_BYTES, frames.PEER_BYTES,
         messages.COMMAND_BYTES, messages.PART_BYTES, messages.MESSAGE_BYTES,
     ):  # fmt: skip
         assert f"{size:,}" in page, size
+
+
+#: Where the pages name files from: the root, the package and the tests.
+BASES = (ROOT, ROOT / "connmon", ROOT / "tests")
+#: Directories at these places whose files the pages name.
+_TOP = "|".join(
+    sorted(
+        {path.name for base in BASES for path in base.iterdir() if path.is_dir() and path.name[0] not in "._"}
+    )
+)
+#: A file or directory of the repository. Programs of examples, as shop/main.py, lie in other directories.
+PATHS = re.compile(rf"(?<![\w./-])(?:{_TOP})/(?:[\w-]+/)*(?:[\w-]+\.[a-z]+|(?=[`\s]))")
+#: An object of the package by its dotted name.
+_PACKAGES = "|".join(sorted(path.name for path in (ROOT / "connmon").iterdir() if path.is_dir()))
+NAMES = re.compile(rf"(?<![\w.])connmon\.(?:{_PACKAGES})\.[\w.]+\w")
+
+
+@pytest.mark.parametrize(
+    "page", [*sorted(DOCS.glob("*.rst")), *sorted(ROOT.glob("*.rst"))], ids=lambda p: p.name
+)
+def test_every_path_of_a_page_exists(page: Path) -> None:
+    """Each file or directory that a page names exists, below the root, connmon/ or tests/."""
+    paths = PATHS.findall(page.read_text())
+    assert [path for path in paths if not any((base / path).exists() for base in BASES)] == []
+
+
+def test_every_object_of_a_page_exists() -> None:
+    """Each object of the package that a page names, as the parsers for shell completion, can be imported."""
+    names = [name for page in DOCS.glob("*.rst") for name in NAMES.findall(page.read_text())]
+    assert "connmon.commands.arguments.argument_parser" in names
+    for name in names:
+        assert resolve_name(name)
+
+
+def test_paths_are_found_in_the_pages() -> None:
+    """The pattern finds paths in prose and commands, and no programs of examples."""
+    text = "``plugin/pool.py``, connmon/config.py; python benchmarks/names.py; ``contrib/``; ``shop/main.py``"
+    assert PATHS.findall(text) == [
+        "plugin/pool.py", "connmon/config.py", "benchmarks/names.py", "contrib/",
+    ]  # fmt: skip
+    assert sum(len(PATHS.findall(page.read_text())) for page in DOCS.glob("*.rst")) > 100

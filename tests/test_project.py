@@ -1,4 +1,4 @@
-"""What the package index shows of the project: links that lead somewhere, and a newer version."""
+"""The package index shows working links and a version above the predecessor's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from connmon import __version__
 
 ROOT = Path(__file__).parents[1]
 REPOSITORY = "https://github.com/connmon/connmon"
-#: Where files of the repository can be read.
+#: The addresses of the repository's files.
 FILES = (
     f"{REPOSITORY}/blob/main/",
     f"{REPOSITORY}/tree/main/",
@@ -20,12 +20,12 @@ FILES = (
 
 
 def files_linked(text: str) -> set[str]:
-    """Return the paths of the files and directories of the repository that a text has links to."""
+    """Return the paths in the repository that a text links to."""
     return {path for start in FILES for path in re.findall(re.escape(start) + r"([\w./-]+)", text)}
 
 
 def test_the_links_of_the_readme_are_absolute() -> None:
-    """The package index shows the README without the other files, so that every link has a scheme."""
+    """The package index shows the README without the other files, so every link in it is absolute."""
     readme = (ROOT / "README.rst").read_text()
     targets = [
         *re.findall(r"<([^<>\s]+[^_<>\s])>`_", readme),  # those with an underscore are defined below
@@ -37,7 +37,7 @@ def test_the_links_of_the_readme_are_absolute() -> None:
 
 
 def test_what_links_lead_to_exists() -> None:
-    """Each file of the repository that the README or the package's metadata link to is there."""
+    """Each file of the repository that the README or the package's metadata link to exists."""
     for name, least in (("README.rst", 20), ("pyproject.toml", 2)):
         paths = files_linked((ROOT / name).read_text())
         assert len(paths) >= least

@@ -1,4 +1,4 @@
-"""A machine that lacks something runs the tests: what is missing is one line, and a failure in CI."""
+"""Tests run on a machine that lacks something: each need is one line, and a failure in CI."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_what_is_missing_fails_where_nothing_may_be(monkeypatch: pytest.MonkeyPa
 
 
 def test_every_remedy_is_one_line() -> None:
-    """Whatever a test may ask for has one printable line that says what to run."""
+    """Each requirement has one printable line that says what to run."""
     for need, remedy in requirements.INSTALL.values():
         assert re.search(r"(apt-get|pip) install \S", remedy)
         assert f"{need}{remedy}".isprintable()
@@ -50,7 +50,7 @@ def test_every_remedy_is_one_line() -> None:
 def test_nothing_else_skips() -> None:
     """No other module of the tests skips one: only there is it a failure in CI."""
     skipping = {"skip", "skipif", "importorskip", "xfail"}
-    found = [
+    places = [
         f"{path.name}:{node.lineno}"
         for path in Path(ROOT, "tests").rglob("*.py")
         if path.name not in ("requirements.py", Path(__file__).name)
@@ -59,15 +59,15 @@ def test_nothing_else_skips() -> None:
         and node.attr in skipping
         and ast.unparse(node.value) in ("pytest", "pytest.mark")
     ]
-    assert not found, f"{found}: use tests.support.requirements"
+    assert not places, f"{places}: use tests.support.requirements"
 
 
 @pytest.mark.parametrize(("setting", "code"), [("", 0), ("required", 1)])
 def test_what_cannot_be_built(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], setting: str, code: int
 ) -> None:
-    """A package that cannot be built is one line that says what to install; where nothing may be missing,
-    it is what pip said, the line, and exit code 1."""
+    """A package that cannot be built is one line that says what to install. If nothing may be missing, pip's
+    output comes before the line, and the exit code is 1."""
     monkeypatch.setenv("CONNMON_TEST_SERVERS", setting)
     monkeypatch.setattr(compiled, "installed", lambda requirement: False)
 
@@ -83,7 +83,7 @@ def test_what_cannot_be_built(
 
 
 def test_extras_without_wheels_are_apart() -> None:
-    """What has to be compiled is in extras of its own, so that the others install without a compiler."""
+    """Packages that need a compiler are in separate extras, so that the others install without one."""
     apart = {*compiled.of_extra("test-compiled"), *compiled.of_extra("servers-compiled")}
     assert apart == {"mysqlclient", "uwsgi"}
     for extra in ("test", "servers", "openstack"):
@@ -93,7 +93,7 @@ def test_extras_without_wheels_are_apart() -> None:
 
 
 def test_environments_of_the_pages_exist() -> None:
-    """Every environment of tox that a page names is one, and the README names the quick one."""
+    """Every environment of tox that a page names exists, and the README names the quick one."""
     tox = configparser.ConfigParser()
     tox.read(Path(ROOT, "tox.ini"))
     named = {name for page in PAGES for name in re.findall(r"tox -e (\w+)", page.read_text())}

@@ -1,4 +1,4 @@
-"""The private servers of tests/support/servers.py, which other tests stand on."""
+"""The private servers of tests/support/servers.py, which other tests use."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ from tests.support.waiting import wait_for
 
 
 def login(server: Server, **names: str) -> dict[str, Any]:
-    """Return what a driver wants for logging in, by the driver's own names."""
-    given = {
+    """Return a driver's arguments for logging in, by the driver's own names."""
+    arguments = {
         "host": server.host, "port": server.port, "user": server.user,
         "password": server.password, "database": server.database,
     }  # fmt: skip
-    return {names.get(name, name): value for name, value in given.items()}
+    return {names.get(name, name): value for name, value in arguments.items()}
 
 
 def check_sessions(server: Server, connect: Callable[[], Any], own_id: Callable[[Any], int]) -> None:
-    """Check that the server lists a session while it is open, and no longer."""
+    """Check that the server lists a session exactly while it is open."""
     before = server.sessions()
     with contextlib.closing(connect()) as connection:
-        (session,) = [each for each in server.sessions() if each not in before]
+        (session,) = [session for session in server.sessions() if session not in before]
         assert tuple(session) == (own_id(connection), server.user, server.host, server.database)
         assert session.id != server.asking_session
     wait_for(lambda: server.sessions() == before, what="the session to end")
 
 
 def test_mariadb_lists_pymysql_session(mariadb: Server) -> None:
-    """PyMySQL logs in by TCP with the password, and sessions() shows the thread it got."""
+    """PyMySQL logs in by TCP with the password, and sessions() has its thread id."""
     check_sessions(mariadb, lambda: pymysql.connect(**login(mariadb)), lambda c: int(c.thread_id()))
 
 
 def test_postgresql_lists_psycopg2_session(postgresql: Server) -> None:
-    """psycopg2 logs in by TCP with the password, and sessions() shows the backend it got."""
+    """psycopg2 logs in by TCP with the password, and sessions() has its backend's pid."""
     check_sessions(
         postgresql,
         lambda: psycopg2.connect(**login(postgresql, database="dbname")),
@@ -59,7 +59,7 @@ def test_postgresql_lists_psycopg2_session(postgresql: Server) -> None:
 
 
 def test_postgresql_lists_asyncpg_session(postgresql: Server) -> None:
-    """asyncpg logs in by TCP with the password, and sessions() shows the backend it got."""
+    """asyncpg logs in by TCP with the password, and sessions() has its backend's pid."""
 
     async def connected() -> None:
         connection = await asyncpg.connect(**login(postgresql))
@@ -73,14 +73,14 @@ def test_postgresql_lists_asyncpg_session(postgresql: Server) -> None:
 
 @pytest.mark.parametrize("driver", ["pymysql", "mysql+mysqldb", "mariadb+mysqlconnector"])
 def test_mariadb_url(mariadb: Server, driver: str) -> None:
-    """The URL works as it is, whatever the password has in it."""
+    """The URL works unchanged, with any characters in the password."""
     needs_driver(driver)
     check_url(mariadb.url(driver, charset="utf8mb4"))
 
 
 @pytest.mark.parametrize("driver", ["psycopg2", "psycopg", "postgresql+pg8000"])
 def test_postgresql_url(postgresql: Server, driver: str) -> None:
-    """The URL works as it is, whatever the password has in it."""
+    """The URL works unchanged, with any characters in the password."""
     check_url(postgresql.url(driver))
 
 
@@ -98,7 +98,7 @@ def no_sessions(server: Server) -> bool:
 
 
 def test_restart_keeps_data_and_port(postgresql: Server, mariadb: Server) -> None:
-    """A server that was stopped and started has its port and users, and sessions() works again."""
+    """A server that was stopped and started keeps its port and users, and sessions() works again."""
     for server in (postgresql, mariadb):
         port, pid = server.port, server.pid
         server.sessions()
@@ -143,7 +143,7 @@ def test_server_dies_with_killed_tests(kind: str) -> None:
 
 
 def test_wait_for_says_what_it_waited_for() -> None:
-    """wait_for fails with what it waited for and the last thing it saw."""
+    """wait_for fails with what it waited for and the last value."""
     with pytest.raises(pytest.fail.Exception, match=r"waited 0 s for rain; the last value was \[\]"):
         wait_for(list, 0, "rain")
 

@@ -85,6 +85,6 @@ def test_which_files(tmp_path: Path) -> None:
 
 
 def test_what_is_exempt_exists() -> None:
-    """A file that may have these words exists, and has some: otherwise the exemption goes."""
+    """Each exempt file exists and has unwanted words: otherwise its exemption is removed."""
     for name in words.EXEMPT:
         assert list(unwanted(name, (words.ROOT / name).read_text()))

@@ -2,7 +2,7 @@
 
 Each application keeps its own books (tests/support/application.py). In every scenario they work
 all the while; when they are quiet, `connmon snapshot` of every node has to show, to the unit, what
-they know; and none of their calls may have failed or been slow (Worker.told judges that).
+they know; and none of their calls may have failed or been slow (Worker.take_report judges that).
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ def test_ends_of_processes(site: Site) -> None:
     first, *_ = site.start("alpha", "alpha", "beta")
     site.work()
     first.tell("end")
-    first.told()
+    first.take_report()
     began = time.monotonic()
     first.end()
     wait_for(lambda: first.pid not in site.pids(), GONE, "the rows of an ended process to leave")
@@ -163,8 +163,8 @@ def test_ends_of_processes(site: Site) -> None:
         brief.last = brief.answer()
         brief.tell("once")
         brief.tell("end")
-        brief.told()
-        brief.told()
+        brief.take_report()
+        brief.take_report()
         brief.end()
         site.has_ended(brief)
     site.quiet()
@@ -208,7 +208,7 @@ def test_fork(site: Site, adopt: bool) -> None:
     site.equal()
     if adopt:
         parent.tell("renew")
-        parent.told()
+        parent.take_report()
     parent.tell("fork_adopt" if adopt else "fork")
     child = Child(parent)
     assert child.pid != parent.pid
@@ -253,7 +253,7 @@ def test_service_of_another_name(site: Site, tmp_path: Path) -> None:
     assert "'default'" in line
     site.living.remove(astray)
     astray.tell("end")
-    astray.told()
+    astray.take_report()
     astray.end()
     site.equal()
 

@@ -229,12 +229,12 @@ def test_a_fork_in_c(options: tuple[str, ...]) -> None:
     )
     assert run.returncode == 0, run.stderr
     assert [json.loads(line) for line in run.stdout.splitlines()] == [
-        {"step": "before", "told": [], "seen": [1], "allowed": [False, False]},
-        {"step": "listener", "told": ["forked"], "seen": [1, 2, 3], "allowed": True, "earlier": 0},
-        {"step": "hook", "told": ["forked", "settled"], "seen": [1, 2], "allowed": True, "earlier": 1},
-        {"step": "grandchild", "told": ["forked", "forked"], "seen": [1, 2, 4]},
-        {"step": "parent", "told": ["forked"], "seen": [1, 2], "allowed": True, "earlier": 0},
-        {"step": "after", "told": [], "seen": [1]},
+        {"step": "before", "calls": [], "seen": [1], "allowed": [False, False]},
+        {"step": "listener", "calls": ["forked"], "seen": [1, 2, 3], "allowed": True, "earlier": 0},
+        {"step": "hook", "calls": ["forked", "settled"], "seen": [1, 2], "allowed": True, "earlier": 1},
+        {"step": "grandchild", "calls": ["forked", "forked"], "seen": [1, 2, 4]},
+        {"step": "parent", "calls": ["forked"], "seen": [1, 2], "allowed": True, "earlier": 0},
+        {"step": "after", "calls": [], "seen": [1]},
     ]
     complaints = run.stderr.splitlines()
     assert ["enable-threads" in line for line in complaints] == [True, False]

@@ -1,8 +1,8 @@
 """An application that keeps its own books: the program that test_applications runs in processes.
 
-It is told what to do in lines of JSON on stdin, and answers each with one on stdout: its own
-account of what it has done (tests/support/books.py) in pieces of random work (tests/support/work.py). An
-exception that the work did not provoke is an error, and is reported.
+It reads orders as lines of JSON on stdin and answers each with one line on stdout: its own account
+(tests/support/books.py) of its random work (tests/support/work.py). An exception that the work did not
+provoke is an error, and is reported.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from tests.support.work import AsyncWork, Work
 
 
 class Pace:
-    """A clock that stands still while the machine is too busy to run who wants to run.
+    """A clock that stops while the machine is too busy to run this process.
 
-    What a call takes by it is what the call waited for: a machine under load is not taken for that.
+    So the duration of a call is the time that the call itself waited, without the load of the machine.
     """
 
     TICK = 0.05
@@ -55,7 +55,7 @@ class Pace:
 
 
 class Application:
-    """The process: its engines, its threads and tasks, and what it is told."""
+    """The process: its engines, its threads and tasks, and the orders that it carries out."""
 
     def __init__(self, specs: list[dict[str, Any]], threads: int, seed: int) -> None:
         self.gone: list[Account] = []
@@ -78,7 +78,7 @@ class Application:
         return [*self.works, *self.async_works, *self.gone]
 
     def load(self) -> None:
-        """Work until told otherwise."""
+        """Work until `quiet`."""
         self.go.set()
         if self.started:
             return
@@ -91,11 +91,11 @@ class Application:
             threading.Thread(target=lambda: asyncio.run(self._tasks()), daemon=True).start()
 
     def quiet(self) -> None:
-        """Return when every thread and task has come to the end of its piece of work."""
+        """Return when every thread and task has finished its piece of work."""
         self.go.clear()
         while self.parked < self.workers:
             time.sleep(0.002)
-        for _ in range(3):  # what a finaliser drops may be garbage in turn
+        for _ in range(3):  # a finaliser can create more garbage
             gc.collect()
 
     def _note(self, began: float, error: BaseException | None) -> None:
@@ -163,13 +163,13 @@ class Application:
         sys.stdout.flush()
 
     def once(self) -> None:
-        """One connection to each engine that works, without threads."""
+        """Use one connection of each working engine, without threads."""
         for work in self.works:
             if not work.spec.get("broken"):
                 work.query(random.Random(self.seed))
 
     def renew(self) -> None:
-        """Have one connection idle, that is good to use, in each pool that a child is to inherit from."""
+        """Leave one idle, usable connection in each pool that a child inherits from."""
         for work in self.works:
             if work.spec.get("adopt"):
                 work.orders_to_fail = 0
@@ -177,10 +177,10 @@ class Application:
                 work.query(random.Random(self.seed))
 
     def fork(self, adopt: bool) -> int:
-        """Fork, with whatever the pools have idle; return the child's pid, or 0 in the child.
+        """Fork while the pools have idle connections; return the child's pid, or 0 in the child.
 
-        The child closes the parent's pools in SQLAlchemy's way for children and works on, or
-        (`adopt`) uses a connection that it has inherited, as an application should not.
+        The child disposes of the parent's pools as SQLAlchemy advises for children, and continues to work.
+        With `adopt` it uses an inherited connection instead, as an application should not.
         """
         pid = os.fork()
         if pid:
@@ -214,7 +214,7 @@ class Application:
         connection.rollback()
         work.give(connection)
         work.count("adopted")
-        work.connections = [each for each in inherited if each[0] == number]
+        work.connections = [entry for entry in inherited if entry[0] == number]
         work.files_before -= 1
 
 

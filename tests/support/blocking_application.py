@@ -1,8 +1,8 @@
-"""A program that holds a row's lock, or waits for one: what `connmon whois` is asked about in tests.
+"""A program that holds a row's lock, or waits for it: the subject of tests of `connmon whois`.
 
     python blocking_application.py hold|wait URL
 
-It says "ready" when it has the row or is about to wait for it, and ends with its standard input.
+It prints "ready" when it has the row or is about to wait for it, and ends with its standard input.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def wait(engine: sqlalchemy.Engine) -> None:
 def main() -> None:
     role, url = sys.argv[1:]
     engine = sqlalchemy.create_engine(url)
-    what = {"hold": hold, "wait": wait}[role]
-    threading.Thread(target=what, args=(engine,), name=f"{role}s-the-row", daemon=True).start()
+    target = {"hold": hold, "wait": wait}[role]
+    threading.Thread(target=target, args=(engine,), name=f"{role}s-the-row", daemon=True).start()
     sys.stdin.read()
     os._exit(0)  # its thread is in the driver
 

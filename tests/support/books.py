@@ -1,12 +1,12 @@
-"""What an application knows by itself of one engine, for connmon's figures to be compared with.
+"""An application's own account of one engine, to compare with connmon's figures.
 
 Rules kept here:
 
-- Nothing is asked of connmon, of the pool, or of pool events. Connects are counted around the
-  driver's `connect`; checkouts, checkins, timeouts and invalidations where the application
-  itself asks for them; what is open is asked of the driver's connections (which are weakly
-  referenced), and for SQLite of the files that the process has open.
-- What is counted happens, whatever comes after: a count never depends on a later success.
+- The account uses neither connmon, nor the pool, nor pool events. Connects are counted around the
+  driver's `connect`; checkouts, checkins, timeouts and invalidations where the application itself
+  causes them. Open connections are those of the driver's connection objects (weakly referenced) that
+  are open; for SQLite, the files that the process has open.
+- An event counts when it happens: a count never depends on a later success.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ COUNTS = (
 
 
 class Refused(Exception):
-    """There was no connection to be had; that was counted."""
+    """No connection was available; the account has counted that."""
 
 
-class ToldToFail(OSError):
-    """What the driver's connect raises where the work wants it to."""
+class OrderedToFail(OSError):
+    """Raised by the driver's connect when the work orders it to fail."""
 
 
 class Driver:
@@ -47,7 +47,7 @@ class Driver:
         account = self._account
         try:
             if account.take_order_to_fail():
-                raise ToldToFail("this connect was told to fail")
+                raise OrderedToFail("this connect was ordered to fail")
             connection = self._module.connect(*arguments, **options)
         except BaseException:
             account.count("connect_errors")
@@ -60,7 +60,7 @@ def _mysql_id(connection: Any) -> int:
     return int(connection.thread_id())
 
 
-#: By driver: the server's id of a session, and whether the driver has it open.
+#: By driver: functions that return the server's id of a session, and whether the session is open.
 DRIVERS: dict[str, tuple[Callable[[Any], int], Callable[[Any], bool]]] = {
     "pymysql": (_mysql_id, lambda c: bool(c.open)),
     "mysqldb": (_mysql_id, lambda c: bool(c.open)),
@@ -72,7 +72,7 @@ DRIVERS: dict[str, tuple[Callable[[Any], int], Callable[[Any], bool]]] = {
 
 
 class Account:
-    """What the application knows of one engine."""
+    """The application's own counts for one engine."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self.spec = spec
@@ -82,10 +82,10 @@ class Account:
         self.numbers = dict.fromkeys(COUNTS, 0)
         self.orders_to_fail = 0
         self.kept: list[tuple[Any, str, int | None]] = []
-        """Connections held beyond one piece of work: the connection, its state, the server's id."""
+        """Connections held longer than one piece of work: the connection, its state, the server's id."""
         self.connections: list[tuple[int, weakref.ref[Any]]] = []
         self.files_before = 0
-        """Open descriptors of the file that are not this account's."""
+        """Open descriptors of the file that do not belong to this account."""
 
     def options(self) -> dict[str, Any]:
         spec = self.spec
@@ -100,9 +100,9 @@ class Account:
             options["pool_pre_ping"] = True
         return options
 
-    def count(self, what: str, number: int = 1) -> None:
+    def count(self, event: str, number: int = 1) -> None:
         with self.lock:
-            self.numbers[what] += number
+            self.numbers[event] += number
 
     def take_order_to_fail(self) -> bool:
         with self.lock:
@@ -112,7 +112,7 @@ class Account:
             return True
 
     def made(self, connection: Any) -> None:
-        """The driver has connected."""
+        """Count a connection that the driver has opened."""
         self.count("connects")
         if self.driver in DRIVERS:
             native = getattr(connection, "_connection", connection)  # SQLAlchemy's, around an async one
@@ -120,9 +120,9 @@ class Account:
                 self.connections.append((DRIVERS[self.driver][0](native), weakref.ref(native)))
 
     def open_ids(self) -> list[int | None]:
-        """The sessions that are open by now; None for each where the server has no ids."""
+        """Return the ids of the sessions that are open now; None for each if the server has no ids."""
         if self.file is not None and self.spec.get("gone"):
-            return []  # were there one, the engine that is there would have one too many
+            return []  # an open one would count for the engine that is still there
         if self.file is not None:
             return [None] * (open_files(self.file) - self.files_before)
         is_open = DRIVERS[self.driver][1]
@@ -155,7 +155,7 @@ class Account:
         }
 
     def forget(self) -> None:
-        """In the child of a fork: what was done and is held was the parent's."""
+        """Reset the counts in the child of a fork: until now everything was the parent's."""
         self.lock = threading.Lock()
         self.numbers = dict.fromkeys(COUNTS, 0)
         self.connections = []
@@ -164,9 +164,9 @@ class Account:
 
 
 def open_files(path: str) -> int:
-    """How many descriptors of this file the process has open."""
-    found = 0
+    """Return how many descriptors of this file the process has open."""
+    descriptors = 0
     for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # the one that lists them is gone
-            found += os.readlink(f"/proc/self/fd/{name}") == path
-    return found
+        with contextlib.suppress(OSError):  # the descriptor of the listing itself is closed by now
+            descriptors += os.readlink(f"/proc/self/fd/{name}") == path
+    return descriptors

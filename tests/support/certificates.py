@@ -1,4 +1,4 @@
-"""Certificates for tests: an authority, and what it signs. Files in a directory that the test gives."""
+"""Certificates for tests: an authority and the certificates that it signs, in the test's directory."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def _name(text: str) -> x509.Name:
 
 
 class Authority:
-    """Signs certificates; `file` is its own."""
+    """An authority that signs certificates. `file` is its own certificate."""
 
     def __init__(self, directory: Path, name: str = "authority", days: float = 90.0) -> None:
-        """`days`: so long it is valid from now; below 0: it has expired."""
+        """`days`: how long it is valid from now; below 0, it has expired."""
         self._directory = directory
         self._name = name
         self._key = ec.generate_private_key(ec.SECP256R1())
@@ -60,16 +60,16 @@ class Authority:
     ) -> Files:
         """Return the files of a certificate for these hosts (names and addresses).
 
-        `begins` and `days`: from when and to when it is valid, in days from now.
+        `begins` and `days`: the start and the end of its validity, in days from now.
         """
         key = ec.generate_private_key(ec.SECP256R1())
         now = datetime.datetime.now(datetime.timezone.utc)
-        known: list[x509.GeneralName] = []
+        names: list[x509.GeneralName] = []
         for host in hosts:
             try:
-                known.append(x509.IPAddress(ipaddress.ip_address(host)))
+                names.append(x509.IPAddress(ipaddress.ip_address(host)))
             except ValueError:
-                known.append(x509.DNSName(host))
+                names.append(x509.DNSName(host))
         builder = (
             x509.CertificateBuilder()
             .subject_name(_name(name))
@@ -79,8 +79,8 @@ class Authority:
             .not_valid_before(now + begins * _DAY)
             .not_valid_after(now - _DAY if expired else now + days * _DAY)
         )
-        if known:
-            builder = builder.add_extension(x509.SubjectAlternativeName(known), critical=False)
+        if names:
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         certificate = builder.sign(self._key, hashes.SHA256())
         files = Files(self._directory / f"{name}.crt", self._directory / f"{name}.key")
         files.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))

@@ -1,8 +1,8 @@
-"""Installs what has no wheels, where it can be built: python -m tests.support.compiled EXTRA...
+"""Build and install packages without wheels, if possible: python -m tests.support.compiled EXTRA...
 
-The extras are this project's, of the environment that runs this. What cannot be built is one line that
-says what to install, and its tests are skipped; with CONNMON_TEST_SERVERS=required it is pip's output
-and exit code 1.
+EXTRA is an extra of this project; the packages go into the environment that runs this. For a package that
+cannot be built it prints one line that says what to install, and its tests are skipped. With
+CONNMON_TEST_SERVERS=required it prints pip's output too, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.support.requirements import INSTALL, required
 
 
 def of_extra(extra: str) -> list[str]:
-    """Return what this project's extra installs, without markers."""
+    """Return the requirements of one of this project's extras, without markers."""
     return [
         requirement.partition(";")[0].strip()
         for requirement in importlib.metadata.requires("connmon") or ()

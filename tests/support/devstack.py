@@ -1,7 +1,7 @@
-"""A devstack, as far as its connmon plugin looks at it: configuration files as devstack writes them.
+"""The parts of a devstack that its connmon plugin uses: configuration files as devstack writes them.
 
-The plugin is run as devstack runs it, sourced under errexit. The functions that it has of devstack
-are tests/support/devstack_functions.sh; with CONNMON_TEST_DEVSTACK, the directory of a devstack, they are
+The plugin runs as devstack runs it, sourced under errexit. The functions of devstack that it calls are
+in tests/support/devstack_functions.sh. With CONNMON_TEST_DEVSTACK, the directory of a devstack, they are
 devstack's own.
 """
 
@@ -63,18 +63,18 @@ UWSGIS = (
     Uwsgi("glance-uwsgi.ini", "glance-api", "glance-api.conf"),
     Uwsgi("placement-uwsgi.ini", "placement-api", "placement.conf", ("placement_database",)),
 )
-#: As devstack has them where it gathers performance figures: with a plugin of its own.
+#: As devstack sets them when it gathers performance figures: with a plugin of its own.
 QUERY = {"charset": "utf8", "plugin": "dbcounter"}
 LOGIN = URL.create("mysql+pymysql", "root", "se?cr$et", "127.0.0.1")
 
 
 def uwsgi() -> str:
-    """Return the path of uWSGI: beside the interpreter, if it is there."""
+    """Return the path of uWSGI: next to the interpreter, if it is there."""
     return shutil.which("uwsgi", path=str(Path(sys.executable).parent)) or "uwsgi"
 
 
 class Stack:
-    """A devstack as far as the plugin looks at it."""
+    """The parts of a devstack that the plugin uses."""
 
     def __init__(self, directory: Path, base: URL = LOGIN, query: Mapping[str, str] = QUERY) -> None:
         self.directory = directory / "etc"
@@ -125,7 +125,7 @@ class Stack:
         return {file.name: file.read_text() for file in self.directory.iterdir()}
 
     def run(self, *phases: str, disabled: str = "", **settings: str) -> str:
-        """Have devstack call the plugin; return what that has said and done."""
+        """Have devstack call the plugin; return its output."""
         directory = shlex.quote(str(self.directory))
         variables = {
             "KEYSTONE_CONF": "keystone.conf", "KEYSTONE_PUBLIC_UWSGI_CONF": "keystone-uwsgi-public.ini",
@@ -168,7 +168,7 @@ class Stack:
         return self.run("stack pre-install", "stack install", "stack post-config", "stack extra", **settings)
 
     def read(self, section: Section) -> URL:
-        """Return the URL of the engine that the service makes."""
+        """Return the URL of the engine that the service creates."""
         return self._read(self.directory / section.file, section.section)
 
     def _read(self, file: Path, section: str) -> URL:
@@ -182,7 +182,7 @@ class Stack:
         return url.update_query_string(group.connection_parameters or "", append=True)
 
     def read_behind(self, service: Uwsgi, monkeypatch: pytest.MonkeyPatch) -> dict[str, URL]:
-        """The same of a service that uWSGI has given its environment, by section."""
+        """Return the URLs of a service that has its environment from uWSGI, by section."""
         shown = subprocess.run(
             [uwsgi(), "--ini", str(self.directory / service.file), "--no-server", "--show-config"],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=20,

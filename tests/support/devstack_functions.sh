@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2016  # what is in single quotes is for awk
-# The functions of devstack that the plugin calls, each with the contract of devstack's own: for
-# test_devstack, which can run with those of a real one instead (CONNMON_TEST_DEVSTACK).
+# shellcheck disable=SC2016  # the programs in single quotes are for awk
+# The functions of devstack that the plugin calls, each with the contract of devstack's own, for
+# test_devstack. With CONNMON_TEST_DEVSTACK it uses those of a real devstack instead.
 
 function iniget {
     local value
@@ -13,7 +13,7 @@ function iniget {
     echo $value
 }
 
-function ini_edit { # FILE SECTION OPTION: edit by the awk program of stdin, which sees `inside` and `has`
+function ini_edit { # FILE SECTION OPTION: edit with the awk program on stdin, which can use `inside` and `has`
     local edited
     edited=$(mktemp)
     VALUE=${4:-} awk -v section="[$2]" -v option="$3" "

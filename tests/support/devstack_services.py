@@ -1,9 +1,9 @@
-"""The databases of OpenStack services, opened as these open them: what test_devstack runs.
+"""Open the databases of OpenStack services as the services do: the program that test_devstack runs.
 
     python -m tests.support.devstack_services [FILE...] SECTION [FILE...] SECTION ...
 
 Each SECTION (in brackets) of the configuration in the files before it becomes an engine of oslo.db,
-which connects; then it waits for the end of standard input.
+which connects. Then the program waits for the end of standard input.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sqlalchemy import text
 
 
 def configured(files: list[str], section: str) -> cfg.ConfigOpts:
-    """Return what a service reads, environment included; nova has the same options in several sections."""
+    """Return a service's configuration, environment included; nova has these options in several sections."""
     conf = cfg.ConfigOpts()
     conf.register_opts(copy.deepcopy(options.database_opts), section)
     conf([], project="connmon-test", default_config_files=files)
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
         conf = configured(files, argument[1:-1])
         files = []
         manager = enginefacade.transaction_context()
-        # As nova, cinder and placement do it; the others leave it to oslo.db.
+        # As nova, cinder and placement do; the other services leave it to oslo.db.
         manager.configure(**dict(conf[argument[1:-1]]))
         engine = manager.writer.get_engine()
         with engine.connect() as connection:

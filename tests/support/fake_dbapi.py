@@ -1,7 +1,7 @@
 """A DBAPI driver without a database: it knows which of its connections are physically open.
 
-A connection is open from its making to its close(), or until it is collected as garbage, which
-is how a driver's socket ends. The dialect is SQLite's, since that is there with every SQLAlchemy.
+A connection is open from its creation to its close(), or until it is garbage collected, as a driver's
+socket is. The dialect is SQLite's, which every SQLAlchemy has.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Binary = bytes
 
 
 class Database:
-    """The truth: which connections are open, and how many there have been at once."""
+    """The truth: which connections are open, and the most that were open at once."""
 
     def __init__(self) -> None:
         self.open: set[int] = set()
@@ -44,9 +44,9 @@ class Database:
         self.closes = 0
         self.most = 0
         self.refuse: BaseException | None = None
-        """What the next connects raise."""
+        """The exception that the next connects raise."""
         self.dead: set[int] = set()
-        """Connections that do not answer a ping any more."""
+        """Connections that no longer answer a ping."""
         self.on_connect: Callable[[], None] | None = None
         self._numbers = itertools.count(1)
 
@@ -59,7 +59,7 @@ class Database:
         return Connection(self, next(self._numbers))
 
     def watchless(self, *_: Any, **__: Any) -> Watchless:
-        """A creator whose connections no weak reference can watch, as those of some C drivers."""
+        """Create a connection that no weak reference can watch, like those of some C drivers."""
         return Watchless(self, next(self._numbers))
 
     def engine(self, poolclass: type[Pool], **arguments: Any) -> Engine:
@@ -69,7 +69,7 @@ class Database:
 
 
 class Driver:
-    """The module as the dialect wants it: its attributes are those of this one."""
+    """The driver module that the dialect needs: its attributes are those of this module."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -101,7 +101,7 @@ class Cursor:
 
 
 class Watchless:
-    """One physical connection, of the kind that no weak reference can watch."""
+    """One physical connection that no weak reference can watch."""
 
     __slots__ = ("_database", "isolation_level", "number")
 
@@ -114,9 +114,9 @@ class Watchless:
         database.most = max(database.most, len(database.open))
 
     def check(self) -> None:
-        """Raise Disconnected where the server would not answer."""
+        """Raise Disconnected if the server would not answer."""
         if self.number in self._database.dead or self.number not in self._database.open:
-            # What the dialect takes for a disconnect.
+            # The text that the dialect recognizes as a disconnect.
             raise Disconnected(f"connection {self.number}: Cannot operate on a closed database.")
 
     def close(self) -> None:
@@ -141,6 +141,6 @@ class Watchless:
 
 
 class Connection(Watchless):
-    """One physical connection, of the usual kind."""
+    """One physical connection that a weak reference can watch."""
 
     __slots__ = ("__weakref__",)

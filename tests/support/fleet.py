@@ -1,12 +1,12 @@
-"""Three real connmonds and the applications that report to them, and what all three have to show.
+"""Three real connmonds, the applications that report to them, and the comparison of what all three show.
 
 Rules kept here:
 
 - The applications keep their own books (tests/support/application.py) and are compared with
   `connmon snapshot --node` of each node by tests/support/site.py, to the unit and in every grouping.
-- Where all is on loopback their databases are MariaDB, PostgreSQL and SQLite; in network namespaces, from
-  where no server on loopback is seen, SQLite files.
-- Nodes are on loopback, or each in a network namespace of its own (tests/support/namespaces.py).
+- On loopback their databases are MariaDB, PostgreSQL and SQLite. In network namespaces, which cannot reach
+  servers on loopback, they are SQLite files.
+- Nodes are on loopback, or each in its own network namespace (tests/support/namespaces.py).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.support.site import Site, Spec
 from tests.support.trio import NAMES, free_ports
 from tests.support.waiting import wait_for
 
-#: Seconds in which the group has to be well again: elections, catching up, a busy machine.
+#: Seconds within which the group has to be well again: elections, catching up, a busy machine.
 WELL = 20.0
 
 
@@ -71,7 +71,7 @@ class FleetNode(RunningNode):
         return rows
 
     def snapshots(self, groupings: Sequence[Grouping] = GROUPINGS) -> dict[Grouping, dict[str, Any]]:
-        """Return what `connmon snapshot --node` prints: by program the command's, else its library's."""
+        """Return a snapshot for each grouping: by program from the real command, else from its library."""
         documents = super().snapshots(["program"])
         return documents | {by: self._document(by) for by in groupings if by != "program"}
 
@@ -83,7 +83,7 @@ class FleetNode(RunningNode):
         return document
 
     def says(self) -> tuple[dict[str, Any], str]:
-        """Return what `connmon snapshot` prints on the node's own host, and its complaint."""
+        """Return the output of `connmon snapshot` on the node's own host, and its errors."""
         output, errors = self._snapshot("program").communicate(timeout=30)
         return json.loads(output), errors.decode()
 
@@ -97,7 +97,7 @@ class FleetNode(RunningNode):
 
 
 class NoServers:
-    """In place of a database server that no application of a fleet uses."""
+    """A stand-in for a database server that no application of a fleet uses."""
 
     backend = ""
 
@@ -166,7 +166,7 @@ class Fleet(Site):
     # --- nodes
 
     def start_nodes(self) -> None:
-        """Start those that do not run, and return when all is well."""
+        """Start the nodes that do not run, and return when the group is well."""
         begun = [node for node in self.nodes if not node.running]
         for node in begun:
             node.begin()
@@ -175,7 +175,7 @@ class Fleet(Site):
         self.until_well()
 
     def command_status(self) -> tuple[int, dict[str, Any]]:
-        """Return what `connmon cluster-status` says where the applications are."""
+        """Return exit code and document of `connmon cluster-status`, run where the applications run."""
         return cluster_status(self.config, self.prefix)
 
     def until_well(self) -> None:
@@ -191,25 +191,25 @@ class Fleet(Site):
     def leader(self) -> FleetNode:
         """Wait for a leader and return it."""
 
-        def found() -> FleetNode | None:
+        def leading() -> FleetNode | None:
             name = self.command_status()[1]["leader"]
             return next((node for node in self.nodes if node.name == name), None)
 
-        return wait_for(found, WELL, "a leader") or self.nodes[0]
+        return wait_for(leading, WELL, "a leader") or self.nodes[0]
 
     def followers(self) -> list[FleetNode]:
         leader = self.leader()
         return [node for node in self.nodes if node is not leader]
 
     def applications_of(self, node: FleetNode) -> int:
-        """How many applications report to the node."""
+        """Return how many applications report to the node."""
         (row,) = [row for row in self.command_status()[1]["nodes"] if row["node"] == node.name]
         return int(row["processes"] or 0)
 
     # --- comparing
 
     def equal_everywhere(self) -> None:
-        """Wait until every node shows the truth, to the unit."""
+        """Wait until every node shows exactly what the applications know."""
         for node in self.nodes:
             self.node = node
             self.equal()

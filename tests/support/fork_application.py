@@ -1,10 +1,10 @@
-"""Processes that fork with connections, each with books of its own: what test_forks runs.
+"""Processes that fork with connections, each with its own books: the programs that test_forks runs.
 
     python -m tests.support.fork_application SCENARIO OPTIONS
 
-OPTIONS is JSON: the engine (as in tests.support.work) and the directory to meet the test in
-(tests.support.heirs). An inherited connection is never given back to the server by a child: that would
-end it for the parent as well, which is SQLAlchemy's and the driver's business, not connmon's.
+OPTIONS is JSON: the engine (as in tests.support.work) and the directory in which to meet the test
+(tests.support.heirs). A child never closes an inherited connection: that would end it for the parent as
+well, which is a matter of SQLAlchemy and the driver, not of connmon.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class Process(Heir):
 
     def __init__(self, options: dict[str, Any]) -> None:
         super().__init__(options["engine"])
-        self.told = options
+        self.settings = options
 
     def meet(self, name: str) -> None:
-        meet(self.told["directory"], name, self.books())
+        meet(self.settings["directory"], name, self.books())
 
 
 def idle(process: Process) -> None:
-    """A child uses, beside new ones, connections that were idle when it was forked."""
+    """A child uses new connections, and connections that were idle at the fork."""
     process.hold(2)
     process.give_back()
     process.meet("before")
@@ -60,7 +60,7 @@ def idle(process: Process) -> None:
 
 
 def held(process: Process) -> None:
-    """A child gives back, and then uses, a connection that was held when it was forked."""
+    """A child returns a connection that was held at the fork, and then uses it."""
     process.hold(2)
     process.detach_last()
     process.meet("before")
@@ -75,13 +75,13 @@ def held(process: Process) -> None:
     process.child()
     process.limbo[0][0].close()
     process.meet("given back")
-    process.hold(2)  # the first is new: the pool has the place of the detached one to fill
+    process.hold(2)  # the first is new: it takes the place of the detached one in the pool
     process.meet("used")
     os._exit(0)  # a detached connection that ends in the child would end in the parent too
 
 
 def twice(process: Process) -> None:
-    """A grandchild uses what its grandparent has opened, and its parent has never used."""
+    """A grandchild uses a connection that its grandparent opened and its parent never used."""
     process.hold()
     process.give_back()
     if os.fork():
@@ -103,7 +103,7 @@ def twice(process: Process) -> None:
 
 
 def busy(process: Process) -> None:
-    """A process forks while its threads are at work, and so does its reporter."""
+    """A process forks while its threads and its reporter are at work."""
     stop = threading.Event()
 
     def work() -> None:
@@ -113,8 +113,8 @@ def busy(process: Process) -> None:
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
-    for _ in range(process.told["children"]):
-        time.sleep(0.1)  # nothing to wait for: any moment will do
+    for _ in range(process.settings["children"]):
+        time.sleep(0.1)  # there is nothing to wait for: any moment is right
         if not os.fork():
             _busy_child(process)
             return
@@ -122,7 +122,7 @@ def busy(process: Process) -> None:
     for thread in threads:
         thread.join()
     process.meet("worked")
-    for _ in range(process.told["children"]):
+    for _ in range(process.settings["children"]):
         os.wait()
     process.meet("ended")
 
@@ -136,7 +136,7 @@ def _busy_child(process: Process) -> None:
     process.give_back()
     process.queries(5)
     process.meet("last")
-    if process.told["hard"]:
+    if process.settings["hard"]:
         os._exit(0)
 
 
@@ -144,10 +144,10 @@ def spawning(process: Process) -> None:
     """Children of multiprocessing, by the method that the options name."""
     global inheritance
     process.queries(2)
-    context = multiprocessing.get_context(process.told["method"])
-    if process.told["method"] == "fork":
+    context = multiprocessing.get_context(process.settings["method"])
+    if process.settings["method"] == "fork":
         inheritance = process
-    children = [context.Process(target=spawned, args=(process.told,)) for _ in range(2)]
+    children = [context.Process(target=spawned, args=(process.settings,)) for _ in range(2)]
     for child in children:
         child.start()
     process.meet("worked")
@@ -160,7 +160,7 @@ inheritance: Process | None = None
 
 
 def spawned(options: dict[str, Any]) -> None:
-    """What a child of multiprocessing does; the last of it is done when nobody looks any more."""
+    """The work of a child of multiprocessing; it does the last part after the last comparison."""
     if inheritance is None:
         process = Process(options)
     else:

@@ -1,13 +1,13 @@
-"""Greenlets on one engine, one of which has the CPU for seconds: what test_greenlets runs.
+"""Greenlets on one engine, one of which keeps the CPU for seconds: the program that test_greenlets runs.
 
     python -m tests.support.green_application LIBRARY PATCHED OPTIONS
 
-LIBRARY is eventlet or gevent. PATCHED says when the standard library is replaced: "first", as
-they ask for; "imported", after the import of connmon and the making of the engine; "connected",
-when a connection has been used as well, so that connmon's thread runs already. OPTIONS is JSON:
-the engine (as in tests.support.work), and the directory to meet the test in (tests.support.heirs).
+LIBRARY is eventlet or gevent. PATCHED says when the standard library is patched: "first", as the
+libraries require; "imported", after connmon was imported and the engine created; "connected", after a
+connection was used as well, so that connmon's thread runs already. OPTIONS is JSON: the engine (as in
+tests.support.work), and the directory in which to meet the test (tests.support.heirs).
 
-It works in steps, and meets the test after each; greenlets are what a step is done by.
+It works in steps and meets the test after each. Greenlets do the work of a step.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def patch() -> None:
         import gevent.monkey
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it is too late for this and that: so be it
+            warnings.simplefilter("ignore")  # it is too late for some modules, on purpose
             gevent.monkey.patch_all()
     else:
         import eventlet
@@ -43,7 +43,7 @@ from tests.support.heirs import Heir, meet  # noqa: E402  # after the patch, or 
 
 
 class Site(Heir):
-    """The engine, whose pool does not talk to the server on its own: that would let other greenlets go on."""
+    """The engine. Its pool sends nothing to the server on its own: that would let other greenlets run."""
 
     def options(self) -> dict[str, Any]:
         return {**super().options(), "pool_reset_on_return": None}
@@ -54,7 +54,7 @@ if PATCHED == "connected":
     site.queries(1)
 if PATCHED != "first":
     patch()
-    site.drop_inherited()  # the pool's locks are of the time before, and no longer to be used
+    site.drop_inherited()  # the pool's locks are from before the patch, and unusable now
     site.lock = threading.Lock()
 
 
@@ -74,16 +74,16 @@ def wait(greenlet: Any) -> None:
 
 def pause(condition: Any) -> None:
     while not condition():
-        time.sleep(0.005)  # the others go on meanwhile
+        time.sleep(0.005)  # the other greenlets run meanwhile
 
 
 def look(name: str) -> None:
-    """Meet the test, while the greenlets go on."""
+    """Meet the test, while the greenlets continue."""
     meet(OPTIONS["directory"], name, site.books())
 
 
 def holder(go: str) -> None:
-    """Hold a connection until the test has been at the meeting `go`."""
+    """Hold a connection until the test ends the meeting `go`."""
     connection = site.take()
     entry = (connection, "checked_out", site.session_id(connection))
     connection.rollback()
@@ -94,12 +94,12 @@ def holder(go: str) -> None:
 
 
 def hog() -> None:
-    """Have the CPU until the test has seen enough, checking connections out and in all the time."""
+    """Keep the CPU until the test ends the meeting, checking connections out and in."""
     end = time.monotonic() + 60.0
     go = os.path.join(OPTIONS["directory"], "hogged.go")
     while time.monotonic() < end and not os.path.exists(go):
         site.engine.pool.connect().close()
-        site.numbers["checkouts"] += 1  # no lock: nobody else can be here
+        site.numbers["checkouts"] += 1  # no lock: no other greenlet can run here
         site.numbers["checkins"] += 1
 
 

@@ -1,9 +1,9 @@
-"""An engine whose process may fork, or be forked: books that tell what is inherited from what is not.
+"""An engine whose process forks or is forked: books that distinguish inherited connections from own ones.
 
-Beside tests.support.work, whose rules these books keep. The programs that use it cannot always be asked;
-such a program meets the test in a directory: it writes its books there under the name of the
-meeting, and waits until the test lets all of that meeting go on. Whatever of this runs in the
-programs is in here, and the test's side in tests.support.truth.
+These books keep the rules of tests.support.work. A test cannot always send orders to the programs that use
+them. Such a program meets the test in a directory: it writes its books there under the name of the meeting,
+and waits until the test ends that meeting. The programs' side is in this module, and the test's side in
+tests.support.truth.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Any
 
 from tests.support.work import Work
 
-#: Seconds after which a process that nobody lets go on gives up.
+#: Seconds after which a process gives up if the test does not end the meeting.
 PATIENCE = 90.0
 
 Books = dict[str, Any]
 
 
 def meet(directory: str, name: str, books: Books) -> None:
-    """Hand in the books, and wait until the test has seen them."""
+    """Write the books, and wait until the test has seen them."""
     new = Path(directory, f"{name}.{os.getpid()}.new")
     new.write_text(json.dumps(books))
     new.rename(new.with_suffix(".json"))
@@ -37,7 +37,7 @@ def meet(directory: str, name: str, books: Books) -> None:
 
 
 class Heir(Work):
-    """Work on one engine, in the process that made it or in a child."""
+    """Work on one engine, in the process that created it or in a child."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self.inherited: dict[int, Any] = {}
@@ -46,13 +46,13 @@ class Heir(Work):
         super().__init__(spec, [])
 
     def child(self) -> None:
-        """Begin anew: what the books say was the parent's. (It is a child that calls this.)"""
+        """Reset the books in a child: until now they were the parent's."""
         self.inherited |= {number: (number, ref) for number, ref in self.connections}
         self.limbo = self.kept
         self.forget()
 
     def hold(self, number: int = 1) -> None:
-        """Hold so many connections more."""
+        """Hold `number` more connections."""
         for _ in range(number):
             connection = self.take()
             session = self.session_id(connection)
@@ -63,18 +63,18 @@ class Heir(Work):
             self.kept.append((connection, "checked_out", session))
 
     def detach_last(self) -> None:
-        """Make the connection that is held last a detached one."""
+        """Detach the connection that was taken last."""
         connection, _, session = self.kept.pop()
         connection.detach()
         self.kept.append((connection, "detached", session))
 
     def give_back(self) -> None:
-        """Hold none any more."""
+        """Return all connections."""
         while self.kept:
             self.give(self.kept.pop(0)[0])
 
     def drop_inherited(self) -> None:
-        """What SQLAlchemy has for children: forget the parent's pool, and close nothing."""
+        """Forget the parent's pool and close nothing, as SQLAlchemy advises for children."""
         self.engine.dispose(close=False)
         gc.collect()
 

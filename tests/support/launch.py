@@ -1,8 +1,8 @@
 """Become another program that dies with its parent: python launch.py SIGNAL USER COMMAND...
 
-SIGNAL is what the kernel sends it when the parent ends, however that ends; USER is whom to
-become first ("": nobody else). A program of its own, since Popen's preexec_fn is not safe in
-a process with threads. Linux only.
+The kernel sends SIGNAL to the program when the parent ends, however that ends. USER is the user to
+become first ("": no change). This is a separate program, since Popen's preexec_fn is not safe in a
+process with threads. Linux only.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def main(death: str, user: str, *command: str) -> None:
         os.initgroups(user, entry.pw_gid)
         os.setgid(entry.pw_gid)
         os.setuid(entry.pw_uid)
-    # After setuid, which clears it.
+    # This comes after setuid, which clears it.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.Signals[death]))
-    if os.getppid() != parent:  # it ended before the kernel knew
+    if os.getppid() != parent:  # the parent ended before the kernel knew
         sys.exit(1)
     os.execv(command[0], command)
 

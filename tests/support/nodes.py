@@ -1,8 +1,8 @@
 """A real connmond on a free port, and the real `connmon snapshot` that reads it.
 
-Rules kept here: the node runs from a config file in the built-in default's shape, as the
-installed commands; a node that was stopped or killed is started again on the same port; whatever
-it logged besides information is kept for the test to judge.
+Rules kept here: node and commands are the installed ones; the node's config file is like the built-in
+one; a node that was stopped or killed restarts on the same port; the log of all runs is kept for the
+test.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ _ENVIRONMENT = {
 
 def command(name: str) -> str:
     """Return the installed console script."""
-    beside = Path(sys.executable).with_name(name)
-    found = str(beside) if beside.exists() else shutil.which(name)
-    assert found, f"the console script {name} is not installed"
-    return found
+    script = Path(sys.executable).with_name(name)
+    path = str(script) if script.exists() else shutil.which(name)
+    assert path, f"the console script {name} is not installed"
+    return path
 
 
 class RunningNode:
     """One node of one service; `start` it first."""
 
-    #: What its own command, and the commands that read it, are run under (a network namespace).
+    #: The command under which it and the commands that read it run (for a network namespace).
     prefix: tuple[str, ...] = ()
-    #: Which node it is, for commands, where the config has several.
+    #: Arguments of commands that name this node, if the config has several.
     which: tuple[str, ...] = ()
 
     def __init__(self, directory: Path, service: str = "default", host: str = "localhost") -> None:
@@ -68,16 +68,16 @@ class RunningNode:
 
     @property
     def log(self) -> str:
-        """What all runs of the node have written to stderr."""
+        """The standard error of all runs of the node."""
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     def start(self) -> None:
-        """Start the node and return when it says that it is ready."""
+        """Start the node and return when it logs that it is ready."""
         self.begin()
         self.wait_until_ready()
 
     def begin(self) -> None:
-        """Start the node; without a majority of the nodes it is not ready."""
+        """Start the node without waiting: without a majority of the nodes it is never ready."""
         assert self._process is None
         self._before = len(self.log)
         with self._log.open("ab") as output:
@@ -94,7 +94,7 @@ class RunningNode:
             )  # fmt: skip
 
     def wait_until_ready(self) -> None:
-        """Wait until the node that was begun says that it is ready."""
+        """Wait until the started node logs that it is ready."""
         process = self._process
         assert process is not None
 
@@ -105,15 +105,15 @@ class RunningNode:
         wait_for(ready, 15, "connmond to be ready")
 
     def stop(self) -> None:
-        """Stop the node by SIGTERM; it ends cleanly."""
+        """Stop the node by SIGTERM; it has to end cleanly."""
         assert self._end(signal.SIGTERM) == 0, self.log
 
     def kill(self) -> None:
-        """Kill the node without a word."""
+        """Kill the node by SIGKILL."""
         self._end(signal.SIGKILL)
 
     def pause(self) -> None:
-        """SIGSTOP: it answers nothing, and the system goes on taking connections for it."""
+        """Stop the node by SIGSTOP: it answers nothing, and the kernel still accepts connections for it."""
         assert self._process is not None
         stop(self._process.pid)
 
@@ -121,22 +121,22 @@ class RunningNode:
         self._signal(signal.SIGCONT)
 
     def remove(self) -> None:
-        """End the node, in whichever state it is."""
+        """End the node, in whatever state it is."""
         if self._process is not None:
             self.resume()
             self._end(signal.SIGKILL)
 
     def rows(self, by: Grouping) -> list[dict[str, Any]]:
-        """Return the rows without the cost of a process; for looking often."""
+        """Return the rows without starting a process, for frequent checks."""
         return read_once(direct(self.address).nodes, self.service, by).rows()
 
     def snapshots(self, groupings: Sequence[Grouping] = GROUPINGS) -> dict[Grouping, dict[str, Any]]:
-        """Return what the real `connmon snapshot` prints, for each grouping; two run at a time."""
+        """Return the output of the real `connmon snapshot` for each grouping; two run at a time."""
         documents: dict[Grouping, dict[str, Any]] = {}
-        left = list(groupings)
-        while left:
-            batch, left = left[:2], left[2:]
-            running = [(by, self._snapshot(by)) for by in batch]
+        remaining = list(groupings)
+        while remaining:
+            pair, remaining = remaining[:2], remaining[2:]
+            running = [(by, self._snapshot(by)) for by in pair]
             for by, process in running:
                 output, errors = process.communicate(timeout=30)
                 assert process.returncode == 0, errors.decode(errors="replace")
@@ -174,7 +174,7 @@ class RunningNode:
 
 @contextlib.contextmanager
 def running_node(directory: Path, service: str = "default") -> Iterator[RunningNode]:
-    """A node that has been started, and is ended with the block."""
+    """Start a node, and end it with the block."""
     node = RunningNode(directory, service)
     try:
         node.start()

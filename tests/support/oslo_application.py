@@ -1,10 +1,10 @@
-"""Applications on oslo.db, with books of their own: what test_oslo runs.
+"""Applications on oslo.db, with their own books: the programs that test_oslo runs.
 
     python -m tests.support.oslo_application SCENARIO OPTIONS
 
-OPTIONS is JSON: the files of oslo.config that the scenario takes, and the directory to meet the
-test in (tests.support.heirs). oslo.db makes its engines itself and connects while it does so; the books
-therefore stand around the driver's own `connect`, and tell the engines apart by their database.
+OPTIONS is JSON: the files of oslo.config for the scenario, and the directory in which to meet the test
+(tests.support.heirs). oslo.db creates its engines itself and connects while it does so. So the books wrap
+the driver's own `connect`, and distinguish the engines by their database.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SLEEP = text("SELECT connection_id()")
 
 
 def keep_books(driver: str) -> None:
-    """Count what the driver connects from now on, each database in books of its own."""
+    """Count the driver's connects from now on, in separate books for each database."""
     for name in OPTIONS["databases"]:
         BOOKS[name] = Account({"name": name, "driver": driver})
 
@@ -59,7 +59,7 @@ def books() -> dict[str, Any]:
 
 
 def configured() -> cfg.ConfigOpts:
-    """Return the configuration as a service would read it."""
+    """Return the configuration as a service reads it."""
     conf = cfg.ConfigOpts()
     oslo_options.set_defaults(conf)
     conf(["--config-file", OPTIONS["file"]], project="connmon-test")
@@ -74,7 +74,7 @@ def used(account: Account) -> None:
 
 @enginefacade.transaction_context_provider
 class Context:
-    """What a request of an OpenStack service is."""
+    """The context of a request of an OpenStack service."""
 
 
 @asyncio_facade.async_transaction_context_provider
@@ -98,7 +98,7 @@ def facade() -> None:
         account.count("checkins")
 
     with enginefacade.writer.using(context) as session:
-        used(writer)  # oslo.db tries a connection when it makes an engine, here of both
+        used(writer)  # oslo.db tries a connection when it creates an engine, here for both
         used(reader)
         with enginefacade.writer.using(context) as same:
             assert same is session
@@ -125,7 +125,7 @@ def facade() -> None:
 
 
 def asynchronous() -> None:
-    """The same on asyncio, where several tasks hold and wait."""
+    """The same with asyncio: several tasks hold connections and wait for them."""
     keep_books("asyncmy")
     configured()
     asyncio.run(_asynchronous())
@@ -161,7 +161,7 @@ async def _asynchronous() -> None:
 
 
 def guard() -> None:
-    """A child of a process with an idle connection: oslo.db's pid guard has it take one of its own."""
+    """A child of a process with an idle connection: oslo.db's pid guard makes it open its own."""
     keep_books("pymysql")
     configured()
     (account,) = BOOKS.values()
@@ -178,7 +178,7 @@ def guard() -> None:
         meet(OPTIONS["directory"], "forked", books())
         os.wait()
         query()
-        # The guard has closed the connection as one does, and so for the parent too: it is replaced.
+        # The guard has closed the connection in the usual way, so for the parent too: the pool replaces it.
         account.count("invalidations")
         meet(OPTIONS["directory"], "end", books())
         return

@@ -1,8 +1,8 @@
-"""What an application on oslo.db sees of its engine and of its errors, as lines of JSON: for test_oslo.
+"""Print what an application on oslo.db sees of its engine and errors, as lines of JSON, for test_oslo.
 
     python -m tests.support.oslo_errors OPTIONS
 
-OPTIONS is JSON: the URL, `connection_parameters` or null, and the URL of a server that is not there.
+OPTIONS is JSON: the URL, `connection_parameters` or null, and the URL of a server that does not exist.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from oslo_db import exception
 from oslo_db.sqlalchemy import engines
 from sqlalchemy import Engine, text
 
-#: What connmon leaves on a pool timeout that it has counted.
+#: The prefix of connmon's attribute on a pool timeout that it has counted.
 MARK = "connmon"
-#: Statements by what goes wrong with them.
+#: Statements by their error.
 WRONG = {
     "duplicate key": "INSERT INTO oslo_errors (id, name) VALUES (1, 'other')",
     "duplicate name": "INSERT INTO oslo_errors (id, name) VALUES (3, 'one')",
@@ -111,8 +111,8 @@ def attempt(name: str, do: Callable[[], None]) -> None:
         say(name, [type(error).__name__, type(inner).__name__, str(error), repr(details)])
 
 
-def say(name: str, what: Any) -> None:
-    print(json.dumps([name, what]), flush=True)
+def say(name: str, value: Any) -> None:
+    print(json.dumps([name, value]), flush=True)
 
 
 if __name__ == "__main__":

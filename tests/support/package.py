@@ -1,9 +1,9 @@
-"""Builds sdist and wheel, installs each in a fresh environment, runs the demo and checks the types there.
+"""Build sdist and wheel, install each in a fresh environment, run the demo and check the types there.
 
     python tests/support/package.py
 
-Run by tox, not by pytest: it installs from the package index and takes a minute. Exit code 1 with
-one line where something is missing or fails.
+tox runs it, not pytest: it installs from the package index and takes a minute. Exit code 1, with the reason,
+if something is missing or fails.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
-#: What has to be in the sdist, and the only things that may be at the top of the wheel.
+#: Files that have to be in the sdist, and prefixes of everything at the top of the wheel.
 IN_SDIST = (
     "connmon/commands/cli.py", "connmon/cluster/daemon.py", "connmon/py.typed", "contrib/alerts.yml",
     "contrib/connmond.service", "contrib/grafana.json", "docs/operations.rst", "tests/conftest.py", "tox.ini",
     "LICENSE", "README.rst", "CONTRIBUTING.rst", "SECURITY.rst",
 )  # fmt: skip
 IN_WHEEL = ("connmon", "connmon-")
-#: What tells type checkers that the package has types (PEP 561).
+#: The file that says to type checkers that the package has types (PEP 561).
 TYPED = "connmon/py.typed"
 
-#: An application that is right, and what mypy, run strictly, says of one that is not.
+#: A correct application, a wrong one, and the complaint of a strict mypy about the latter.
 RIGHT = """\
 from sqlalchemy import create_engine
-from connmon.plugin.engine import attach
+from connmon import attach
 attach(create_engine("sqlite://"), program="a", held=10)
 """
 WRONG = """\
-from connmon.plugin.engine import attach
+from connmon import attach
 attach("sqlite://")
 """
 COMPLAINT = 'Argument 1 to "attach" has incompatible type "str"; expected "Engine | AsyncEngine"'
@@ -46,7 +46,7 @@ class Failed(Exception):
 
 
 def run(*command: str, directory: Path = ROOT) -> str:
-    """Return what a command says; its environment has nothing of this checkout."""
+    """Return the output of a command, run in an environment without anything of this checkout."""
     environment = {
         key: value
         for key, value in os.environ.items()
@@ -84,27 +84,27 @@ def build(directory: Path) -> tuple[Path, Path]:
 
 
 def check(package: Path, directory: Path) -> None:
-    """Install the package and run what it has installed, from a directory that has nothing to do with it."""
+    """Install the package and run the installed commands, from a directory outside the checkout."""
     directory.mkdir()
     run(sys.executable, "-m", "venv", "venv", directory=directory)
     run("venv/bin/pip", "install", "--quiet", str(package), directory=directory)
     for name in ("connmon", "connmond"):
-        said = run(f"venv/bin/{name}", "--version", directory=directory)
-        if not said.startswith(f"{name} "):
-            raise Failed(f"{name} --version says {said!r}")
+        version = run(f"venv/bin/{name}", "--version", directory=directory)
+        if not version.startswith(f"{name} "):
+            raise Failed(f"{name} --version says {version!r}")
     (directory / "connmon.cfg").write_text(
         "[connmon_service_default]\nname: default\nmetrics: 127.0.0.1:1\nnodes:\n    a hostname=localhost\n"
     )
     run("venv/bin/connmond", "--check-config", "--config", "connmon.cfg", directory=directory)
-    said = run("venv/bin/connmon", "demo", directory=directory)
-    if "shop-api" not in said:
-        raise Failed(f"connmon demo says {said!r}")
+    output = run("venv/bin/connmon", "demo", directory=directory)
+    if "shop-api" not in output:
+        raise Failed(f"connmon demo says {output!r}")
     check_types(directory)
     print(f"{package.name}: installs, the demo runs, and type checkers see its types")
 
 
 def check_types(directory: Path) -> None:
-    """Have mypy check two applications against what is installed there."""
+    """Have mypy check both applications against the installed package."""
     mypy = (
         sys.executable,
         "-m",

@@ -1,6 +1,6 @@
-"""A private PgBouncer in front of a private PostgreSQL, for tests: a pooler, whose session ids are its own.
+"""A private PgBouncer in front of a private PostgreSQL, for tests: a pooler with session ids of its own.
 
-As the servers: its files are in a temporary directory, it listens on a free port of 127.0.0.1, and it dies
+Like the servers, it has its files in a temporary directory, listens on a free port of 127.0.0.1, and dies
 with the process that started it.
 """
 
@@ -24,7 +24,7 @@ from tests.support.waiting import wait_for
 
 @contextlib.contextmanager
 def pgbouncer(server: Server) -> Iterator[int]:
-    """Yield the port; skips the test where there is no PgBouncer to start."""
+    """Yield the port. Skip the test if PgBouncer is not installed."""
     program = _program("pgbouncer", "/usr/sbin")
     user = "postgres" if os.geteuid() == 0 else ""  # it refuses to run as root
     directory = Path(tempfile.mkdtemp(prefix="connmon-", dir=_directory_for_all()))

@@ -1,7 +1,7 @@
-"""A private Prometheus that scrapes what a test gives it, and promtool.
+"""A private Prometheus that scrapes the targets of a test, and promtool.
 
-Rules kept here: Debian's package, started by the test on a free port of loopback, its data in the
-test's directory. Where it is not installed, see tests.support.requirements.
+Rules kept here: it is Debian's package, started by the test on a free port of loopback, with its data in
+the test's directory. If it is not installed, see tests.support.requirements.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.support.waiting import wait_for
 
 
 def promtool(*arguments: str, stdin: bytes = b"") -> str:
-    """Return what promtool says; fail the test where it finds fault."""
+    """Return promtool's output. Fail the test if promtool finds an error."""
     done = subprocess.run(
         [program("promtool"), *arguments],
         input=stdin,
@@ -50,13 +50,13 @@ class Prometheus:
         return result
 
     def targets(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.get("/api/v1/targets")["data"]["activeTargets"]
-        return found
+        targets: list[dict[str, Any]] = self.get("/api/v1/targets")["data"]["activeTargets"]
+        return targets
 
 
 @contextlib.contextmanager
 def running_prometheus(directory: Path, targets: Sequence[str], rules: Path) -> Iterator[Prometheus]:
-    """A Prometheus that scrapes the targets every half second, as job connmon."""
+    """Run a Prometheus that scrapes the targets every half second, as job connmon."""
     server, port = program("prometheus"), _free_port()
     config = directory / "prometheus.yml"
     config.write_text(

@@ -1,7 +1,7 @@
-"""What a test needs and a machine may lack: packages without wheels, servers, programs, privileges.
+"""Requirements of tests that a machine may lack: packages without wheels, servers, programs, privileges.
 
-Rules kept here: whatever is missing skips the test with one line that says what to install. With
-CONNMON_TEST_SERVERS=required, as in CI, it fails the test instead. No other module skips a test.
+Rules kept here: a test that lacks something is skipped with one line that says what to install. With
+CONNMON_TEST_SERVERS=required, as in CI, it fails instead. No other module skips a test.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final, NoReturn
 
 import pytest
 
-#: By module, or by program: what provides it, and what to do on Debian where it is missing.
+#: By module or program: what provides it, and how to install it on Debian.
 INSTALL: Final = {
     "MySQLdb": (
         "mysqlclient",
@@ -40,12 +40,12 @@ INSTALL: Final = {
 
 
 def required() -> bool:
-    """Return whether nothing may be missing."""
+    """Return whether a test fails if it lacks something."""
     return os.environ.get("CONNMON_TEST_SERVERS") == "required"
 
 
 def lacking(need: str, remedy: str) -> NoReturn:
-    """Skip the test, or fail it where nothing may be missing: it needs something that is not here."""
+    """Skip the test, or fail it if nothing may be missing: it needs something that is not here."""
     line = f"needs {need}: {remedy}"
     if required():
         pytest.fail(f"{line} (CONNMON_TEST_SERVERS=required)", pytrace=False)
@@ -53,30 +53,30 @@ def lacking(need: str, remedy: str) -> NoReturn:
 
 
 def not_installed(name: str) -> NoReturn:
-    """The same for a module or a program, by its name."""
+    """Skip or fail the test for lack of a module or a program, by its name."""
     lacking(*INSTALL.get(name, (name, f"pip install {name.replace('_', '-')}")))
 
 
 def needs(*modules: str) -> None:
-    """The test imports these modules; uwsgi is a program that is installed with the interpreter."""
+    """Require modules that the test imports; uwsgi is a program that is installed with the interpreter."""
     for module in modules:
-        there = shutil.which(module, path=str(Path(sys.executable).parent)) if module == "uwsgi" else None
-        if there is None and importlib.util.find_spec(module) is None:
+        uwsgi = shutil.which(module, path=str(Path(sys.executable).parent)) if module == "uwsgi" else None
+        if uwsgi is None and importlib.util.find_spec(module) is None:
             not_installed(module)
 
 
 def needs_driver(drivername: str) -> None:
-    """The test makes an engine of this SQLAlchemy driver name: "mysqldb", "mysql+mysqldb", "mysql"."""
+    """Require the driver of an engine by its SQLAlchemy name: "mysqldb", "mysql+mysqldb", "mysql"."""
     if drivername.rpartition("+")[2] in ("mysqldb", "mysql", "mariadb"):
         needs("MySQLdb")
 
 
 def program(name: str) -> str:
-    """Return the path of a program that the test runs."""
+    """Return the path of a program that the test requires."""
     return shutil.which(name) or not_installed(name)
 
 
 def needs_root(purpose: str) -> None:
-    """The test does something that only root may do."""
+    """Require root, for something that only root may do."""
     if os.geteuid():
         lacking("root", f"{purpose} as root")

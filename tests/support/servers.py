@@ -1,8 +1,8 @@
 """Private MariaDB and PostgreSQL servers for tests.
 
-Rules kept here: everything a server has is in one temporary directory; it listens on a free
-port of 127.0.0.1; it dies with the process that started it, also when that is killed. Nothing
-that runs on the machine already is touched.
+Rules kept here: all files of a server are in one temporary directory; it listens on a free port of
+127.0.0.1; it dies with the process that started it, also when that is killed. Servers that run on the
+machine already are never touched.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ class Session(NamedTuple):
 
 
 class Server(ABC):
-    """A private database server. Without its package the test is skipped: see tests.support.requirements."""
+    """A private database server. Without its package a test is skipped: see tests.support.requirements."""
 
     backend: ClassVar[str]
     _death: ClassVar[str]
-    """What ends it at once, when the tests end without stopping it."""
+    """The signal that ends it at once, if the tests end without stopping it."""
 
     host: Final = "127.0.0.1"
     user: Final = "connmon"
-    #: Has what has to be quoted in a URL, and is never part of anything else by chance.
+    #: Contains characters that need quoting in a URL, and is never part of another text by chance.
     password: Final = "open%sesame@7"
     database: Final = "connmon"
 
@@ -67,7 +67,7 @@ class Server(ABC):
             self._prepare()
             self.start()
             self._finish()
-            # What was connected until now is gone before any test looks.
+            # The sessions of the preparation have ended before any test looks.
             wait_for(lambda: not self.sessions(), what="the first sessions to end")
         except BaseException:
             self.remove()
@@ -79,7 +79,7 @@ class Server(ABC):
         return self._process.pid
 
     def url(self, driver: str, **query: str) -> str:
-        """Return the URL for a driver: pymysql_connmon, or in full mariadb+pymysql."""
+        """Return the URL for a driver, such as pymysql_connmon, or in full mariadb+pymysql."""
         name = driver if "+" in driver else f"{self.backend}+{driver}"
         url = URL.create(
             name, self.user, self.password, self.host, self.port, database=self.database, query=query
@@ -89,14 +89,14 @@ class Server(ABC):
     def sessions(self) -> list[Session]:
         """Return the server's own list of client sessions, without the one that asks.
 
-        The one that asks is always the same: that no session of ours opens or ends meanwhile.
+        The same session always asks, so that no session of the tests' own opens or ends meanwhile.
         """
         with self._lock:
             if self._admin is None:
                 self._admin = self._connect(self.database)
             try:
                 rows = self._rows(self._sessions_query)
-            except (pymysql.Error, psycopg.Error):  # the server was restarted since
+            except (pymysql.Error, psycopg.Error):  # the server has restarted since
                 self._disconnect()
                 self._admin = self._connect(self.database)
                 rows = self._rows(self._sessions_query)
@@ -104,14 +104,14 @@ class Server(ABC):
 
     @property
     def asking_session(self) -> int:
-        """The id of the session by which `sessions` asks; it stays open."""
+        """The id of the session that `sessions` uses; it stays open."""
         self.sessions()
         with self._lock:
             (row,) = self._rows(self._own_query)
         return int(row[0])
 
     def start(self) -> None:
-        """Start the server and wait until it answers."""
+        """Start the server, and wait until it answers."""
         log = Path(self.directory, "log")
         with log.open("ab") as output:
             self._process = self._launch(self._command(), output)
@@ -129,13 +129,13 @@ class Server(ABC):
 
         wait_for(answers, 60, f"{self.backend} to answer, see {log}")
 
-    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
-        """Stop the server, and return when it has ended. Its data and its port are kept."""
+    def stop(self, signal_sent: signal.Signals = signal.SIGTERM) -> None:
+        """Stop the server, and return when it has ended. It keeps its data and its port."""
         self._disconnect()
         process, self._process = self._process, None
         if process is None:
             return
-        process.send_signal(how)
+        process.send_signal(signal_sent)
         try:
             process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
@@ -147,10 +147,10 @@ class Server(ABC):
         self.stop(signal.Signals[self._death])
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    # --- What differs ---
+    # --- Specific to a server ---
 
     _first_database: ClassVar[str]
-    """One that is there as soon as the server is."""
+    """A database that exists as soon as the server runs."""
     _sessions_query: ClassVar[str]
     _own_query: ClassVar[str]
     _run_as: str = ""
@@ -169,9 +169,9 @@ class Server(ABC):
 
     @abstractmethod
     def _finish(self) -> None:
-        """Do what can be done only when the server runs for the first time."""
+        """Finish the preparation when the server runs for the first time."""
 
-    # --- What is shared ---
+    # --- Common to the servers ---
 
     def _rows(self, query: str) -> Sequence[Any]:
         with self._admin.cursor() as cursor:
@@ -194,7 +194,7 @@ class Server(ABC):
             cwd=self.directory,
             # A MariaDB that starts deletes all temporary tables in TMPDIR, also those of another server.
             env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TMPDIR": self.directory},
-            start_new_session=True,  # Ctrl-C is for pytest, which then stops it in good order
+            start_new_session=True,  # Ctrl-C goes to pytest only, which then stops the server cleanly
         )
 
     def _run(self, command: list[str]) -> None:
@@ -205,12 +205,12 @@ class Server(ABC):
 
 
 class MariaDB(Server):
-    """A MariaDB server whose one user may do everything."""
+    """A MariaDB server with one user, who may do everything."""
 
     backend = "mysql"
     _death = "SIGKILL"
     _first_database = Server.database
-    # A client that is still logging in is no session yet.
+    # A client that is still logging in has no session yet.
     _sessions_query = (
         "SELECT id, user, substring_index(host, ':', 1), db FROM information_schema.processlist"
         " WHERE id <> connection_id() AND command <> 'Daemon'"
@@ -257,10 +257,10 @@ class MariaDB(Server):
 
 
 class PostgreSQL(Server):
-    """A PostgreSQL server whose one user is its superuser."""
+    """A PostgreSQL server with one user, its superuser."""
 
     backend = "postgresql"
-    _death = "SIGQUIT"  # its "immediate shutdown", which takes its children along
+    _death = "SIGQUIT"  # "immediate shutdown", which ends its children too
     _first_database = "postgres"
     _sessions_query = (
         "SELECT pid, usename, host(client_addr), datname FROM pg_stat_activity"
@@ -269,7 +269,7 @@ class PostgreSQL(Server):
     _own_query = "SELECT pg_backend_pid()"
 
     def _find(self) -> None:
-        # Debian keeps each version's programs in a directory of its own, off PATH; newest first.
+        # Debian keeps each version's programs in its own directory, outside PATH; newest first.
         versions = glob.glob("/usr/lib/postgresql/*/bin")
         places = sorted(versions, key=lambda place: float(place.split("/")[-2]), reverse=True)
         self._initdb = _program("initdb", *places)
@@ -313,7 +313,7 @@ class PostgreSQL(Server):
 
 
 def _program(name: str, *places: str) -> str:
-    """Return the program's path: where PATH has it, or in one of the places; else the test is skipped."""
+    """Return the program's path, from PATH or one of the places; else skip the test."""
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), *places])
     return shutil.which(name, path=path) or not_installed(name)
 

@@ -1,7 +1,7 @@
-"""A node and the applications that report to it, and what the node then has to show.
+"""A node, the applications that report to it, and the comparison of what both know.
 
-`Worker` is one process of an application, `Site` starts and stops them and compares. Rule kept
-here: every comparison is of equality, to the unit; nothing is left out because it is hard to know.
+`Worker` is one process of an application; `Site` starts and stops workers and compares. Rule kept here: every
+comparison is for equality, to the unit. No figure is left out because it is hard to know.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ TOTALS = (
     "connects_total", "closes_total", "checkouts_total", "checkins_total",
     "invalidations_total", "timeouts_total", "connect_errors_total",
 )  # fmt: skip
-#: What the applications do at random; how their threads interleave differs each time.
+#: The seed of the applications' random work; how their threads interleave differs each time.
 SEED = int(os.environ.get("CONNMON_TEST_SEED", "1"))
-#: Seconds of work, before and between what happens.
+#: Seconds of work, before and between events.
 WORK = 1.0
 #: Seconds within which a quiet system has to show the truth.
 TRUTH = 10.0
-#: Seconds; no call of an application may wait as long. Whoever waits for a stopped node waits longer.
+#: Seconds that no call of an application may reach. A call that waited for a stopped node would take longer.
 CALL = 2.5
 
 Spec = dict[str, Any]
 
 
 def figures(spec: Spec, report: dict[str, Any]) -> Counter[str]:
-    """Return what one engine's own books come to, by the keys of the snapshot."""
+    """Return the figures of one engine's own books, by the keys of the snapshot."""
     states = [state for _, state in report["sessions"]]
     assert len(states) - states.count("idle") == report["kept"], f"the books are wrong: {report}"
     attached = len(states) - states.count("detached")
@@ -70,9 +70,9 @@ def figures(spec: Spec, report: dict[str, Any]) -> Counter[str]:
 
 
 def at_the_end(truth: Counter[str], killed: bool) -> Counter[str]:
-    """Return the totals that a process leaves, whose books said this last.
+    """Return the totals that a process leaves when it ends after these books.
 
-    One that ends in good order has closed what was open, and given back what was held.
+    A process that ends in good order has closed its open connections, and returned those that it held.
     """
     totals = Counter({key: truth[key] for key in TOTALS})
     if not killed:
@@ -87,13 +87,13 @@ def capacity(specs: Sequence[Spec]) -> int | None:
     return sum(int(spec["size"]) + int(spec["overflow"]) for spec in specs)
 
 
-def assert_row(row: dict[str, Any], truth: Counter[str], what: str) -> None:
-    """Every figure of the row is the true one."""
-    found = {key: row[key] for key in (*GAUGES, *TOTALS)}
-    assert found == {key: truth[key] for key in found}, what
-    assert row["waiting"] == 0, what
+def assert_row(row: dict[str, Any], truth: Counter[str], name: str) -> None:
+    """Assert that every figure of the row is right; `name` is the row's in the failure."""
+    reported = {key: row[key] for key in (*GAUGES, *TOTALS)}
+    assert reported == {key: truth[key] for key in reported}, name
+    assert row["waiting"] == 0, name
     for key in ("connections", "checked_out", "waiting"):
-        assert row[f"max_{key}"] >= row[key], what
+        assert row[f"max_{key}"] >= row[key], name
 
 
 class Worker:
@@ -165,15 +165,15 @@ class Worker:
     def pid(self) -> int:
         return int(self.last["pid"])
 
-    def told(self) -> dict[str, Any]:
-        """Take an answer that is a report, and judge how the application fares."""
+    def take_report(self) -> dict[str, Any]:
+        """Take an answer that is a report, and check that no call of the application failed or was slow."""
         self.last = self.answer()
         assert not self.last["errors"], "\n".join(self.last["errors"][:3])
         assert self.last["slowest"] < CALL
         return self.last
 
     def truth(self) -> list[tuple[Spec, dict[str, Any], Counter[str]]]:
-        """Of each engine: what it is, the application's report, and the figures."""
+        """Return for each engine its spec, the application's report, and the figures."""
         return [
             (spec, report, figures(spec, report))
             for report in self.last["accounts"]
@@ -181,13 +181,13 @@ class Worker:
         ]
 
     def sum(self) -> Counter[str]:
-        found: Counter[str] = Counter()
+        total: Counter[str] = Counter()
         for _, _, truth in self.truth():
-            found.update(truth)
-        return found
+            total.update(truth)
+        return total
 
     def end(self) -> None:
-        """Wait for the process, which was told to end."""
+        """Wait for the process, which has the order to end."""
         assert self.process.wait(20) == 0, "".join(self.stderr)
 
     def remove(self) -> None:
@@ -203,7 +203,7 @@ class Worker:
 
 
 class Child(Worker):
-    """A process that a worker has forked; it speaks through the worker's stdout."""
+    """A process that a worker has forked; it answers on the worker's stdout."""
 
     def __init__(self, parent: Worker) -> None:
         self.program = parent.program
@@ -215,7 +215,7 @@ class Child(Worker):
 class Site:
     """A node and the applications, and what the node has to show."""
 
-    #: What the applications are run under (a network namespace).
+    #: The command under which the applications run (for a network namespace).
     prefix: tuple[str, ...] = ()
 
     def __init__(self, directory: Path, mariadb: Server, postgresql: Server) -> None:
@@ -226,12 +226,12 @@ class Site:
         self.workers: list[Worker] = []
         self.living: list[Worker] = []
         self.ended: list[tuple[str, Spec, Counter[str]]] = []
-        """What ended processes had done: the program, the engine, the figures."""
+        """The totals of ended processes: the program, the engine, the figures."""
 
     # --- engines
 
     def engine(self, driver: str, where: str, plugin: bool = False, **spec: Any) -> Spec:
-        """Return what the application needs to know about an engine. `where`: its connmon options."""
+        """Return the spec of an engine for the application. `where`: its connmon options."""
         made: Spec = {"driver": driver, "size": 2, "overflow": 2, "timeout": 0.1, **spec}
         made["async"] = driver in ("asyncmy", "asyncpg", "aiosqlite") or made.get("async", False)
         if driver in ("pysqlite", "aiosqlite"):
@@ -262,7 +262,7 @@ class Site:
             made["size"] = None
         made["database"] = database
         plain = URL.create(url.drivername, url.username, None, url.host, url.port, url.database)
-        made["shown"] = plain.render_as_string()
+        made["plain_url"] = plain.render_as_string()
         options = dict(pair.split("=") for pair in where.split("&"))
         if plugin:
             url = url.update_query_dict({"plugin": "connmon", **options})
@@ -273,8 +273,8 @@ class Site:
         return made
 
     def engines(self, number: int, where: str) -> list[Spec]:
-        """Return a mixture; three in a row have everything."""
-        kinds: list[list[tuple[str, dict[str, Any]]]] = [
+        """Return a mixture of engines; three successive numbers cover every kind."""
+        mixtures: list[list[tuple[str, dict[str, Any]]]] = [
             [
                 ("pymysql", {}),
                 ("psycopg2", {"size": 1, "overflow": 3}),
@@ -300,19 +300,19 @@ class Site:
         ]
         return [
             self.engine(driver, where, plugin=bool((number + place) % 2), **options)
-            for place, (driver, options) in enumerate(kinds[number % len(kinds)])
+            for place, (driver, options) in enumerate(mixtures[number % len(mixtures)])
         ]
 
     # --- processes
 
     def where(self, number: int, program: str) -> tuple[str, dict[str, str]]:
-        """Return the options and the environment by which a worker knows the node: each way in turn."""
+        """Return the options and the environment that give a worker the node: each way in turn."""
         if number % 3 == 0:
             return f"connmon_program={program}&connmon_config={self.node.config}", {}
         if number % 3 == 1:
             return f"connmon_program={program}&connmon_addr={self.node.address}", {}
-        found = {"CONNMON_CONFIG": str(self.node.config)}
-        return f"connmon_program={program}&connmon_service=default", found
+        environment = {"CONNMON_CONFIG": str(self.node.config)}
+        return f"connmon_program={program}&connmon_service=default", environment
 
     def worker(self, program: str, specs: list[Spec] | None = None, threads: int = 4) -> Worker:
         number = len(self.workers)
@@ -324,7 +324,7 @@ class Site:
         return worker
 
     def start(self, *programs: str) -> list[Worker]:
-        """Start a worker for each, and return when all of them work."""
+        """Start a worker for each program, and return when all of them work."""
         started = [self.worker(program) for program in programs]
         for worker in started:
             worker.last = worker.answer()
@@ -337,31 +337,31 @@ class Site:
             assert worker.answer() == {}
 
     def quiet(self, workers: Sequence[Worker] | None = None) -> None:
-        """Have the applications finish what they do, and say what they know."""
+        """Have the applications finish their work and report."""
         workers = self.living if workers is None else workers
         for worker in workers:
             worker.tell("quiet")
         for worker in workers:
-            worker.told()
+            worker.take_report()
 
     def has_ended(self, worker: Worker, *, killed: bool = False) -> None:
-        """The worker is no more; what it last reported is what its program did."""
+        """Count the worker as ended, with the totals of its last report."""
         self.living.remove(worker)
         self.ended += [(worker.program, spec, at_the_end(truth, killed)) for spec, _, truth in worker.truth()]
 
     def work(self, seconds: float = WORK) -> None:
-        """Let the applications work. There is nothing to wait for but that they have done so."""
+        """Let the applications work for some seconds. There is no condition to wait for."""
         deadline = time.monotonic() + seconds
         wait_for(lambda: time.monotonic() > deadline, seconds + 5)
 
     # --- comparing
 
     def check(self) -> bool:
-        """Everything that the node shows is what the applications know, to the unit."""
+        """Assert that the node shows exactly what the applications know."""
         documents = self.node.snapshots()
         process_rows = {row["pid"]: row for row in documents["process"]["rows"]}
         assert len(process_rows) == len(documents["process"]["rows"])
-        # The smallest first: what differs there says most.
+        # The smallest rows first: a difference there says most.
         self._check_pools(documents["pool"]["rows"])
         self._check_connections(documents["connection"]["rows"])
         self._check_processes(process_rows)
@@ -384,46 +384,46 @@ class Site:
     def equal(self) -> None:
         """Wait until the node shows the truth, and compare it with the servers' own lists."""
 
-        # Looked for at little cost, then judged by the real command.
+        # A cheap check first, then the real command.
         def processes() -> bool:
             self._check_processes({row["pid"]: row for row in self.node.rows("process")})
             return True
 
-        with contextlib.suppress(pytest.fail.Exception):  # below it is said in more detail
+        with contextlib.suppress(pytest.fail.Exception):  # the check below says it in more detail
             wait_for(processes, TRUTH)
         wait_for(self.check, 2.0, "the node to show what the applications know")
         rows = self.node.rows("connection")
         for server in (self.mariadb, self.postgresql):
             own = {row["server_id"] for row in rows if row["dialect"] == server.backend}
             assert {session.id for session in server.sessions()} == own
-        processes()  # it is still so
+        processes()  # still equal
 
     def _living_specs(self, only: Callable[[Worker, Spec], bool] = lambda worker, spec: True) -> list[Spec]:
-        """The engines that are there now."""
+        """Return the engines of running processes."""
         return [spec for worker in self.living for spec in worker.specs.values() if only(worker, spec)]
 
     def _sum(self, only: Callable[[str, Spec], bool] = lambda program, spec: True) -> Counter[str]:
-        """The figures of the living, and the totals of the ended."""
-        found: Counter[str] = Counter()
+        """Return the sum of the figures of running processes and the totals of ended ones."""
+        total: Counter[str] = Counter()
         for worker in self.living:
             for spec, _, truth in worker.truth():
                 if only(worker.program, spec):
-                    found.update(truth)
+                    total.update(truth)
         for program, spec, truth in self.ended:
             if only(program, spec):
-                found.update({key: truth[key] for key in TOTALS})
-        return found
+                total.update({key: truth[key] for key in TOTALS})
+        return total
 
     def _check_processes(self, rows: dict[int, dict[str, Any]]) -> None:
         assert set(rows) == {worker.pid for worker in self.living}
         for worker in self.living:
             row = rows[worker.pid]
-            what = f"process {worker.pid} of {worker.program}"
+            name = f"process {worker.pid} of {worker.program}"
             assert row["program"] == worker.program
             assert row["state"] == "connected"
-            assert_row(row, worker.sum(), what)
-            assert row["pools"] == len(worker.specs), what
-            assert row["capacity"] == capacity(list(worker.specs.values())), what
+            assert_row(row, worker.sum(), name)
+            assert row["pools"] == len(worker.specs), name
+            assert row["capacity"] == capacity(list(worker.specs.values())), name
 
     def _check_programs(self, rows: list[dict[str, Any]]) -> None:
         programs = {row["program"]: row for row in rows}
@@ -457,30 +457,30 @@ class Site:
         ended = [spec for _, spec, _ in self.ended]
         assert set(databases) == {spec["database"] for spec in [*(e[2] for e in engines), *ended]}
         for database, row in databases.items():
-            what = f"database {database}"
+            name = f"database {database}"
             here = [engine for engine in engines if engine[2]["database"] == database]
             truth = self._sum(lambda _, spec, database=database: spec["database"] == database)  # type: ignore[misc]
-            assert_row(row, truth, what)
-            assert row["processes"] == len({pid for pid, _, _ in here}), what
-            assert row["programs"] == len({program for _, program, _ in here}), what
-            assert row["pools"] == len(here), what
-            assert row["capacity"] == capacity([spec for _, _, spec in here]), what
+            assert_row(row, truth, name)
+            assert row["processes"] == len({pid for pid, _, _ in here}), name
+            assert row["programs"] == len({program for _, program, _ in here}), name
+            assert row["pools"] == len(here), name
+            assert row["capacity"] == capacity([spec for _, _, spec in here]), name
 
     def _check_pools(self, rows: list[dict[str, Any]]) -> None:
-        """A pool for each engine that is there; engines of one URL are compared as one."""
+        """Compare the pools with the engines; engines of one URL are compared as one."""
         truth: dict[tuple[int, str], Counter[str]] = {}
         for worker in self.living:
-            for spec, report, found in worker.truth():
+            for spec, report, engine_figures in worker.truth():
                 if not report["gone"]:
-                    truth.setdefault((worker.pid, spec["shown"]), Counter()).update(found)
-        found_rows: dict[tuple[int, str], list[dict[str, Any]]] = {}
+                    truth.setdefault((worker.pid, spec["plain_url"]), Counter()).update(engine_figures)
+        pool_rows: dict[tuple[int, str], list[dict[str, Any]]] = {}
         for row in rows:
-            found_rows.setdefault((row["pid"], row["pool"]), []).append(row)
-        assert set(found_rows) == set(truth)
-        for key, here in found_rows.items():
+            pool_rows.setdefault((row["pid"], row["pool"]), []).append(row)
+        assert set(pool_rows) == set(truth)
+        for key, here in pool_rows.items():
             assert len(here) == truth[key]["pools"], key
-            sums = {what: sum(row[what] for row in here) for what in (*GAUGES, *TOTALS)}
-            true = {what: truth[key][what] for what in sums}
+            sums = {figure: sum(row[figure] for row in here) for figure in (*GAUGES, *TOTALS)}
+            true = {figure: truth[key][figure] for figure in sums}
             assert sums == true, f"pool {key}: {set(sums.items()) ^ set(true.items())}"
 
     def _check_connections(self, rows: list[dict[str, Any]]) -> None:
@@ -489,9 +489,9 @@ class Site:
             for spec, report, _ in worker.truth():
                 assert not (report["gone"] and report["sessions"]), f"an engine that is gone holds: {report}"
                 for number, state in report["sessions"]:
-                    truth[worker.pid, spec["shown"], number, state] += 1
-        found = Counter((row["pid"], row["pool"], row["server_id"], row["state"]) for row in rows)
-        assert found == truth
+                    truth[worker.pid, spec["plain_url"], number, state] += 1
+        reported = Counter((row["pid"], row["pool"], row["server_id"], row["state"]) for row in rows)
+        assert reported == truth
         for row in rows:
             assert (row["held_seconds"] is None) == (row["state"] == "idle"), row
             assert (row["server_id"] is None) == (row["dialect"] == "sqlite"), row

@@ -1,7 +1,7 @@
-"""Stops a process by SIGSTOP, so that it surely does nothing more.
+"""Stop a process by SIGSTOP, so that it certainly does nothing more.
 
-The signal is sent in an instant and takes effect later: a thread of a busy machine's server
-still answers a question or two. So this returns when every thread has stopped.
+The signal takes effect later than it is sent: on a busy machine a thread of a server can still answer a
+query or two. So `stop` returns when every thread has stopped.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def stop(pid: int) -> None:
 
 @contextlib.contextmanager
 def stopped(pid: int) -> Iterator[None]:
-    """The process is stopped within the block, and goes on after it."""
+    """Stop the process within the block, and resume it after."""
     stop(pid)
     try:
         yield
@@ -38,7 +38,7 @@ def _has_stopped(pid: int) -> bool:
         threads = [stat.read_text() for stat in Path(f"/proc/{pid}/task").glob("*/stat")]
     except (FileNotFoundError, ProcessLookupError):  # a thread has ended
         return False
-    if not threads:  # where the system has no such files
+    if not threads:  # the system has no such files
         return psutil.Process(pid).status() == psutil.STATUS_STOPPED
-    # The state follows the program's name, which is in brackets and may have brackets in it.
+    # The state follows the program's name, which is in brackets and may contain brackets.
     return all(text.rpartition(")")[2].split()[0] == "T" for text in threads)

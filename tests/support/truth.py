@@ -1,6 +1,6 @@
-"""What processes know of themselves against what a node shows of them: for the tests of forks and of servers.
+"""Compare the books of processes with what a node shows, for the tests of forks and of application servers.
 
-The processes are programs beside this module, with books as of tests.support.heirs.
+The processes are programs in this directory, with the books of tests.support.heirs.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ TRUTH = 15.0
 
 
 def engine(server: Server, node: RunningNode, program: str, **changes: Any) -> Spec:
-    """Return what a program needs to know of its engine: pool_size 2, max_overflow 2, on PyMySQL.
+    """Return the spec of a program's engine: pool_size 2, max_overflow 2, on PyMySQL.
 
-    Without TLS: PyMySQL makes an OpenSSL context for each connection, and a child that is forked in
-    the middle of that, by another thread, waits for OpenSSL's locks for ever at its own first one.
+    It has no TLS: PyMySQL creates an OpenSSL context for each connection. If another thread forks meanwhile,
+    the child waits forever for OpenSSL's locks at its first connection.
     """
     options = {"connmon_addr": node.address, "connmon_program": program, "ssl_disabled": "true"}
     return {
@@ -42,9 +42,9 @@ def engine(server: Server, node: RunningNode, program: str, **changes: Any) -> S
     }
 
 
-def same(found: object, expected: object, what: str) -> None:
-    """Assert that they are equal, with a message: pytest has none of its own for modules such as this."""
-    assert found == expected, f"{what}: {found}, expected {expected}"
+def same(actual: object, expected: object, name: str) -> None:
+    """Assert that they are equal, with a message: pytest adds none in modules that are no tests."""
+    assert actual == expected, f"{name}: {actual}, expected {expected}"
 
 
 class Meetings:
@@ -54,21 +54,21 @@ class Meetings:
         self.directory = directory
 
     def books(self, name: str, processes: int) -> dict[int, Books]:
-        """Wait until so many processes have come to the meeting, and return their books by pid."""
+        """Wait until `processes` processes have come to the meeting, and return their books by pid."""
 
-        def come() -> list[Path]:
-            found = list(self.directory.glob(f"{name}.*.json"))
-            return found if len(found) == processes else []
+        def complete() -> list[Path]:
+            files = list(self.directory.glob(f"{name}.*.json"))
+            return files if len(files) == processes else []
 
-        found = wait_for(come, 30, f"{processes} processes to come to {name!r}")
-        return {int(path.name.split(".")[1]): json.loads(path.read_text()) for path in found}
+        files = wait_for(complete, 30, f"{processes} processes to come to {name!r}")
+        return {int(path.name.split(".")[1]): json.loads(path.read_text()) for path in files}
 
     def go(self, name: str) -> None:
         (self.directory / f"{name}.go").touch()
 
 
 class Truth:
-    """What the processes of one program know, and the comparison with what the node shows."""
+    """The books of one program's processes, and their comparison with what the node shows."""
 
     def __init__(self, node: RunningNode, server: Server, spec: Spec, program: str) -> None:
         self.node = node
@@ -79,24 +79,24 @@ class Truth:
         self.ended: Counter[str] = Counter()
 
     def update(self, books: Mapping[int, Books]) -> None:
-        """Take the books of processes that the node has to know of."""
+        """Take the books of processes that the node has to show."""
         self.living.update(books)
 
     def has_ended(self, *pids: int, killed: bool = False) -> None:
-        """These processes are no more; what they last said is what they did."""
+        """Count these processes as ended, with the totals of their last books."""
         for pid in pids:
             self.ended.update(at_the_end(figures(self.spec, self.living.pop(pid)), killed))
 
     def equal(self, without: Collection[int] = ()) -> None:
         """Wait until the node shows the truth in every grouping.
 
-        The sessions that it shows are those of the server; those in `without` are of a process
+        The sessions that it shows have to be those of the server. Sessions in `without` belong to a process
         that is not reported.
         """
         self._wait(lambda: {by: self.node.rows(by) for by in GROUPINGS}, without)
 
     def equal_in_snapshots(self, without: Collection[int] = ()) -> None:
-        """The same by the real `connmon snapshot`, which takes a process for each grouping."""
+        """Do the same with the real `connmon snapshot`, which takes a process for each grouping."""
 
         def snapshots() -> dict[Grouping, list[dict[str, Any]]]:
             return {by: document["rows"] for by, document in self.node.snapshots(GROUPINGS).items()}
@@ -129,11 +129,11 @@ class Truth:
                 truth = figures(self.spec, self.living[row["pid"]])
                 assert_row(row, truth, f"the pool of process {row['pid']}")
         own = [row for row in rows["connection"] if row["program"] == self.program]
-        shown = Counter((row["pid"], row["server_id"], row["state"]) for row in own)
+        reported = Counter((row["pid"], row["server_id"], row["state"]) for row in own)
         known = Counter(
             (pid, number, state) for pid, books in self.living.items() for number, state in books["sessions"]
         )
-        same(shown, known, "connections")
+        same(reported, known, "connections")
         for row in own:
             assert (row["holder"] is None) == (row["state"] == "idle")
         sessions = {session.id for session in self.server.sessions()}

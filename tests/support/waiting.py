@@ -1,4 +1,4 @@
-"""Waiting for something to become so, with a limit: what tests do instead of sleeping."""
+"""Wait for a condition with a time limit: tests do this instead of sleeping."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 def wait_for(condition: Callable[[], T], limit: float = 10.0, what: str = "") -> T:
     """Return the condition's value as soon as it is true; fail the test after `limit` seconds.
 
-    A condition may assert: an AssertionError counts as "not yet". `what` is said in the failure.
+    A condition may assert: an AssertionError counts as "not yet". The failure says `what` it waited for.
     """
     deadline = time.monotonic() + limit
     pause = 0.005

@@ -67,10 +67,10 @@ EXEMPT: Final = {"tests/support/words.py": "has the list itself"}
 _SUFFIXES: Final = frozenset((".py", ".rst", ".toml", ".yml", ".yaml", ".sh", ".ini", ".cfg", ".service"))
 #: Text files without a suffix.
 _NAMES: Final = frozenset((".ci/run", "devstack/settings"))
-#: What the tests compare output with, byte for byte: its words are the program's.
+#: Files that tests compare with output, byte for byte: their words are the program's.
 _GOLDEN: Final = "tests/golden/"
 
-#: What can be between the words of a phrase: the end of a line, in a comment or between string literals too.
+#: Anything between the words of a phrase: also the end of a line, in a comment or between string literals.
 _GAP: Final = r"""(?:[\s"']|#:?)+"""
 #: A word begins and ends where no letter or digit is; `not_told` has the word `told`.
 _PATTERN: Final = re.compile(

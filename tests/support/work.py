@@ -1,7 +1,7 @@
-"""Random work on SQLAlchemy engines, in threads and in tasks, that goes into the books.
+"""Random work on SQLAlchemy engines, in threads and in tasks, with books.
 
-Each piece of work is a method; what it provokes (a pool timeout, a connect that fails, a session
-that the server ends) is expected and counted there, and everything else is an error.
+Each piece of work is a method. Errors that it provokes (a pool timeout, a connect that fails, a session
+that the server ends) are expected and counted there; any other error is a failure.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from sqlalchemy import Engine, create_engine, exc, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from tests.support.books import Account, Driver, Refused, ToldToFail
+from tests.support.books import Account, Driver, OrderedToFail, Refused
 
 
 class Work(Account):
@@ -42,7 +42,7 @@ class Work(Account):
         return engine
 
     def do(self, rng: random.Random) -> None:
-        """One piece of work."""
+        """Do one piece of work."""
         if self.spec.get("ping"):
             with self.one_at_a_time:
                 self.ping()
@@ -58,7 +58,7 @@ class Work(Account):
         except exc.TimeoutError:
             self.count("timeouts")
             raise Refused from None
-        except ToldToFail:
+        except OrderedToFail:
             raise Refused from None
         except exc.DBAPIError:
             if self.spec.get("broken"):
@@ -115,15 +115,15 @@ class Work(Account):
             self.select(connection)
             connection.invalidate()
             self.count("invalidations")
-            self.count("checkins")  # an invalid connection is back in the pool at once
+            self.count("checkins")  # an invalid connection returns to the pool at once
             if rng.random() < 0.5:
                 connection.rollback()
                 try:
-                    self.select(connection)  # takes another one from the pool
-                except exc.StatementError as error:  # what a statement meets on its way is wrapped
+                    self.select(connection)  # takes another connection from the pool
+                except exc.StatementError as error:  # SQLAlchemy wraps the error of taking a connection
                     if isinstance(error.orig, exc.TimeoutError):
                         self.count("timeouts")
-                    elif not isinstance(error.orig, ToldToFail):
+                    elif not isinstance(error.orig, OrderedToFail):
                         raise
                 else:
                     self.count("checkouts")
@@ -140,7 +140,7 @@ class Work(Account):
             self.give(connection)
 
     def killed(self, rng: random.Random) -> None:
-        """The server ends the session under a connection that is in use."""
+        """Have the server end the session of a connection in use."""
         kill = self.spec.get("kill_self")
         if kill is None:
             return
@@ -163,14 +163,14 @@ class Work(Account):
         try:
             connection.detach()
             self.select(connection)
-            if rng.random() < 0.5:  # closed, and still referred to: no finaliser tells of its end
+            if rng.random() < 0.5:  # closed, but still referenced: no finaliser reports its end
                 proxy = connection.connection
                 self.souvenirs.append((proxy, proxy.dbapi_connection))
         finally:
             self.give(connection)
 
     def keep(self, rng: random.Random) -> None:
-        """Hold a connection until `release`, through a quiet moment if it comes."""
+        """Hold a connection until `release`, also through a quiet moment."""
         if len(self.kept) >= self.spec.get("keep", 2):
             return
         connection = self.take()
@@ -194,7 +194,7 @@ class Work(Account):
         self.engine.dispose()
 
     def temporary(self, rng: random.Random) -> None:
-        """An engine that is made, used, and dropped, disposed of or not."""
+        """Create an engine, use it and drop it, disposed of or not."""
         account = Account({**self.spec, "gone": True})
         engine = self._make(account)
         with self.lock:
@@ -212,7 +212,7 @@ class Work(Account):
             self.orders_to_fail = 1
 
     def drop(self, rng: random.Random) -> None:
-        """A connection that nobody gives back: the garbage collection does."""
+        """Take a connection and never return it: the garbage collection does."""
         connection = self.take()
         self.count("checkins")
         self.select(connection)
@@ -223,7 +223,7 @@ class Work(Account):
         connection.detach()
 
     def ping(self) -> None:
-        """The server ends an idle session, which the pool notices when it hands it out."""
+        """Have the server end an idle session, which the pool notices at the next checkout."""
         connection = self.take()
         number = self.session_id(connection)
         self.give(connection)
@@ -280,7 +280,7 @@ class AsyncWork(Account):
     async def do(self, rng: random.Random) -> None:
         (name,) = rng.choices(list(self.WEIGHTS), list(self.WEIGHTS.values()))
         if name == "dispose":
-            # What a disposed pool is given back cannot be closed by a garbage collection.
+            # A garbage collection cannot close a connection that was returned to a disposed pool.
             if not self.busy and not self.kept and not self.disposing:
                 self.disposing = True
                 try:
@@ -302,7 +302,7 @@ class AsyncWork(Account):
         except exc.TimeoutError:
             self.count("timeouts")
             raise Refused from None
-        except ToldToFail:
+        except OrderedToFail:
             raise Refused from None
         self.count("checkouts")
         return connection
@@ -375,7 +375,7 @@ class AsyncWork(Account):
         self.orders_to_fail = 1
 
     async def cancel(self, rng: random.Random) -> None:
-        """A task is cancelled while the server works for it."""
+        """Cancel a task while the server works for it."""
         sleep = self.spec.get("sleep_query")
         if sleep is None:
             return
@@ -389,7 +389,7 @@ class AsyncWork(Account):
             await self.give(connection)
 
     async def cancel_take(self, rng: random.Random) -> None:
-        """A task is cancelled while it waits for a connection, or for the server to take it."""
+        """Cancel a task while it waits for a connection, or for the server to accept it."""
         box: list[Any] = []
 
         async def take() -> None:

@@ -1,9 +1,9 @@
-"""A WSGI application with books of its own: what gunicorn and uWSGI serve in test_application_servers.
+"""A WSGI application with its own books: gunicorn and uWSGI serve it in test_application_servers.
 
-What it is to do comes as JSON in the environment: the engine (as in tests.support.work), and whether to
-use it while it is loaded. The path of a request names a method of `Site`, and each answer is the
-books of the process that gave it. No at-fork hook is relied on: uWSGI may run none, so the books
-begin anew when a request finds itself in another process.
+Its options come as JSON in the environment: the engine (as in tests.support.work), and whether to use it
+while the application is loaded. The path of a request names a method of `Site`. Each answer is the books of
+the process that gave it. The application needs no at-fork hook, since uWSGI may run none: a request that
+finds itself in another process resets the books.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ OPTIONS = json.loads(os.environ["CONNMON_TEST_APPLICATION"])
 
 
 class Site(Heir):
-    """One process's engine and books."""
+    """The engine and the books of one process."""
 
     def __init__(self) -> None:
         super().__init__(OPTIONS["engine"])
@@ -34,7 +34,7 @@ class Site(Heir):
             self.child()
 
     def books_only(self) -> None:
-        """Use nothing."""
+        """Use no connection."""
 
     def one(self) -> None:
         self.hold()
@@ -51,7 +51,7 @@ class Site(Heir):
 
 site = Site()
 if OPTIONS.get("uwsgidecorators"):
-    importlib.import_module("uwsgidecorators")  # takes uWSGI's hook for itself
+    importlib.import_module("uwsgidecorators")  # takes uWSGI's hook
 
 
 def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
