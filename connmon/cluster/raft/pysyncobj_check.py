@@ -2,7 +2,7 @@
 
 The tables name private methods with their parameters, private attributes, and the fields of messages. They
 are compared with the names and texts in pysyncobj's compiled functions, which needs no source files and takes
-a few milliseconds. This module does not import pysyncobj; the one to look at is passed in.
+half a millisecond. This module does not import pysyncobj; the one to look at is passed in.
 """
 
 from __future__ import annotations
