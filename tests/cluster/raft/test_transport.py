@@ -25,7 +25,7 @@ from connmon.cluster.raft.messages import (
     encode,
 )
 from connmon.cluster.raft.status import Role
-from connmon.cluster.raft.transport import PeerSettings, cluster_text
+from connmon.cluster.raft.transport import LINK_CHANGES, LinkState, PeerSettings, cluster_text
 from connmon.config import Address, Node
 from connmon.errors import ProtocolError
 from connmon.protocol.credentials import Credentials
@@ -282,6 +282,55 @@ def test_a_silent_link_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
 
     with_trio(body, peer_settings=PeerSettings(dead_seconds=0.6))
     assert "nothing was heard" in caplog.text
+
+
+def test_a_link_and_a_role_tell_their_story_at_debug(caplog: pytest.LogCaptureFixture) -> None:
+    """Each change of a peer link or a role is one line; the objects describe themselves."""
+    caplog.set_level(logging.DEBUG, "connmon.cluster.raft")
+
+    async def body(trio: Trio) -> None:
+        await trio.until(lambda: all(trio.replicas["node1"].status.connected.values()))
+        replica = trio.replicas["node1"]
+        assert repr(replica).startswith("<Replica default/node1 <Group ")
+        assert "<PeerLink node2 127.0.0.1:" in repr(replica.peers)
+        trio.stop("node1")
+
+    with_trio(body)
+    lines = [record.getMessage() for record in caplog.records if record.levelno == logging.DEBUG]
+    links = [line for line in lines if line.startswith("link to node node2 ")]
+    changes = [line.partition("): ")[2] for line in links]
+    assert changes[:2] == ["opening", "opening -> open"]
+    assert "open -> closed" in changes
+    assert any(line.startswith("this node: candidate -> leader in term ") for line in lines)
+
+
+def test_a_congested_link_has_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above `room_bytes` a link carries heartbeats only; when it has room again, the group is called."""
+
+    async def body(trio: Trio) -> None:
+        peers = trio.replicas["node1"].peers
+        assert peers is not None
+        await trio.until(lambda: "node2" in peers._links)
+        link = peers._links["node2"]
+        roomy: list[str] = []
+        monkeypatch.setattr(trio.replicas["node1"]._group, "roomy", roomy.append)
+        link.resume_writing()
+        link.pause_writing()
+        assert link.state.name == "CONGESTED" and not peers.room("node2")
+        link.resume_writing()
+        assert link.state.name == "OPEN" and peers.room("node2")
+        assert roomy == ["node2"]
+
+    with_trio(body)
+
+
+def test_the_changes_of_a_link() -> None:
+    """Every state is in the table, can be reached, and ends as closed."""
+    assert set(LINK_CHANGES) == set(LinkState)
+    assert set.union(*map(set, LINK_CHANGES.values())) | {LinkState.OPENING} == set(LinkState)
+    assert all(
+        LinkState.CLOSED in LINK_CHANGES[state] for state in LinkState if state is not LinkState.CLOSED
+    )
 
 
 # --- messages -------------------------------------------------------------------------------
