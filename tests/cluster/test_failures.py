@@ -1,8 +1,8 @@
-"""Nodes of a cluster are killed, stopped, started again and cut off while applications work.
+"""Nodes of a cluster are killed, stopped, restarted and cut off while applications work.
 
-Each application keeps its own books (tests/support/application.py). In every scenario they work
-all the while; when they are quiet, `connmon snapshot` of every node has to show, to the unit, what
-they know; and none of their calls may have failed or been slow (Worker.take_report judges that).
+Each application keeps its own books (tests/support/application.py), and works throughout every scenario. When
+it is quiet, `connmon snapshot` of every node has to show exactly those figures; and none of its calls may
+have failed or been slow (Worker.take_report checks that).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PROGRAMS = ("alpha", "alpha", "beta")
 
 @contextlib.contextmanager
 def working(fleet: Fleet) -> Iterator[Fleet]:
-    """Have the nodes well and the applications work; judge the nodes' logs in the end."""
+    """Start nodes and applications; in the end, check the nodes' logs."""
     try:
         fleet.start_nodes()
         fleet.start(*PROGRAMS)
@@ -42,27 +42,27 @@ def working(fleet: Fleet) -> Iterator[Fleet]:
 
 @pytest.fixture(name="fleet")
 def a_fleet(tmp_path: Path, mariadb: Server, postgresql: Server) -> Iterator[Fleet]:
-    """Three nodes that are well, and three applications that work, each on another kind of database."""
+    """Three healthy nodes, and three applications that work, each on another kind of database."""
     with working(Fleet(tmp_path, None, mariadb, postgresql)) as fleet:
         yield fleet
 
 
 @pytest.fixture(name="net")
 def a_network() -> Iterator[Network]:
-    """A host for each node, and one for the applications."""
+    """A network namespace for each node, and one for the applications."""
     with network([*NAMES, APPLICATIONS]) as made:
         yield made
 
 
 @pytest.fixture(name="apart")
 def a_fleet_of_hosts(tmp_path: Path, net: Network) -> Iterator[Fleet]:
-    """The same, each node on a host of its own as far as the network goes."""
+    """The same, each node in its own network namespace."""
     with working(Fleet(tmp_path, net)) as fleet:
         yield fleet
 
 
 def proven(fleet: Fleet) -> None:
-    """Quiet now, all nodes show what the applications counted; so they do after more work."""
+    """Check that all nodes show the applications' own figures, and that the load covered every total."""
     fleet.quiet()
     fleet.equal_everywhere()
     for key in TOTALS:
@@ -71,7 +71,7 @@ def proven(fleet: Fleet) -> None:
 
 
 def test_kill_of_the_leader(fleet: Fleet) -> None:
-    """After kill -9 of the leader the others go on; when it is back, all three show the truth."""
+    """After kill -9 of the leader the others go on; when it is back, all three show the true figures."""
     leader = fleet.leader()
     leader.kill()
     wait_for(lambda: fleet.command_status()[1]["leader"] not in (None, leader.name), 15, "another leader")
@@ -84,7 +84,7 @@ def test_kill_of_the_leader(fleet: Fleet) -> None:
 
 
 def test_kill_of_a_follower(fleet: Fleet) -> None:
-    """After kill -9 of a follower the leader stays; when the node is back, it shows the truth too."""
+    """After kill -9 of a follower the leader stays; when the node is back, it shows the true figures too."""
     leader, (victim, _) = fleet.leader(), fleet.followers()
     victim.kill()
     fleet.work()
@@ -98,12 +98,12 @@ def test_kill_of_a_follower(fleet: Fleet) -> None:
 
 
 def test_leader_that_is_stopped_like_a_process(fleet: Fleet) -> None:
-    """While the leader is stopped by SIGSTOP another one leads; going on, it expires nobody."""
+    """While the leader is stopped by SIGSTOP another one leads; when it goes on, it expires no process."""
     leader = fleet.leader()
     leader.pause()
     wait_for(lambda: fleet.command_status()[1]["leader"] not in (None, leader.name), 15, "another leader")
     fleet.work(20.0)
-    fleet.quiet()  # and here every call is judged
+    fleet.quiet()  # and check every call
     fleet.load()
     leader.resume()
     fleet.until_well()
@@ -112,7 +112,7 @@ def test_leader_that_is_stopped_like_a_process(fleet: Fleet) -> None:
 
 
 def test_rolling_restart(fleet: Fleet) -> None:
-    """Each node is ended and started again, the leader too: the applications do not notice."""
+    """Each node is restarted, the leader too: the applications do not notice."""
     for node in fleet.nodes:
         node.stop()
         fleet.work(0.5)
@@ -123,7 +123,7 @@ def test_rolling_restart(fleet: Fleet) -> None:
 
 
 def test_restart_of_all_nodes(fleet: Fleet) -> None:
-    """Nodes that kept nothing have the present back, all of it, once they run again."""
+    """Nodes without data get the whole present back after their restart."""
     for node in fleet.nodes:
         node.kill()
     fleet.work()
@@ -133,11 +133,11 @@ def test_restart_of_all_nodes(fleet: Fleet) -> None:
 
 
 def test_nodes_that_return_take_applications(fleet: Fleet) -> None:
-    """With two nodes down nobody waits; back, each takes new applications, and nobody is stuck."""
+    """With two nodes down no call waits; after their return each takes new applications, none is stuck."""
     for node in fleet.followers():
         node.kill()
     fleet.work()
-    fleet.quiet()  # and here every call is judged
+    fleet.quiet()  # and check every call
     fleet.load()
     fleet.start_nodes()
     for node in fleet.nodes:
@@ -150,8 +150,8 @@ def test_nodes_that_return_take_applications(fleet: Fleet) -> None:
 
 
 def test_applications_spread_over_nodes_that_return(fleet: Fleet) -> None:
-    """All at one node when the others come back; soon each has its share, and on the way there each
-    process is shown once, connected."""
+    """Applications that are all at one node spread when the others come back; meanwhile each process is
+    shown once, connected."""
     for node in fleet.followers():
         node.kill()
     fleet.work()
@@ -174,7 +174,7 @@ def others(node: FleetNode) -> list[str]:
 
 
 def all_applications_at(fleet: Fleet, net: Network, node: FleetNode) -> None:
-    """Have all applications report to this node, so that what happens to it concerns them."""
+    """Make all applications report to this node, so that its faults concern them."""
     net.refuse(APPLICATIONS, others(node))
 
     def there() -> bool:
@@ -186,7 +186,7 @@ def all_applications_at(fleet: Fleet, net: Network, node: FleetNode) -> None:
 
 
 def until_it_stands_still(node: FleetNode) -> None:
-    """Wait until the node says itself, to whoever asks on its own host, that it has no quorum."""
+    """Wait until the node itself answers, to a client on its own host, that it has no quorum."""
 
     def says_so() -> bool:
         document, complaint = node.says()
@@ -198,7 +198,7 @@ def until_it_stands_still(node: FleetNode) -> None:
 
 
 def until_the_rest_goes_on(fleet: Fleet, cut: FleetNode) -> None:
-    """Wait until the majority has a leader, and all applications, none of them on the node that is cut."""
+    """Wait until the majority has a leader and all applications, none of them at the node that is cut off."""
 
     def goes_on() -> bool:
         code, document = fleet.command_status()
@@ -216,7 +216,7 @@ def until_the_rest_goes_on(fleet: Fleet, cut: FleetNode) -> None:
 
 
 def test_a_follower_is_cut_off(apart: Fleet, net: Network) -> None:
-    """A follower that nobody reaches says that it has no quorum; all its applications move on."""
+    """A follower that is cut off answers that it has no quorum; all its applications move to other nodes."""
     cut, _ = apart.followers()
     all_applications_at(apart, net, cut)
     net.cut(cut.name)
@@ -231,7 +231,7 @@ def test_a_follower_is_cut_off(apart: Fleet, net: Network) -> None:
 
 
 def test_the_leader_is_cut_off_from_the_nodes(apart: Fleet, net: Network) -> None:
-    """A leader that only applications reach leads no more; they leave it for the new one's majority."""
+    """A leader cut off from the nodes, but not from applications, loses its role, and its applications."""
     cut = apart.leader()
     all_applications_at(apart, net, cut)
     net.part(cut.name, others(cut))
@@ -244,7 +244,7 @@ def test_the_leader_is_cut_off_from_the_nodes(apart: Fleet, net: Network) -> Non
 
 
 def test_one_direction_only(apart: Fleet, net: Network) -> None:
-    """A leader that hears no other node is followed by nobody for long; healed, all show the truth."""
+    """A leader that hears no other node loses its role; when healed, all nodes show the true figures."""
     cut = apart.leader()
     all_applications_at(apart, net, cut)
     net.deafen(cut.name, others(cut))

@@ -1,4 +1,4 @@
-"""A small state machine for tests of what is around it: it keeps each instance's last report."""
+"""A small state for tests of the parts around it: it keeps each instance's last report."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def full(instance: str, sequence: int = 1, text: str = "") -> Report:
 
 
 def change(instance: str, sequence: int) -> Report:
-    """Return a report of what changed since the one before."""
+    """Return a report of the changes since the one before."""
     return Report(instance, sequence, sequence - 1, 1.0, Peaks())
 
 
@@ -40,7 +40,7 @@ class FakeOutcome(NamedTuple):
 
 
 class FakeState:
-    """The interface of connmon.cluster.state.machine.State, with what the tests look at."""
+    """The interface of connmon.cluster.state.machine.State, with fields that tests read and set."""
 
     def __init__(self) -> None:
         self.version = 0
@@ -56,9 +56,9 @@ class FakeState:
         self.seen: dict[str, tuple[str, int]] = {}
         self.reports: dict[str, int] = {}
         self.chunks = 1
-        """Frames in which rows are sent."""
+        """In how many frames rows are sent."""
         self.row_text = ""
-        """What makes a row larger."""
+        """Makes a row larger."""
         self.fail_on: str | None = None
         """The instance whose report raises."""
 

@@ -1,10 +1,10 @@
-"""A network of its own for each node and for the applications, which a test can cut.
+"""A network namespace for each node and one for the applications, which a test can cut off.
 
 Rules kept here:
 
-- Every address is inside a network namespace that this made: a namespace per node, one for the
-  applications, and one with the bridge that joins them. The machine's own network is untouched.
-- What was made is removed, whatever happened; where it cannot be made, the test is skipped.
+- Every address is inside a namespace made here: one per node, one for the applications, and one with the
+  bridge that joins them. The machine's own network is not touched.
+- The namespaces are removed in any case. If they cannot be made, the test is skipped.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class Network:
         return f"10.177.0.{self.members.index(member) + 1}"
 
     def prefix(self, member: str) -> tuple[str, ...]:
-        """Return what runs a command in the member's namespace."""
+        """Return the arguments before a command that run it in the member's namespace."""
         return self._ip, "netns", "exec", self._name(member)
 
     def make(self) -> None:
-        """Make all of it. Raises CalledProcessError where the system does not let us."""
+        """Make the namespaces. Raises CalledProcessError if the system does not allow it."""
         for name in (self._bridge, *map(self._name, self.members)):
             self._run("netns", "add", name)
             self._made.append(name)
@@ -67,22 +67,22 @@ class Network:
         self._made.clear()
 
     def cut(self, member: str) -> None:
-        """Nobody reaches the member, and it reaches nobody."""
+        """Cut the member off from all others."""
         self._run("-n", self._bridge, "link", "set", self._port(member), "down")
 
     def part(self, member: str, others: Sequence[str]) -> None:
-        """These do not reach the member, nor it them; all else goes through."""
+        """Cut the member off from these others, in both directions."""
         self.deafen(member, others)
         for other in others:
             self._filter(member, "-A", "OUTPUT", "-d", self.address(other), "-j", "DROP")
 
     def deafen(self, member: str, others: Sequence[str]) -> None:
-        """Nothing from these arrives at the member; what it says arrives there."""
+        """Drop what these others send to the member; what it sends to them arrives."""
         for other in others:
             self._filter(member, "-A", "INPUT", "-s", self.address(other), "-j", "DROP")
 
     def refuse(self, member: str, others: Sequence[str]) -> None:
-        """What the member has open to these is reset, and it is refused there from now on."""
+        """Reset the member's connections to these others, and refuse new ones."""
         for other in others:
             reset = ("-p", "tcp", "-j", "REJECT", "--reject-with", "tcp-reset")
             self._filter(member, "-A", "OUTPUT", "-d", self.address(other), *reset)
@@ -112,20 +112,20 @@ class Network:
         subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=10)
 
 
-def inside(namespace: str, what: Callable[[], T]) -> T:
-    """Call it where the network is that of `namespace` ("": here), and return what it returns.
+def inside(namespace: str, function: Callable[[], T]) -> T:
+    """Call the function in the network of `namespace` ("": this process's), and return its result.
 
-    A thread of its own is there, and nothing else of this process.
+    It runs on a thread of its own; the rest of this process stays where it is.
     """
     if not namespace:
-        return what()
+        return function()
 
     def work() -> T:
         libc = ctypes.CDLL(None, use_errno=True)
         with open(namespace) as file:
             if libc.setns(file.fileno(), _CLONE_NEWNET):
                 raise OSError(ctypes.get_errno(), f"setns {namespace}")
-        return what()
+        return function()
 
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(work).result()
@@ -133,14 +133,14 @@ def inside(namespace: str, what: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def network(members: Sequence[str]) -> Iterator[Network]:
-    """A network that is removed with the block; the test is skipped where there can be none."""
+    """A network that is removed after the block; the test is skipped if it cannot be made."""
     made = Network(members)
     try:
         try:
             made.make()
         except subprocess.CalledProcessError as error:
-            said = " ".join(error.stderr.decode(errors="replace").split())
-            lacking("network namespaces", f"run where root may make them, not here ({said})")
+            reason = " ".join(error.stderr.decode(errors="replace").split())
+            lacking("network namespaces", f"run where root may make them, not here ({reason})")
         yield made
     finally:
         made.remove()

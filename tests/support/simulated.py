@@ -1,7 +1,7 @@
-"""What a simulated cluster is made of: nodes that crash and stand still, applications that know.
+"""The parts of a simulated cluster: nodes that crash and stand still, applications that keep the truth.
 
-A `Host` drives a real Group as the server does; an `Application` keeps the truth of one process and
-reports it as the plugin does: totals, in sequence, in full when asked or on a new node.
+A `Host` drives a real Group as the server does. An `Application` keeps the true figures of one process and
+reports them as the plugin does: totals, in sequence, in full when asked or on a new node.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from connmon.cluster.raft import messages
 from connmon.cluster.raft.applier import ApplyError
 from connmon.cluster.raft.group import Group
 from connmon.cluster.raft.log import Checkpoint
+from connmon.cluster.raft.status import ROLE_CHANGES, Role
 from connmon.cluster.state.machine import Outcome, State
 from connmon.protocol.batch import Batch, Departure, Tick
 from connmon.protocol.reports import Connection, PoolInfo, PoolReport, Process, Report
@@ -24,19 +25,19 @@ from connmon.protocol.values import Gauges, Peaks, Totals, plus
 if TYPE_CHECKING:
     from tests.support.simulation import Simulation
 
-#: Virtual seconds: between two ticks of a node, the lease, between two batches of a node, between
-#: two ticks of the leader.
-TICK: Final = 0.05
-LEASE: Final = 2.0
-GATHER: Final = 0.1
-STEP: Final = 0.5
+#: Virtual time: between two ticks of a node, the lease, between two batches of a node, and between two
+#: batches of the leader that advance the clock of the state.
+TICK_SECONDS: Final = 0.05
+LEASE_SECONDS: Final = 2.0
+BATCH_SECONDS: Final = 0.1
+STEP_SECONDS: Final = 0.5
 
 PROGRAMS: Final = ("nova-api", "neutron-server")
 INFO: Final = PoolInfo("sqlite://", "sqlite", None, None, "x.db", "QueuePool", 5, 10, 30.0)
 
 
 class Violation(AssertionError):
-    """Something happened that must not."""
+    """The cluster broke one of its promises."""
 
 
 class Disk:
@@ -56,19 +57,19 @@ class Disk:
         self.checkpoint = None
 
 
-class Line:
-    """One direction between two nodes."""
+class Direction:
+    """The network from one node to another."""
 
     def __init__(self, seed: str, loss: float) -> None:
         self.random = random.Random(seed)
         self.loss = loss
         self.cut = False
         self.link: object | None = None
-        """The link that both ends have now; what was sent over another one does not arrive."""
+        """The peer link that both ends have now; what was sent over another one does not arrive."""
 
 
 class Host:
-    """A node: its group, and what the server does for applications."""
+    """A node: its group, and the server's work for applications."""
 
     def __init__(self, simulation: Simulation, name: str, disk: Disk) -> None:
         self.simulation = simulation
@@ -77,9 +78,9 @@ class Host:
         self.group: Group | None = None
         self.paused = False
         self.life = 0
-        """Grows with each crash: what was meant for an earlier life does not happen."""
+        """Grows with each crash: events that are due in an earlier life do not happen."""
         self.held: list[Callable[[], None]] = []
-        """What has arrived while it stood still."""
+        """What to do when it goes on, for all that arrived while it stood still."""
         self.start()
 
     def start(self) -> None:
@@ -92,7 +93,8 @@ class Host:
         self.queue: deque[tuple[Report | Departure, Application | None]] = deque()
         self.busy = False
         self.clients: dict[str, int] = {}
-        """By instance: the last sequence received from those connected here."""
+        """By instance: the last sequence number received on the connections to this node."""
+        self.role = Role.CANDIDATE
         self.low: tuple[str, int, int] = ("", 0, 0)
         """Epoch, version and totals below which this replica must not fall; a crash forgets them."""
         self.group = Group(
@@ -118,7 +120,7 @@ class Host:
     def room(self, name: str) -> bool:
         return True
 
-    # --- what happens to it
+    # --- faults
 
     def crash(self) -> None:
         assert self.group is not None
@@ -141,18 +143,18 @@ class Host:
         self.simulation.log("resume", self.name)
         self.paused = False
         held, self.held = self.held, []
-        for each in held:
-            each()
+        for action in held:
+            action()
         if self.group is not None:
             self.work()
 
-    def when_awake(self, what: Callable[[], None]) -> None:
+    def when_awake(self, action: Callable[[], None]) -> None:
         """Do it now, or when the node goes on, but in no later life."""
         life = self.life
 
         def act() -> None:
             if self.life == life and self.group is not None:
-                what()
+                action()
 
         if self.paused:
             self.held.append(act)
@@ -162,20 +164,29 @@ class Host:
     def receive(self, name: str, data: bytes) -> None:
         assert self.group is not None
         self.group.receive(name, messages.decode(data))
+        self.tick_group()
+
+    def tick_group(self) -> None:
+        """Tick, and check that the role changes only as its table says."""
+        assert self.group is not None
         self.group.tick()
+        role = self.group.role
+        if role is not self.role and role not in ROLE_CHANGES[self.role]:
+            self.simulation.fail(f"{self.name}: {self.role.value} -> {role.value}")
+        self.role = role
 
     def tick(self, life: int) -> None:
         if life != self.life or self.group is None:
             return
         if not self.paused:
             self.work()
-        self.simulation.later(TICK, lambda: self.tick(life))
+        self.simulation.later(TICK_SECONDS, lambda: self.tick(life))
 
-    # --- the server's part
+    # --- the server's work
 
     def work(self) -> None:
         assert self.group is not None
-        self.group.tick()
+        self.tick_group()
         self.pump()
         if self.group.has_quorum(self.simulation.now):
             self.simulation.check_current(self)
@@ -185,13 +196,13 @@ class Host:
         assert group is not None
         if not group.member.is_leader:
             self.tick_at = None
-        if self.busy or now - self.batch_at < GATHER or self.simulation.frozen:
+        if self.busy or now - self.batch_at < BATCH_SECONDS or self.simulation.frozen:
             return
         tick: Tick | None = None
         if group.member.is_leader:
             since = 0.0 if self.tick_at is None else now - self.tick_at
-            if self.queue or self.tick_at is None or since >= STEP:
-                tick = Tick(min(since, 2.0), LEASE)
+            if self.queue or self.tick_at is None or since >= STEP_SECONDS:
+                tick = Tick(min(since, 2.0), LEASE_SECONDS)
                 self.tick_at = now
         if not self.queue and tick is None:
             return
@@ -204,8 +215,8 @@ class Host:
             self.boot,
             self.batch,
             tick,
-            tuple(what for what, _ in taken if isinstance(what, Report)),
-            tuple(what for what, _ in taken if isinstance(what, Departure)),
+            tuple(item for item, _ in taken if isinstance(item, Report)),
+            tuple(item for item, _ in taken if isinstance(item, Departure)),
         )
         self.busy = True
         life = self.life
@@ -217,13 +228,13 @@ class Host:
                 return
             self.busy = False
             full = {(instance, sequence): wanted for instance, sequence, wanted in outcome.answers}
-            for what, application in taken:
-                if isinstance(what, Report) and application is not None:
-                    wanted = full.get((what.instance, what.sequence), True)
-                    application.told(self, what.sequence, wanted)
+            for item, application in taken:
+                if isinstance(item, Report) and application is not None:
+                    wanted = full.get((item.instance, item.sequence), True)
+                    application.acknowledge(self, item.sequence, wanted)
 
         group.propose(batch, done)
-        group.tick()
+        self.tick_group()
 
     def applied(self, batch: Batch, outcome: Outcome | None) -> None:
         self.simulation.applied(self, batch, outcome)
@@ -256,7 +267,7 @@ class Host:
 
 
 class Application:
-    """One process with one pool: it knows what has happened in it."""
+    """One process with one pool, and the true figures of it."""
 
     def __init__(self, simulation: Simulation) -> None:
         self.simulation = simulation
@@ -271,7 +282,7 @@ class Application:
         self.full = True
         self.waiting: int | None = None
         self.sent_at = simulation.now
-        self.told_at = simulation.now
+        self.acknowledged_at = simulation.now
         """When the last acknowledgement came."""
         self.host: Host | None = None
         self.host_life = 0
@@ -282,12 +293,12 @@ class Application:
 
     @property
     def settled(self) -> bool:
-        """Everything that has happened was reported and acknowledged."""
+        """Whether the present figures were reported and acknowledged."""
         return self.acknowledged_state == (self.gauges, self.totals)
 
     @property
     def overdue(self) -> bool:
-        """The answer to the last report should have come."""
+        """Whether the answer to the last report is late."""
         return self.waiting is not None and self.simulation.now - self.sent_at > 1.5
 
     def step(self) -> None:
@@ -365,13 +376,15 @@ class Application:
 
         self.simulation.later(delay, arrive)
 
-    def told(self, host: Host, sequence: int, full: bool) -> None:
+    def acknowledge(self, host: Host, sequence: int, full: bool) -> None:
+        """Take the node's answer to a report, after a moment; `full`: it wants a full report next."""
+
         def arrive() -> None:
             if self.gone or self.host is not host or self.waiting != sequence:
                 return
             self.waiting = None
             self.full = full
-            self.told_at = self.simulation.now
+            self.acknowledged_at = self.simulation.now
             if not full:
                 self.acknowledged_state = self.sent_state
             else:
@@ -380,7 +393,7 @@ class Application:
         self.simulation.later(self.random.uniform(0.0005, 0.02), arrive)
 
     def end(self, goodbye: bool) -> None:
-        """The process ends; what it has not reported by then nobody will know."""
+        """End the process; what it has not reported is lost."""
         self.gone = True
         host, instance = self.host, self.instance
         if host is not None and host.life == self.host_life:

@@ -1,18 +1,18 @@
-"""A whole cluster in one process, on a virtual clock, with everything that can go wrong.
+"""A whole cluster in one process, on a virtual clock, with faults of all kinds.
 
-Real Groups (pysyncobj, the guards of `raft`, the real State) on a simulated network; simulated
-applications know what has really happened. The rules it keeps:
+Real Groups (pysyncobj, the parts around it, the real State) work on a simulated network; simulated
+applications keep the true figures. The rules kept here:
 
-- A seed is a run: no clock, no thread, no socket, no hash order. The same seed gives the same
-  trace in any process.
-- The network is worse than TCP: messages are lost, delayed, doubled and overtake one another; it
-  is cut in one direction or both. Nodes crash with and without their data, and stand still
-  (SIGSTOP) while their clock goes on. Applications end, are killed, and move between nodes.
-- What must hold is checked all the time: one history (the same batch at the same index of the
-  log everywhere), no version and no total that goes back, no view called current that is old.
-  In the end, when all is healed: equal replicas, and they equal what was reported.
-- A group whose nodes lose their memory may lose what a majority had (`Kind.FORGETFUL`). Then
-  the present has to come back from the applications, and the rest of the checks hold again.
+- A seed is a run: no clock, no thread, no socket, no hash order. The same seed gives the same trace in any
+  process.
+- The network is worse than TCP: messages are lost, delayed, doubled and overtake one another; it is cut in
+  one direction or both. Nodes crash with and without their data, and stand still (SIGSTOP) while their clock
+  goes on. Applications end, are killed, and move between nodes.
+- The promises are checked all the time: one history (the same batch at the same index of the log everywhere),
+  no version and no total that goes back, no view called current that is old, roles that change as their table
+  says. In the end, when all is healed: equal replicas, and they equal what was reported.
+- A group whose nodes lose their memory may lose what a majority had (`Kind.FORGETFUL`). Then the present has
+  to come back from the applications, and the rest of the checks hold again.
 
     python -m tests.support.simulation --seeds 300 [--seed 0] [--verbose]
 """
@@ -40,17 +40,17 @@ from connmon.cluster.raft.settings import RaftSettings
 from connmon.cluster.state.machine import Outcome
 from connmon.protocol.batch import Batch
 from connmon.protocol.values import Totals, plus
-from tests.support.simulated import LEASE, PROGRAMS, Application, Disk, Host, Line, Violation
+from tests.support.simulated import LEASE_SECONDS, PROGRAMS, Application, Direction, Disk, Host, Violation
 
-#: Virtual seconds: with faults, and to heal.
-FAULTS: Final = 14.0
-HEALING: Final = 30.0
-#: How old a view that is called current may be: group.STILL, and the way of the messages.
-CURRENT: Final = 4.0
+#: Virtual time: with faults, and to heal.
+FAULT_SECONDS: Final = 14.0
+HEALING_SECONDS: Final = 30.0
+#: How old a view that is called current may be: RaftSettings.still_seconds, and the way of the messages.
+CURRENT_SECONDS: Final = 4.0
 
 
 class Kind(enum.Enum):
-    """What nodes keep when they crash."""
+    """Which data nodes keep when they crash."""
 
     DATA = "data"
     """Everything."""
@@ -76,9 +76,9 @@ class Simulation:
         self.forked = False
         """Another batch was applied there later."""
         self.violation: Violation | None = None
-        """Kept, since a Group takes what raises while it applies for a bug of ours, and goes on."""
+        """Raised again later: a Group logs what raises while it applies, and goes on."""
         self.frozen = False
-        """Nobody reports and nobody leads the clock on."""
+        """No node proposes any more, so that the replicas can be compared."""
         self.ended: list[Application] = []
         self.versions: deque[tuple[float, str, int]] = deque()
         """When the newest version of any replica was reached."""
@@ -87,8 +87,8 @@ class Simulation:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         harsh = self.random.choice((0.0, 0.005, 0.05))
-        self.lines = {
-            (a, b): Line(f"{seed} {a} {b}", harsh) for a in self.names for b in self.names if a != b
+        self.directions = {
+            (a, b): Direction(f"{seed} {a} {b}", harsh) for a in self.names for b in self.names if a != b
         }
         self.delay = self.random.choice((0.001, 0.01, 0.05))
         # A short log, so that there are snapshots.
@@ -106,54 +106,54 @@ class Simulation:
     def number(self) -> int:
         return next(self._numbers)
 
-    def later(self, delay: float, what: Callable[[], None]) -> None:
-        heapq.heappush(self._events, (self.now + delay, next(self._order), what))
+    def later(self, delay: float, action: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (self.now + delay, next(self._order), action))
 
     def run_for(self, seconds: float) -> None:
         end = self.now + seconds
         while self._events and self._events[0][0] <= end:
-            self.now, _, what = heapq.heappop(self._events)
-            what()
+            self.now, _, action = heapq.heappop(self._events)
+            action()
             if self.violation is not None:
                 raise self.violation
         self.now = end
 
-    def log(self, *what: object) -> None:
-        line = f"{self.now:.4f} {' '.join(map(str, what))}"
-        self.trace.update(line.encode())
+    def log(self, *words: object) -> None:
+        text = f"{self.now:.4f} {' '.join(map(str, words))}"
+        self.trace.update(text.encode())
         if self.verbose:
-            print(line)
+            print(text)
 
     # --- the network
 
     def send(self, sender: str, receiver: str, message: messages.Message) -> bool:
-        line = self.lines[sender, receiver]
-        link = line.link
+        direction = self.directions[sender, receiver]
+        link = direction.link
         if link is None:
             return False
         self.counts["messages"] += 1
-        chance = line.random
-        if line.cut or chance.random() < line.loss:
+        chance = direction.random
+        if direction.cut or chance.random() < direction.loss:
             return True
         data = messages.encode(message)
-        copies = 2 if chance.random() < line.loss else 1
+        copies = 2 if chance.random() < direction.loss else 1
         for _ in range(copies):
             delay = self.delay * chance.uniform(0.2, 1.0)
-            if chance.random() < line.loss:
+            if chance.random() < direction.loss:
                 delay += chance.uniform(0.0, 0.5)
 
             def arrive() -> None:
-                if line.link is link:
+                if direction.link is link:
                     host = self.hosts[receiver]
-                    host.when_awake(lambda: host.receive(sender, data) if line.link is link else None)
+                    host.when_awake(lambda: host.receive(sender, data) if direction.link is link else None)
 
             self.later(delay, arrive)
         return True
 
     def relink(self) -> None:
-        """Have links where there can be some, and none where there cannot."""
+        """Open the links that are possible, and drop those that are not."""
         for a, b in itertools.combinations(self.names, 2):
-            there, back = self.lines[a, b], self.lines[b, a]
+            there, back = self.directions[a, b], self.directions[b, a]
             up = all(self.hosts[name].group is not None and not self.hosts[name].paused for name in (a, b))
             whole = up and not there.cut and not back.cut
             if whole and there.link is None:
@@ -167,22 +167,22 @@ class Simulation:
         self.later(self.random.uniform(0.1, 0.5), self.relink)
 
     def drop_link(self, a: str, b: str) -> None:
-        there, back = self.lines[a, b], self.lines[b, a]
+        there, back = self.directions[a, b], self.directions[b, a]
         if there.link is None:
             return
         there.link = back.link = None
         for one, other in ((a, b), (b, a)):
             host = self.hosts[one]
 
-            def tell(host: Host = host, other: str = other) -> None:
+            def notice(host: Host = host, other: str = other) -> None:
                 assert host.group is not None
-                if self.lines[host.name, other].link is None:
+                if self.directions[host.name, other].link is None:
                     host.group.link_down(other)
-                else:  # it stood still meanwhile, and there is a new one
+                else:  # the node stood still meanwhile, and there is a new link
                     host.group.link_down(other)
                     host.group.link_up(other)
 
-            host.when_awake(tell)
+            host.when_awake(notice)
 
     def unlink(self, name: str) -> None:
         for other in self.names:
@@ -192,7 +192,7 @@ class Simulation:
     # --- the faults
 
     def fault(self) -> None:
-        """Do something bad, or undo it."""
+        """Cause a fault, or end one."""
         chance = self.random
         hosts = list(self.hosts.values())
         host = chance.choice(hosts)
@@ -210,20 +210,20 @@ class Simulation:
                 self.later(chance.choice((0.2, 1.0, 3.0, 6.0)), host.resume)
         elif kind <= 5:
             a, b = chance.sample(self.names, 2)
-            cut = not self.lines[a, b].cut
+            cut = not self.directions[a, b].cut
             self.log("cut" if cut else "heal", a, b)
-            self.lines[a, b].cut = cut
+            self.directions[a, b].cut = cut
             if chance.random() < 0.5:
-                self.lines[b, a].cut = cut
+                self.directions[b, a].cut = cut
         elif kind == 6:  # one node from all others
             cut = chance.random() < 0.6
             self.log("isolate" if cut else "join", host.name)
             for other in self.names:
                 if other != host.name:
-                    self.lines[host.name, other].cut = self.lines[other, host.name].cut = cut
+                    self.directions[host.name, other].cut = self.directions[other, host.name].cut = cut
         elif kind == 7:
             self.log("heal all")
-            self.heal_lines()
+            self.heal_directions()
         elif kind == 8:
             self.applications.append(Application(self))
         elif len(self.applications) > 1:
@@ -233,30 +233,30 @@ class Simulation:
         self.later(chance.uniform(0.1, 1.2), self.fault)
 
     def calm(self) -> bool:
-        """All nodes are there, linked, and have everything: one may go."""
+        """Whether all nodes run, are linked, and have everything: one may crash."""
         return all(
             host.group is not None
             and not host.paused
             and host.group.has_quorum(self.now)
             and host.group.follower.lag == 0
             for host in self.hosts.values()
-        ) and not any(line.cut or line.link is None for line in self.lines.values())
+        ) and not any(direction.cut or direction.link is None for direction in self.directions.values())
 
     def start(self, host: Host) -> None:
         self.log("start", host.name)
         host.start()
 
-    def heal_lines(self) -> None:
-        for line in self.lines.values():
-            line.cut = False
+    def heal_directions(self) -> None:
+        for direction in self.directions.values():
+            direction.cut = False
 
     def heal(self) -> None:
         self.log("healing")
         self._events = [event for event in self._events if event[2] != self.fault]
         heapq.heapify(self._events)
-        self.heal_lines()
-        for line in self.lines.values():
-            line.loss = 0.0
+        self.heal_directions()
+        for direction in self.directions.values():
+            direction.loss = 0.0
         for host in self.hosts.values():
             if host.paused:
                 host.resume()
@@ -265,11 +265,11 @@ class Simulation:
         for application in self.applications:
             application.quiet = True
 
-    # --- what must hold
+    # --- the promises
 
-    def fail(self, what: str) -> None:
+    def fail(self, violation: str) -> None:
         where = f"seed {self.seed} ({self.kind.value}, {len(self.names)} nodes) at {self.now:.3f}"
-        self.violation = self.violation or Violation(f"{where}: {what}")
+        self.violation = self.violation or Violation(f"{where}: {violation}")
         raise self.violation
 
     def applied(self, host: Host, batch: Batch, outcome: Outcome | None) -> None:
@@ -295,13 +295,13 @@ class Simulation:
         self.check_low(host)
 
     def started_over(self, host: Host) -> None:
-        """A node has found that the group has lost what it had."""
+        """Check that a node starts over only where the group may have lost what it had."""
         if self.kind is not Kind.FORGETFUL:
             self.fail(f"{host.name} starts over, although nothing was lost")
         host.low = ("", 0, 0)
 
     def check_low(self, host: Host) -> None:
-        """Nothing goes back."""
+        """Check that no version and no total goes back."""
         assert host.group is not None
         state = host.group.state
         totals = sum(
@@ -318,12 +318,12 @@ class Simulation:
         host.low = state.epoch, state.version, totals
 
     def check_current(self, host: Host) -> None:
-        """A view that is called current is not old."""
+        """Check that a view that is called current is not old."""
         assert host.group is not None
         state = host.group.state
-        while len(self.versions) > 1 and self.versions[1][0] < self.now - CURRENT:
+        while len(self.versions) > 1 and self.versions[1][0] < self.now - CURRENT_SECONDS:
             self.versions.popleft()
-        if self.versions and self.versions[0][0] < self.now - CURRENT:
+        if self.versions and self.versions[0][0] < self.now - CURRENT_SECONDS:
             _, epoch, version = self.versions[0]
             same = epoch == state.epoch or self.kind is not Kind.FORGETFUL
             if same and state.version < version:
@@ -332,15 +332,15 @@ class Simulation:
     # --- a run
 
     def run(self) -> dict[str, int]:
-        """Do it all. Raises Violation."""
+        """Run it: faults, healing, and the checks at the end. Raises Violation."""
         self.later(3.0, self.fault)
-        self.run_for(FAULTS)
+        self.run_for(FAULT_SECONDS)
         self.heal()
-        end = self.now + HEALING
+        end = self.now + HEALING_SECONDS
         quiet_since = self.now
         while not self.healed(quiet_since):
             if self.now >= end:
-                self.fail(f"not healed: {self.picture()}")
+                self.fail(f"not healed: {self.describe()}")
             self.run_for(0.25)
         self.frozen = True
         self.run_for(2.0)
@@ -357,20 +357,24 @@ class Simulation:
                 host.group.close()
 
     def healed(self, since: float) -> bool:
-        """Everything was reported, nobody is silent any more, and nothing is under way."""
+        """Whether everything was reported, no process is silent any more, and nothing is under way."""
         groups = [host.group for host in self.hosts.values()]
         alive = {application.instance for application in self.applications}
         return (
-            self.now - since > 2 * LEASE  # so that who was taken for lost is not, if he lives
+            # A process that was taken for lost is not any more, if it runs.
+            self.now - since > 2 * LEASE_SECONDS
             and all(group is not None and alive == set(group.state.processes) for group in groups)
             and all(
                 group is not None and group.has_quorum(self.now) and not group.follower.lag
                 for group in groups
             )
-            and all(application.settled and application.told_at > since for application in self.applications)
+            and all(
+                application.settled and application.acknowledged_at > since
+                for application in self.applications
+            )
         )
 
-    def picture(self) -> str:
+    def describe(self) -> str:
         return (
             "; ".join(
                 f"{host.name}: {host.group.status} version {host.group.state.version}"
@@ -384,14 +388,14 @@ class Simulation:
     def check_end(self) -> None:
         states = [host.group.state for host in self.hosts.values() if host.group is not None]
         if len({state.digest() for state in states}) != 1:
-            self.fail(f"the replicas differ: {self.picture()}")
+            self.fail(f"the replicas differ: {self.describe()}")
         state = states[0]
         expected = {a.instance: (a.gauges, a.totals) for a in self.applications}
         found = {p.instance: (p.gauges, p.totals) for p in state.processes.values()}
         if found != expected:
             differ = [p for p in {**found, **expected} if found.get(p) != expected.get(p)]
-            told = "; ".join(f"{p}: {found.get(p)}, reported {expected.get(p)}" for p in differ)
-            self.fail(f"the replicas are wrong: {told}")
+            differences = "; ".join(f"{p}: {found.get(p)}, reported {expected.get(p)}" for p in differ)
+            self.fail(f"the replicas are wrong: {differences}")
         reported = {program: Totals() for program in PROGRAMS}
         for application in [*self.applications, *self.ended]:
             known = application.acknowledged_state

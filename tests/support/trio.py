@@ -1,4 +1,4 @@
-"""Three replicas in this process with real links between them on loopback."""
+"""Three replicas in this process with real peer links on loopback."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def free_ports(count: int) -> list[int]:
     """Return ports that nothing listens on."""
     sockets = [socket.socket() for _ in range(count)]
     try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        for sock in sockets:
+            sock.bind(("127.0.0.1", 0))
+        return [sock.getsockname()[1] for sock in sockets]
     finally:
-        for each in sockets:
-            each.close()
+        for sock in sockets:
+            sock.close()
 
 
 def service(ports: list[int]) -> Service:
@@ -38,9 +38,9 @@ def service(ports: list[int]) -> Service:
 
 
 class Trio:
-    """The servers node1, node2 and node3, whose batches are a test's only.
+    """The servers node1, node2 and node3; only the test proposes batches.
 
-    Used as `async with`: all are running inside, and have a leader.
+    As `async with`: inside, all run and have a leader.
     """
 
     def __init__(
@@ -70,12 +70,12 @@ class Trio:
 
         async def run() -> None:
             await server.start()
-            server._tasks[0].cancel()  # what leaders say of the time is none of the tests' batches
+            server._tasks[0].cancel()  # the leader's own batches, which advance the clock
 
         return asyncio.get_running_loop().create_task(run())
 
     def stop(self, name: str) -> None:
-        """End it at once, as a crash does."""
+        """End the node at once, as a crash does."""
         server, replica = self.servers.pop(name), self.replicas.pop(name)
         assert server._listener is not None
         server._listener.close()
@@ -89,7 +89,7 @@ class Trio:
         replica.close()
 
     async def until(self, condition: Callable[[], object]) -> None:
-        """Wait for a condition; the limit is the test's."""
+        """Wait for a condition; the test has a time limit."""
         while not condition():
             await asyncio.sleep(0.01)
 

@@ -6,6 +6,7 @@ How a batch passes through, and which file to open:
   `applier` proposes a batch, and applies what the group has committed to the state.
 - `election` (who leads), `leader` (what to send to whom) and `follower` (what to believe of a leader) decide;
   `member` wraps pysyncobj, which keeps terms, votes and the commit rule, and `log` is its log by index.
+  `pysyncobj_check` lists what that relies on.
 - `messages` are what nodes send to each other, over the links of `transport`; `storage` is data_dir.
 - `settings` has the timings and sizes; `status` is what a node reports of its membership.
 

@@ -9,25 +9,26 @@ The only module that imports pysyncobj, or knows its private attributes. The rul
 - pysyncobj has one clock per process. It is that of the member at work, so that a simulation can pass one in.
 - Importing pysyncobj changes nothing for anyone else: it replaces `socket.inet_ntop` by a function for
   Windows, which is undone.
-- A pysyncobj without what is relied on here is refused before anything of it is used (`check_pysyncobj`).
+- A pysyncobj without what is relied on here (the tables of pysyncobj_check) is refused before any of it is
+  used.
 """
 
 from __future__ import annotations
 
 import _socket
 import importlib.metadata
-import inspect
 import io
 import pickle
 import random
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO, Final, Protocol
 
 from connmon.cluster.raft import messages
 from connmon.cluster.raft.log import Log
 from connmon.cluster.raft.messages import NO_OP
+from connmon.cluster.raft.pysyncobj_check import EXPECTED_VERSIONS, missing
 from connmon.cluster.raft.settings import RaftSettings
 from connmon.errors import ConfigError, ProtocolError, one_line
 
@@ -49,130 +50,16 @@ except Exception as error:  # whatever it is: `check_pysyncobj` has to report it
 finally:
     socket.inet_ntop = _socket.inet_ntop
 
-#: The versions that this module was written for, as an error says it.
-EXPECTED_VERSIONS: Final = "0.3.17"
-
-# --- what is relied on ----------------------------------------------------------------------
-
-#: Methods of SyncObj that are replaced, all of which it calls by these names.
-_REPLACED: Final = ("doApplyCommand", "sendAppendEntries", "tryLogCompaction")
-#: Methods of SyncObj that are called, with the names of their parameters.
-_CALLED: Final[Mapping[str, tuple[str, ...]]] = {
-    "_SyncObj__onMessageReceived": ("node", "message"),
-    "_SyncObj__onNodeConnected": ("node",),
-    "_SyncObj__onNodeDisconnected": ("node",),
-    "_SyncObj__onLeaderChanged": (),
-    "_SyncObj__setCurrentTerm": ("term", "votedForNodeId"),
-    "_SyncObj__setState": ("newState",),
-    "_SyncObj__generateRaftTimeout": (),
-    "_applyCommand": ("command", "callback", "commandType"),
-    "_onTick": ("timeToWait",),
-    "_isLeader": (),
-    "transferLeadership": ("node", "callback"),
-    "destroy": (),
-}
-_PARAMETERS: Final = (
-    "selfNode",
-    "otherNodes",
-    "conf",
-    "consumers",
-    "nodeClass",
-    "transport",
-    "transportClass",
-)
-#: Private attributes of SyncObj that are read or written.
-_ATTRIBUTES: Final = (
-    "raftLog", "raftCurrentTerm", "raftCommitIndex", "raftLastApplied", "raftNextIndex", "raftMatchIndex",
-    "lastResponseTime", "raftLeader", "raftElectionDeadline", "transferInProgress", "commandsWaitingCommit",
-    "commandsWaitingReply", "newAppendEntriesTime",
-)  # fmt: skip
-#: By the method that takes or sends them: the kinds and fields of messages.
-_SHAPES: Final[Mapping[str, tuple[str, ...]]] = {
-    "_SyncObj__onMessageReceived": (
-        "type", "append_entries", "term", "commit_index", "request_vote", "last_log_term", "last_log_index",
-        "response_vote", "next_node_idx", "reset", "success", "apply_command", "request_id", "command",
-        "apply_command_response", "error", "log_idx", "log_term", "timeout_now",
-    ),
-    "_checkCommandsToApply": (
-        "type", "apply_command", "command", "request_id", "apply_command_response", "error", "log_idx",
-        "log_term",
-    ),
-    "_onTick": ("type", "request_vote", "term", "last_log_index", "last_log_term"),
-    "transferLeadership": ("type", "timeout_now", "term"),
-}  # fmt: skip
-_OPTIONS: Final = (
-    "autoTick", "appendEntriesUseBatch", "commandsWaitLeader", "dynamicMembershipChange", "commandsQueueSize",
-    "raftMinTimeout", "raftMaxTimeout", "appendEntriesPeriod", "leaderFallbackTimeout", "journalFile",
-)  # fmt: skip
-_JOURNAL: Final = (
-    "add", "clear", "deleteEntriesFrom", "deleteEntriesTo", "setRaftCommitIndex", "getRaftCommitIndex",
-    "setCurrentTerm", "getCurrentTerm", "getVotedForNodeId", "onOneSecondTimer",
-)  # fmt: skip
-#: What is replaced, for the whole process or in each SyncObj: it must be used, or replacing it does nothing.
-_STUBBED: Final = ("monotonicTime", "PIPE_NOTIFIER_ENABLED", "createJournal", "_poller", "poll")
-
-
-def _names(function: Any) -> set[str]:
-    """Return the names that a function uses: what it calls, reads and sets."""
-    return set(function.__code__.co_names)
-
-
-def _texts(function: Any) -> set[str]:
-    """Return the text constants of a function."""
-    constants = list(function.__code__.co_consts)
-    texts: set[str] = set()
-    while constants:
-        constant = constants.pop()
-        if isinstance(constant, str):
-            texts.add(constant)
-        elif isinstance(constant, (tuple, frozenset)):
-            constants.extend(constant)
-    return texts
-
-
-def _missing() -> Iterator[str]:
-    """Yield what pysyncobj lacks of what is relied on here."""
-    functions = {name: value for name, value in vars(pysyncobj.SyncObj).items() if inspect.isfunction(value)}
-    used = {name for function in functions.values() for name in _names(function)}
-    for name in _REPLACED:
-        if f"_SyncObj__{name}" not in functions or f"_SyncObj__{name}" not in used:
-            yield f"SyncObj.__{name}"
-    for name, parameters in {**_CALLED, "__init__": _PARAMETERS}.items():
-        present = tuple(inspect.signature(functions[name]).parameters)[1:] if name in functions else None
-        if present != parameters:
-            yield f"SyncObj.{name.removeprefix('_SyncObj')}({', '.join(parameters)})"
-    attributes = _names(functions["__init__"])
-    yield from (f"SyncObj.__{name}" for name in _ATTRIBUTES if f"_SyncObj__{name}" not in attributes)
-    for name, texts in _SHAPES.items():
-        known = _texts(functions[name]) if name in functions else set()
-        yield from (f"{text!r} in {name.removeprefix('_SyncObj')}" for text in texts if text not in known)
-    yield from (f"syncobj.{name}" for name in _STUBBED if name not in used)
-    options = _texts(pysyncobj.SyncObjConf.__init__)
-    yield from (f"option {name}" for name in _OPTIONS if name not in options)
-    yield from _missing_elsewhere()
-
-
-def _missing_elsewhere() -> Iterator[str]:
-    """Yield what is missing outside of SyncObj."""
-    memory, file = pysyncobj.journal.MemoryJournal, pysyncobj.journal.FileJournal
-    yield from (f"Journal.{name}" for name in _JOURNAL if not (hasattr(memory, name) and hasattr(file, name)))
-    if "getMeta" not in _names(file.__init__) or not hasattr(pysyncobj.journal.MetaStorer, "getPath"):
-        yield "MetaStorer.getMeta"
-    states = pysyncobj.syncobj._RAFT_STATE
-    yield from (f"_RAFT_STATE.{name}" for name in ("FOLLOWER", "LEADER") if not hasattr(states, name))
-    if pysyncobj.FAIL_REASON.SUCCESS != 0 or not hasattr(pysyncobj.FAIL_REASON, "MISSING_LEADER"):
-        yield "FAIL_REASON"
-
 
 def _find_problem() -> str | None:
     """Return what is wrong with the pysyncobj that is installed, or None."""
     if _import_problem is not None:
         return _import_problem
     try:
-        missing = next(_missing(), None)
-    except (AttributeError, TypeError, ValueError) as error:
-        missing = str(error)
-    return None if missing is None else f"it lacks {missing}"
+        lacking = next(missing(pysyncobj), None)
+    except Exception as error:  # so much is missing that it cannot even be looked at
+        lacking = str(error)
+    return None if lacking is None else f"it lacks {lacking}"
 
 
 _problem: Final = _find_problem()
@@ -349,7 +236,7 @@ class _NoPoller:
 
 
 class _Core(_SyncObj):  # type: ignore[misc]
-    """pysyncobj with the methods of `_REPLACED` calling the hooks."""
+    """pysyncobj with the methods of pysyncobj_check.REPLACED calling the hooks."""
 
     def __init__(self, hooks: Hooks, *arguments: Any, **named: Any) -> None:
         self.hooks = hooks
@@ -367,7 +254,7 @@ class _Core(_SyncObj):  # type: ignore[misc]
 
 
 def _private(name: str) -> Any:
-    """Return access to a private attribute of pysyncobj, one of `_ATTRIBUTES`."""
+    """Return access to a private attribute of pysyncobj, one of pysyncobj_check.ATTRIBUTES."""
     key = f"_SyncObj__{name}"
 
     def get(member: Member) -> Any:

@@ -129,19 +129,20 @@ class PeerLink(asyncio.Protocol):
         self._channel = channel
         self._joiner = messages.Joiner()
         self._transport: asyncio.Transport | None = None
-        self.where = "?"
-        self.heard = self.sent = self.opened = self.congested_at = peers.clock()
+        self.address = "?"
+        """Where the other side is, as HOST:PORT."""
+        self.heard_at = self.sent_at = self.opened_at = self.congested_at = peers.clock()
         self.ended = asyncio.get_running_loop().create_future()
 
     def __repr__(self) -> str:
-        return f"<PeerLink {self.name} {self.where} {self.state.value} unsent={self.unsent_bytes}>"
+        return f"<PeerLink {self.name} {self.address} {self.state.value} unsent={self.unsent_bytes}>"
 
     def _become(self, state: LinkState) -> None:
         if state is self.state:
             return
         if state not in LINK_CHANGES[self.state]:
             raise AssertionError(f"{self!r} cannot become {state.value}")
-        logger.debug("link to node %s (%s): %s -> %s", self.name, self.where, self.state.value, state.value)
+        logger.debug("link to node %s (%s): %s -> %s", self.name, self.address, self.state.value, state.value)
         self.state = state
 
     # --- from asyncio ---
@@ -149,6 +150,7 @@ class PeerLink(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.take(transport)
         if isinstance(self._side, ClientSide):
+            logger.debug("link to node %s (%s): %s", self.name, self.address, self.state.value)
             self._write(self._side.hello())
 
     def take(self, transport: asyncio.BaseTransport) -> None:
@@ -156,10 +158,10 @@ class PeerLink(asyncio.Protocol):
         self._transport = transport
         transport.set_write_buffer_limits(high=self._peers.settings.room_bytes)
         name = transport.get_extra_info("peername")
-        self.where = f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "?"
+        self.address = f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "?"
 
     def data_received(self, data: bytes) -> None:
-        self.heard = self._peers.clock()
+        self.heard_at = self._peers.clock()
         try:
             if self._channel is not None:
                 data = self._channel.receive(data)
@@ -171,7 +173,7 @@ class PeerLink(asyncio.Protocol):
                 self.handle(message)
         except PeerError as error:
             self._write(b"")  # the alert of TLS, if there is one
-            self._peers.complain(self.name, f"the link to {self.where} is dropped: {error}")
+            self._peers.complain(self.name, f"the link to {self.address} is dropped: {error}")
             self.abort()
         except Exception:
             logger.exception("a message of node %s cannot be handled; the link is dropped", self.name)
@@ -243,15 +245,15 @@ class PeerLink(asyncio.Protocol):
         settings = self._peers.settings
         congested = self.state is LinkState.CONGESTED
         if self.state is LinkState.OPENING:
-            if now - self.opened > settings.opening_seconds:
-                self._drop(f"{self.where} has not answered within {settings.opening_seconds:g} s")
-        elif now - self.heard > settings.dead_seconds:
-            self._drop(f"nothing was heard from {self.where} for {settings.dead_seconds:g} s")
+            if now - self.opened_at > settings.opening_seconds:
+                self._drop(f"{self.address} has not answered within {settings.opening_seconds:g} s")
+        elif now - self.heard_at > settings.dead_seconds:
+            self._drop(f"nothing was heard from {self.address} for {settings.dead_seconds:g} s")
         elif self.unsent_bytes > settings.output_bytes or (
             congested and now - self.congested_at > 2 * settings.dead_seconds
         ):
-            self._drop(f"{self.where} does not take what is sent to it")
-        elif now - self.sent >= settings.ping_seconds * 0.9:
+            self._drop(f"{self.address} does not take what is sent to it")
+        elif now - self.sent_at >= settings.ping_seconds * 0.9:
             self.send(messages.Ping())
 
     def _drop(self, reason: str) -> None:
@@ -264,7 +266,7 @@ class PeerLink(asyncio.Protocol):
 
     def _write(self, data: bytes) -> None:
         if self._transport is not None:
-            self.sent = self._peers.clock()
+            self.sent_at = self._peers.clock()
             if self._channel is not None:
                 self._channel.send(data)
                 data = self._channel.outgoing()
@@ -366,9 +368,9 @@ class Peers:
         if (
             current is not None
             and current.boot != hello.boot
-            and self.clock() - current.heard < self.settings.alive_seconds
+            and self.clock() - current.heard_at < self.settings.alive_seconds
         ):
-            return f"node {name!r} is connected from {current.where} already: two nodes under one name"
+            return f"node {name!r} is connected from {current.address} already: two nodes under one name"
         return None
 
     def adopt(
@@ -398,7 +400,7 @@ class Peers:
             former.abort()
         self._links[link.name] = link
         self._complaints.pop(link.name, None)
-        logger.info("node %s is linked (%s)", link.name, link.where)
+        logger.info("node %s is linked (%s)", link.name, link.address)
         self._group.link_up(link.name)
         self.wake()
 
@@ -415,7 +417,7 @@ class Peers:
         if self._links.get(link.name) is link:
             del self._links[link.name]
             self._down_since[link.name] = self.clock()
-            logger.info("node %s is not linked any more (%s)", link.name, link.where)
+            logger.info("node %s is not linked any more (%s)", link.name, link.address)
             if self._group is not None:
                 self._group.link_down(link.name)
                 self.wake()
@@ -478,5 +480,5 @@ class Peers:
             late, before = now - before > 1.0, now
             for link in [*self._links.values(), *self._opening]:
                 if late:  # this process stood still: what the others sent meanwhile comes first
-                    link.heard = link.opened = link.congested_at = now
+                    link.heard_at = link.opened_at = link.congested_at = now
                 link.check(now)

@@ -16,7 +16,7 @@ import pysyncobj.journal
 import pysyncobj.syncobj
 import pytest
 
-from connmon.cluster.raft import member, messages
+from connmon.cluster.raft import member, messages, pysyncobj_check
 from connmon.cluster.raft.settings import RaftSettings
 
 
@@ -37,14 +37,16 @@ def a_member() -> member.Member:
     )
 
 
-PRIVATE_CALLED = [name.removeprefix("_SyncObj__") for name in member._CALLED if name.startswith("_SyncObj__")]
+PRIVATE_CALLED = [
+    name.removeprefix("_SyncObj__") for name in pysyncobj_check.CALLED if name.startswith("_SyncObj__")
+]
 
 
-@pytest.mark.parametrize("name", [*member._REPLACED, *PRIVATE_CALLED])
+@pytest.mark.parametrize("name", [*pysyncobj_check.REPLACED, *PRIVATE_CALLED])
 def test_private_methods_are_there(name: str) -> None:
     """Those that are replaced are still called by their names, those that are called still exist."""
     assert callable(getattr(pysyncobj.SyncObj, f"_SyncObj__{name}"))
-    if name in member._REPLACED:
+    if name in pysyncobj_check.REPLACED:
         assert f"self.__{name}(" in inspect.getsource(pysyncobj.syncobj)
         assert f"_SyncObj__{name}" in vars(member._Core)
 
@@ -54,14 +56,14 @@ def test_what_member_uses_is_in_its_tables() -> None:
     source = inspect.getsource(member)
     called = set(re.findall(r"self\._core\._SyncObj__(\w+)", source))
     assert called == set(PRIVATE_CALLED)
-    assert set(re.findall(r'_private\("(\w+)"\)', source)) == set(member._ATTRIBUTES)
-    assert set(re.findall(r"^            (\w+)=.*,$", source, re.M)) >= set(member._OPTIONS)
+    assert set(re.findall(r'_private\("(\w+)"\)', source)) == set(pysyncobj_check.ATTRIBUTES)
+    assert set(re.findall(r"^            (\w+)=.*,$", source, re.M)) >= set(pysyncobj_check.OPTIONS)
 
 
 def test_private_attributes_are_there() -> None:
     """Each that is read or written has been set by pysyncobj."""
     made = a_member()
-    for name in member._ATTRIBUTES:
+    for name in pysyncobj_check.ATTRIBUTES:
         assert hasattr(made._core, f"_SyncObj__{name}"), name
     made.close()
 

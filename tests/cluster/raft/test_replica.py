@@ -1,4 +1,4 @@
-"""The Raft group of one: applied once, in order, and never stuck."""
+"""A replica applies each batch once, in order, and never gets stuck; pysyncobj unpickles no code."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def with_replica(
 
 
 def test_a_batch_is_applied_and_its_outcome_returned() -> None:
-    """propose waits for the election and returns what applying brought."""
+    """propose waits for the election and returns the outcome of applying the batch."""
 
     async def body(replica: Replica, state: FakeState) -> None:
         assert replica.status.leader is None
@@ -77,13 +77,13 @@ def test_the_same_batch_again_is_applied_once() -> None:
 
 
 def test_batches_go_in_order_one_at_a_time() -> None:
-    """What is proposed at the same time is applied one after the other, in the order of the calls."""
+    """Batches proposed at the same time are applied one after the other, in the order of the calls."""
 
     async def body(replica: Replica, state: FakeState) -> None:
-        seen: list[int] = []
-        replica.on_applied = lambda applied, outcome: seen.append(applied.number)
+        applied_numbers: list[int] = []
+        replica.on_applied = lambda applied, outcome: applied_numbers.append(applied.number)
         outcomes = await asyncio.gather(*(replica.propose(batch(n, full("i", n))) for n in range(1, 21)))
-        assert seen == list(range(1, 21))
+        assert applied_numbers == list(range(1, 21))
         assert all(outcome.applied for outcome in outcomes)
 
     with_replica(body)
@@ -113,7 +113,7 @@ def test_a_proposal_that_is_lost_is_repeated() -> None:
 
 
 def test_a_state_that_raises_does_not_stop_the_group(caplog: pytest.LogCaptureFixture) -> None:
-    """The bug is logged and told to the proposer; the batch is not retried, the next one goes through."""
+    """The bug is logged and raised at the proposer; the batch is not retried, the next one is applied."""
 
     async def body(replica: Replica, state: FakeState) -> None:
         state.fail_on = "bad"
@@ -130,7 +130,7 @@ def test_a_state_that_raises_does_not_stop_the_group(caplog: pytest.LogCaptureFi
 
 
 def test_a_callback_that_raises_does_not_apply_twice(caplog: pytest.LogCaptureFixture) -> None:
-    """on_applied may raise: it is logged, and the batch counts once."""
+    """An exception in on_applied is logged, and the batch counts once."""
 
     async def body(replica: Replica, state: FakeState) -> None:
         replica.on_applied = lambda applied, outcome: 1 / 0  # type: ignore[assignment]
@@ -155,7 +155,7 @@ def test_bytes_that_are_no_batch_are_skipped(caplog: pytest.LogCaptureFixture) -
 
 
 def test_the_log_stays_short_over_5000_commands() -> None:
-    """The log is cut every 500 commands, and the state is what 5,000 commands make it."""
+    """The log is cut every 500 commands, and the state has all 5,000 commands in it."""
 
     async def body(replica: Replica, state: FakeState) -> None:
         longest = 0
@@ -198,7 +198,7 @@ class Shelf:
 
 
 def test_journal_and_store_bring_the_state_back(tmp_path: Path) -> None:
-    """What was applied before a crash is applied again, from the snapshot and the log after it."""
+    """After a crash the state comes back from the checkpoint and the log after it."""
     journal, shelf = str(tmp_path / "journal"), Shelf()
 
     async def run(numbers: range, until: int) -> FakeState:
@@ -216,15 +216,15 @@ def test_journal_and_store_bring_the_state_back(tmp_path: Path) -> None:
 
     before = asyncio.run(run(range(1, 1301), 1300))
     assert shelf.checkpoint is not None
-    # What was not known to be committed is committed again by the next leader.
+    # The next leader commits again what was not known to be committed.
     after = asyncio.run(run(range(1301, 1302), 1301))
     assert before.version == 1300
     assert sorted(after.reports.values()) == list(range(1295, 1302))
     assert after.clock == pytest.approx(130.1)
 
 
-def test_another_replica_gets_a_snapshot() -> None:
-    """Who is further behind than the log goes back gets the state; who is not, the entries."""
+def test_another_replica_gets_a_checkpoint() -> None:
+    """A node that lacks entries cut off the log gets a checkpoint; one that does not gets the entries."""
 
     async def body() -> None:
         async with Trio() as trio:
@@ -256,7 +256,7 @@ class Evil:
 def test_no_pickle_runs_code(
     loads: Callable[[bytes], object], protocol: int, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wherever pysyncobj unpickles, os.system is refused and not run."""
+    """Each unpickler of pysyncobj refuses os.system, and does not run it."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(pickle.UnpicklingError, match=r"system is nothing that pysyncobj writes"):
         loads(pickle.dumps(Evil(), protocol))
@@ -268,20 +268,20 @@ def test_no_pickle_runs_code(
     ["builtins.eval", "builtins.getattr", "_codecs.encode", "pysyncobj.node.TCPNode", "pysyncobj.node.Node"],
 )
 def test_no_other_name_is_known(name: str) -> None:
-    """No name at all is; not even what looks harmless."""
+    """The unpickler refuses every name, also harmless ones."""
     where, what = name.rsplit(".", 1)
     with pytest.raises(pickle.UnpicklingError):
         pysyncobj.pickle.loads(f"c{where}\n{what}\n.".encode())
 
 
 def test_what_pysyncobj_writes_is_read_back() -> None:
-    """The journal's term, vote and commit index go through."""
+    """The journal's term, vote and commit index survive a round trip."""
     value = {"currentTerm": 7, "votedForNodeId": "node2", "raftCommitIndex": 1234, "none": None}
     assert pysyncobj.pickle.loads(pysyncobj.pickle.dumps(value)) == value
 
 
 def test_nothing_of_the_network_is_unpickled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Entries, commands and snapshots are applied without any unpickler."""
+    """Entries, commands and checkpoints are applied without an unpickler."""
 
     def never(*arguments: object) -> None:
         raise AssertionError("unpickled")
@@ -316,17 +316,17 @@ def fd_there(fd: str) -> bool:
 def own_ports() -> set[str]:
     """Return the sockets by which this process can be reached; other tests may have left some."""
     mine = {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if fd_there(fd)}
-    found: set[str] = set()
+    listening: set[str] = set()
     for table, reachable in (("tcp", "0A"), ("tcp6", "0A"), ("udp", "07"), ("udp6", "07")):  # 0A: listening
         if os.path.exists(f"/proc/net/{table}"):
             with open(f"/proc/net/{table}", encoding="ascii") as file:
                 rows = [line.split() for line in list(file)[1:]]
-            found.update(f"socket:[{row[9]}]" for row in rows if row[3] == reachable)
-    return found & mine
+            listening.update(f"socket:[{row[9]}]" for row in rows if row[3] == reachable)
+    return listening & mine
 
 
 def test_it_cannot_be_started_twice() -> None:
-    """A second start is the caller's error."""
+    """A second start raises RuntimeError."""
 
     async def body(replica: Replica, state: FakeState) -> None:
         with pytest.raises(RuntimeError):

@@ -1,4 +1,4 @@
-"""The simulated cluster: 300 runs in which everything goes wrong, and each of them replays."""
+"""The simulated cluster: 300 runs with all kinds of faults, each of which can be replayed."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SLICE = 30
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, SEEDS, SLICE))
 def test_the_cluster_keeps_its_word(first: int, caplog: pytest.LogCaptureFixture) -> None:
-    """One history, nothing goes back, nothing old is called current; healed, all is as reported."""
+    """One history, no step back, no old view called current; in the end the state is what was reported."""
     caplog.set_level("CRITICAL")
     for seed in range(first, first + SLICE):
         simulation.run(seed)
 
 
 def test_a_seed_is_a_run(caplog: pytest.LogCaptureFixture) -> None:
-    """The same seed gives the same trace, another one another; also where hashes differ."""
+    """The same seed gives the same trace whatever the hash seed; another one gives another trace."""
     caplog.set_level("CRITICAL")
     here, _ = simulation.run(7)
     assert simulation.run(7)[0] == here
@@ -40,7 +40,7 @@ def test_a_seed_is_a_run(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_violation_is_found(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The checks are alive: a node that calls everything current is caught."""
+    """The checks work: a node that calls every view current is found."""
     caplog.set_level("CRITICAL")
     monkeypatch.setattr("connmon.cluster.raft.group.Group.has_quorum", lambda group, now: True)
     with pytest.raises(Violation, match="old"):
@@ -49,7 +49,7 @@ def test_a_violation_is_found(caplog: pytest.LogCaptureFixture, monkeypatch: pyt
 
 
 def test_a_forgotten_history_comes_back_from_the_applications(caplog: pytest.LogCaptureFixture) -> None:
-    """Where an empty majority has overwritten a survivor, the present is what is reported anew."""
+    """After an empty majority has overwritten a survivor, the present comes back from the applications."""
     caplog.set_level("CRITICAL")
     forgetful = range(2, 600, 3)
     assert any(simulation.run(seed)[1]["overwritten"] for seed in forgetful)

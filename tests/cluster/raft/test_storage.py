@@ -1,4 +1,4 @@
-"""data_dir: what a node keeps over a restart, what it refuses, and growing and shrinking with it."""
+"""data_dir: what a node keeps over a restart, which directories it refuses, and a group that grows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CHECKPOINT = Checkpoint(2, 1, b"\1two", b"state")
 
 
 def filled(path: Path) -> Path:
-    """Return a directory with a snapshot as of entry 2 and a log of three entries."""
+    """Make a directory with a checkpoint of entry 2 and a log of three entries; return it."""
     kept = DataDir(str(path), "default", "node1")
     for index in (1, 2, 3):
         kept.journal.add(b"\1" + b"x" * index, index, 1)
@@ -53,7 +53,7 @@ def opened(path: Path, service: str = "default", node: str = "node1") -> tuple[l
 
 
 def test_what_was_kept_is_there_again(tmp_path: Path) -> None:
-    """Log, term, vote, commit index and snapshot come back, and as often as wanted."""
+    """Log, term, vote, commit index and checkpoint come back, each time the directory is opened."""
     path = filled(tmp_path / "d")
     log, checkpoint = opened(path)
     assert [(index, term) for _, index, term in log] == [(1, 1), (2, 1), (3, 1)]
@@ -62,7 +62,7 @@ def test_what_was_kept_is_there_again(tmp_path: Path) -> None:
 
 
 def test_what_was_deleted_is_not(tmp_path: Path) -> None:
-    """The log is cut at both ends on disk as in memory, and what is torn off at its end was never in it."""
+    """The log is cut at both ends on disk as in memory; bytes beyond its end do not count."""
     path = filled(tmp_path / "d")
     kept = DataDir(str(path), "default", "node1")
     kept.journal.deleteEntriesTo(1)
@@ -78,7 +78,7 @@ def test_what_was_deleted_is_not(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["journal", "snapshot", "identity"])
 def test_truncated_at_every_length_and_damaged_at_every_byte(name: str, tmp_path: Path) -> None:
-    """Each is refused with one line that names the directory and what to do; never a wrong state."""
+    """Each is refused with one line with the directory and what to do; none gives a wrong state."""
     path = filled(tmp_path / "d")
     right = opened(path)
     whole = (path / name).read_bytes()
@@ -104,7 +104,7 @@ def test_truncated_at_every_length_and_damaged_at_every_byte(name: str, tmp_path
     ],
 )
 def test_a_foreign_directory_is_refused(service: str, node: str, expected: str, tmp_path: Path) -> None:
-    """Another node's or another service's directory is named as such."""
+    """The error says whose directory it is, and whose was expected."""
     path = filled(tmp_path / "d")
     with pytest.raises(ConfigError, match=re.escape(expected)):
         DataDir(str(path), service, node)
@@ -122,7 +122,7 @@ def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("missing", ["journal", "snapshot", "identity"])
 def test_a_missing_file_is_refused(missing: str, tmp_path: Path) -> None:
-    """A log that begins later needs its snapshot, and nothing takes a half directory for an empty one."""
+    """A log that begins later needs its checkpoint, and half a directory does not count as an empty one."""
     path = filled(tmp_path / "d")
     kept = DataDir(str(path), "default", "node1")
     kept.journal.deleteEntriesTo(1)
@@ -169,7 +169,7 @@ for line in sys.stdin:
 
 
 class Application:
-    """A program that checks out as often as it is told."""
+    """A program that checks out connections on request."""
 
     def __init__(self, directory: Path, config: Path, program: str) -> None:
         options = f"plugin=connmon&connmon_config={config}&connmon_program={program}"
@@ -199,7 +199,7 @@ class Application:
 
 
 class Member(RunningNode):
-    """One of the nodes of a group whose file says what the test says."""
+    """A node of a group with a config file that the test writes."""
 
     def __init__(self, directory: Path, name: str, port: int) -> None:
         self.name, self.service, self.port = name, "default", port
@@ -218,7 +218,7 @@ class Member(RunningNode):
 
 
 class Members:
-    """Up to five nodes, each with its own config file and, if wanted, data_dir."""
+    """Up to five nodes, each with its own config file and optionally a data_dir."""
 
     def __init__(self, directory: Path, data: bool) -> None:
         self.directory, self.data = directory, data
@@ -235,7 +235,7 @@ class Members:
         return f"[connmon_service_default]\nname: default\n{more}\nnodes:\n{lines}"
 
     def configure(self, count: int, members: Sequence[Member]) -> None:
-        """Have the files of these nodes name the first `count` nodes."""
+        """Write the config files of these nodes, with the first `count` nodes in them."""
         for member in members:
             more = f"data_dir: {self.directory / member.name}\n" if self.data else ""
             member.config.write_text(self.text(count, more))
@@ -251,7 +251,7 @@ class Members:
         return self.applications[-1]
 
     def equal(self, members: Sequence[Member], *applications: Application) -> None:
-        """Wait until these nodes show what these applications did, to the unit."""
+        """Wait until these nodes show exactly the checkouts of these applications."""
 
         def shown() -> bool:
             for member in members:
@@ -305,7 +305,7 @@ def test_kill_9_of_all_nodes_keeps_maxima_and_ended_totals(members: Members) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("members", [False], indirect=True)
 def test_without_data_dir_the_present_comes_back(members: Members) -> None:
-    """Living applications tell the restarted group all of what they have done."""
+    """Applications that still run report their totals to the restarted group."""
     three = members.all[:3]
     members.configure(3, three)
     members.start(three)
@@ -320,7 +320,7 @@ def test_without_data_dir_the_present_comes_back(members: Members) -> None:
 
 @pytest.mark.slow
 def test_growing_and_shrinking_keeps_the_totals(members: Members) -> None:
-    """1 -> 3 -> 5 -> 3 nodes as docs/operations.rst says, an application reporting throughout."""
+    """1 -> 3 -> 5 -> 3 nodes as in docs/operations.rst, while an application reports."""
     nodes = members.all
     members.configure(1, nodes[:1])
     members.start(nodes[:1])
@@ -358,7 +358,7 @@ def test_growing_and_shrinking_keeps_the_totals(members: Members) -> None:
 
 @pytest.mark.slow
 def test_a_full_disk_is_one_warning_and_the_node_goes_on(members: Members, tmp_path: Path) -> None:
-    """It reports on from memory, says so once, and keeps everything again as soon as there is room."""
+    """The node goes on in memory, logs that once, and writes everything again once there is room."""
     needs_root("mount a small disk")
     disk, node = tmp_path / "node1", members.all[0]
     disk.mkdir()
@@ -377,11 +377,11 @@ def test_a_full_disk_is_one_warning_and_the_node_goes_on(members: Members, tmp_p
                     pass
         application = members.application("living")
 
-        def told() -> bool:
+        def disk_is_full() -> bool:
             application.work(1)
             return "cannot be written to" in node.log
 
-        wait_for(told, LIMIT, "the disk to be full")
+        wait_for(disk_is_full, LIMIT, "the disk to be full")
         application.work(40)
         members.equal([node], application)
         assert node.log.count("cannot be written to") == 1

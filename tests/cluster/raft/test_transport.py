@@ -1,4 +1,4 @@
-"""The links between nodes: who is let in, what becomes of a link, what does not fit a frame."""
+"""Peer links: which nodes are refused, when a link is dropped, and messages longer than a frame."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from connmon.cluster.raft.messages import (
     encode,
 )
 from connmon.cluster.raft.status import Role
-from connmon.cluster.raft.transport import PeerSettings, cluster_text
+from connmon.cluster.raft.transport import LINK_CHANGES, LinkState, PeerSettings, cluster_text
 from connmon.config import Address, Node
 from connmon.errors import ProtocolError
 from connmon.protocol.credentials import Credentials
@@ -37,12 +37,12 @@ from tests.support.trio import Trio
 
 
 def frame(message: msgspec.Struct) -> bytes:
-    """Return any message in a frame, as a side of a connection without a secret does."""
+    """Return a message in a frame, as on a connection without a secret."""
     return ClientSide("peer", "default").frame(message)
 
 
 def with_trio(body: Callable[[Trio], Awaitable[None]], **options: Any) -> None:
-    """Run `body` beside three linked nodes, for at most 60 s."""
+    """Run `body` with three linked nodes, for at most 60 s."""
 
     async def run() -> None:
         async with Trio(**options) as trio:
@@ -51,29 +51,29 @@ def with_trio(body: Callable[[Trio], Awaitable[None]], **options: Any) -> None:
     asyncio.run(run())
 
 
-async def say(trio: Trio, to: str, *messages: Any) -> list[Any]:
-    """Connect to a node as another one would, say this, and return what it says until it closes."""
+async def exchange(trio: Trio, to: str, *messages: Any) -> list[Any]:
+    """Connect to a node as a peer, send these messages, and return its answers until it closes."""
     at = trio.service.node(to).bind
     reader, writer = await asyncio.open_connection(at.host, at.port)
     try:
         writer.write(b"".join(m if isinstance(m, bytes) else wire_frame(m) for m in messages))
-        heard = b""
+        received = b""
         while data := await reader.read(65536):
-            heard += data
+            received += data
     finally:
         writer.close()
     frames = []
-    while heard:
-        size = int.from_bytes(heard[:4], "big")
-        frames.append(heard[4 : 4 + size])
-        heard = heard[4 + size :]
+    while received:
+        size = int.from_bytes(received[:4], "big")
+        frames.append(received[4 : 4 + size])
+        received = received[4 + size :]
     decoder = msgspec.msgpack.Decoder(Welcome | Refuse)
-    return [decoder.decode(each) for each in frames]
+    return [decoder.decode(payload) for payload in frames]
 
 
 def hello(trio: Trio, name: str, **changes: Any) -> Hello:
-    wanted = Hello(VERSION, "peer", "default", name, None, "a boot", cluster_text(trio.service))
-    return msgspec.structs.replace(wanted, **changes)
+    right = Hello(VERSION, "peer", "default", name, None, "a boot", cluster_text(trio.service))
+    return msgspec.structs.replace(right, **changes)
 
 
 # --- three nodes ----------------------------------------------------------------------------
@@ -102,7 +102,7 @@ def test_what_one_proposes_all_apply() -> None:
 
 @pytest.mark.slow
 def test_a_leader_that_ends_is_followed_by_another() -> None:
-    """What was proposed goes on with the next leader; the node that comes back gets everything."""
+    """Batches are applied with the next leader; the node that comes back gets everything."""
 
     async def body(trio: Trio) -> None:
         await trio.replicas["node1"].propose(batch(1, full("i1")))
@@ -156,17 +156,17 @@ def test_a_large_batch_goes_in_parts() -> None:
 
 @pytest.mark.slow
 def test_nodes_with_a_secret() -> None:
-    """Nodes prove the secret to one another; who does not know it is no peer."""
+    """Nodes prove the secret to each other; a node without it is refused."""
 
     async def body(trio: Trio) -> None:
         assert (await trio.replicas["node3"].propose(batch(1, full("i1")))).applied
-        (refuse,) = await say(trio, "node2", hello(trio, "node1"))
+        (refuse,) = await exchange(trio, "node2", hello(trio, "node1"))
         assert "secret" in refuse.reason
 
     with_trio(body, credentials=Credentials(b"0123456789abcdef"))
 
 
-# --- who is no peer -------------------------------------------------------------------------
+# --- refused nodes --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -183,11 +183,11 @@ def test_nodes_with_a_secret() -> None:
 def test_who_does_not_belong_is_refused(
     name: str, changes: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The reason is said, and logged; the group goes on."""
+    """The reason is sent and logged; the group goes on."""
 
     async def body(trio: Trio) -> None:
         await trio.until(lambda: all(trio.replicas["node2"].status.connected.values()))
-        (refuse,) = await say(trio, "node2", hello(trio, name, **changes))
+        (refuse,) = await exchange(trio, "node2", hello(trio, name, **changes))
         assert isinstance(refuse, Refuse)
         assert reason in refuse.reason
         assert (await trio.replicas["node1"].propose(batch(1))).applied
@@ -198,7 +198,7 @@ def test_who_does_not_belong_is_refused(
 
 
 @pytest.mark.slow
-def test_another_config_is_told_to_both(caplog: pytest.LogCaptureFixture) -> None:
+def test_another_config_is_logged_by_both(caplog: pytest.LogCaptureFixture) -> None:
     """A node started with another list of nodes is refused, and both sides log what differs."""
     caplog.set_level(logging.WARNING)
 
@@ -207,13 +207,15 @@ def test_another_config_is_told_to_both(caplog: pytest.LogCaptureFixture) -> Non
         more = (*trio.service.nodes, Node("node4", Address("127.0.0.1", 1), Address("127.0.0.1", 1)))
         trio.start("node3", config=dataclasses.replace(trio.service, nodes=more))
 
-        def told(by: str) -> bool:
+        def logged(by: str) -> bool:
             return any(
                 record.name == by and "the config files differ" in record.getMessage()
                 for record in caplog.records
             )
 
-        await trio.until(lambda: told("connmon.cluster.log_limit") and told("connmon.cluster.raft.transport"))
+        await trio.until(
+            lambda: logged("connmon.cluster.log_limit") and logged("connmon.cluster.raft.transport")
+        )
         assert (await trio.replicas["node1"].propose(batch(1))).applied
         assert not trio.replicas["node3"].status.quorum
 
@@ -221,7 +223,7 @@ def test_another_config_is_told_to_both(caplog: pytest.LogCaptureFixture) -> Non
 
 
 def test_a_group_of_one_has_no_peers() -> None:
-    """The text that must be alike names every node, wherever the file has it."""
+    """The text that nodes compare names every node, in whatever order the config file has them."""
     trio = Trio()
     turned = dataclasses.replace(trio.service, nodes=trio.service.nodes[::-1])
     assert cluster_text(turned) == cluster_text(trio.service)
@@ -243,8 +245,8 @@ def test_a_group_of_one_has_no_peers() -> None:
     ],
     ids=["rubbish", "long", "range", "membership", "version", "part"],
 )
-def test_a_peer_that_makes_no_sense_is_dropped(garbage: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    """Its link ends with one log line; nothing of it is applied, and the real node links again."""
+def test_a_peer_with_invalid_messages_is_dropped(garbage: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """Its link ends with one log line; nothing is applied, and the real node links again."""
 
     async def body(trio: Trio) -> None:
         real = trio.replicas["node1"].peers
@@ -284,11 +286,60 @@ def test_a_silent_link_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
     assert "nothing was heard" in caplog.text
 
 
+def test_a_link_and_a_role_tell_their_story_at_debug(caplog: pytest.LogCaptureFixture) -> None:
+    """Each change of a peer link or a role is one line; the objects describe themselves."""
+    caplog.set_level(logging.DEBUG, "connmon.cluster.raft")
+
+    async def body(trio: Trio) -> None:
+        await trio.until(lambda: all(trio.replicas["node1"].status.connected.values()))
+        replica = trio.replicas["node1"]
+        assert repr(replica).startswith("<Replica default/node1 <Group ")
+        assert "<PeerLink node2 127.0.0.1:" in repr(replica.peers)
+        trio.stop("node1")
+
+    with_trio(body)
+    lines = [record.getMessage() for record in caplog.records if record.levelno == logging.DEBUG]
+    links = [line for line in lines if line.startswith("link to node node2 ")]
+    changes = [line.partition("): ")[2] for line in links]
+    assert changes[:2] == ["opening", "opening -> open"]
+    assert "open -> closed" in changes
+    assert any(line.startswith("this node: candidate -> leader in term ") for line in lines)
+
+
+def test_a_congested_link_has_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above `room_bytes` a link carries heartbeats only; when it has room again, the group is called."""
+
+    async def body(trio: Trio) -> None:
+        peers = trio.replicas["node1"].peers
+        assert peers is not None
+        await trio.until(lambda: "node2" in peers._links)
+        link = peers._links["node2"]
+        roomy: list[str] = []
+        monkeypatch.setattr(trio.replicas["node1"]._group, "roomy", roomy.append)
+        link.resume_writing()
+        link.pause_writing()
+        assert link.state.name == "CONGESTED" and not peers.room("node2")
+        link.resume_writing()
+        assert link.state.name == "OPEN" and peers.room("node2")
+        assert roomy == ["node2"]
+
+    with_trio(body)
+
+
+def test_the_changes_of_a_link() -> None:
+    """Every state is in the table, can be reached, and ends as closed."""
+    assert set(LINK_CHANGES) == set(LinkState)
+    assert set.union(*map(set, LINK_CHANGES.values())) | {LinkState.OPENING} == set(LinkState)
+    assert all(
+        LinkState.CLOSED in LINK_CHANGES[state] for state in LinkState if state is not LinkState.CLOSED
+    )
+
+
 # --- messages -------------------------------------------------------------------------------
 
 
 def test_long_messages_are_cut_and_joined() -> None:
-    """No frame is above the limit, and what is joined is what was cut."""
+    """No frame is above the limit, and the parts join to the same message."""
     entries = tuple(Entry(n, b"\x00" + bytes([n]) * 300_000) for n in range(1, 9))
     for message in (
         Append(3, 1, 9, 1, 0, 0, entries),
