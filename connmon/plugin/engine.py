@@ -169,8 +169,8 @@ def attach(engine: Engine | AsyncEngine, **options: object) -> None:
         - ``service``: the service of the config file to report to; default ``"default"``.
         - ``addr``: report to this ``host:port`` instead, without a config file.
         - ``config``: path of the config file; default ``$CONNMON_CONFIG``, else ``/etc/connmon.cfg``.
-        - ``program``: the program name to show; default ``$CONNMON_PROGRAM``, else derived from how the process
-          was started.
+        - ``program``: the program name to show; default ``$CONNMON_PROGRAM``, else derived from how the
+          process was started.
         - ``trace``: which checkouts have their call site noted: ``"auto"`` (each, up to 100 a second in the
           process, and a fair sample of more; the default), ``"all"``, or ``"off"``.
         - ``held``: seconds after which a held connection counts as held long, above 0; default 30.
