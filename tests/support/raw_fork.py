@@ -42,12 +42,12 @@ def main(page: bool) -> None:
     from connmon.plugin import forks
 
     advice = forks.WIPE_ON_FORK if page else -1  # -1: as on a kernel that cannot blank a page
-    told: list[str] = []
-    forks.register(lambda: told.append("forked"), lambda: told.append("settled"), advice)
+    called: list[str] = []
+    forks.register(lambda: called.append("forked"), lambda: called.append("may have threads"), advice)
     seen: list[int] = []
     listener = forks.after_fork_check(seen.append)
     listener(1)
-    say(step="before", told=told, seen=seen, allowed=[forks.threads_allowed(), forks.threads_allowed()])
+    say(step="before", called=called, seen=seen, allowed=[forks.threads_allowed(), forks.threads_allowed()])
 
     def child(step: str, *does: Any) -> None:
         pid = LIBC.fork()
@@ -55,7 +55,7 @@ def main(page: bool) -> None:
             module.worker_id = lambda: 1
             for do in does:
                 do()
-            say(step=step, told=told, seen=seen, allowed=forks.threads_allowed(), earlier=len(earlier))
+            say(step=step, called=called, seen=seen, allowed=forks.threads_allowed(), earlier=len(earlier))
             os._exit(0)
         os.waitpid(pid, 0)
 
@@ -66,12 +66,12 @@ def main(page: bool) -> None:
         pid = os.fork()
         if pid == 0:
             listener(4)
-            say(step="grandchild", told=told, seen=seen)
+            say(step="grandchild", called=called, seen=seen)
             os._exit(0)
         os.waitpid(pid, 0)
 
     child("parent", lambda: listener(2), by_python)
-    say(step="after", told=told, seen=seen)
+    say(step="after", called=called, seen=seen)
 
 
 if __name__ == "__main__":
