@@ -55,7 +55,9 @@ def test_name_of_a_thread(name: str, expected: str) -> None:
         done.set()
         thread.join(30)
     assert found.startswith(expected)
-    message = msgspec.msgpack.encode(Connection(1, 1, None, "checked_out", 1.0, 1.0, found))
+    message = msgspec.msgpack.encode(
+        Connection(number=1, pool=1, server_id=None, state="checked_out", age=1.0, held=1.0, holder=found)
+    )
     assert msgspec.msgpack.decode(message, type=Connection).holder == found
 
 

@@ -57,12 +57,22 @@ class Holders:
         return frozenset()
 
 
-PROCESS = Process("ctl1", "nova-api", 1, 0, None, None, None)
+PROCESS = Process(host="ctl1", program="nova-api", pid=1, ppid=0, user=None, command=None, started=None)
 
 
 def info(database: str = "neutron", size: int | None = 5, overflow: int | None = 10) -> PoolInfo:
     url = f"mysql+pymysql://root@db/{database}"
-    return PoolInfo(url, "mysql", "db", 3306, database, "QueuePool", size, overflow, 30.0)
+    return PoolInfo(
+        url=url,
+        dialect="mysql",
+        database_host="db",
+        database_port=3306,
+        database=database,
+        pool_class="QueuePool",
+        pool_size=size,
+        max_overflow=overflow,
+        timeout=30.0,
+    )
 
 
 SETTINGS = LedgerSettings()
@@ -451,8 +461,28 @@ def test_pools_that_are_gone_leave_their_totals() -> None:
 def test_remains_are_those_of_the_database() -> None:
     """Two pools with the same URL (hosts were in the query) may be of different databases."""
     ledger = make_ledger()
-    one = PoolInfo("postgresql:///x", "postgresql", "h1", 5432, "x", "NullPool", None, None, None)
-    two = PoolInfo("postgresql:///x", "postgresql", "h2", 5432, "x", "NullPool", None, None, None)
+    one = PoolInfo(
+        url="postgresql:///x",
+        dialect="postgresql",
+        database_host="h1",
+        database_port=5432,
+        database="x",
+        pool_class="NullPool",
+        pool_size=None,
+        max_overflow=None,
+        timeout=None,
+    )
+    two = PoolInfo(
+        url="postgresql:///x",
+        dialect="postgresql",
+        database_host="h2",
+        database_port=5432,
+        database="x",
+        pool_class="NullPool",
+        pool_size=None,
+        max_overflow=None,
+        timeout=None,
+    )
     for what in (one, two, two):
         Pool(ledger, what).checkout()
     report = taken(ledger.take(10.0))
@@ -605,7 +635,19 @@ def test_a_lock_that_an_interruption_left_held() -> None:
     """A fold lock that is never released is replaced, and nothing piles up."""
     clock = [100.0]
     ledger = Ledger("i", threading.Lock, lambda: clock[0])
-    account = ledger.pool(PoolInfo("u", "sqlite", None, None, None, "QueuePool", 5, 10, 30.0))
+    account = ledger.pool(
+        PoolInfo(
+            url="u",
+            dialect="sqlite",
+            database_host=None,
+            database_port=None,
+            database=None,
+            pool_class="QueuePool",
+            pool_size=5,
+            max_overflow=10,
+            timeout=30.0,
+        )
+    )
     ledger.process.fold_lock.current.acquire()
     for _ in range(3):
         account.wait_times.append(0.5)

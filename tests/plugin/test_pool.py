@@ -1207,7 +1207,17 @@ def test_asyncio_connect_cancelled() -> None:
 
 def test_a_pool_is_described_as_given() -> None:
     """The account keeps the description that it was given."""
-    info = PoolInfo("u", "d", None, None, None, "c", 1, 2, 3.0)
+    info = PoolInfo(
+        url="u",
+        dialect="d",
+        database_host=None,
+        database_port=None,
+        database=None,
+        pool_class="c",
+        pool_size=1,
+        max_overflow=2,
+        timeout=3.0,
+    )
     engine: Engine = Database().engine(QueuePool)
     account = instrument(engine.pool, make_ledger(), info, lambda _: None)
     assert account.info is info

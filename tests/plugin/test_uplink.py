@@ -17,7 +17,17 @@ from connmon.plugin.uplink import TRANSITIONS, Uplink, UplinkEvent, UplinkSettin
 from connmon.protocol.frames import Ack, Goodbye, Hello, NodeSide, Welcome, frame
 from connmon.protocol.reports import PoolInfo, Process, Report, Usage
 
-INFO = PoolInfo("mysql+pymysql://db/x", "mysql", "db", 3306, "x", "QueuePool", 5, 10, 30.0)
+INFO = PoolInfo(
+    url="mysql+pymysql://db/x",
+    dialect="mysql",
+    database_host="db",
+    database_port=3306,
+    database="x",
+    pool_class="QueuePool",
+    pool_size=5,
+    max_overflow=10,
+    timeout=30.0,
+)
 
 SETTINGS = UplinkSettings()
 
@@ -39,7 +49,11 @@ class World:
         self.tried: list[str] = []
 
     def describe(self, full: bool) -> tuple[Process | None, Usage | None]:
-        return (Process("h", "p", 1, 0, None, None, None) if full else None), None
+        return (
+            Process(host="h", program="p", pid=1, ppid=0, user=None, command=None, started=None)
+            if full
+            else None
+        ), None
 
     def connect(self) -> None:
         """Wait as long as necessary, and connect."""
