@@ -41,8 +41,7 @@ class _DriverCalls(NamedTuple):
 
 
 class Driver:
-    """Asks the connections of a dialect's driver. Calling it returns the session id, if it can be the
-    server's."""
+    """Asks the connections of a driver. A call returns the session id, if it can be the server's."""
 
     __slots__ = ("_driver", "family")
 

@@ -45,8 +45,7 @@ def interrupted(error: BaseException, *, in_driver: bool = False) -> bool:
 
 
 def _is_signal_handler(frame: FrameType) -> bool:
-    """Return whether this is the frame of a Python signal handler: its argument is the frame that called
-    it."""
+    """Return whether this is the frame of a Python signal handler: its caller is among its arguments."""
     caller, code = frame.f_back, frame.f_code
     if caller is None or code.co_filename.startswith(_HERE):
         return False

@@ -164,8 +164,7 @@ class Watched:
     """A process on this host, measured repeatedly from outside."""
 
     def __init__(self, pid: int, started: float | None) -> None:
-        """`started`: seconds since its start, to tell it from another process with that pid (in a
-        container)."""
+        """`started`: seconds since its start, to tell it from another process with that pid."""
         self._process = _try(lambda: psutil.Process(pid))
         created = None if self._process is None else _try(self._process.create_time)
         if started is None or created is None or abs(time.time() - created - started) > SAME_START_SECONDS:
@@ -173,8 +172,7 @@ class Watched:
         self._first = True
 
     def look(self, servers: Collection[tuple[str, int]]) -> Live | None:
-        """Return what it takes; None where it is gone. `servers`: addresses and ports to count connections
-        to."""
+        """Return what it takes; None where it is gone. `servers`: whose connections are counted."""
         process = self._process
         if process is None or not _try(process.is_running):
             return None

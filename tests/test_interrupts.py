@@ -1,7 +1,7 @@
 """Exceptions raised into connmon reach the application, and the counts stay right.
 
 A time limit strikes wherever the program is. Here it strikes at each line of each function of the plugin that
-the work of a pool goes through, one after the other; then the account is compared with the driver's truth.
+a pool's work reaches, one after the other; then the account is compared with the driver's truth.
 """
 
 from __future__ import annotations
@@ -128,11 +128,11 @@ WORK: dict[str, Callable[[Application], None]] = {
 
 
 class Strike:
-    """Raises SIGUSR1 at the `at`-th place of the plugin, counted from 0; `struck`: where.
+    """Raises SIGUSR1 at the `at`-th place of the plugin, counted from 0; `struck` says where.
 
-    Places are the begin of each line and what follows each call, where the interpreter looks for signals;
-    each counts when it comes for the first time and for the second. Not counted are the entry of a function,
-    which no `try` of its own can cover, and what runs in a finaliser: an exception there goes to nobody.
+    Places are the begin of each line and the instruction after each call, where the interpreter looks for
+    signals. Each counts at its first and its second visit. Not counted are the entry of a function, which no
+    `try` of its own can cover, and finalizers: nobody gets an exception there.
     """
 
     def __init__(self, at: int) -> None:
@@ -251,7 +251,7 @@ def _check(application: Application, struck: str) -> None:
 
 
 def test_a_close_that_does_not_happen_leaves_the_hold_as_it_was() -> None:
-    """What an interrupted close has counted is taken back: the connection is held on, once."""
+    """The counts of an interrupted close are taken back: the connection is still held, once."""
     application = Application(QueuePool, False)
     application.works()
     (entry,) = application.account.entries.values()
@@ -283,7 +283,7 @@ def _fails() -> None:
 
 
 def test_failures_of_its_own_are_none() -> None:
-    """What connmon, or what it calls, raises is a failure; whatever its class."""
+    """An exception of connmon, or of what it calls, is a failure, whatever its class."""
 
     class Strange(Exception):
         pass
@@ -298,7 +298,7 @@ def test_failures_of_its_own_are_none() -> None:
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
 def test_what_is_no_exception_is_one(error: type[BaseException]) -> None:
-    """Ctrl-C and the end of the process are never connmon's."""
+    """Ctrl-C and the end of the process are always interruptions."""
 
     def ends() -> None:
         raise error
@@ -365,7 +365,7 @@ def test_another_thread() -> None:
 
 
 class Mistake(Exception):
-    """What another listener raises."""
+    """Raised by another listener."""
 
 
 # Not a close, after: connmon has seen it, and then it does not happen (docs/limits.rst).
@@ -380,7 +380,7 @@ class Mistake(Exception):
 )
 @pytest.mark.parametrize("poolclass", CLASSES)
 def test_listeners_of_others_that_raise(poolclass: type[Pool], name: str, when: str) -> None:
-    """Whatever another listener of the pool raises, the account says what the driver and the pool know."""
+    """Whatever another listener of the pool raises, the account agrees with the driver and the pool."""
     database = Database()
     engine = database.engine(poolclass)
     failing = [False]

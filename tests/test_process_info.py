@@ -1,4 +1,4 @@
-"""What is told of a process: no secret of its command line, and no error whatever psutil does."""
+"""What is reported of a process: no secret of its command line, and no error whatever psutil does."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from connmon.protocol.reports import Process, Usage
     ],
 )  # fmt: skip
 def test_masked(command: list[str], shown: str) -> None:
-    """Passwords and query options go, what is no secret stays."""
+    """Passwords and query options are masked; what is not secret stays."""
     assert masked(command) == shown
 
 
@@ -74,15 +74,15 @@ _names = st.sampled_from(["password", "PASSWD", "db-password", "client_secret", 
     before=st.lists(st.text("abc-=:/ ", max_size=5), max_size=3),
 )
 def test_no_secret_is_shown(secret: str, name: str, form: list[str], before: list[str]) -> None:
-    """However it is handed over."""
+    """However it is passed."""
     command = [*before, "x", *(word.format(s=secret, n=name) for word in form)]
     assert "S3cr" not in masked(command)
     assert "eT" not in masked(command)
 
 
 @given(st.lists(st.text(st.characters(), max_size=50), max_size=10))
-def test_anything_can_be_told(command: list[str]) -> None:
-    """Whatever the command line is, what is told of it can be sent."""
+def test_any_command_line_can_be_sent(command: list[str]) -> None:
+    """Any command line can be sent, once masked."""
     shown = masked(command)
     process = Process("h", "p", 1, 0, None, shown, None)
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(process), type=Process) == process
@@ -90,7 +90,7 @@ def test_anything_can_be_told(command: list[str]) -> None:
 
 @pytest.mark.parametrize("word", ["A", "token", "://", "-", "a:", "password ", "://a", "key", "://u:"])
 def test_long_arguments(word: str) -> None:
-    """An argument as long as the system takes is no work for minutes, which would stop all threads."""
+    """An argument of the largest size is masked in a moment; a longer search would stop all threads."""
     shown = masked(["x", "--" + word * (130_000 // len(word)), word * (130_000 // len(word))])
     assert len(shown) <= 2048
 
@@ -110,7 +110,7 @@ def test_identity() -> None:
 
 
 def test_usage(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CPU is not known at the first look, as there is nothing to compare with; then it is a number."""
+    """CPU is not known at the first measurement, which has none before it; then it is a number."""
     monkeypatch.setattr(process_info, "_cached", None)
     process_info.identity("h", "p")
     first = process_info.usage()
@@ -138,7 +138,7 @@ def test_usage(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 @pytest.mark.parametrize("where", ["process", "methods"])
 def test_psutil_fails(where: str, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What cannot be had is None, and nothing is raised."""
+    """What cannot be read is None, and nothing is raised."""
 
     def fail(*_: object, **__: object) -> None:
         raise error
@@ -166,11 +166,11 @@ def test_after_a_fork_it_is_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
     assert process_info._self() is not stale
 
 
-@pytest.mark.parametrize(("name", "told"), [("ctl1", "ctl1"), ("", "localhost"), ("h" * 999, "h" * 256)])
-def test_host(name: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host has a name, and not a longer one than the wire takes."""
+@pytest.mark.parametrize(("name", "expected"), [("ctl1", "ctl1"), ("", "localhost"), ("h" * 999, "h" * 256)])
+def test_host(name: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host has a name, at most as long as the wire accepts."""
     monkeypatch.setattr(socket, "gethostname", lambda: name)
-    assert process_info.host() == told
+    assert process_info.host() == expected
 
 
 # --- Containers -----------------------------------------------------------------------------
@@ -202,7 +202,7 @@ _SANDBOX = "60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752"
     ],
 )  # fmt: skip
 def test_container(cgroup: str, mountinfo: str, found: str | None, tmp_path: Path) -> None:
-    """The container's id, wherever its engine lets it be seen; on a host that runs containers, none."""
+    """The container's id, wherever its engine shows it; None on a host that runs containers."""
     (tmp_path / "cgroup").write_text(cgroup)
     (tmp_path / "mountinfo").write_text(mountinfo)
     assert process_info.container(str(tmp_path)) == found
@@ -210,5 +210,5 @@ def test_container(cgroup: str, mountinfo: str, found: str | None, tmp_path: Pat
 
 
 def test_no_container_where_there_is_no_proc(tmp_path: Path) -> None:
-    """Where nothing can be read, nothing is said."""
+    """Where nothing can be read, the container is None."""
     assert process_info.container(str(tmp_path / "missing")) is None

@@ -190,8 +190,7 @@ class FrameKinds:
         return kind
 
     def handing_on(self, code: CodeType, number: int, inner: int) -> int:
-        """Return the kind of a HANDS_ON frame in this line; `inner` is the kind of the frame that it
-        called."""
+        """Return the kind of a HANDS_ON frame in this line; `inner` is the kind of the frame it calls."""
         where, kind = self.lines.get(id(code), (None, PLUMBING_FRAME))
         if where is None or number not in where.lines or (inner in _QUERY and not where.always):
             return kind
@@ -458,8 +457,7 @@ def find(frame: FrameType | None, kinds: FrameKinds, more_stacks: MoreStacks = l
 
 
 def _entered(code: CodeType, caller: FrameType | None) -> bool:
-    """Return whether this is a generator of @contextmanager, so that the `with` statement is the call
-    site."""
+    """Return whether this is a generator of @contextmanager, whose `with` statement is the call site."""
     return bool(code.co_flags & _GENERATOR) and caller is not None and _enters(caller.f_code)
 
 

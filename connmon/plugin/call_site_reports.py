@@ -76,17 +76,21 @@ class CallSiteReports:
             return []
         held: dict[CallSiteAccount, _PresentHolds] = {}
         for entry in list(account.entries.values()):
-            since, site = entry.since, entry.call_site
-            if since and site is not None and entry.noted_at == entry.checkouts and not entry.closed:
-                number, first = held.get(site.counts, (0, since))
-                held[site.counts] = _PresentHolds(number + 1, min(first, since))
+            since, call_site = entry.since, entry.call_site
+            if since and call_site is not None and entry.noted_at == entry.checkouts and not entry.closed:
+                number, first = held.get(call_site.counts, (0, since))
+                held[call_site.counts] = _PresentHolds(number + 1, min(first, since))
         waiting = Counter(list(account.wait_call_sites.values()))
         part = _PoolPart(held, waiting, call_sites.share(checkouts))
         self._parts.append(part)
         return [
             report
-            for site in call_sites.reported()
-            if (report := self._one(site, account.number, held.get(site), part.waiting[site], part.share))
+            for call_site in call_sites.reported()
+            if (
+                report := self._one(
+                    call_site, account.number, held.get(call_site), part.waiting[call_site], part.share
+                )
+            )
         ]
 
     def others(self, room: CallSiteRoom) -> list[SiteReport]:

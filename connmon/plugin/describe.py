@@ -149,8 +149,7 @@ class Location:
         return ServerAddress(*server)
 
     def described(self, info: PoolInfo) -> PoolInfo:
-        """Return `info` with what is known of the server by now; the same object where nothing has
-        changed."""
+        """Return `info` with what is known of the server by now; the same object where that is the same."""
         host, port = info.database_host, info.database_port
         seen = tuple(self._seen)
         if seen and len(self._url) < 2:  # a URL's list stands

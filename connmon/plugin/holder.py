@@ -191,7 +191,7 @@ def whereabouts(holder: Holder, code: CodeType | None = None, mine: bool = True)
         if not stack:
             return Whereabouts(_without_stack(holder), None, ())
         kinds = _kinds()
-        site = frames.find_in(frames.above_driver(stack, kinds), kinds)
+        call_site_place = frames.find_in(frames.above_driver(stack, kinds), kinds)
         where: HolderIn = "application"
         if mine and frames.in_database(stack, kinds, code):
             where = "database"
@@ -200,7 +200,7 @@ def whereabouts(holder: Holder, code: CodeType | None = None, mine: bool = True)
         elif frames.waits(stack, kinds):
             where = "waiting"
         lines = tuple(frame_text(*place) for place in stack[:STACK_FRAMES])
-        return Whereabouts(where, None if site is None else frame_text(*site), lines)
+        return Whereabouts(where, None if call_site_place is None else frame_text(*call_site_place), lines)
     except Exception:  # it went on meanwhile
         return UNKNOWN
 

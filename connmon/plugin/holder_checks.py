@@ -109,8 +109,7 @@ class HolderChecks:
         self._chosen = self._with_stack.union(without_stack)
 
     def _look_at_holders(self, accounts: Collection[PoolAccount]) -> list[tuple[float, int, int]]:
-        """Note who took what last; return begin of the hold, connection and thread of each held
-        connection."""
+        """Note who took what last; return begin of the hold, number and thread of each held connection."""
         by_thread: list[tuple[float, int, int]] = []
         for account in accounts:
             for entry in list(account.entries.values()):
@@ -121,9 +120,9 @@ class HolderChecks:
                     ident = getattr(entry.holder, "ident", None)
                     if isinstance(ident, int):  # an ended thread's may be another thread's by now
                         by_thread.append((since, entry.number, -1 if entry.holder.ended else ident))
-                site = entry.call_site
-                if site is not None:
-                    taker = _identity(entry.holder), site
+                call_site = entry.call_site
+                if call_site is not None:
+                    taker = _identity(entry.holder), call_site
                     self._taken[taker] = max(entry.noted_since, self._taken.get(taker, 0.0))
         return by_thread
 
@@ -140,30 +139,30 @@ class HolderChecks:
         holders = self.holders
         if holders is None:
             return None, None, NOT_CHECKED
-        site = entry.call_site if entry.noted_at == entry.checkouts else None
+        call_site = entry.call_site if entry.noted_at == entry.checkouts else None
         if entry.whereabouts_at < since:
             entry.whereabouts, entry.left_call_site = None, False
         long_hold = entry.pool.long_hold_seconds
         is_long = long_hold is not None and now - since >= long_hold
         due = entry.whereabouts is None or now - entry.whereabouts_at >= self._settings.interval_seconds
         if (is_long and due) or entry.number in self._chosen:
-            whereabouts = self._check(holders, entry, site, since)
+            whereabouts = self._check(holders, entry, call_site, since)
             if not is_long and entry.number not in self._with_stack:
                 whereabouts = whereabouts._replace(stack=())
             if entry.since != since:
                 return None, None, NOT_CHECKED
             entry.whereabouts, entry.whereabouts_at = whereabouts, now
-        text = None if site is None else self.call_site_text(site)
+        text = None if call_site is None else self.call_site_text(call_site)
         return holders.name(entry.holder), text, entry.whereabouts or NOT_CHECKED
 
     def _check(
-        self, holders: Holders, entry: Entry, site: CallSiteAccount | None, since: float
+        self, holders: Holders, entry: Entry, call_site: CallSiteAccount | None, since: float
     ) -> Whereabouts:
         if entry.number in self._lent:
             return Whereabouts("database", None, ())
         holder = _identity(entry.holder)
         mine = since >= self._latest.get(holder, 0.0)
-        whereabouts = holders.whereabouts(entry.holder, None if site is None else site.code, mine)
+        whereabouts = holders.whereabouts(entry.holder, None if call_site is None else call_site.code, mine)
         retaken = since < self._taken.get((holder, entry.call_site), 0.0)
         in_function = whereabouts.where in ("application", "waiting")
         if whereabouts.where == "elsewhere" or (in_function and (retaken or entry.left_call_site)):

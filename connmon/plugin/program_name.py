@@ -340,8 +340,7 @@ def _django(tool: str, arguments: tuple[str, ...], facts: Facts) -> str:
 
 
 def _commands(known: str | None, groups: str = "", flags: str = "") -> Rule:
-    """Return the rule of a tool whose program is named by its subcommand; in a group of them, by both
-    words."""
+    """Return the rule of a tool whose program is named by its subcommand (two words in a group of them)."""
     return lambda tool, arguments, facts: " ".join(
         part
         for part in (

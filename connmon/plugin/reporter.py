@@ -327,8 +327,7 @@ class Reporter:
                 _release(lock)
 
     def _restart(self, error: Exception) -> None:
-        """Wait and restart after a bug of ours, or after the application has closed a descriptor of
-        connmon's."""
+        """Wait and restart: a bug of ours, or the application has closed a descriptor of connmon's."""
         self._failed = True
         seconds = self.settings.restart_seconds
         self._log(

@@ -51,8 +51,7 @@ def patched() -> bool:
 
 
 def start_thread(function: Callable[[], None]) -> None:
-    """Run `function` in a daemon thread of the operating system. Raises RuntimeError where none can be
-    started."""
+    """Run `function` in a daemon thread of the operating system. Raises RuntimeError where it cannot."""
     _original("_thread", "start_new_thread")(function, ())
 
 

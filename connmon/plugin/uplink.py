@@ -170,8 +170,7 @@ class Uplink:
         return self._leaving and resting and (self._complained or not self._untried)
 
     def _change(self, event: UplinkEvent, line: str) -> None:
-        """Change the state, and say so in one debug line. Raises KeyError for an event without a
-        transition."""
+        """Change the state, with one debug line. Raises KeyError for an event without a transition."""
         self.state = TRANSITIONS[self.state][event]
         self._note(line)
 

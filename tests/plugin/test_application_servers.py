@@ -1,7 +1,7 @@
-"""gunicorn and uWSGI, as they come from PyPI: each worker is shown as a process, each site as a row.
+"""gunicorn and uWSGI from PyPI: each worker is shown as a process, each deployment as a row.
 
-A real server with real workers on a real MariaDB, a real connmond, the real `connmon snapshot`; the
-workers keep their own books (tests/support/wsgi_application.py), and the node has to show them to the unit.
+A real server with real workers on a real MariaDB, a real connmond, the real `connmon snapshot`. The workers
+count what they do (tests/support/wsgi_application.py), and the node has to show exactly that.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Served:
 
     @property
     def complaints(self) -> list[str]:
-        """What connmon has said."""
+        """Return connmon's log lines."""
         return [line for line in self.log.splitlines() if "connmon:" in line]
 
     @property
@@ -96,7 +96,7 @@ class Served:
         return [self.pid, *children] if itself else children
 
     def replace(self, pid: int) -> int:
-        """Kill a worker; return the one that the server starts in its place."""
+        """Kill a worker; return the one that the server starts for it."""
         psutil.Process(pid).kill()
         self.truth.has_ended(pid, killed=True)
 
@@ -115,7 +115,7 @@ class Served:
         return True
 
     def ask(self, path: str) -> Books:
-        """Ask whichever worker takes it."""
+        """Send a request to any worker."""
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=15)) as http_:
             http_.request("GET", f"/{path}")
             response = http_.getresponse()
@@ -126,7 +126,7 @@ class Served:
         return books
 
     def tell(self, pid: int, path: str) -> Books:
-        """Ask this worker."""
+        """Send a request to this worker."""
         return self._wait_for(pid, path) if self.threads else self._stop_others(pid, path)
 
     def _wait_for(self, pid: int, path: str) -> Books:
@@ -152,7 +152,7 @@ class Served:
         return books
 
     def stop(self) -> None:
-        """End it in good order."""
+        """Stop the server in good order."""
         assert self._process is not None
         if self.is_uwsgi:  # a worker that is not quite done with a request runs nothing of atexit
             wait_for(lambda: self.log.count(" generated ") == self._requests, what="all requests to end")
@@ -190,10 +190,10 @@ def serve(tmp_path: Path, mariadb: Server) -> Iterator[Serve]:
 
 
 def everything(served: Served, loaded: Books | None, without: list[int] | None = None) -> None:
-    """Have the workers do this and that, and see that it is shown to the unit, until they have ended.
+    """Exercise the workers until they have ended, and check that the node shows exactly what they did.
 
-    `loaded` is what the master did while it loaded the application, where the master is reported;
-    `without` are its sessions where it is not.
+    `loaded` is what the master did while it loaded the application, where the master is reported; `without`
+    are its sessions where it is not.
     """
     adopted = 0 if loaded is None and without is None else 2
     first, second = served.pids
@@ -219,7 +219,7 @@ def everything(served: Served, loaded: Books | None, without: list[int] | None =
 
 
 def loading(books: Books) -> Books:
-    """What the master has done: two connections at once, given back. The sessions are the first worker's."""
+    """Two connections of the master at once, both returned. The sessions are the first worker's."""
     return {
         **books, "connects": 2, "checkouts": 2, "checkins": 2, "adopted": 0, "kept": 0,
         "sessions": [[number, "idle"] for number, _ in books["sessions"]],
@@ -248,7 +248,7 @@ def test_gunicorn(serve: Serve, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["sync", "gthread", "gevent"])
 def test_gunicorn_preload(serve: Serve, kind: str) -> None:
-    """An application that is loaded before the fork, and has used nothing by then."""
+    """The application is loaded before the fork, and has not used its pool by then."""
     needs("gunicorn", *([kind] if kind == "gevent" else []))
     served = serve("gunicorn")
     gunicorn(served, "--worker-class", kind, "--preload")
@@ -257,8 +257,9 @@ def test_gunicorn_preload(serve: Serve, kind: str) -> None:
 
 
 def test_gunicorn_preload_with_connections(serve: Serve) -> None:
-    """An application that has used its pool before the fork: a worker that has nothing but an
-    inherited connection is reported, and the arbiter keeps the figures that it had."""
+    """The application has used its pool before the fork: a worker with nothing but an inherited connection is
+    reported, and the arbiter keeps its own figures.
+    """
     needs("gunicorn")
     served = serve("gunicorn", use_while_loading=True)
     gunicorn(served, "--preload")
@@ -291,8 +292,9 @@ HOOKS = pytest.mark.parametrize(
 
 @HOOKS
 def test_uwsgi(serve: Serve, hooks: tuple[str, ...]) -> None:
-    """Workers are told apart from the master that loaded the application, also where uWSGI runs
-    none of Python's at-fork functions."""
+    """Workers are told apart from the master that loaded the application, also where uWSGI runs none of
+    Python's at-fork functions.
+    """
     needs("uwsgi")
     served = serve("uwsgi")
     uwsgi(served, "--master", "--enable-threads", *hooks)
@@ -302,8 +304,9 @@ def test_uwsgi(serve: Serve, hooks: tuple[str, ...]) -> None:
 
 @HOOKS
 def test_uwsgi_with_connections(serve: Serve, hooks: tuple[str, ...]) -> None:
-    """An application that has used its pool in the master: no worker hangs, and each is reported as
-    soon as it uses a connection, be it an inherited one; the master is not, and connmon says so."""
+    """The application has used its pool in the master: no worker hangs, and each is reported as soon as it
+    uses a connection, inherited or not. The master is not reported, and connmon warns of that.
+    """
     needs("uwsgi")
     served = serve("uwsgi", use_while_loading=True)
     uwsgi(served, "--master", "--enable-threads", *hooks)
@@ -314,8 +317,9 @@ def test_uwsgi_with_connections(serve: Serve, hooks: tuple[str, ...]) -> None:
 
 
 def test_uwsgi_decorators(serve: Serve) -> None:
-    """`uwsgidecorators`, imported after the engine was made, takes uWSGI's one hook away from connmon:
-    a worker is told apart all the same, at its first checkout."""
+    """`uwsgidecorators`, imported after the engine was made, overwrites connmon's uWSGI hook: a worker is
+    recognized all the same, at its first checkout.
+    """
     needs("uwsgi")
     served = serve("uwsgi", use_while_loading=True, uwsgidecorators=True)
     uwsgi(served, "--master", "--enable-threads")
@@ -371,7 +375,7 @@ app = application
 
 
 class Sites:
-    """Two sites, each with its package, an app.py, and files of the servers' configuration."""
+    """Two deployments, each with its package, an app.py, and the servers' configuration files."""
 
     def __init__(self, directory: Path, node: RunningNode) -> None:
         self.directory, self.node = directory, node
@@ -410,7 +414,7 @@ class Sites:
         return port
 
     def called(self, *ports: int) -> dict[str, int]:
-        """Return the programs that are shown and their processes, once every server has reported."""
+        """Return the shown programs and their processes, once every server has reported."""
 
         def answered() -> bool:
             for port in ports:
@@ -462,7 +466,7 @@ GUNICORN = (sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:PORT")
 
 
 def test_two_sites_of_gunicorn(sites: Sites) -> None:
-    """Two sites on one host are two rows, called what a person typed."""
+    """Two deployments on one host are two rows, named by what a person typed."""
     needs("gunicorn")
     ports = (
         sites.start(*GUNICORN, "--workers", "1", "shop.main:app", site="shop"),
@@ -472,7 +476,7 @@ def test_two_sites_of_gunicorn(sites: Sites) -> None:
 
 
 def test_two_sites_of_the_same_application(sites: Sites) -> None:
-    """What says nothing of its site has the directory before it: two rows, also with --chdir."""
+    """A name that says nothing of its deployment has the directory before it: two rows, also with --chdir."""
     needs("gunicorn")
     ports = (
         sites.start(*GUNICORN, "app:app", site="shop"),
@@ -482,7 +486,7 @@ def test_two_sites_of_the_same_application(sites: Sites) -> None:
 
 
 def test_gunicorn_by_its_configuration(sites: Sites) -> None:
-    """The application may be in the configuration file, the file in a variable; CONNMON_PROGRAM wins."""
+    """The application may be in the configuration file, and the file in a variable; CONNMON_PROGRAM wins."""
     needs("gunicorn")
     command = (sys.executable, "-m", "gunicorn")
     ports = (
@@ -494,7 +498,7 @@ def test_gunicorn_by_its_configuration(sites: Sites) -> None:
 
 
 def test_two_sites_of_uwsgi(sites: Sites) -> None:
-    """uWSGI is called what it serves, by its command line, its file, or a WSGI script."""
+    """uWSGI is named after what it serves: by its command line, its file, or a WSGI script."""
     needs("uwsgi")
     program = shutil.which("uwsgi", path=str(Path(sys.executable).parent)) or "uwsgi"
     command = (program, "--virtualenv", sys.prefix, "--http-socket", "127.0.0.1:PORT")

@@ -1,9 +1,8 @@
 """The main job, end to end: real applications on real servers, a real connmond, the real `connmon snapshot`.
 
-Each application keeps its own books (tests/support/application.py). In every scenario they work for a
-while, something happens to a process or to the node, and when they are quiet, `connmon snapshot`
-has to show in every grouping, to the unit, the sums of what they know; and the connections that
-it shows have to be the sessions that the servers list.
+Each application counts what it does (tests/support/application.py). In every scenario they work for a while,
+something happens to a process or to the node, and when they are quiet, `connmon snapshot` has to show exactly
+their sums in every grouping. The connections that it shows have to be the sessions that the servers list.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ GONE = 5.0
 
 @pytest.fixture
 def site(tmp_path: Path, mariadb: Server, postgresql: Server) -> Iterator[Site]:
-    """A node that runs, and no applications yet; nobody else is at the servers."""
+    """A running node without applications; the servers have no other clients."""
     needs_driver("mysqldb")
     for server in (mariadb, postgresql):
         wait_for(lambda server=server: not server.sessions(), 10, "earlier sessions to end")  # type: ignore[misc]
@@ -51,7 +50,7 @@ def measured(what: str, began: float) -> None:
 
 
 def test_steady_load(site: Site) -> None:
-    """Of three programs that do everything that pools can do, every number is right, again and again."""
+    """Three programs do everything that pools can do, and every number is right, repeatedly."""
     workers = site.start("alpha", "alpha", "beta")
     for _ in range(2):
         site.work()
@@ -72,7 +71,7 @@ def test_steady_load(site: Site) -> None:
 
 
 def test_killed_worker(site: Site) -> None:
-    """A process that is killed leaves the rows; what it did stays in its program's totals."""
+    """The row of a killed process goes; its counts stay in its program's totals."""
     _, victim, last = site.start("alpha", "alpha", "beta")
     site.work()
     site.quiet([victim])  # the others go on working
@@ -92,7 +91,7 @@ def test_killed_worker(site: Site) -> None:
     site.quiet()
     site.equal()
 
-    # The only process of a program, while it works: nobody knows what it did after its last report.
+    # The only process of a program, while it works: its work after its last report is not known.
     site.load()
     site.work()
     before = {row["pid"]: row for row in site.node.rows("process")}[last.pid]
@@ -110,7 +109,7 @@ def test_killed_worker(site: Site) -> None:
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
 def test_node_ends_and_starts(site: Site, how: str) -> None:
-    """A node that ends and starts again has the whole present back, and the applications did not notice."""
+    """A node that restarts has the complete present again, and the applications did not notice."""
     workers = site.start("alpha", "alpha", "beta")
     site.work()
     getattr(site.node, how)()
@@ -127,7 +126,7 @@ def test_node_ends_and_starts(site: Site, how: str) -> None:
 
 
 def test_node_that_is_stopped_like_a_process(site: Site) -> None:
-    """While a node is stopped by SIGSTOP nobody waits for it, and when it goes on, it shows the truth."""
+    """No application waits for a node that is stopped by SIGSTOP; once continued, it shows the truth."""
     workers = site.start("alpha", "alpha", "beta")
     site.work(1.0)
     site.node.pause()
@@ -145,7 +144,7 @@ def test_node_that_is_stopped_like_a_process(site: Site) -> None:
 
 
 def test_ends_of_processes(site: Site) -> None:
-    """What a process did stays in the totals, when it ends under load, and when it lived for a moment."""
+    """A process's counts stay in the totals when it ends under load, and when it lived only a moment."""
     first, *_ = site.start("alpha", "alpha", "beta")
     site.work()
     first.tell("end")
@@ -172,7 +171,7 @@ def test_ends_of_processes(site: Site) -> None:
 
 
 def test_applications_before_any_node(site: Site) -> None:
-    """The first node that appears gets the complete present, and all that was done before it."""
+    """The first node that appears gets the complete present, and all counts before it."""
     site.node.stop()
     workers = site.start("alpha", "beta")
     site.work()
@@ -193,7 +192,7 @@ def test_applications_before_any_node(site: Site) -> None:
 
 @pytest.mark.parametrize("adopt", [False, True])
 def test_fork(site: Site, adopt: bool) -> None:
-    """A child of a process with idle connections is a process of its own, which has done only what it did."""
+    """A child of a process with idle connections is a process of its own, with only its own counts."""
     where = f"connmon_program=forks&connmon_config={site.node.config}"
     specs = [
         site.engine("pymysql", where, adopt=True, size=3),
@@ -231,7 +230,7 @@ def test_fork(site: Site, adopt: bool) -> None:
 
 
 def test_service_of_another_name(site: Site, tmp_path: Path) -> None:
-    """An application that asks the node for another service is told no; it warns once, and goes on."""
+    """A node refuses an application that asks for another service; the application warns once and goes on."""
     other = tmp_path / "other.cfg"
     other.write_text(
         f"[connmon_service_other]\nname: other\n\nnodes:\n    node1 hostname=localhost:{site.node.port}\n"

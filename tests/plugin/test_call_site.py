@@ -1,4 +1,4 @@
-"""Which line of a stack is the application's, and where a holder is."""
+"""Which frame of a stack is the call site, and where a holder is."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def start(*given):
 
 
 class Frame:
-    """A function of a file, that calls the next one further in."""
+    """A function of a file that calls the next inner one."""
 
     def __init__(self, path: str, name: str = "work", source: str = PLAIN) -> None:
         self.path, self.name, self.source = path, name, source
@@ -111,7 +111,7 @@ def shown(*frames: Frame, kinds: FrameKinds | None = None) -> str | None:
 
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str | None], None]:
-    """Have a package of this name be imported from this directory; None: not from a file."""
+    """Have a package of this name imported from this directory; None: not from a file."""
 
     def imported(name: str, directory: str | None) -> None:
         made = ModuleType(name)
@@ -128,7 +128,7 @@ Imported = Callable[[str, "str | None"], None]
 
 
 def test_first_frame_above_sqlalchemy() -> None:
-    """It is the first frame above SQLAlchemy; what is further out does not matter, SQLAlchemy included."""
+    """It is the first frame above SQLAlchemy; frames further out do not matter, SQLAlchemy's included."""
     sqla, app = Frame(SESSION), Frame("/srv/shop/db.py", "query")
     outer = Frame("/srv/shop/web.py", "view")
     assert shown(sqla, app, outer) == "/srv/shop/db.py query"
@@ -147,7 +147,7 @@ def test_directory_that_is_only_called_so(path: str) -> None:
 
 
 def test_plumbing_by_its_real_directory(module: Imported) -> None:
-    """A library of the plumbing is none of the application; a directory of its name is."""
+    """A library of the plumbing is not the application; a directory of the same name is."""
     module("oslo_db", f"{SITE}/oslo_db")
     app = Frame("/srv/shop/db.py", "query")
     assert shown(Frame(SESSION), Frame(f"{SITE}/oslo_db/api.py"), app) == "/srv/shop/db.py query"
@@ -156,7 +156,7 @@ def test_plumbing_by_its_real_directory(module: Imported) -> None:
 
 
 def test_plumbing_where_nothing_else_is(module: Imported) -> None:
-    """Where only plumbing is on the stack, its innermost frame is shown; of a bare stack nothing is."""
+    """Where only plumbing is on the stack, its innermost frame is shown; an empty stack has no call site."""
     module("celery", f"{SITE}/celery")
     module("alembic", f"{SITE}/alembic")
     backend = Frame(f"{SITE}/alembic/runtime.py", "migrate")
@@ -170,7 +170,7 @@ def test_plumbing_where_nothing_else_is(module: Imported) -> None:
 
 @pytest.mark.parametrize("plumbing", ["oslo_db", "tenacity"])
 def test_wrapper_of_a_decorator(module: Imported, plumbing: str) -> None:
-    """A decorator's wrapper only calls the function: where that has returned, the caller's line is shown."""
+    """A decorator's wrapper only calls the function: once that has returned, the caller is the call site."""
     module(plumbing, f"{SITE}/{plumbing}")
     inside = Frame(f"{SITE}/{plumbing}/api.py", "commit")
     wrapper = Frame("/srv/shop/db.py", "wrapper", WRAPPER)
@@ -196,7 +196,9 @@ NAME = decorator(lambda **kwargs: None)
 
 
 def test_pure_pass_through(module: Imported) -> None:
-    """What only hands its arguments on to plumbing is not the line; what hands them to SQLAlchemy is."""
+    """A function that only passes its arguments to plumbing is not the call site; passing them to SQLAlchemy
+    is.
+    """
     module("oslo_db", f"{SITE}/oslo_db")
     passing, caller = Frame("/srv/shop/db/__init__.py", "list", PASSES_ON), Frame("/srv/shop/web.py", "view")
     assert shown(Frame(SESSION), Frame(f"{SITE}/oslo_db/api.py"), passing, caller) == "/srv/shop/web.py view"
@@ -204,7 +206,7 @@ def test_pure_pass_through(module: Imported) -> None:
 
 
 def test_overridden_method() -> None:
-    """A method that calls the one that it overrides is not the line: its caller is."""
+    """A method that calls the one that it overrides is not the call site: its caller is."""
     save = Frame("/srv/shop/models.py", "save", OVERRIDES)
     caller = Frame("/srv/shop/db.py", "create")
     base = [Frame(SESSION), save]
@@ -243,7 +245,7 @@ def code_of(source: str) -> CodeType:
     ],
 )
 def test_hands_on(source: str) -> None:
-    """One call with the function's own arguments, all of them, or of the method that is overridden."""
+    """One call with all of the function's own arguments, or of the overridden method."""
     assert call_site.hands_on(code_of(source)) is not None
 
 
@@ -268,7 +270,7 @@ def test_hands_on(source: str) -> None:
     ],
 )
 def test_does_not_hand_on(source: str) -> None:
-    """Whatever does more than that can be the call site."""
+    """A function that does more than that can be the call site."""
     assert call_site.hands_on(code_of(source)) is None
 
 
@@ -281,7 +283,7 @@ def test_library_and_application() -> None:
 
 
 def test_server_between_application_and_library(module: Imported) -> None:
-    """What called the server has nothing to do with the query: a script that runs it is not the line."""
+    """What called the server has nothing to do with the query: a script that runs it is not the call site."""
     module("flask", f"{SITE}/flask")
     library, server = Frame(f"{SITE}/admin/view.py", "list_all"), Frame(f"{SITE}/flask/app.py", "dispatch")
     script = Frame("/srv/shop/run.py", "main")
@@ -290,7 +292,7 @@ def test_server_between_application_and_library(module: Imported) -> None:
 
 
 def test_library_far_from_the_application() -> None:
-    """The application is looked for thirty frames further out than the library, no more."""
+    """The application is searched for thirty frames further out than the library, no more."""
     library, far = Frame(f"{SITE}/audit/log.py", "write"), Frame(STDLIB)
     app = Frame("/srv/shop/db.py", "query")
     near = [far] * (call_site.FRAMES_BEYOND - 1)
@@ -313,7 +315,7 @@ def test_process_of_an_installed_package(module: Imported) -> None:
 
 
 def test_project(module: Imported) -> None:
-    """connmon_project decides: its packages are the application, and nothing else is."""
+    """connmon_project decides: exactly its packages are the application."""
     module("shop", f"{SITE}/shop")
     library, shop = Frame("/srv/helpers/db.py", "write"), Frame(f"{SITE}/shop/db.py", "query")
     assert shown(Frame(SESSION), library, shop) == "/srv/helpers/db.py write"
@@ -323,7 +325,7 @@ def test_project(module: Imported) -> None:
 
 
 def test_project_that_is_not_imported_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A script, and a package without a file of its own, are found by where they are below sys.path."""
+    """A script, and a package without a file of its own, are found by their place below sys.path."""
     monkeypatch.syspath_prepend("/srv/app")
     project = FrameKinds(project=frozenset({"shop.db", "script"}))
     library = Frame(f"{SITE}/audit/log.py", "write")
@@ -340,7 +342,7 @@ def test_project_that_is_not_imported_by_its_name(monkeypatch: pytest.MonkeyPatc
 
 
 def test_plumbing_of_the_application_itself(module: Imported, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two names the longer one decides: neutron has plumbing of its own, and plumbing can be a project."""
+    """The longest matching name decides: neutron has plumbing of its own, and plumbing can be a project."""
     module("neutron", f"{SITE}/neutron")
     module("neutron.objects.db", f"{SITE}/neutron/objects/db")
     module("celery", f"{SITE}/celery")
@@ -353,7 +355,7 @@ def test_plumbing_of_the_application_itself(module: Imported, monkeypatch: pytes
 
 
 def test_code_of_no_file() -> None:
-    """Code that was typed in is the application's; what was made counts where nothing else does."""
+    """Typed-in code is the application's; generated code counts where nothing else does."""
     made, app = Frame("<string>", "made"), Frame("/srv/shop/db.py", "query")
     assert shown(Frame(SESSION), made, app) == "/srv/shop/db.py query"
     assert shown(Frame(SESSION), Frame("<stdin>", "typed"), app) == "<stdin> typed"
@@ -362,7 +364,7 @@ def test_code_of_no_file() -> None:
 
 
 def test_modules_that_are_odd(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever stands in sys.modules, a line is found, and no lazy module is imported by it."""
+    """Whatever is in sys.modules, a call site is found, and no lazy module is imported by it."""
 
     class Lazy(ModuleType):
         def __getattribute__(self, name: str) -> Any:
@@ -418,7 +420,9 @@ def main_of(*modules: str, spec: str | None = None) -> dict[str, Any]:
     ],
 )
 def test_own_packages(argv: list[str], main: dict[str, Any], environ: dict[str, str], own: set[str]) -> None:
-    """The package of `python -m`, of a script that pip made, or that a server was told to serve."""
+    """The package of `python -m`, of a script that pip made, or of the application that a server was started
+    with.
+    """
     assert call_site.own_packages(argv, main, environ, ["shop.asgi"]) == own
 
 
@@ -426,7 +430,7 @@ def test_own_packages(argv: list[str], main: dict[str, Any], environ: dict[str, 
 
 
 def test_cache_keeps_no_code_alive() -> None:
-    """A code object that goes takes its entry with it, so that its number can be used again."""
+    """A code object that goes takes its entry with it, so that its id can be used again."""
     kinds = FrameKinds()
     codes = [
         compile(f"def f(*a, **k): return g{n}(*a, **k)", "/srv/x.py", "exec").co_consts[0] for n in range(50)
@@ -442,7 +446,7 @@ def test_cache_keeps_no_code_alive() -> None:
 
 
 def test_cache_is_bounded() -> None:
-    """However many code objects there are, no more than so many are known; what is asked stays right."""
+    """However many code objects there are, only so many are kept; the answers stay right."""
     kinds = FrameKinds(code_objects=10)
     codes = [compile(str(n), f"{(SITE, '/srv')[n % 2]}/x.py", "exec") for n in range(100)]
     for _ in range(2):
@@ -452,7 +456,7 @@ def test_cache_is_bounded() -> None:
 
 
 def test_equal_code_of_different_files() -> None:
-    """Code objects are told apart by what they are, not by what is in them."""
+    """Code objects are told apart by identity, not by value."""
     kinds = FrameKinds()
     for path, kind in ((SITE, call_site.LIBRARY), ("/srv", call_site.APPLICATION)):
         assert kinds.of(compile("7", f"{path}/x.py", "exec")) == kind
@@ -476,7 +480,7 @@ FRAMES = st.builds(
 @settings(deadline=None, max_examples=150)
 @given(st.lists(FRAMES, min_size=1, max_size=60), st.sampled_from([frozenset(), frozenset({"shop"})]))
 def test_any_stack(frames: list[Frame], project: frozenset[str]) -> None:
-    """Nothing raises, by frames and by places the same is found, and it is on the stack."""
+    """Nothing raises, frames and places give the same result, and it is on the stack."""
     found = shown(*frames, kinds=FrameKinds(project=project))
     assert found is None or found.rpartition(" ")[0] in {frame.path for frame in frames}
 
@@ -491,7 +495,7 @@ def test_any_stack(frames: list[Frame], project: frozenset[str]) -> None:
     st.integers(0, 60),
 )
 def test_any_places(places: list[tuple[str, str, int]], taker: int) -> None:
-    """Any list of places has a line of its own, or none, and nothing that asks of it raises."""
+    """Any list of places has a call site in it, or none, and no function raises."""
     stack = [
         (compile("7", "x", "exec").replace(co_filename=path, co_name=name), number)
         for path, name, number in places
@@ -517,7 +521,7 @@ SOURCES = st.sampled_from(
 @given(st.sampled_from(["self, *args, **kwargs", "args, kwargs, self", "*args, self, **kwargs", "g, args=1"]),
        st.lists(SOURCES, min_size=1, max_size=4), st.booleans())  # fmt: skip
 def test_any_function(parameters: str, lines: list[str], asynchronous: bool) -> None:
-    """Of any function it can be said where it hands on; these lines are its own."""
+    """For any function it is known where it hands on; these lines are its own."""
     body = "\n ".join(lines)
     source = f"{'async ' * asynchronous}def f({parameters}):\n {body}\n"
     try:
@@ -549,7 +553,7 @@ def sites(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 @pytest.mark.slow
 def test_oslo_db_decorators(sites: list[str], tmp_path: Path) -> None:
-    """Below oslo.db's decorators it is the function's line, and not that of what decorates it."""
+    """Below oslo.db's decorators the call site is the function, not the decorator."""
     needs("oslo_db")
     from oslo_db import api as oslo_api
     from oslo_db.sqlalchemy import enginefacade
@@ -584,7 +588,7 @@ def test_oslo_db_decorators(sites: list[str], tmp_path: Path) -> None:
 
 
 def test_async_session_generator_and_thread(sites: list[str], tmp_path: Path) -> None:
-    """In a task's greenlet, a function that one runs there, a generator and a thread it is their line."""
+    """In a task's greenlet, a function run in it, a generator and a thread, the call site is found."""
     url = f"{tmp_path}/x.db"
 
     def in_the_greenlet(session: Session) -> None:
@@ -619,7 +623,7 @@ def test_async_session_generator_and_thread(sites: list[str], tmp_path: Path) ->
 
 
 def test_package_of_a_process(tmp_path: Path) -> None:
-    """A program that is run by `python -m` from site-packages is the application; its libraries are not."""
+    """A program run by `python -m` from site-packages is the application; its libraries are not."""
     installed = tmp_path / "site-packages"
     for name, source in (
         ("audit", "def log(connect):\n    return connect()\n"),
@@ -655,7 +659,7 @@ def test_package_of_a_process(tmp_path: Path) -> None:
 
 
 def test_comprehension_is_of_its_function() -> None:
-    """A line in a comprehension is told with the name of the function that it is in."""
+    """A line in a comprehension is named after the function around it."""
 
     def get_ports() -> list[CodeType]:
         return [sys._getframe().f_code for _ in range(1)]
@@ -669,7 +673,7 @@ def test_comprehension_is_of_its_function() -> None:
 
 
 class Held:
-    """A thread that does something until it is let go."""
+    """A thread that does something until it is released."""
 
     def __init__(self, work: Callable[..., object], *args: Any) -> None:
         self.thread = threading.Thread(target=work, args=args, daemon=True)
@@ -687,7 +691,7 @@ def locked(path: Path) -> sqlite3.Connection:
 
 
 def test_in_the_database_by_a_driver_without_frames(tmp_path: Path) -> None:
-    """A thread that waits in a driver made in C is in the database: as SQLAlchemy's frame shows."""
+    """A thread that waits in a driver made in C is in the database, as SQLAlchemy's frame shows."""
     path = tmp_path / "x.db"
     lock = locked(path)
     engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 60})
@@ -752,7 +756,7 @@ def test_application_elsewhere_and_a_type(tmp_path: Path) -> None:
 
 
 def test_waits_for_another_connection(tmp_path: Path) -> None:
-    """Who holds a connection and waits for one of the pool is not in the database with it, but waiting."""
+    """A holder that waits for another connection of the pool is waiting, not in the database."""
     engine = create_engine(
         f"sqlite:///{tmp_path}/x.db", poolclass=QueuePool, pool_size=1, max_overflow=0, pool_timeout=60
     )
@@ -774,7 +778,7 @@ def test_waits_for_another_connection(tmp_path: Path) -> None:
 
 
 def places(*steps: tuple[str, str, str]) -> list[Place]:
-    """Return a stack of functions: file, name, and a name that each uses."""
+    """Return a stack of functions: file, name, and a name that the function uses."""
     return [
         (compile(f"def {name}(x): x.{used}()", path, "exec").co_consts[0], 1) for path, name, used in steps
     ]
@@ -815,7 +819,7 @@ DRIVER = (os.path.join(os.path.dirname(sqlite3.__file__), "dbapi2.py"), "read", 
     ],
 )
 def test_in_database(stack: list[tuple[str, str, str]], there: bool) -> None:
-    """The driver is what works on the stack, and SQLAlchemy's pool is not about to get a connection."""
+    """The driver works on the stack, and SQLAlchemy's pool is not about to get a connection."""
     assert call_site.in_database(places(*stack), FrameKinds()) is there
 
 
@@ -837,12 +841,12 @@ QUEUE = (f"{SQLALCHEMY}/util/queue.py", "get", "wait")
     ],
 )
 def test_waits(stack: list[tuple[str, str, str]], there: bool) -> None:
-    """The innermost that is not Python's own or below it is where SQLAlchemy's pool waits."""
+    """The innermost frame that is not Python's own is the one where SQLAlchemy's pool waits."""
     assert call_site.waits(places(*stack), FrameKinds()) is there
 
 
-def test_unknown_driver_is_not_the_line() -> None:
-    """What SQLAlchemy called to execute a statement is a driver, also one that nobody knows."""
+def test_unknown_driver_is_not_the_call_site() -> None:
+    """What SQLAlchemy calls to execute a statement is a driver, also one that is not in the list."""
     stack = places(("/srv/mydriver/x.py", "read", "x"), DO_EXECUTE, BASE, APP)
     assert call_site.find_in(call_site.above_driver(stack, FrameKinds()), FrameKinds()) == stack[-1]
     stack = places(("/srv/shop/types.py", "process", "x"), BASE, APP)
@@ -857,7 +861,7 @@ def test_outside_of_the_function_that_took_it() -> None:
 
 
 def test_task_in_the_database_waiting_and_done(tmp_path: Path) -> None:
-    """Of a task it is known what it does in SQLAlchemy's greenlet: execute, wait for the pool, or work."""
+    """A task's work in SQLAlchemy's greenlet is known: execute, wait for the pool, or its own."""
     path = tmp_path / "x.db"
 
     async def seen(task: asyncio.Task[None], function: str, where: str) -> Whereabouts:
@@ -915,7 +919,9 @@ def sleeping(driver: str, mariadb: Server, postgresql: Server) -> tuple[str, str
 
 @pytest.mark.parametrize("driver", SYNC)
 def test_real_drivers(driver: str, mariadb: Server, postgresql: Server) -> None:
-    """Who executes a statement is in the database, whatever the driver is made of; the line is its own."""
+    """A thread that executes a statement is in the database, whatever the driver is made of; its call site is
+    right.
+    """
     url, statement = sleeping(driver, mariadb, postgresql)
     engine = create_engine(url)
 
@@ -933,7 +939,7 @@ def test_real_drivers(driver: str, mariadb: Server, postgresql: Server) -> None:
 
 @pytest.mark.parametrize("driver", ASYNC)
 def test_real_drivers_of_asyncio(driver: str, mariadb: Server, postgresql: Server) -> None:
-    """The same of a task."""
+    """The same for a task."""
     url, statement = sleeping(driver, mariadb, postgresql)
 
     async def query(engine: AsyncEngine) -> None:
@@ -956,7 +962,7 @@ def test_real_drivers_of_asyncio(driver: str, mariadb: Server, postgresql: Serve
 
 
 def test_task_that_runs() -> None:
-    """Of a task that runs just now, the stack of its thread is told."""
+    """A task that is running has the stack of its thread."""
     begun, go_on = threading.Event(), threading.Event()
     tasks: list[asyncio.Task[None] | None] = []
 
@@ -978,7 +984,7 @@ def test_task_that_runs() -> None:
 
 
 def test_thread_number_that_is_used_again() -> None:
-    """A thread is known by more than its number, which the next thread can get."""
+    """A thread is known by more than its ident, which the next thread can get."""
     marks: list[holder.ThreadMark] = []
 
     def work() -> None:
@@ -999,7 +1005,7 @@ def test_thread_number_that_is_used_again() -> None:
 
 
 def test_contextmanager_of_the_application(sites: list[str], tmp_path: Path) -> None:
-    """The line of a generator of @contextmanager is that of its `with` statement, by frames and by places."""
+    """The call site in a generator of @contextmanager is its `with` statement, by frames and by places."""
     engine = sqlalchemy.create_engine(f"sqlite:///{tmp_path}/x.db")
 
     @contextlib.contextmanager
@@ -1017,7 +1023,7 @@ def test_contextmanager_of_the_application(sites: list[str], tmp_path: Path) -> 
 
 
 def test_a_long_path_loses_its_left_part() -> None:
-    """A line has its file's name and its number, whatever directories the file is in."""
+    """A line keeps its file's name and number, however long the path is."""
     code = compile("0", "/" + "d" * 1_000 + "/shop/orders.py", "exec")
     line = holder.frame_text(code, 88)
     assert len(line) == holder.TEXT_CHARACTERS
@@ -1029,7 +1035,7 @@ def test_a_long_path_loses_its_left_part() -> None:
 
 
 def test_option(monkeypatch: pytest.MonkeyPatch) -> None:
-    """connmon_project is a list of packages; those of all engines of a process count."""
+    """connmon_project is a list of packages; those of all engines of a process add up."""
     assert url_options({"connmon_project": "shop, lib.db"}).project == ("shop", "lib.db")
     monkeypatch.setattr(holder, "_frame_kinds", None)
     for names in ("shop", "lib.db,shop"):
@@ -1042,13 +1048,13 @@ def test_option(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("value", ["/srv/shop", "shop,", "a b", "7", "shop.", "x" * 300])
 def test_bad_option(value: str) -> None:
-    """What is no name of a package is an error that says what is expected."""
+    """A value that is not a package name is an error that says what is expected."""
     with pytest.raises(ConfigError, match=r"is not the name of a package; expected PACKAGE\[,PACKAGE"):
         url_options({"connmon_project": value})
 
 
 def test_benchmark() -> None:
-    """The benchmark runs; how long it took here says nothing, with other tests beside it."""
+    """The benchmark runs; its figures mean nothing here, with other tests running."""
     path = Path(__file__).parents[2] / "benchmarks" / "call_site.py"
     result = subprocess.run(
         [sys.executable, str(path), "3"], capture_output=True, text=True, timeout=60, check=False
@@ -1058,7 +1064,7 @@ def test_benchmark() -> None:
 
 @pytest.mark.slow
 def test_a_real_service() -> None:
-    """Of placement, as it comes from PyPI, the line of each query is its own function's."""
+    """For placement from PyPI, the call site of each query is the function that makes it."""
     needs("placement")
     path = Path(__file__).parents[2] / "benchmarks" / "services.py"
     spec = importlib.util.spec_from_file_location("connmon_services", path)

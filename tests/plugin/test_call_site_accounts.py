@@ -1,4 +1,4 @@
-"""Which checkouts are noted by their line, and what is counted by line."""
+"""Which checkouts have their call site noted, and what is counted by call site."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Traffic:
 
 @given(st.lists(st.floats(0.0101, 3.0), max_size=300), st.integers(1, 5))
 def test_each_is_noted_while_there_are_few(gaps: list[float], connections: int) -> None:
-    """However they come: fewer than 100 a second, and each of them is noted."""
+    """Below 100 a second each checkout is noted, however they are spread."""
     traffic, now = Traffic(connections), 1000.0
     for number, gap in enumerate(gaps):
         now += gap
@@ -71,7 +71,7 @@ def test_each_is_noted_while_there_are_few(gaps: list[float], connections: int) 
 
 
 def test_a_burst_of_a_hundred_is_noted() -> None:
-    """What comes at once is no reason to leave any out, up to as many as a second may have."""
+    """A burst as large as a second's allowance is noted completely."""
     traffic = Traffic(10)
     assert all(traffic.checkout(number % 10, 1000.0) for number in range(100))
     assert not traffic.checkout(0, 1000.0)
@@ -79,7 +79,7 @@ def test_a_burst_of_a_hundred_is_noted() -> None:
 
 @pytest.mark.parametrize("per_second", [200, 1_000, 20_000])
 def test_no_more_than_a_hundred_a_second_are_noted(per_second: int) -> None:
-    """Where there are more, at most 100 a second are noted, and not much fewer than half of that."""
+    """Above that rate at most 100 a second are noted, and not much fewer than half of that."""
     traffic, seconds = Traffic(5), 20
     noted = sum(
         traffic.checkout(number % 5, 1000.0 + number / per_second) for number in range(per_second * seconds)
@@ -88,8 +88,9 @@ def test_no_more_than_a_hundred_a_second_are_noted(per_second: int) -> None:
 
 
 def test_the_sample_is_fair() -> None:
-    """The shares of lines in the sample are those in the checkouts, though one of them comes in bursts and
-    another as regularly as a clock."""
+    """Call sites have the same shares in the sample as in the checkouts, though one comes in bursts and
+    another as regularly as a clock.
+    """
     traffic, rng = Traffic(8), random.Random(7)
     arrivals = [(0.001 * number, "clock") for number in range(30_000)]
     arrivals += [(burst + 0.00001 * number, "burst") for burst in range(30) for number in range(1_000)]
@@ -104,7 +105,7 @@ def test_the_sample_is_fair() -> None:
 
 
 def test_each_is_noted_again_once_there_are_few() -> None:
-    """After a rush the next report puts an end to the sampling."""
+    """After a rush the next report ends the sampling."""
     traffic = Traffic(1)
     for number in range(50_000):
         traffic.checkout(0, 1000.0 + number / 10_000)
@@ -115,7 +116,7 @@ def test_each_is_noted_again_once_there_are_few() -> None:
 
 
 def test_all() -> None:
-    """With connmon_trace=all there is no limit, at one moment either."""
+    """With connmon_trace=all there is no limit, not even within one moment."""
     traffic = Traffic(3, SamplingSettings(checkouts_per_second=math.inf))
     assert all(traffic.checkout(number % 3, 1000.0) for number in range(10_000))
 
@@ -124,8 +125,8 @@ def test_all() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 200), st.floats(0.0, 100.0)), max_size=400), st.integers(0, 64))
-def test_nothing_is_lost_where_lines_are_many(holds: list[tuple[int, float]], room: int) -> None:
-    """Lines beyond the limit are counted as one; the sums are those of what happened."""
+def test_nothing_is_lost_where_call_sites_are_many(holds: list[tuple[int, float]], room: int) -> None:
+    """Call sites beyond the limit are counted as one, and the sums are right."""
     shared = CallSiteRoom(CallSiteSettings(reported_per_process=room))
     lines = CallSites(shared)
     codes = [code(f"m{number}") for number in range(201)]
@@ -140,8 +141,8 @@ def test_nothing_is_lost_where_lines_are_many(holds: list[tuple[int, float]], ro
     assert total == pytest.approx(math.fsum(held for _, held in holds))
 
 
-def test_lines_that_are_kept_are_bounded() -> None:
-    """A program that makes code as it goes takes no more memory for it."""
+def test_call_sites_that_are_kept_are_bounded() -> None:
+    """A program that generates code does not take more memory for it."""
     settings = CallSiteSettings(kept_per_pool=1_000, reported_per_process=2)
     lines = CallSites(CallSiteRoom(settings))
     for number in range(3_000):
@@ -151,7 +152,7 @@ def test_lines_that_are_kept_are_bounded() -> None:
 
 
 def test_what_a_pool_leaves_goes_to_its_heirs() -> None:
-    """A pool that is gone hands on what its lines have counted, and the room that they took."""
+    """A pool that is gone hands over the counts of its call sites, and frees their room."""
     room = CallSiteRoom(CallSiteSettings(reported_per_process=2))
     gone, heirs = CallSites(room), CallSites(room)
     here = code("here")
@@ -165,7 +166,7 @@ def test_what_a_pool_leaves_goes_to_its_heirs() -> None:
 
 
 def test_what_is_usual() -> None:
-    """It is what 95 % of the latest holds took at most; those of long ago do not count."""
+    """It is the 95th percentile of the latest holds; old ones do not count."""
     account = CallSiteAccount(code("x"), 1)
     assert account.count().usual is None
     account.holds += [0.01] * 100
@@ -177,7 +178,7 @@ def test_what_is_usual() -> None:
 
 
 def test_the_share_is_that_of_all_checkouts() -> None:
-    """It is 1 only where each was noted: a count that lacks some stays one of a sample."""
+    """It is 1 only where every checkout was noted; otherwise it stays that of a sample."""
     lines = CallSites(CallSiteRoom())
     lines.noted = 10
     assert lines.share(10) == 1.0
@@ -219,7 +220,7 @@ def by_function(report: Report) -> dict[str, SiteReport]:
 
 
 def test_who_holds_and_how_often() -> None:
-    """A report has each line with what it holds now, and how many of its holds have ended."""
+    """A report has each call site with its present and its ended holds."""
     program = Program()
     kept = [program.first_line(), program.first_line(), program.second_line()]
     for _ in range(3):
@@ -243,7 +244,7 @@ def test_who_holds_and_how_often() -> None:
 
 
 def test_who_waits() -> None:
-    """The next report has how many wait in each line, and where those are who hold what they wait for."""
+    """The next report has how many wait at each call site, and the whereabouts of those they wait for."""
     program = Program(size=1)
     kept = program.first_line()
     waiter = threading.Thread(target=lambda: program.second_line().close())  # type: ignore[attr-defined]
@@ -261,7 +262,7 @@ def test_who_waits() -> None:
 
 
 def test_who_holds_one_and_waits_for_another() -> None:
-    """It is said of what such a holder has; not where the function that took it has returned."""
+    """Such a holder is shown as waiting; not where the function that took the connection has returned."""
     program = Program(size=2)
 
     def nested() -> None:
@@ -283,7 +284,7 @@ def test_who_holds_one_and_waits_for_another() -> None:
 
 
 def test_those_who_hold_what_others_wait_for() -> None:
-    """At most 20 are looked at for each report, among them with stacks those who have held longest."""
+    """At most 20 are checked for each report, with stacks of the longest holds among them."""
     program = Program(size=40)
     kept = [program.first_line() for _ in range(40)]
     waiter = threading.Thread(target=lambda: program.second_line().close())  # type: ignore[attr-defined]
@@ -301,8 +302,8 @@ def test_those_who_hold_what_others_wait_for() -> None:
     assert all(connection.call_site for connection in report.connections)
 
 
-def test_lines_of_a_pool_that_is_gone() -> None:
-    """What the lines of a dropped engine have counted stays in the reports."""
+def test_call_sites_of_a_pool_that_is_gone() -> None:
+    """The counts of a dropped engine's call sites stay in the reports."""
     program = Program()
     program.first_line().close()  # type: ignore[attr-defined]
     assert by_function(program.take())["first_line"].holds == 1
@@ -316,8 +317,8 @@ def test_lines_of_a_pool_that_is_gone() -> None:
     assert (site.holds, site.pool in report.closed_pools) == (1, False)
 
 
-def test_lines_beyond_those_that_are_reported() -> None:
-    """All lines beyond 64 of a process are one, which is of no one pool; nothing is missing in the sums."""
+def test_call_sites_beyond_those_that_are_reported() -> None:
+    """All call sites beyond 64 of a process are one, of no particular pool; the sums are complete."""
     program = Program(size=200)
     names: dict[str, Any] = {}
     source = "\n".join(
@@ -336,7 +337,7 @@ def test_lines_beyond_those_that_are_reported() -> None:
 
 
 def test_off() -> None:
-    """With connmon_trace=off there is no line."""
+    """With connmon_trace=off there is no call site."""
     program = Program("off")
     kept = program.first_line()
     report = program.take()
@@ -346,7 +347,7 @@ def test_off() -> None:
 
 
 def test_a_thread_that_has_ended_is_not_the_one_that_has_its_number_now() -> None:
-    """The numbers of threads are used again; a connection's holder is the one that took it."""
+    """Thread idents are used again; the holder is the thread that took the connection."""
     program = Program(size=10)
     program.account.long_hold_seconds = 0.0
     kept: list[object] = []
@@ -367,7 +368,7 @@ def test_a_thread_that_has_ended_is_not_the_one_that_has_its_number_now() -> Non
 
 
 def test_a_thread_that_works_with_another_connection() -> None:
-    """Where a thread has several connections, the driver is taken to work with the one it took last."""
+    """Of a thread's connections the driver works with the one that it took last."""
     program = Program()
     program.account.long_hold_seconds = 0.0
     first = program.first_line()
@@ -391,7 +392,7 @@ def test_a_thread_that_works_with_another_connection() -> None:
 
 
 def test_a_connection_that_another_thread_works_with() -> None:
-    """A thread in the driver that holds nothing works with the newest connection that lies idle."""
+    """A thread in the driver that holds nothing works with the newest idle-held connection."""
     program = Program()
     program.account.long_hold_seconds = 0.0
     kept: list[Any] = []
@@ -411,7 +412,7 @@ def test_a_connection_that_another_thread_works_with() -> None:
 
 
 def test_a_connection_that_a_loop_has_left_behind() -> None:
-    """Where a thread has taken another one in that line since, nobody works with the first any more."""
+    """A connection is left behind once the thread has taken another at the same call site."""
     program = Program()
     program.account.long_hold_seconds = 0.0
     places: list[list[str | None]] = []
@@ -427,5 +428,5 @@ def test_a_connection_that_a_loop_has_left_behind() -> None:
 
 
 def test_other_is_no_file() -> None:
-    """What stands for all other lines cannot be taken for a line."""
+    """The name of all other call sites cannot be one of a call site."""
     assert ":" not in OTHER

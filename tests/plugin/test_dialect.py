@@ -1,7 +1,7 @@
 """The URL form: whatever looks at the engine sees the plain URL's dialect.
 
-The entry points are tested as installed. Nothing connects but the SQLite tests; what is
-attached to the pool is faked here.
+The entry points are tested as installed. Nothing connects but the SQLite tests; what is attached to the pool
+is faked here.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ FORMS = [
 
 @pytest.fixture(autouse=True)
 def attached(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """What was attached: the arguments of each call of instrument()."""
+    """The arguments of each call of instrument()."""
     calls: list[tuple[Any, ...]] = []
     pool = types.SimpleNamespace(instrument=lambda *arguments: calls.append(arguments))
     reporter = types.SimpleNamespace(ledger_for=lambda service, program: (service.name, program))
@@ -63,7 +63,7 @@ def attached(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
 
 def url_of(drivername: str, plain: str, query: dict[str, str]) -> URL:
-    """Return a URL of that driver, with options of the driver's own and those given."""
+    """Return a URL of that driver, with options of the driver's own and the given ones."""
     backend, _, driver = plain.partition("+")
     query = OWN.get(driver, {} if backend != "mysql" else {"charset": "utf8mb4"}) | query
     if backend == "sqlite":
@@ -81,17 +81,17 @@ def make(url: URL | str, is_async: bool, **arguments: Any) -> tuple[Engine, Engi
 
 
 def arguments(engine: Engine, url: URL) -> str:
-    """Return what the driver would be given, so that it compares: psycopg's has an object in it."""
+    """Return the driver's arguments in a form that compares: psycopg's have an object in them."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(engine.dialect.create_connect_args(url)))
 
 
 def pool_class(dialect: Any, url: URL) -> Any:
-    """Return what oslo.db asks of the dialect, or of its class."""
+    """Return what oslo.db reads of the dialect, or of its class."""
     return dialect.get_pool_class(url)
 
 
 def test_every_driver_has_its_entry_points() -> None:
-    """What the installed distribution declares is what there is, and each of it can be loaded."""
+    """The installed distribution declares exactly these entry points, and each can be loaded."""
     declared = {
         entry.name: entry
         for entry in entry_points(group="sqlalchemy.dialects")
@@ -127,7 +127,7 @@ def test_engine_is_that_of_the_plain_url(
         assert isinstance(engine.dialect, type(expected.dialect))
         assert type(engine.dialect).__name__ == type(expected.dialect).__name__
         assert engine.dialect.is_async == is_async
-        # Also for one who kept the URL as it was written.
+        # Also for code that kept the URL as it was written.
         for asked in (url, wanted):
             assert arguments(engine, asked) == arguments(expected, wanted)
             assert pool_class(engine.dialect, asked) is pool_class(expected.dialect, wanted)
@@ -157,7 +157,7 @@ def test_dialect_before_the_engine(drivername: str, plain: str, is_async: bool) 
 
 @pytest.mark.parametrize(("drivername", "plain", "is_async"), FORMS)
 def test_dialect_pickles_as_the_plain_one(drivername: str, plain: str, is_async: bool) -> None:
-    """A dialect that pickles, pickles: what comes out is the plain dialect. One that does not, does not."""
+    """A picklable dialect unpickles as the plain dialect; one that does not pickle still does not."""
     needs_driver(plain)
     expected: Any = url_of(plain, plain, {}).get_dialect(is_async)
     cls: Any = url_of(drivername, plain, {}).get_dialect(is_async)
@@ -173,7 +173,7 @@ def test_dialect_pickles_as_the_plain_one(drivername: str, plain: str, is_async:
 def test_mysql_short_form_takes_pymysql_where_mysqlclient_is_missing(
     monkeypatch: pytest.MonkeyPatch, attached: list[tuple[Any, ...]]
 ) -> None:
-    """`mysql+connmon` is `mysql`, but where that could not work it is PyMySQL, and says so."""
+    """`mysql+connmon` is `mysql`; where that could not work it is PyMySQL, and the URL says so."""
     monkeypatch.setitem(sys.modules, "MySQLdb", None)
     plugin_engine._has_mysqldb.cache_clear()
     try:
@@ -190,19 +190,19 @@ def test_mysql_short_form_takes_pymysql_where_mysqlclient_is_missing(
     "name", ["mysql_nosuch", "nosuch_default", "mysql", "sqlite_pymysql", "_", "default"]
 )
 def test_no_such_attribute(name: str) -> None:
-    """What is no driver of connmon is no attribute of the module."""
+    """The module has attributes for connmon's drivers only."""
     with pytest.raises(AttributeError, match=name):
         getattr(dialect, name)
 
 
 def test_no_such_driver() -> None:
-    """A driver that connmon does not know is SQLAlchemy's own error."""
+    """An unknown driver is SQLAlchemy's own error."""
     with pytest.raises(NoSuchModuleError, match="nosuch_connmon"):
         create_sync_engine("mysql+nosuch_connmon://h/db")
 
 
 def test_engine_from_config(attached: list[tuple[Any, ...]]) -> None:
-    """The way of Alembic: URL and options from a dictionary of strings, coerced as ever."""
+    """Alembic's way: URL and options from a dictionary of strings, coerced as usual."""
     config = {
         "sqlalchemy.url": "mysql+pymysql_connmon://root:sa@db/neutron?charset=utf8&connmon_service=default",
         "sqlalchemy.pool_recycle": "3600",
@@ -256,7 +256,7 @@ def test_sqlite_round_trip_asyncio(tmp_path: Any) -> None:
 
 
 def test_both_forms_at_once(attached: list[tuple[Any, ...]]) -> None:
-    """With ?plugin=connmon beside the URL form, there is one attach, with the options given."""
+    """With ?plugin=connmon and the URL form together, the pool is attached once, with the given options."""
     engine = create_sync_engine(
         "mysql+pymysql_connmon://root:sa@db/neutron?plugin=connmon&connmon_program=q&charset=utf8"
     )
@@ -274,7 +274,7 @@ def test_the_engines_dialect_is_of_the_plain_class(
     attached: list[tuple[Any, ...]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What others patch in the class of an engine's dialect counts for every engine of that dialect."""
+    """A patch of a dialect's class counts for every engine of that dialect."""
     needs_driver(plain)
     url = url_of(drivername, plain, OPTIONS)
     engine, _ = make(url, is_async)
@@ -307,6 +307,6 @@ def test_a_driver_without_an_underscore_in_the_scheme(driver: str, attached: lis
     ],
 )
 def test_a_wrong_driver(url: str, said: str) -> None:
-    """It is one clear line where the engine is made."""
+    """It is one clear error line where the engine is made."""
     with pytest.raises(ArgumentError, match=said):
         create_sync_engine(url)

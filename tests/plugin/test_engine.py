@@ -1,4 +1,4 @@
-"""From an engine to an instrumented pool: the plugin form, attach(), what is told of a pool, server ids."""
+"""From an engine to an instrumented pool: the plugin form, attach(), what is reported, session ids."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Calls = list[tuple[Any, ...]]
 
 @pytest.fixture
 def attached(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    """What was attached: the arguments of each call of instrument(), the ledger being (service, program)."""
+    """The arguments of each call of instrument(), the ledger being (service, program)."""
     calls: Calls = []
     pool = types.SimpleNamespace(instrument=lambda *arguments: calls.append(arguments))
     reporter = types.SimpleNamespace(ledger_for=lambda service, program: (service, program))
@@ -57,7 +57,7 @@ _values = st.one_of(st.text(max_size=8), st.tuples(st.text(max_size=4), st.text(
     st.sampled_from(["", "_connmon"]),
 )
 def test_split(own: dict[str, Any], options: dict[str, Any], suffix: str) -> None:
-    """Everything of connmon's is taken out of the URL, and nothing else of it changes."""
+    """All of connmon's options are taken out of the URL, and nothing else changes."""
     plain = URL.create("mysql+pymysql", "root", "sa", "db", 3306, "neutron", own)
     written = plain.set(drivername=plain.drivername + suffix).update_query_dict(options)
     url, found = split(written)
@@ -84,7 +84,7 @@ def test_plugin_form(attached: Calls) -> None:
 
 
 def test_plugin_form_by_argument(attached: Calls) -> None:
-    """plugins=["connmon"] is the same, and named twice it attaches once, with the options given."""
+    """plugins=["connmon"] is the same, and given twice it attaches once, with the given options."""
     url = "sqlite://?connmon_addr=db:1"
     engine = create_engine(url, plugins=["connmon"])
     assert str(engine.url) == "sqlite://"
@@ -109,7 +109,7 @@ def test_plugin_form_asyncio(attached: Calls) -> None:
     ],
 )
 def test_an_engine_made_from_an_engines_url(url: str, attached: Calls) -> None:
-    """It is watched like the first: Alembic and others make engines so, also for another database."""
+    """It is watched like the first: Alembic and others make engines this way, also for another database."""
     engine = create_engine(url)
     plain = "mysql+pymysql://root:sa@db/neutron?charset=utf8"
     assert engine.url == make_url(plain)
@@ -126,7 +126,7 @@ def test_an_engine_made_from_an_engines_url(url: str, attached: Calls) -> None:
 
 
 def test_options_added_to_an_engines_url(attached: Calls) -> None:
-    """They are connmon's and do not reach the driver."""
+    """connmon takes its own options, and they do not reach the driver."""
     url = create_engine("mysql+pymysql://root:sa@db/neutron?plugin=connmon").url
     engine = create_engine(url.update_query_dict({"connmon_program": "migrations", "charset": "utf8"}))
     assert engine.url.query == {"charset": "utf8"}
@@ -135,7 +135,7 @@ def test_options_added_to_an_engines_url(attached: Calls) -> None:
 
 
 def test_an_engines_url_elsewhere(attached: Calls) -> None:
-    """Pickled, or made a text of, it is the plain URL, which is not watched."""
+    """Pickled or converted to text, it is the plain URL, which is not watched."""
     engine = create_engine("sqlite:///x.db?plugin=connmon")
     assert type(pickle.loads(pickle.dumps(engine.url))) is URL
     attached.clear()
@@ -176,7 +176,7 @@ def test_attach_asyncio(attached: Calls) -> None:
 
 
 def test_attached_once(attached: Calls) -> None:
-    """Whoever asks, the pool is attached once: the same engine, one with options, a shared pool."""
+    """The pool is attached once, whoever asks: the same engine, one with options, a shared pool."""
     engine = create_engine("sqlite://?plugin=connmon")
     attach(engine)
     attach(engine.execution_options(isolation_level="AUTOCOMMIT"))
@@ -186,7 +186,9 @@ def test_attached_once(attached: Calls) -> None:
 
 
 def test_attach_after_dispose(attached: Calls) -> None:
-    """After dispose() there is another pool; whether that is instrumented already, its room knows."""
+    """The pool after dispose() is a new object, so attach() passes it to instrument(), which knows whether it
+    is watched.
+    """
     engine = create_engine("sqlite://?plugin=connmon")
     engine.dispose()
     attach(engine)
@@ -195,7 +197,7 @@ def test_attach_after_dispose(attached: Calls) -> None:
 
 @pytest.mark.parametrize("engine", [None, "sqlite://", object()])
 def test_attach_to_no_engine(engine: Any) -> None:
-    """What is no engine is an ArgumentError that shows it."""
+    """Another object is an ArgumentError that shows it."""
     with pytest.raises(ArgumentError, match="expected an Engine"):
         attach(engine)
 
@@ -229,13 +231,13 @@ def test_wrong_options(url: str, query: str, named: list[str], attached: Calls) 
 
 
 def test_wrong_options_of_attach(attached: Calls) -> None:
-    """attach() says the same of its options."""
+    """attach() raises the same errors for its options."""
     with pytest.raises(ArgumentError, match="connmon_nosuch=1"):
         attach(create_engine("sqlite://"), nosuch=1)
 
 
 def test_bad_config_file(attached: Calls, tmp_path: Path) -> None:
-    """A config file with a mistake fails at create_engine, with the file named."""
+    """A mistake in a config file fails at create_engine, and names the file."""
     file = tmp_path / "connmon.cfg"
     file.write_text("[connmon_service_default]\nname: default\nnosuch: 1\n")
     with pytest.raises(ArgumentError, match=f"connmon_config={file}.*nosuch"):
@@ -246,7 +248,7 @@ def test_bad_config_file(attached: Calls, tmp_path: Path) -> None:
 def test_failure_inside_is_one_warning(
     url: str, attached: Calls, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever else goes wrong in the plugin, the engine works, and the log has one warning."""
+    """After any other failure in the plugin the engine works, and the log has one warning."""
 
     def broken(*_: object) -> None:
         raise RuntimeError("no ledger today")
@@ -265,7 +267,7 @@ def test_failure_inside_is_one_warning(
 def test_import_failure_inside_is_one_warning(
     attached: Calls, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A part of the plugin that cannot be imported does not surface either."""
+    """A part of the plugin that cannot be imported is one warning as well."""
     monkeypatch.setitem(sys.modules, "connmon.plugin.reporter", None)
     create_engine("sqlite+connmon://")
     assert [record.levelname for record in caplog.records] == ["WARNING"]
@@ -301,7 +303,7 @@ def test_import_failure_inside_is_one_warning(
     ],
 )  # fmt: skip
 def test_where(url: str, shown: str, host: str | None, port: int | None, database: str | None) -> None:
-    """Host and port are those that the driver will take, where they can be known; a socket has none."""
+    """Host and port are those that the driver uses, where they can be known; a socket has no port."""
     info = describe(create_engine(url))
     # Versions of SQLAlchemy differ in what they quote.
     assert make_url(info.url) == make_url(shown)
@@ -327,7 +329,7 @@ def test_where(url: str, shown: str, host: str | None, port: int | None, databas
 def test_what_decides_where_it_connects(
     url: str, arguments: dict[str, Any], host: str | None, attached: Calls
 ) -> None:
-    """Until a connection is there the URL's server stands, if nothing else decides; else it is not known."""
+    """Until the first connection the URL's server counts, unless something else decides."""
     create_engine(url, **arguments)
     assert attached[-1][2].database_host == host
 
@@ -351,11 +353,11 @@ def test_what_decides_which_database(url: str, database: str, attached: Calls) -
     host=st.sampled_from([None, "db", "::1"]),
 )
 def test_nothing_secret_is_told(password: str, value: str, host: str | None) -> None:
-    """Neither password nor query option is anywhere in what is told of a pool."""
+    """Neither password nor query option is anywhere in what is reported of a pool."""
     url = URL.create("mysql+pymysql", "root", password, host, None, "neutron", {"ssl_key": value})
     info = describe(create_engine(url))
-    told = info.url.removeprefix("mysql+pymysql://root@").replace("[::1]", "").removeprefix("db")
-    assert told in ("/neutron",)
+    database = info.url.removeprefix("mysql+pymysql://root@").replace("[::1]", "").removeprefix("db")
+    assert database in ("/neutron",)
     assert (info.database_host, info.database) == (host, "neutron")
 
 
@@ -377,13 +379,13 @@ def test_nothing_secret_is_told(password: str, value: str, host: str | None) -> 
     ],
 )
 def test_limits(arguments: dict[str, Any], expected: tuple[Any, ...]) -> None:
-    """Size, overflow and timeout are told for the classes that have them."""
+    """Size, overflow and timeout are reported for the classes that have them."""
     info = describe(create_engine("sqlite:////v/x.db", **arguments))
     assert (info.pool_class, info.pool_size, info.max_overflow, info.timeout) == expected
 
 
 def test_limits_asyncio() -> None:
-    """The pool of asyncio engines has them as well."""
+    """The pools of asyncio engines have them as well."""
     url = "sqlite+aiosqlite:////v/x.db"
     info = describe(create_async_engine(url, pool_size=2, poolclass=AsyncAdaptedQueuePool).sync_engine)
     assert (info.pool_class, info.pool_size, info.max_overflow, info.timeout) == (
@@ -392,7 +394,7 @@ def test_limits_asyncio() -> None:
 
 
 def test_texts_that_the_wire_could_not_take() -> None:
-    """A path with bytes that are no UTF-8, or one that is too long, is told as far as it can be."""
+    """A path with bytes that are not UTF-8, or one that is too long, is reported as far as possible."""
     info = describe(create_engine(URL.create("sqlite", database="/v/\udcff" + "x" * 5000)))
     assert info.database is not None
     assert info.database.startswith("/v/?x")
@@ -404,7 +406,7 @@ def test_texts_that_the_wire_could_not_take() -> None:
 
 
 def _session(engine: Engine, query: str, server_id: Any) -> tuple[Any, Any, Any]:
-    """Return the id by the function, by the server, and by the function after the connection's end."""
+    """Return the session id by the function, by the server, and after its end by the function."""
     with engine.connect() as connection:
         raw = connection.connection.driver_connection
         ids = server_id(raw), connection.scalar(text(query))
@@ -432,7 +434,7 @@ def _server_url(server: Any, drivername: str) -> URL:
 @pytest.mark.parametrize("driver", ["pymysql", "mysqldb", "mysqlconnector"])
 @pytest.mark.parametrize("form", ["mysql+{}_connmon", "mariadb+{}_connmon"])
 def test_mysql_thread_id(driver: str, form: str, mariadb: Any, attached: Calls) -> None:
-    """The id is what the server says of itself; of a closed connection there is none, or the old one."""
+    """The id is the server's own; a closed connection has none, or still the old one."""
     needs_driver(driver)
     engine = create_engine(_server_url(mariadb, form.format(driver)))
     known, said, after = _session(engine, "SELECT CONNECTION_ID()", attached[-1][3])
@@ -450,7 +452,7 @@ def test_mysql_thread_id_asyncio(driver: str, mariadb: Any, attached: Calls) -> 
 
 @pytest.mark.parametrize("driver", ["psycopg2", "psycopg", "pg8000"])
 def test_postgresql_backend_pid(driver: str, postgresql: Any, attached: Calls) -> None:
-    """The id is what the server says of itself; of a closed connection there is none, or the old one."""
+    """The id is the server's own; a closed connection has none, or still the old one."""
     engine = create_engine(_server_url(postgresql, f"postgresql+{driver}_connmon"))
     known, said, after = _session(engine, "SELECT pg_backend_pid()", attached[-1][3])
     assert known == said
@@ -470,5 +472,5 @@ def test_postgresql_backend_pid_asyncio(driver: str, postgresql: Any, attached: 
 )
 @pytest.mark.parametrize("connection", [None, object()])
 def test_no_server_id(url: str, connection: Any) -> None:
-    """Where there is no id to be had, it is None, whatever was given for a connection."""
+    """Where no id is known it is None, whatever object stands for a connection."""
     assert driver_of(create_engine(url).dialect)(connection) is None

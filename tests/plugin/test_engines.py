@@ -1,6 +1,6 @@
 """Real processes with several engines, several services, and event loops that come and go.
 
-Each runs a script of a few lines whose work is known to the unit, then waits until it is told to go on.
+Each runs a script of a few lines whose work is known exactly, and stops where the test wants to look.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 
 class Script:
-    """A process that runs a script, which stops at each `stop()` in it."""
+    """A process that runs a script and stops at each `stop()` in it."""
 
     def __init__(self, text: str, *arguments: str) -> None:
         head = "import sys\n\ndef stop():\n    print('stopped', flush=True)\n    sys.stdin.readline()\n\n"
@@ -109,7 +109,7 @@ stop()
 
 
 def test_several_engines_and_services(tmp_path: Path) -> None:
-    """Engines of one process, attached in every way and again: each counts once, at its own service."""
+    """Engines of one process, attached in every way and repeatedly: each counts once, at its own service."""
     with running_node(tmp_path) as one, running_node(tmp_path) as two:
         with script(SEVERAL, one.address, two.address, str(tmp_path)) as process:
             process.stopped()
@@ -186,8 +186,9 @@ stop()
 
 @pytest.mark.parametrize("driver", ["asyncmy", "aiomysql", "asyncpg", "psycopg_async", "aiosqlite"])
 def test_event_loops_that_come_and_go(driver: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """Engines of loops that have ended, and one that outlives them: all is counted, nothing stays open that
-    is not open at the server."""
+    """Engines of event loops that have ended, and one that outlives them: everything is counted, and nothing
+    stays open that is not open at the server.
+    """
     with running_node(tmp_path) as node:
         options = {"connmon_addr": node.address, "connmon_program": "p"}
         server: Server | None = None

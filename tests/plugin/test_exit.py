@@ -1,4 +1,4 @@
-"""The end of a process: what it does last counts, it is alive until then, and it leaves nothing open.
+"""The end of a process: its last work counts, it is alive until then, and it leaves nothing open.
 
 Real processes and a real connmond.
 """
@@ -66,7 +66,7 @@ def row_of(node: RunningNode, program: str) -> dict[str, Any] | None:
 
 @pytest.mark.parametrize("options", ["", "gc.freeze()", "import multiprocessing.util"])
 def test_atexit_functions_registered_before_connmon(options: str, tmp_path: Path, node: RunningNode) -> None:
-    """What they do is counted, and the process is alive while they run."""
+    """Their work is counted, and the process is alive while they run."""
     process = start(LAST_WORDS.replace("OPTIONS", options), tmp_path, node, "last-words")
     assert process.stdin is not None
     assert process.stdout is not None
@@ -108,7 +108,7 @@ connection.execute(text("select 1"))
 def test_a_process_that_ends_in_good_order_leaves_nothing_open(
     options: str, tmp_path: Path, node: RunningNode
 ) -> None:
-    """What it had not closed or given back counts as closed and given back, however short its life was."""
+    """What it has not closed or returned counts as closed and returned, however short its life was."""
     for number in range(3):
         process = start(SHORT.replace("OPTIONS", options), tmp_path, node, "short")
         assert process.communicate(timeout=20) == ("", "")

@@ -1,7 +1,7 @@
 """Forks: what the child inherits is the parent's until the child uses it, and nothing is counted twice.
 
-Real processes on a real MariaDB, a real connmond, and the real `connmon snapshot`; each process keeps
-its own books (tests/support/fork_application.py), and the node has to show them to the unit.
+Real processes on a real MariaDB, a real connmond, and the real `connmon snapshot`. Each process counts what
+it does (tests/support/fork_application.py), and the node has to show exactly that.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class Running(Meetings):
         super().__init__(directory)
         spec = engine(server, node, scenario, timeout=30.0, **options.pop("engine", {}))
         self.truth = Truth(node, server, spec, scenario)
-        told = json.dumps({"engine": spec, "directory": str(directory), **options})
+        arguments = json.dumps({"engine": spec, "directory": str(directory), **options})
         self.log = directory / "stderr"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                # Python 3.12 and newer says to whoever forks that there is a thread: the reporter's, too.
+                # Python 3.12 and newer warns a forking process of other threads: the reporter's, too.
                 [
                     sys.executable,
                     "-W",
@@ -46,7 +46,7 @@ class Running(Meetings):
                     "-m",
                     "tests.support.fork_application",
                     scenario,
-                    told,
+                    arguments,
                 ],
                 stdin=subprocess.DEVNULL,
                 stderr=log,
@@ -60,29 +60,29 @@ class Running(Meetings):
         return self.process.pid
 
     def at(self, name: str, processes: int, unseen: int = 0) -> dict[int, dict[str, Any]]:
-        """See what the processes know at this meeting; they are still there.
+        """Compare the node with what the processes know at this meeting; they stay.
 
-        So many of those who come have used no connection: the node does not know of them.
+        `unseen` of them have used no connection, so that the node does not know them.
         """
         books = self.books(name, processes)
         used = {
-            pid: told
-            for pid, told in books.items()
-            if any(told[key] for key in ("connects", "checkouts", "adopted", "connect_errors"))
+            pid: counts
+            for pid, counts in books.items()
+            if any(counts[key] for key in ("connects", "checkouts", "adopted", "connect_errors"))
         }
         assert len(books) - len(used) == unseen
         self.truth.update(used)
         return books
 
     def equal(self, name: str, processes: int, unseen: int = 0) -> dict[int, dict[str, Any]]:
-        """The node shows what the processes know at this meeting; then they go on."""
+        """Compare the node with what the processes know at this meeting, then let them go on."""
         books = self.at(name, processes, unseen)
         self.truth.equal()
         self.go(name)
         return books
 
     def end(self) -> None:
-        """The first process has come to its end: the program is gone, and its totals stay."""
+        """Let the first process end: the program's row is gone, and its totals stay."""
         status = self.process.wait(30)
         assert (status, self.log.read_text()) == (0, "")
 
@@ -112,8 +112,9 @@ def run(tmp_path: Path, mariadb: Server) -> Iterator[Any]:
 
 @pytest.mark.timeout(180)
 def test_idle_connections_are_the_childs_when_it_uses_them(run: Any) -> None:
-    """A child is shown when it uses a connection; an inherited one is in its gauges and in neither
-    its connects nor its closes; the parent's figures are what they were, and add up with the child's."""
+    """A child is shown once it uses a connection. An inherited one is in its gauges and in neither its
+    connects nor its closes. The parent's figures stay as they were, and add up with the child's.
+    """
     scenario = run("idle")
     scenario.equal("before", 1)
     books = scenario.equal("unused", 2, unseen=1)
@@ -132,8 +133,9 @@ def test_idle_connections_are_the_childs_when_it_uses_them(run: Any) -> None:
 
 @pytest.mark.timeout(180)
 def test_held_connections_are_the_childs_when_it_checks_them_out(run: Any) -> None:
-    """What was held or detached at the fork stays the parent's alone, also when the child gives it
-    back to its copy of the pool; from the child's next checkout it is in the child as well."""
+    """What was held or detached at the fork stays the parent's alone, also when the child returns it to its
+    copy of the pool. From the child's next checkout on it is in the child as well.
+    """
     scenario = run("held")
     scenario.equal("before", 1)
     assert {state for _, state in scenario.truth.living[scenario.pid]["sessions"]} == {
@@ -172,14 +174,15 @@ def test_grandchildren(run: Any) -> None:
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("hard", [False, True], ids=["exit", "_exit"])
 def test_a_fork_in_the_middle_of_work(run: Any, hard: bool) -> None:
-    """Whatever the parent's threads and its reporter do at the fork, each process's figures are its
-    own. A child's end by sys.exit loses nothing of them; one by os._exit takes it from the counts."""
+    """Whatever the parent's threads and its reporter do at the fork, each process has its own figures. A
+    child's end by sys.exit loses none of them; its end by os._exit takes it from the counts.
+    """
     scenario = run("busy", children=8, hard=hard)
     books = scenario.equal("worked", 9)
     last = scenario.books("last", 8)
     assert set(last) == set(books) - {scenario.pid}
     scenario.truth.update(last)
-    if hard:  # nobody can tell any more what is not reported by then
+    if hard:  # what is not reported by then is lost
         scenario.truth.equal()
     scenario.go("last")
     scenario.at("ended", 1)
@@ -191,8 +194,9 @@ def test_a_fork_in_the_middle_of_work(run: Any, hard: bool) -> None:
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_multiprocessing(run: Any, method: str) -> None:
-    """Each child is a process of its own, and at its end nothing is missing of what it did,
-    although multiprocessing runs none of atexit's functions."""
+    """Each child is a process of its own, and its last counts are complete, although multiprocessing runs no
+    atexit functions.
+    """
     scenario = run("spawning", method=method)
     books = scenario.equal("worked", 3)
     last = scenario.books("last", 2)
@@ -206,7 +210,7 @@ def test_multiprocessing(run: Any, method: str) -> None:
 
 
 def test_outside_uwsgi_the_listeners_are_as_they_were() -> None:
-    """Only uWSGI's processes look for forks that nobody tells of: elsewhere a listener costs what it did."""
+    """Only within uWSGI a listener checks for forks; elsewhere it is unchanged and costs what it did."""
 
     def listener() -> None: ...
 
@@ -217,8 +221,9 @@ def test_outside_uwsgi_the_listeners_are_as_they_were() -> None:
 @pytest.mark.parametrize("options", [(), ("no-page",)], ids=["page", "pid"])
 def test_a_fork_in_c(options: tuple[str, ...]) -> None:
     """Within uWSGI a child is noticed once, by uWSGI's hook or else by the next listener, also where the
-    kernel blanks no page; whoever had the hook before is called; no thread is allowed before the fork;
-    and what is not reported is said, each once."""
+    kernel blanks no page. The hook's previous owner is called, no thread is allowed before the fork, and
+    each warning comes once.
+    """
     run = subprocess.run(
         [sys.executable, "-m", "tests.support.raw_fork", *options],
         cwd=ROOT,
@@ -229,12 +234,18 @@ def test_a_fork_in_c(options: tuple[str, ...]) -> None:
     )
     assert run.returncode == 0, run.stderr
     assert [json.loads(line) for line in run.stdout.splitlines()] == [
-        {"step": "before", "calls": [], "seen": [1], "allowed": [False, False]},
-        {"step": "listener", "calls": ["forked"], "seen": [1, 2, 3], "allowed": True, "earlier": 0},
-        {"step": "hook", "calls": ["forked", "settled"], "seen": [1, 2], "allowed": True, "earlier": 1},
-        {"step": "grandchild", "calls": ["forked", "forked"], "seen": [1, 2, 4]},
-        {"step": "parent", "calls": ["forked"], "seen": [1, 2], "allowed": True, "earlier": 0},
-        {"step": "after", "calls": [], "seen": [1]},
+        {"step": "before", "called": [], "seen": [1], "allowed": [False, False]},
+        {"step": "listener", "called": ["forked"], "seen": [1, 2, 3], "allowed": True, "earlier": 0},
+        {
+            "step": "hook",
+            "called": ["forked", "may have threads"],
+            "seen": [1, 2],
+            "allowed": True,
+            "earlier": 1,
+        },
+        {"step": "grandchild", "called": ["forked", "forked"], "seen": [1, 2, 4]},
+        {"step": "parent", "called": ["forked"], "seen": [1, 2], "allowed": True, "earlier": 0},
+        {"step": "after", "called": [], "seen": [1]},
     ]
     complaints = run.stderr.splitlines()
     assert ["enable-threads" in line for line in complaints] == [True, False]

@@ -27,8 +27,9 @@ pytestmark = pytest.mark.timeout(180)
 @pytest.mark.parametrize("patched", ["first", "imported", "connected"])
 @pytest.mark.parametrize("library", ["eventlet", "gevent"])
 def test_greenlets(tmp_path: Path, mariadb: Server, library: str, patched: str) -> None:
-    """Wherever the monkey patch comes, greenlets that hold and greenlets that wait are counted, and
-    while one has the CPU to itself the reports go on, every second, with what it does."""
+    """Wherever the monkey patch is applied, greenlets that hold and that wait are counted. While one of them
+    keeps the CPU to itself, the reports go on every second and show what it does.
+    """
     needs(library)
     wait_for(lambda: not mariadb.sessions(), 10, "earlier sessions to end")
     directory = tmp_path / "meetings"

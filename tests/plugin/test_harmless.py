@@ -1,6 +1,6 @@
 """A failure within the plugin stays there: each function that a pool's work reaches is made to fail.
 
-Which functions these are is not written down here but found, by watching the work once.
+The functions are not listed here but found, by watching the work once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PLUGIN = str(Path(connmon.plugin.__file__).parent)
 
 
 class Injected(RuntimeError):
-    """What a function raises where it is made to fail."""
+    """Raised by a function that is made to fail."""
 
 
 class Work:
@@ -53,7 +53,7 @@ class Work:
         return self.engine.raw_connection()
 
     def pieces(self) -> Iterator[Callable[[], None]]:
-        """What is done, one after the other."""
+        """Yield pieces of work, in order."""
         yield lambda: self.connect().close()
         yield self.waits_in_vain
         yield lambda: self.connect().invalidate()
@@ -105,12 +105,12 @@ def within(frame: FrameType | None) -> bool:
     return frame is not None and frame.f_code.co_filename.startswith(PLUGIN)
 
 
-Place: TypeAlias = "tuple[CodeType, int, CodeType]"
+Call: TypeAlias = "tuple[CodeType, int, CodeType]"
 """A call within the plugin: in which function, in which line, and of which function."""
 
 
-def watched(piece: Callable[[], None], look: Callable[[Place], None]) -> None:
-    """Do a piece of work, and have `look` called where a function of the plugin calls another one."""
+def watched(piece: Callable[[], None], look: Callable[[Call], None]) -> None:
+    """Do a piece of work, and call `look` where a function of the plugin calls another one."""
 
     def profile(frame: FrameType, event: str, _: Any) -> None:
         caller = frame.f_back
@@ -124,20 +124,20 @@ def watched(piece: Callable[[], None], look: Callable[[Place], None]) -> None:
         sys.setprofile(None)
 
 
-def reached(poolclass: type[Pool]) -> list[Place]:
+def reached(poolclass: type[Pool]) -> list[Call]:
     """Return the calls within the plugin of functions that can fail.
 
-    Those cannot that do nothing outside of a `try` that catches everything; what they call is made to fail.
-    Nor is the pool's own `connect` one, which does SQLAlchemy's work.
+    A function with nothing outside of a `try` that catches everything cannot; what it calls is made to fail.
+    Nor can the pool's own `connect`, which does SQLAlchemy's work.
     """
-    found: dict[Place, None] = {}
+    calls: dict[Call, None] = {}
     for piece in Work(poolclass).pieces():
-        watched(piece, lambda site: found.setdefault(site, None))
-    return [site for site in found if not guarded(site[2]) and site[2].co_name != "connect"]
+        watched(piece, lambda call: calls.setdefault(call, None))
+    return [call for call in calls if not guarded(call[2]) and call[2].co_name != "connect"]
 
 
 def guarded(code: CodeType) -> bool:
-    """Whether the function is one `try` with `except Exception`, whose handlers do next to nothing."""
+    """Return whether the function is one `try` with `except Exception`, whose handlers do next to nothing."""
     tree = ast.parse(Path(code.co_filename).read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and node.lineno == code.co_firstlineno:
@@ -153,31 +153,34 @@ def guarded(code: CodeType) -> bool:
 
 
 def _is_quiet(statement: ast.stmt) -> bool:
-    """Whether a handler's statement raises nothing, but what was raised into the plugin from outside."""
+    """Return whether a handler's statement raises nothing but what was raised into it from outside."""
     if isinstance(statement, ast.If):
-        asked = statement.test
+        condition = statement.test
         return (
-            isinstance(asked, ast.Call) and ast.unparse(asked.func) == "interrupted" and not statement.orelse
+            isinstance(condition, ast.Call)
+            and ast.unparse(condition.func) == "interrupted"
+            and not statement.orelse
         )
     return isinstance(statement, ast.Pass | ast.Return) or ast.unparse(statement).endswith(".mend()")
 
 
 @pytest.mark.parametrize("poolclass", [QueuePool, NullPool])
 def test_a_failure_in_any_function_stays_within(poolclass: type[Pool]) -> None:
-    """Wherever a function of the plugin calls another one and that fails, the application sees nothing
-    and loses no slot of its pool."""
-    sites = reached(poolclass)
-    names = {callee.co_name for _, _, callee in sites}
+    """Wherever one function of the plugin calls another and that fails, the application sees nothing and
+    loses no slot of its pool.
+    """
+    calls = reached(poolclass)
+    names = {callee.co_name for _, _, callee in calls}
     assert {"opened", "end", "relieve", "seen", "call_site", "_detach", "find", "of"} <= names
-    assert {"found", "wait_begins", "wait_ends"} <= names or poolclass is NullPool
-    for site in sites:
-        caller, line, callee = site
+    assert {"enter", "wait_begins", "wait_ends"} <= names or poolclass is NullPool
+    for call in calls:
+        caller, line, callee = call
         what = f"{callee.co_name}, called by {caller.co_name} in line {line}"
         work = Work(poolclass)
         failed: list[bool] = []
 
-        def fail(at: Place, site: Place = site, failed: list[bool] = failed) -> None:
-            if at == site:
+        def fail(at: Call, call: Call = call, failed: list[bool] = failed) -> None:
+            if at == call:
                 failed.append(True)  # the interpreter stops looking when this raises
                 raise Injected
 

@@ -1,4 +1,4 @@
-"""Who has a connection."""
+"""Who holds a connection."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.support.waiting import wait_for
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "expected"),
     [
         ("worker-3", "worker-3"),
         ("", "Thread"),
@@ -37,8 +37,8 @@ from tests.support.waiting import wait_for
         ("\udcff\ud800a", "??a"),
     ],
 )
-def test_name_of_a_thread(name: str, told: str) -> None:
-    """A running thread's name is told, as far as the wire takes it."""
+def test_name_of_a_thread(name: str, expected: str) -> None:
+    """A running thread's name is reported, as far as the wire accepts it."""
     begun, done = threading.Event(), threading.Event()
 
     def work() -> None:
@@ -54,13 +54,15 @@ def test_name_of_a_thread(name: str, told: str) -> None:
     finally:
         done.set()
         thread.join(30)
-    assert found.startswith(told)
-    message = msgspec.msgpack.encode(Connection(1, 1, None, "checked_out", 1.0, 1.0, found))
+    assert found.startswith(expected)
+    message = msgspec.msgpack.encode(
+        Connection(number=1, pool=1, server_id=None, state="checked_out", age=1.0, held=1.0, holder=found)
+    )
     assert msgspec.msgpack.decode(message, type=Connection).holder == found
 
 
 def test_thread_that_has_ended() -> None:
-    """Of a thread that has ended, or is none of Python's, the number is told."""
+    """A thread that has ended, or that Python has not started, is named by its number."""
     thread = threading.Thread(target=lambda: None)
     thread.start()
     thread.join(30)
@@ -70,7 +72,7 @@ def test_thread_that_has_ended() -> None:
 
 
 def test_a_name_that_is_no_text() -> None:
-    """Whatever stands in threading's table, a text comes out."""
+    """Whatever is in threading's table, the name is text."""
     thread = threading.current_thread()
     name = thread._name  # type: ignore[attr-defined]
     assert thread.ident is not None
@@ -88,7 +90,7 @@ LEDGERS: dict[PoolAccount, Ledger] = {}
 """The ledger of each pool that `watched` has made."""
 
 
-def told(engine: Any) -> list[Connection]:
+def held_connections(engine: Any) -> list[Connection]:
     """Return the held connections of a fresh report of the engine's ledger."""
     sync = getattr(engine, "sync_engine", engine)
     ledger = LEDGERS[getattr(sync.pool._creator, KEY)]
@@ -108,7 +110,7 @@ def watched(make: Callable[[str], Any], url: str, tracing: holder.Tracing) -> An
 
 
 def test_thread_that_holds_long(tmp_path: Path) -> None:
-    """A connection held longer than the threshold has its holder's present place and stack as well."""
+    """A hold longer than the threshold also has its holder's present place and stack."""
     engine = watched(create_engine, f"sqlite:///{tmp_path}/x.db", holder.Tracing("auto", 0.05))
     taken, done = threading.Event(), threading.Event()
 
@@ -121,9 +123,9 @@ def test_thread_that_holds_long(tmp_path: Path) -> None:
     thread.start()
     try:
         assert taken.wait(30)
-        assert told(engine)[0].holder_site is None  # not long yet
-        wait_for(lambda: told(engine)[0].holder_site)
-        (connection,) = told(engine)
+        assert held_connections(engine)[0].holder_site is None  # not long yet
+        wait_for(lambda: held_connections(engine)[0].holder_site)
+        (connection,) = held_connections(engine)
     finally:
         done.set()
         thread.join(30)
@@ -140,26 +142,26 @@ def test_thread_that_holds_long(tmp_path: Path) -> None:
 
 
 def test_off(tmp_path: Path) -> None:
-    """With connmon_trace=off nobody's stack is looked at."""
+    """With connmon_trace=off no stack is looked at."""
     engine = watched(create_engine, f"sqlite:///{tmp_path}/x.db", holder.Tracing("off", 1e-9))
     with engine.connect():
-        (connection,) = told(engine)
+        (connection,) = held_connections(engine)
     assert (connection.holder, connection.call_site, connection.stack) == ("MainThread", None, ())
     engine.dispose()
 
 
 def test_every_checkout(tmp_path: Path) -> None:
-    """With connmon_trace=all the line of each checkout is told at once, also of the next one."""
+    """With connmon_trace=all the call site of each checkout is reported at once, also of the next one."""
     engine = watched(create_engine, f"sqlite:///{tmp_path}/x.db", holder.Tracing("all"))
 
     def one_place() -> str | None:
         with engine.connect():
-            return told(engine)[0].call_site
+            return held_connections(engine)[0].call_site
 
     def another() -> str | None:
         with Session(engine) as session:
             session.execute(text("select 1"))
-            return told(engine)[0].call_site
+            return held_connections(engine)[0].call_site
 
     for function in (one_place, another, one_place):
         site = function()
@@ -170,7 +172,7 @@ def test_every_checkout(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("trace", ["auto", "all"])
 def test_task(tmp_path: Path, trace: Literal["auto", "all"]) -> None:
-    """Of a task it is told what it is called, and where it awaits now, or checked out."""
+    """A task is reported by its name, where it awaits now, and where it checked the connection out."""
 
     async def inner(engine: AsyncEngine) -> None:
         async with engine.connect() as connection:
@@ -184,7 +186,7 @@ def test_task(tmp_path: Path, trace: Literal["auto", "all"]) -> None:
         task = asyncio.create_task(inner(engine), name="the-task")
         for _ in range(1000):
             await asyncio.sleep(0.01)
-            found = told(engine)
+            found = held_connections(engine)
             if found and found[0].call_site:
                 break
         task.cancel()
@@ -198,8 +200,8 @@ def test_task(tmp_path: Path, trace: Literal["auto", "all"]) -> None:
     assert re.fullmatch(r".*test_holder\.py:\d+ inner", connection.call_site)
 
 
-def test_nobody_there() -> None:
-    """A thread, task or greenlet that has ended is nowhere, and nothing raises."""
+def test_ended_holders() -> None:
+    """The whereabouts of an ended thread, task or greenlet are "ended", and nothing raises."""
 
     class Gone:
         pass
@@ -211,6 +213,6 @@ def test_nobody_there() -> None:
 
 
 def test_a_line_below_the_directory_it_was_imported_from() -> None:
-    """A file is named below the longest entry of sys.path that it is in."""
+    """A file is named relative to the longest entry of sys.path that it is below."""
     code = compile("0", f"{sys.path[-1]}/package/module.py", "exec")
     assert holder.frame_text(code, 412) == "package/module.py:412 <module>"

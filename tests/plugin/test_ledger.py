@@ -1,7 +1,7 @@
-"""The ledger: each rule of its docstring, and any sequence of facts against a simple truth.
+"""The ledger: each rule of its docstring, and any sequence of events against a simple model.
 
-The facts go in as the listeners write them: the real ones of plugin/pool.py, on a pool that makes
-no connections, called in any order. The reports go to the real state machine of the cluster.
+Events go in as the listeners write them: the real ones of plugin/pool.py, on a pool that makes no
+connections, called in any order. The reports go to the real state machine of the cluster.
 """
 
 from __future__ import annotations
@@ -57,12 +57,22 @@ class Holders:
         return frozenset()
 
 
-PROCESS = Process("ctl1", "nova-api", 1, 0, None, None, None)
+PROCESS = Process(host="ctl1", program="nova-api", pid=1, ppid=0, user=None, command=None, started=None)
 
 
 def info(database: str = "neutron", size: int | None = 5, overflow: int | None = 10) -> PoolInfo:
     url = f"mysql+pymysql://root@db/{database}"
-    return PoolInfo(url, "mysql", "db", 3306, database, "QueuePool", size, overflow, 30.0)
+    return PoolInfo(
+        url=url,
+        dialect="mysql",
+        database_host="db",
+        database_port=3306,
+        database=database,
+        pool_class="QueuePool",
+        pool_size=size,
+        max_overflow=overflow,
+        timeout=30.0,
+    )
 
 
 SETTINGS = LedgerSettings()
@@ -109,14 +119,14 @@ class Pool:
         return connection, record
 
 
-def told(report: Report | None) -> Report:
+def taken(report: Report | None) -> Report:
     assert report is not None
     return report
 
 
 def acknowledged(ledger: Ledger, now: float, *, alive: bool = True) -> Report:
     """Take a report and acknowledge it."""
-    report = told(ledger.take(now, alive=alive))
+    report = taken(ledger.take(now, alive=alive))
     ledger.acknowledged(report.sequence)
     return report
 
@@ -125,23 +135,23 @@ def acknowledged(ledger: Ledger, now: float, *, alive: bool = True) -> Report:
 
 
 def test_totals_are_sums_over_entries() -> None:
-    """What entries count, and what those that have ended left behind, makes the totals."""
+    """The totals are the counts of the entries plus those that ended entries have left behind."""
     ledger = make_ledger()
     pool = Pool(ledger, info())
     first, record = pool.checkout()
     pool.events.checkin(first, record)
     second = pool.checkout()
     pool.events.close(first, record)
-    (reported,) = told(ledger.take(10.0)).pools
+    (reported,) = taken(ledger.take(10.0)).pools
     assert reported.totals._replace(hold_ms=0) == Totals(connects=2, closes=1, checkouts=2, checkins=1)
     del second  # and with it the token in its record
-    (reported,) = told(ledger.take(11.0)).pools
+    (reported,) = taken(ledger.take(11.0)).pools
     assert reported.totals._replace(hold_ms=0) == Totals(connects=2, closes=2, checkouts=2, checkins=2)
     assert not pool.account.entries
 
 
-def test_only_counts_that_changed_are_told() -> None:
-    """Of how long things took a full report has all; another one the buckets in which something came."""
+def test_only_counts_that_changed_are_reported() -> None:
+    """A full report has complete histograms; another one only the buckets that have changed."""
     ledger = make_ledger()
     pool = Pool(ledger, info())
     for seconds in (0.001, 0.02):
@@ -157,12 +167,12 @@ def test_only_counts_that_changed_are_told() -> None:
     (reported,) = acknowledged(ledger, 12.0).pools
     assert reported.times == Times()
     ledger.restart()
-    (reported,) = told(ledger.take(13.0)).pools
+    (reported,) = taken(ledger.take(13.0)).pools
     assert reported.times == whole._replace(holds=histogram.of([0.001] * 3 + [0.02] * 4))
 
 
 def test_an_entry_is_folded_once() -> None:
-    """Where two fold at once, an entry is counted by one of them."""
+    """Two threads that fold at once count an entry once."""
     account = make_ledger().pool(info())
     entry = account.opened(1, 5.0)
     entry.end()
@@ -181,7 +191,7 @@ def test_an_entry_is_folded_once() -> None:
 
 
 def test_an_end_counts_once() -> None:
-    """A close event, the end of the token and that of the driver's connection: the first one counts."""
+    """Of a close event, the end of the token and the end of the driver's connection the first one counts."""
     ledger = make_ledger()
     pool = Pool(ledger, info())
     connection, record = pool.checkout()
@@ -214,7 +224,7 @@ def test_an_ended_detached_connection_leaves_no_cycle() -> None:
 
 
 def test_no_connection_is_none() -> None:
-    """A record given back without a connection ends what was there, and nothing else."""
+    """A record that returns without a connection ends the one that it had, and nothing else."""
     ledger = make_ledger()
     pool = Pool(ledger, info())
     connection, record = pool.checkout()
@@ -228,7 +238,7 @@ def test_no_connection_is_none() -> None:
 
 
 def test_a_report_says_what_changed() -> None:
-    """After an acknowledged report only changes are told, then once more that all rests, then nothing."""
+    """After an acknowledged report comes one with the changes, then one more without, then nothing."""
     ledger = make_ledger()
     pool, other = Pool(ledger, info()), Pool(ledger, info("nova"))
     connection, record = pool.checkout()
@@ -243,14 +253,15 @@ def test_a_report_says_what_changed() -> None:
     alive = acknowledged(ledger, 13.0)
     assert (alive.sequence, alive.base, alive.interval) == (3, 2, 2.0)
     pool.events.checkin(connection, record)
-    change = told(ledger.take(14.0))
+    change = taken(ledger.take(14.0))
     assert [(p.number, p.info) for p in change.pools] == [(pool.account.number, None)]
     assert [c.state for c in change.connections] == ["idle"]
 
 
-def test_a_session_id_that_comes_late_is_told() -> None:
-    """A connection that is reported while its first statements run has no session id yet; the id
-    follows when it is known, also where nobody has used the connection since."""
+def test_a_session_id_that_comes_late_is_reported() -> None:
+    """A connection that is reported during its first statements has no session id yet; the id follows when it
+    is known, even if the connection is not used again.
+    """
     ledger = make_ledger()
     pool = Pool(ledger, info())
     connection, record = Driver(), Record()
@@ -264,17 +275,17 @@ def test_a_session_id_that_comes_late_is_told() -> None:
     assert not acknowledged(ledger, time.monotonic()).connections
 
 
-def test_after_restart_all_is_told() -> None:
-    """A lost report is made good by a full one, which names neither closed pools nor connections."""
+def test_after_restart_everything_is_reported() -> None:
+    """A full report makes up for a lost one, and names neither closed pools nor connections."""
     ledger = make_ledger()
     pool = Pool(ledger, info())
     connection, record = pool.checkout()
     acknowledged(ledger, 10.0)
     pool.events.close(connection, record)
-    lost = told(ledger.take(11.0))
+    lost = taken(ledger.take(11.0))
     assert lost.closed_connections
     ledger.restart()
-    again = told(ledger.take(12.0))
+    again = taken(ledger.take(12.0))
     assert again.full
     assert (again.connections, again.closed_connections, again.closed_pools) == ((), (), ())
     assert again.pools[0].info == info()
@@ -282,13 +293,13 @@ def test_after_restart_all_is_told() -> None:
 
 
 def test_a_late_acknowledgement_counts_for_nothing() -> None:
-    """Only that of the latest report says what the next one builds on."""
+    """Only the acknowledgement of the latest report changes what the next one builds on."""
     ledger = make_ledger()
     Pool(ledger, info()).checkout()
-    first = told(ledger.take(10.0))
-    second = told(ledger.take(11.0, alive=True))
+    first = taken(ledger.take(10.0))
+    second = taken(ledger.take(11.0, alive=True))
     ledger.acknowledged(first.sequence)
-    assert told(ledger.take(12.0, alive=True)).full
+    assert taken(ledger.take(12.0, alive=True)).full
     assert second.full
 
 
@@ -303,7 +314,7 @@ def test_peaks_stay_until_acknowledged() -> None:
     wait = pool.account.wait_begins(5.0)
     pool.account.wait_ends(wait, 7.0)
     for now in (10.0, 11.0, 12.0):
-        report = told(ledger.take(now, alive=True))
+        report = taken(ledger.take(now, alive=True))
         assert report.peaks == report.pools[0].peaks == Peaks(3, 3, 1, 2.0)
         ledger.restart()
     acknowledged(ledger, 13.0)
@@ -320,7 +331,7 @@ def test_the_peak_of_a_pool_that_lived_between_two_reports() -> None:
     wait = pool.account.wait_begins(9.0)
     pool.account.wait_ends(wait, 9.5)
     del kept, pool
-    report = told(ledger.take(10.0))
+    report = taken(ledger.take(10.0))
     (remains,) = report.pools
     assert remains.gauges == Gauges()
     assert remains.totals[:4] == (4, 4, 4, 4)
@@ -328,7 +339,7 @@ def test_the_peak_of_a_pool_that_lived_between_two_reports() -> None:
 
 
 def test_a_torn_sum_is_no_maximum() -> None:
-    """While entries are summed, one is given back and another taken: two held, but never at once."""
+    """While entries are summed, one is returned and another taken: two are seen held, but never at once."""
     ledger = make_ledger()
     pool = Pool(ledger, info())
     one, two = pool.checkout(), pool.checkout()
@@ -360,14 +371,14 @@ def test_a_torn_sum_is_no_maximum() -> None:
         if name != "since":
             setattr(watched, name, getattr(entry, name))
     pool.account.entries[entry.number] = watched
-    report = told(ledger.take(13.0))
+    report = taken(ledger.take(13.0))
     assert torn
     assert report.pools[0].gauges.checked_out == 1
     assert (report.peaks.checked_out, report.pools[0].peaks.checked_out) == (1, 1)
 
 
 def test_torn_sums_over_pools() -> None:
-    """The pools together never show more than the process ever had at one moment."""
+    """The pools together never show more than the process had at one moment."""
     a = Gauges(1, 15, 0, connections=3, checked_out=2, overflow=1, detached=1, waiting=2)
     peaks = Peaks(3, 2, 2)
     assert within_peaks(a, peaks, peaks, Gauges()) == a
@@ -384,13 +395,13 @@ def test_torn_sums_over_pools() -> None:
 
 
 def test_highest() -> None:
-    """Of each the larger; of nothing, the other."""
+    """Each peak is the larger of both; against None it is the other."""
     assert highest(None, Peaks(1)) == Peaks(1)
     assert highest(Peaks(1, 5, 2, 3.0), Peaks(2, 4, 2, 4.0)) == Peaks(2, 5, 2, 4.0)
 
 
 def test_what_ended_since_fold_is_not_open() -> None:
-    """An entry that ends while a report is made counts as ended, and is not held since time began."""
+    """An entry that ends while a report is made counts as ended, and is not held since time 0."""
     pool = Pool(make_ledger(), info())
     connection, record = pool.checkout()
     pool.events.detach(connection, record)
@@ -402,7 +413,7 @@ def test_what_ended_since_fold_is_not_open() -> None:
 
 
 def test_drift_is_set_right_when_quiet() -> None:
-    """A count that has lost an update is made what the sum is, once nothing has moved for a while."""
+    """A live count that has lost an update is corrected once nothing has changed for a while."""
     ledger = make_ledger()
     pool = Pool(ledger, info())
     kept = pool.checkout()
@@ -421,12 +432,12 @@ def test_drift_is_set_right_when_quiet() -> None:
     report = acknowledged(ledger, now + 2.0)
     assert report.peaks[:2] == (1, 1)
     ledger.restart()
-    assert told(ledger.take(now + 3.0)).pools[0].gauges[3:5] == (1, 1)
+    assert taken(ledger.take(now + 3.0)).pools[0].gauges[3:5] == (1, 1)
     del kept
 
 
 def test_pools_that_are_gone_leave_their_totals() -> None:
-    """A pool's totals go on in the remains of the same database; its number is told as closed."""
+    """A pool's totals go on in the remains of the same database; its number is reported as closed."""
     ledger = make_ledger()
     pool, stays = Pool(ledger, info()), Pool(ledger, info("nova"))
     pool.checkout()
@@ -448,31 +459,51 @@ def test_pools_that_are_gone_leave_their_totals() -> None:
 
 
 def test_remains_are_those_of_the_database() -> None:
-    """Where two pools have the same URL (hosts were in the query) but not the same database."""
+    """Two pools with the same URL (hosts were in the query) may be of different databases."""
     ledger = make_ledger()
-    one = PoolInfo("postgresql:///x", "postgresql", "h1", 5432, "x", "NullPool", None, None, None)
-    two = PoolInfo("postgresql:///x", "postgresql", "h2", 5432, "x", "NullPool", None, None, None)
+    one = PoolInfo(
+        url="postgresql:///x",
+        dialect="postgresql",
+        database_host="h1",
+        database_port=5432,
+        database="x",
+        pool_class="NullPool",
+        pool_size=None,
+        max_overflow=None,
+        timeout=None,
+    )
+    two = PoolInfo(
+        url="postgresql:///x",
+        dialect="postgresql",
+        database_host="h2",
+        database_port=5432,
+        database="x",
+        pool_class="NullPool",
+        pool_size=None,
+        max_overflow=None,
+        timeout=None,
+    )
     for what in (one, two, two):
         Pool(ledger, what).checkout()
-    report = told(ledger.take(10.0))
-    found = {database_key(p.info): p.totals.connects for p in report.pools if p.info is not None}
-    assert found == {database_key(one): 1, database_key(two): 2}
+    report = taken(ledger.take(10.0))
+    connects = {database_key(p.info): p.totals.connects for p in report.pools if p.info is not None}
+    assert connects == {database_key(one): 1, database_key(two): 2}
 
 
 def test_remains_are_limited() -> None:
-    """Beyond the limit, what is gone shares one account, and no total is lost."""
+    """Beyond the limit closed pools share one account, and no total is lost."""
     ledger = make_ledger()
     for number in range(SETTINGS.databases + 20):
         Pool(ledger, info(f"db{number}")).checkout()
         acknowledged(ledger, 10.0 + number)
     ledger.restart()
-    report = told(ledger.take(1000.0))
+    report = taken(ledger.take(1000.0))
     assert len(report.pools) == SETTINGS.databases + 1
     assert sum(p.totals.connects for p in report.pools) == SETTINGS.databases + 20
 
 
 def test_a_detached_connection_outlives_its_pool() -> None:
-    """The pool is told as closed, with its connection, until that ends."""
+    """The pool is reported as closed, together with its connection, when that ends."""
     ledger = make_ledger()
     pool = Pool(ledger, info())
     connection, record = pool.checkout()
@@ -488,10 +519,10 @@ def test_a_detached_connection_outlives_its_pool() -> None:
 
 
 def test_nothing_grows_while_no_report_is_taken() -> None:
-    """Neither connections that came and went, nor engines, pile up beyond a bound."""
+    """Neither ended connections nor dropped engines pile up beyond a bound."""
     ledger = make_ledger()
     pool = Pool(ledger, info(size=None, overflow=None))
-    told_before = pool.checkout()
+    reported_before = pool.checkout()
     acknowledged(ledger, 10.0)
     for _ in range(5 * SETTINGS.accounts.backlog_entries):
         pool.checkout()
@@ -500,28 +531,28 @@ def test_nothing_grows_while_no_report_is_taken() -> None:
     for _ in range(3 * SETTINGS.accounts.backlog_entries):
         Pool(ledger, info())
     assert len(ledger.pools) <= 2 * SETTINGS.accounts.backlog_entries
-    report = told(ledger.take(11.0))
+    report = taken(ledger.take(11.0))
     assert sum(p.totals.connects for p in report.pools) == 5 * SETTINGS.accounts.backlog_entries + 1
-    del told_before
+    del reported_before
 
 
 def test_ages() -> None:
-    """A report carries ages at its time: of the connection, of its holding, of the wait."""
+    """A report carries ages at its time: of the connection, of its hold, of the wait."""
     ledger = make_ledger()
     account = ledger.pool(info())
     entry = account.opened(1, 100.0)
     entry.holder, entry.checkouts, entry.since = 7, 1, 110.0
     account.wait_begins(115.0)
     account.wait_begins(116.0)
-    report = told(ledger.take(120.0))
+    report = taken(ledger.take(120.0))
     (connection,) = report.connections
     assert (connection.age, connection.held, connection.holder) == (20.0, 10.0, "t7")
     assert (report.pools[0].held, report.pools[0].wait) == (10.0, 5.0)
     assert report.peaks.longest_wait == 5.0
 
 
-def test_a_connection_held_long_is_told_again() -> None:
-    """The replica ages it by its own clock, so its age is told anew now and then; an idle one's is not."""
+def test_a_connection_held_long_is_reported_again() -> None:
+    """The replica ages it by its own clock, so its age is reported again now and then; not an idle one's."""
     ledger = make_ledger()
     account = ledger.pool(info())
     held, _idle = account.opened(1, 100.0), account.opened(2, 100.0)
@@ -533,7 +564,9 @@ def test_a_connection_held_long_is_told_again() -> None:
 
 
 def test_limits() -> None:
-    """Capacity is known where there is a limit; overflow is what is attached beyond the size."""
+    """Capacity is known where there is a limit; overflow is the number of attached connections beyond the
+    size.
+    """
     ledger = make_ledger()
     for size, overflow, expected in [
         (5, 10, (1, 15, 0)),
@@ -549,7 +582,7 @@ def test_limits() -> None:
 
 
 def test_a_take_that_cannot_fold_in_time_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where another thread folds for ever, the reporter comes back another time."""
+    """Where another thread does not stop folding, the reporter tries again later."""
 
     class Taken:
         def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
@@ -563,7 +596,9 @@ def test_a_take_that_cannot_fold_in_time_is_none(monkeypatch: pytest.MonkeyPatch
 
 
 def test_after_a_fork_all_was_the_parents() -> None:
-    """The child counts from nothing; what it goes on using is adopted, and was connected by the parent."""
+    """The child counts from nothing; a connection that it goes on using is adopted, the parent has connected
+    it.
+    """
     ledger = make_ledger()
     pool = Pool(ledger, info())
     (used, record), (idle, _idle_record), held = pool.connect(), pool.connect(), pool.checkout()
@@ -575,18 +610,18 @@ def test_after_a_fork_all_was_the_parents() -> None:
     pool.account.wait_ends(wait, 2.0)
     pool.events.checkin(*held)
     pool.events.close(*held)
-    report = told(ledger.take(11.0))
+    report = taken(ledger.take(11.0))
     assert (report.instance, report.sequence, report.full) == ("two", 1, True)
     assert report.pools[0].gauges == Gauges(1, 15)
     assert report.pools[0].totals == Totals()
     assert report.peaks == Peaks()
     pool.events.checkout(used, record, None)
-    report = told(ledger.take(12.0))
+    report = taken(ledger.take(12.0))
     assert report.pools[0].gauges[3:5] == (1, 1)
     assert report.pools[0].totals == Totals(checkouts=1)
     pool.events.checkin(used, record)
     pool.events.close(used, record)
-    totals = told(ledger.take(13.0)).pools[0].totals
+    totals = taken(ledger.take(13.0)).pools[0].totals
     assert totals._replace(hold_ms=0) == Totals(checkouts=1, checkins=1)
     assert (ledger.process.live.open, ledger.process.live.checked_out, ledger.process.live.waiting) == (
         0,
@@ -597,10 +632,22 @@ def test_after_a_fork_all_was_the_parents() -> None:
 
 
 def test_a_lock_that_an_interruption_left_held() -> None:
-    """Who folds is not waited for again and again: the lock is replaced, and nothing piles up."""
+    """A fold lock that is never released is replaced, and nothing piles up."""
     clock = [100.0]
     ledger = Ledger("i", threading.Lock, lambda: clock[0])
-    account = ledger.pool(PoolInfo("u", "sqlite", None, None, None, "QueuePool", 5, 10, 30.0))
+    account = ledger.pool(
+        PoolInfo(
+            url="u",
+            dialect="sqlite",
+            database_host=None,
+            database_port=None,
+            database=None,
+            pool_class="QueuePool",
+            pool_size=5,
+            max_overflow=10,
+            timeout=30.0,
+        )
+    )
     ledger.process.fold_lock.current.acquire()
     for _ in range(3):
         account.wait_times.append(0.5)
@@ -627,12 +674,14 @@ def totals_of(report: Report) -> Totals:
 
 
 def test_a_report_is_taken_by_a_node_however_many_pools_there_are() -> None:
-    """The oldest 1,000 are told one by one, the others as one sum for each database, and no count is lost."""
+    """The oldest 1,000 are reported one by one, the others as one sum for each database, and no count is
+    lost.
+    """
     ledger = make_ledger()
     accounts = [ledger.pool(info(f"db{number % 100}")) for number in range(12_000)]
     for account in accounts:
         account.opened(1, 9.0)
-    report = on_the_wire(told(ledger.take(10.0)))
+    report = on_the_wire(taken(ledger.take(10.0)))
     own = [pool for pool in report.pools if not pool.left_out]
     sums = [pool for pool in report.pools if pool.left_out]
     assert [pool.number for pool in own] == [account.number for account in accounts[:1000]]
@@ -644,7 +693,7 @@ def test_a_report_is_taken_by_a_node_however_many_pools_there_are() -> None:
         assert pool.info is not None
         assert (pool.info.several, pool.info.database_host) == (True, "db")
         assert (pool.left_out, pool.gauges.connections) == (110, 110)
-    # Their connections are told, each with the sum that its pool is in.
+    # Their connections are reported, each with the sum that its pool is in.
     assert len(report.connections) == 12_000
     assert {connection.pool for connection in report.connections} == {pool.number for pool in report.pools}
     ledger.acknowledged(report.sequence)
@@ -652,8 +701,8 @@ def test_a_report_is_taken_by_a_node_however_many_pools_there_are() -> None:
     assert ledger.take(12.0) is None
 
 
-def test_a_pool_that_fits_later_is_told_with_all_that_it_has_counted() -> None:
-    """It takes its part out of the sum; neither counts as something that has just happened."""
+def test_a_pool_that_fits_later_is_reported_with_all_its_counts() -> None:
+    """It takes its part out of the sum; neither change counts as something that has just happened."""
     ledger = make_ledger(settings=LedgerSettings(pools_reported=2, few_pools=0))
     pools = [Pool(ledger, info()) for _ in range(4)]
     kept = [pool.checkout() for pool in pools]
@@ -682,8 +731,8 @@ def test_a_pool_that_fits_later_is_told_with_all_that_it_has_counted() -> None:
     assert not any(pool.moved for pool in acknowledged(ledger, 14.0).pools)
 
 
-def test_connections_that_are_too_many_are_counted_and_told_when_others_end() -> None:
-    """The gauges have them all the time."""
+def test_connections_that_are_too_many_are_counted_and_reported_when_others_end() -> None:
+    """The gauges include them all the time."""
     ledger = make_ledger(settings=LedgerSettings(connections_reported=3))
     account = ledger.pool(info())
     entries = [account.opened(number, 9.0) for number in range(5)]
@@ -702,8 +751,8 @@ def test_connections_that_are_too_many_are_counted_and_told_when_others_end() ->
     assert len(acknowledged(ledger, 13.0).connections) == 3
 
 
-def test_stacks_that_do_not_fit_are_told_by_the_next_report() -> None:
-    """The connections are told at once; where they are held follows, and no report gets too large."""
+def test_stacks_that_do_not_fit_are_in_the_next_report() -> None:
+    """The connections are reported at once; where they are held follows, and no report gets too large."""
     ledger = make_ledger(settings=LedgerSettings(holder_bytes=200))
     account = ledger.pool(info())
     account.long_hold_seconds = 1.0
@@ -712,16 +761,16 @@ def test_stacks_that_do_not_fit_are_told_by_the_next_report() -> None:
         entry.holder, entry.checkouts, entry.since = number + 1, 1, 2.0
     report = acknowledged(ledger, 10.0)
     assert [bool(connection.stack) for connection in report.connections] == [True] * 3 + [False] * 6
-    found = {connection.number for connection in report.connections if connection.stack}
+    with_stack = {connection.number for connection in report.connections if connection.stack}
     for second in (11.0, 12.0):
         more = [connection.number for connection in acknowledged(ledger, second).connections]
         assert len(more) == 3
-        found.update(more)
-    assert len(found) == 9
+        with_stack.update(more)
+    assert len(with_stack) == 9
 
 
 def test_the_largest_report_fits() -> None:
-    """Whatever pools, databases and holders are called."""
+    """A report fits, however long the names of pools, databases and holders are."""
     ledger = make_ledger()
     long = "\U0001f40d" * 256
     what = structs.replace(info(), url="\U0001f40d" * 2048, database="\U0001f40d" * 2048, database_host=long)
@@ -738,7 +787,7 @@ def test_the_largest_report_fits() -> None:
             return Whereabouts("elsewhere", "\U0001f40d" * 100, ("\U0001f40d" * 100,) * 20)
 
     ledger.holder_checks.holders = Verbose()
-    report = on_the_wire(told(ledger.take(10.0)))
+    report = on_the_wire(taken(ledger.take(10.0)))
     assert len(report.connections) == 9_000
     assert sum(pool.gauges.connections for pool in report.pools) == 9_000
     assert sum(pool.gauges.pools for pool in report.pools) == 300
@@ -748,7 +797,7 @@ def test_the_largest_report_fits() -> None:
 
 
 class Truth:
-    """One physical connection, as it is."""
+    """One physical connection in the model."""
 
     def __init__(self, pool: int, owned: bool = True) -> None:
         self.pool = pool
@@ -781,7 +830,7 @@ class Facts:
 
 
 class Ledgers(RuleBasedStateMachine):
-    """Anything that can happen to a ledger, its reports and its process."""
+    """Any event of a ledger, its reports and its process."""
 
     #: Of all clocks. It moves by steps that a float has exactly, so that sums of them are exact as well.
     now = 0.0
@@ -832,12 +881,12 @@ class Ledgers(RuleBasedStateMachine):
         self._look()
 
     def _pick(self, pick: int, *, held: bool | None = None, detached: bool = False) -> Truth | None:
-        found = [
+        candidates = [
             c
             for c in self.connections
             if c.detached == detached and (held is None or c.held == held) and self.facts[c.pool].pool
         ]
-        return found[pick % len(found)] if found else None
+        return candidates[pick % len(candidates)] if candidates else None
 
     @rule(pick=st.integers(0, 99), again=st.booleans())
     def checkout(self, pick: int, again: bool) -> None:
@@ -865,7 +914,7 @@ class Ledgers(RuleBasedStateMachine):
 
     @rule(pick=st.integers(0, 99))
     def checkin(self, pick: int) -> None:
-        """With a checkout before it or without one."""
+        """With or without a checkout before it."""
         truth = self._pick(pick)
         if truth is not None:
             events = self._events(truth)
@@ -945,10 +994,10 @@ class Ledgers(RuleBasedStateMachine):
 
     @rule(pick=st.integers(0, 99), how=st.sampled_from(["close", "proxy first", "garbage"]))
     def detached_ends(self, pick: int, how: str) -> None:
-        found = [c for c in self.connections if c.detached]
-        if not found:
+        detached = [c for c in self.connections if c.detached]
+        if not detached:
             return
-        truth = found[pick % len(found)]
+        truth = detached[pick % len(detached)]
         pool = self.facts[truth.pool].pool
         if how == "close" and pool is not None:
             pool.events.close_detached(truth.connection)
@@ -988,7 +1037,7 @@ class Ledgers(RuleBasedStateMachine):
 
     @rule(pick=st.integers(0, 99))
     def engine_dies(self, pick: int) -> None:
-        """With all that its pool has; what is detached lives on, and who waits is not stopped by it."""
+        """With all connections of its pool; detached ones live on, and waits do not end."""
         number = self._pool(pick)
         if number is None or len(self.facts) < 2:
             return
@@ -1025,7 +1074,7 @@ class Ledgers(RuleBasedStateMachine):
         self._look()
 
     def _look(self) -> None:
-        """Note the peaks."""
+        """Update the model's peaks."""
 
         def highest_of(most: list[int], known: list[Truth], waits: int) -> None:
             present = [len(known), sum(c.held and not c.detached for c in known), waits]
@@ -1133,12 +1182,12 @@ class Ledgers(RuleBasedStateMachine):
 
     @invariant()
     def time_goes_on(self) -> None:
-        """So that nothing takes no time."""
+        """So that no duration is 0."""
         Ledgers.now += 2**-7
 
     @invariant()
     def check(self) -> None:
-        """What is counted beside the sums has not drifted."""
+        """The live counts have not drifted from the sums."""
         known = [c for c in self.connections if c.known]
         live = self.ledger.process.live
         assert (live.open, live.checked_out, live.waiting) == (
@@ -1161,7 +1210,7 @@ class CrowdedLedgers(Ledgers):
     settings = LedgerSettings(pools_reported=FEW_POOLS, connections_reported=FEW_CONNECTIONS, few_pools=0)
 
     def _check_one_by_one(self, known: list[Truth]) -> None:
-        """As many as fit have a row each, which is right; the others are counted, and right in the sums."""
+        """As many as fit have a correct row each; the others are counted, and right in the sums."""
         process = self.state.processes[self.ledger.instance]
         open_pools = [facts for facts in self.facts if facts.account.number in self.ledger.pools]
         rows = [facts for facts in open_pools if facts.account.number in process.pools]
@@ -1194,7 +1243,7 @@ def _with_process(report: Report) -> Report:
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [Ledgers, CrowdedLedgers])
 def test_any_sequence_of_facts(world: type[Ledgers]) -> None:
-    """Random facts, reports that are lost or repeated, and forks, against the truth."""
+    """Random events, reports that are lost or repeated, and forks, against the model."""
     run_state_machine_as_test(
         world,
         settings=settings(

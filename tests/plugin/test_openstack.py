@@ -1,8 +1,8 @@
-"""A whole OpenStack service, as it comes from PyPI: what connmon shows is what the database server lists.
+"""A whole OpenStack service from PyPI: connmon shows what the database server lists.
 
-placement, the smallest of them, on a real MariaDB and behind real WSGI servers, unchanged: all that it
-is told of connmon is in its configuration and environment. The truth is the server's: its list of sessions,
-and how many connections it has counted for the service's user.
+placement, the smallest of them, on a real MariaDB and behind real WSGI servers, unchanged: it knows of
+connmon only by its configuration and environment. The truth is the server's: its list of sessions, and how
+many connections it has counted for the service's user.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ Rows = dict[Grouping, list[dict[str, Any]]]
 
 
 class Database:
-    """The service's own database at the server, and what the server knows of its sessions."""
+    """The service's own database on the server, and what the server knows of its sessions."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -78,12 +78,12 @@ class Database:
         return url.set(username=NAME, database=NAME).render_as_string(hide_password=False)
 
     def sessions(self) -> dict[int, bool]:
-        """Return the service's sessions, and whether each is busy with a statement."""
+        """Return the service's sessions, and whether each is executing a statement."""
         query = "SELECT id, command FROM information_schema.processlist WHERE user = %s"
         return {int(number): command == "Query" for number, command in self._run(query, NAME)}
 
     def connections(self) -> int:
-        """Return how many connections the server has taken from the service."""
+        """Return how many connections the server has accepted from the service."""
         query = "SELECT total_connections FROM information_schema.user_statistics WHERE user = %s"
         return sum(int(number) for (number,) in self._run(query, NAME))
 
@@ -92,7 +92,7 @@ class Database:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Let nobody read the table that every request reads."""
+        """Block reads of the table that every request reads."""
         self._run(f"LOCK TABLES {NAME}.resource_providers WRITE")
         try:
             yield
@@ -150,7 +150,7 @@ class Placement:
         return self._process.pid
 
     def start(self, *command: str, **environment: str) -> None:
-        """Start it, and return when it answers."""
+        """Start the service, and return when it answers."""
         with self._log.open("wb") as output:
             self._process = process = subprocess.Popen(
                 command,
@@ -231,7 +231,7 @@ class Placement:
         return program
 
     def stop(self, number: signal.Signals) -> None:
-        """End it in good order."""
+        """Stop it in good order."""
         assert self._process is not None
         self._process.send_signal(number)
         self._process.wait(30)
@@ -262,7 +262,7 @@ def database(mariadb: Server) -> Iterator[Database]:
 
 
 def under_uwsgi(placement: Placement, directory: Path) -> None:
-    """As devstack has it, with its plugin: connection_parameters, and the name by the environment."""
+    """As devstack configures it, with its plugin: connection_parameters, and the name in the environment."""
     stack = Stack(directory)
     stack.settings["CONNMON_CONFIG"] = str(placement.node.config)
     placement.configure(placement.database.url)
@@ -280,7 +280,7 @@ def under_uwsgi(placement: Placement, directory: Path) -> None:
 
 
 def under_gunicorn(placement: Placement, directory: Path) -> None:
-    """By hand: connmon in the URL, in its first form, and the name by the environment."""
+    """By hand: connmon in the URL, in its first form, and the name in the environment."""
     placement.directory.mkdir()
     url = make_url(placement.database.url).set(drivername="mysql+pymysql_connmon")
     url = url.update_query_dict({"connmon_addr": placement.node.address})
@@ -301,7 +301,7 @@ FILES = {
 
 
 def examples() -> list[tuple[str, str]]:
-    """Return what docs/openstack.rst shows for configuration files: the file's name and the text."""
+    """Return the configuration files that docs/openstack.rst shows: name and text."""
     page = Path(ROOT, "docs", "openstack.rst").read_text()
     found = []
     for before, block in re.findall(r"^(.*)::\n\n((?:(?:    .*)?\n)+)", page, re.M):
@@ -315,8 +315,9 @@ def examples() -> list[tuple[str, str]]:
 
 
 def test_the_examples_of_the_page(tmp_path: Path) -> None:
-    """What the page shows for each service, in three ways, is what oslo.config reads and what makes an
-    engine that is watched, and that the service sees no difference of."""
+    """oslo.config reads what the page shows for each service, in three ways; it makes a watched engine, and
+    the service sees no difference.
+    """
     needs("oslo_config", "oslo_db")
     from tests.support.devstack_services import configured
 
@@ -348,8 +349,9 @@ def test_the_examples_of_the_page(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("start", [under_uwsgi, under_gunicorn])
 def test_placement(tmp_path: Path, node: RunningNode, database: Database, start: Start) -> None:
-    """Before any request, while requests hold and wait for connections, afterwards, and when it has
-    ended: the snapshot and the server's list of sessions are the same, to the unit."""
+    """Before any request, while requests hold and wait for connections, afterwards, and after its end: the
+    snapshot and the server's list of sessions are exactly the same.
+    """
     needs("uwsgi", "gunicorn")
     placement = Placement(tmp_path, node, database)
     try:
@@ -380,9 +382,9 @@ def scenario(placement: Placement) -> None:
         answers.append(placement.ask("GET", "/resource_providers"))
 
     def all_busy() -> bool:
-        """Ask once more, unless each worker holds all that its pool can give, and waits for more.
+        """Send one more request, unless each worker holds all that its pool can give, and waits for more.
 
-        Which worker takes a request is the server's affair, and chance.
+        The server chooses the worker of a request, at random.
         """
         held, waiting = sum(database.sessions().values()), 0
         for row in placement.node.rows("program"):
@@ -412,7 +414,7 @@ def scenario(placement: Placement) -> None:
 
 
 def ended(placement: Placement) -> None:
-    """Nothing is left but the totals, of the service's tool too."""
+    """Nothing is left but the totals, also those of the service's tool."""
     placement.stop(signal.SIGTERM)
     wait_for(lambda: not placement.database.sessions(), TRUTH, "the sessions to end")
 

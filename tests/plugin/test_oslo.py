@@ -1,4 +1,4 @@
-"""oslo.db, as it comes from PyPI: connmon is exact under it, and does not change what a service sees.
+"""oslo.db from PyPI: connmon is exact under it, and does not change what a service sees.
 
 Applications as oslo.db's users write them (oslo_application.py and oslo_errors.py of tests/support) on a real
 MariaDB, a real connmond; both forms of the URL, and the options that a service has for them.
@@ -48,7 +48,7 @@ def node(tmp_path: Path, mariadb: Server) -> Iterator[RunningNode]:
 
 
 def configuration(node: RunningNode, form: str, program: str, urls: Mapping[str, str]) -> str:
-    """Return a service's [database] section; `urls` are by the option that they are for."""
+    """Return a service's [database] section; `urls` are by the name of their option."""
     options = {"connmon_addr": node.address, "connmon_program": program}
     lines = ["[database]", "max_pool_size = 2", "max_overflow = 2", "max_retries = 1"]
     for name, url in urls.items():
@@ -90,9 +90,9 @@ class Service(Meetings):
             )
 
     def equal(self, name: str, processes: int = 1, *, open_at_server: bool = True) -> dict[int, Books]:
-        """The node shows what the processes know at this meeting; then they go on.
+        """Compare the node with what the processes know at this meeting, then let them go on.
 
-        Not `open_at_server`: some of what they hold open the server has ended, which they cannot know.
+        Not `open_at_server`: the server has ended some of their connections, which they cannot know.
         """
         books: dict[int, Books] = dict(self.books(name, processes))
         wait_for(
@@ -123,7 +123,7 @@ class Service(Meetings):
         return True
 
     def end(self, *last: Books) -> None:
-        """It ends; its program keeps the totals of all its processes."""
+        """Let it end; its program keeps the totals of all its processes."""
         status = self.process.wait(30)
         errors = self.log.read_text()
         assert (status, "connmon" in errors, "Traceback" in errors) == (0, False, False), errors
@@ -149,8 +149,9 @@ class Service(Meetings):
 
 @FORMS
 def test_facade(tmp_path: Path, node: RunningNode, mariadb: Server, form: str) -> None:
-    """A service whose [database] section has connection and slave_connection: both engines are shown,
-    whatever enginefacade makes of writers and readers."""
+    """A service whose [database] section has connection and slave_connection: both engines are shown, however
+    enginefacade uses them for writers and readers.
+    """
     url = make_url(mariadb.url("pymysql"))
     urls = {
         "connection": url.render_as_string(hide_password=False),
@@ -169,7 +170,7 @@ def test_facade(tmp_path: Path, node: RunningNode, mariadb: Server, form: str) -
 
 @FORMS
 def test_asyncio_facade(tmp_path: Path, node: RunningNode, mariadb: Server, form: str) -> None:
-    """The same on asyncio: tasks that hold are named, and tasks that wait are counted."""
+    """The same on asyncio: tasks that hold a connection are named, and tasks that wait are counted."""
     configured = configuration(node, form, "asynchronous", {"connection": mariadb.url("asyncmy")})
     with contextlib.closing(
         Service("asynchronous", tmp_path / "service", node, mariadb, configured, mariadb.database)
@@ -194,8 +195,9 @@ def test_asyncio_facade(tmp_path: Path, node: RunningNode, mariadb: Server, form
 
 @FORMS
 def test_pid_guard(tmp_path: Path, node: RunningNode, mariadb: Server, form: str) -> None:
-    """oslo.db replaces a connection that was inherited through a fork: the child is shown with its own
-    one alone, and neither has a connect, a close or a checkout too many."""
+    """oslo.db replaces a connection that was inherited through a fork: the child is shown with its own one
+    only, and neither process has a connect, a close or a checkout too many.
+    """
     configured = configuration(node, form, "guard", {"connection": mariadb.url("pymysql")})
     with contextlib.closing(
         Service("guard", tmp_path / "service", node, mariadb, configured, mariadb.database)
@@ -211,8 +213,9 @@ def test_pid_guard(tmp_path: Path, node: RunningNode, mariadb: Server, form: str
 def test_errors_are_what_they_are_without_connmon(
     tmp_path: Path, node: RunningNode, mariadb: Server, driver: str
 ) -> None:
-    """oslo.db's filters turn the driver's errors into the same exceptions, with the same words and
-    details, and the engine is the one that oslo.db would have made."""
+    """oslo.db's filters turn the driver's errors into the same exceptions, with the same messages and
+    details, and the engine is the one that oslo.db would have made.
+    """
     needs_driver(driver)
     plain = mariadb.url(driver)
     addr = {"connmon_addr": node.address}
@@ -245,7 +248,7 @@ def test_errors_are_what_they_are_without_connmon(
 
 
 def _errors(url: str, parameters: str | None) -> list[list[Any]]:
-    """Run tests.support.oslo_errors; return what it has seen."""
+    """Run tests.support.oslo_errors; return its results."""
     nobody = make_url(url).set(host="127.0.0.1", port=1).render_as_string(hide_password=False)
     options = json.dumps({"url": url, "connection_parameters": parameters, "nobody": nobody})
     run = subprocess.run(

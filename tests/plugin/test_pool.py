@@ -68,9 +68,9 @@ class Watched:
         return self.engine.raw_connection()
 
     def check(self, held: int = 0, detached: int = 0, waiting: int = 0, *, adopted: int = 0) -> Totals:
-        """Assert that the account is what is true; return the totals.
+        """Assert that the account has the truth; return the totals.
 
-        `adopted`: of the open connections, how many were there before the pool was instrumented.
+        `adopted`: how many of the open connections are older than the account.
         """
         account, database = self.account, self.database
         account.fold()
@@ -89,7 +89,7 @@ class Watched:
         return totals
 
     def check_live(self, gauges: Gauges) -> None:
-        """What is counted beside the sums, for peaks, has not drifted from them."""
+        """The live counts have not drifted from the sums."""
         live = self.account.live
         assert (live.open, live.checked_out, live.waiting) == (
             gauges.connections, gauges.checked_out, gauges.waiting,
@@ -106,7 +106,7 @@ class Watched:
 
 @every_class
 def test_checkout_and_checkin(poolclass: type[Pool]) -> None:
-    """A connection is counted when it is made, held while it is held, and idle or closed after."""
+    """A connection is counted when it is made, is held during its hold, and idle or closed after it."""
     watched = Watched(poolclass)
     watched.check()
     connection = watched.connect()
@@ -124,7 +124,7 @@ def test_checkout_and_checkin(poolclass: type[Pool]) -> None:
 
 @pytest.mark.parametrize("creator", [True, False], ids=["creator", "SQLAlchemy's"])
 def test_the_creator_without_an_argument(creator: bool) -> None:
-    """A pool's creator may be called as SQLAlchemy's own; what it makes then is in no pool."""
+    """A pool's creator may be called like SQLAlchemy's own; what it makes then is in no pool."""
     engine = Database().engine(QueuePool) if creator else create_engine("sqlite://")
     account = instrument(engine.pool, make_ledger(), describe(engine), lambda _: 7)
     creates: Any = engine.pool._creator
@@ -134,7 +134,7 @@ def test_the_creator_without_an_argument(creator: bool) -> None:
 
 
 def test_overflow() -> None:
-    """Connections beyond the pool's size are closed when they come back."""
+    """Connections beyond the pool's size are closed when they are returned."""
     watched = Watched(pool_size=2, max_overflow=3)
     connections = [watched.connect() for _ in range(5)]
     watched.check(held=5)
@@ -148,7 +148,7 @@ def test_overflow() -> None:
 @every_class
 @pytest.mark.parametrize("close", [True, False])
 def test_dispose(poolclass: type[Pool], close: bool) -> None:
-    """dispose() with an idle and a held connection; the held one lives until it is given back."""
+    """dispose() with an idle and a held connection; the held one lives until it is returned."""
     watched = Watched(poolclass)
     held = watched.connect()
     if poolclass is QueuePool:
@@ -192,7 +192,7 @@ def test_recreate(poolclass: type[Pool]) -> None:
 
 @every_class
 def test_instrumented_twice(poolclass: type[Pool]) -> None:
-    """Whoever asks again gets the same account, and nothing is counted twice."""
+    """A second call returns the same account, and nothing is counted twice."""
     watched = Watched(poolclass)
     other = make_ledger()
     assert instrument(watched.engine.pool, other, watched.account.info, lambda _: None) is watched.account
@@ -250,7 +250,7 @@ def test_invalidate(poolclass: type[Pool], soft: bool) -> None:
 @pytest.mark.parametrize("creator", ["connect", "watchless"])
 @pytest.mark.parametrize("end", ["close", "garbage", "invalidate", "outlives the pool"])
 def test_detach(poolclass: type[Pool], creator: str, end: str) -> None:
-    """A detached connection is open, held and nobody's until it is closed or collected."""
+    """A detached connection is open and held, outside of the pool, until it is closed or collected."""
     watched = Watched(poolclass, creator=creator)
     connection = watched.connect()
     connection.detach()
@@ -275,7 +275,7 @@ def test_detach(poolclass: type[Pool], creator: str, end: str) -> None:
 
 
 def test_detached_keeps_the_driver_connection() -> None:
-    """The driver's own connection counts, where it can be watched, and not SQLAlchemy's proxy of it."""
+    """The driver's own connection decides, if it has weak references, not SQLAlchemy's proxy of it."""
     watched = Watched()
     connection = watched.connect()
     connection.detach()
@@ -290,7 +290,7 @@ def test_detached_keeps_the_driver_connection() -> None:
 
 
 def test_reconnected_before_the_detach_event(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another thread may reconnect the record that was given back before the event comes."""
+    """Another thread may reconnect the returned record before the event comes."""
     watched = Watched(pool_size=1, max_overflow=0)
     connection = watched.connect()
     taken = []
@@ -316,7 +316,7 @@ def test_reconnected_before_the_detach_event(monkeypatch: pytest.MonkeyPatch) ->
 
 @every_class
 def test_leaked(poolclass: type[Pool]) -> None:
-    """A connection that its holder dropped is given back by the garbage collection."""
+    """A connection that its holder dropped is returned by the garbage collection."""
     watched = Watched(poolclass)
     loop: list[Any] = [watched.connect()]
     loop.append(loop)
@@ -328,7 +328,7 @@ def test_leaked(poolclass: type[Pool]) -> None:
 
 @every_class
 def test_engine_dropped(poolclass: type[Pool]) -> None:
-    """An engine that goes away without dispose() takes its connections with it, and its pool's account."""
+    """An engine that goes without dispose() takes its connections with it, and its pool's account."""
     watched = Watched(poolclass)
     connection = watched.connect()
     connection.close()
@@ -349,7 +349,7 @@ def test_engine_dropped(poolclass: type[Pool]) -> None:
 
 @every_class
 def test_connection_outlives_the_engine(poolclass: type[Pool]) -> None:
-    """What is held keeps its pool alive."""
+    """A held connection keeps its pool alive."""
     watched = Watched(poolclass)
     connection = watched.connect()
     del watched.engine
@@ -364,7 +364,7 @@ def test_connection_outlives_the_engine(poolclass: type[Pool]) -> None:
 
 
 def test_held_when_instrumented() -> None:
-    """Connections that were there before are adopted at their next checkout; that is no connect."""
+    """Connections that are older than the account are adopted at their next checkout, without a connect."""
     watched = Watched(pool_size=5)
     database = Database()
     engine = database.engine(QueuePool)
@@ -439,7 +439,7 @@ def test_singleton_thread_pool_cleans_up() -> None:
 
 @every_class
 def test_connect_errors(poolclass: type[Pool]) -> None:
-    """A creator that fails is counted; the error is the application's as before."""
+    """A failing creator is counted; the application gets the error as before."""
     watched = Watched(poolclass)
     woken = []
     watched.ledger.process.wake = lambda: woken.append(1)
@@ -455,7 +455,7 @@ def test_connect_errors(poolclass: type[Pool]) -> None:
 
 
 def test_reconnect_fails() -> None:
-    """A record whose reconnect failed is given back without a connection."""
+    """A record whose reconnect failed is returned without a connection."""
     watched = Watched(pool_pre_ping=True, pool_size=1, max_overflow=0)
     watched.connect().close()
     watched.database.dead |= watched.database.open
@@ -524,7 +524,7 @@ def test_connect_listener_fails_on_reconnect(poolclass: type[Pool]) -> None:
 @every_class
 @pytest.mark.parametrize("insert", [False, True])
 def test_checkout_listener_of_others_raises(poolclass: type[Pool], insert: bool) -> None:
-    """A checkout that another listener breaks is no checkout that lasts."""
+    """A checkout that another listener rejects does not last."""
     watched = Watched(poolclass)
 
     def broken(*_: Any) -> None:
@@ -572,7 +572,7 @@ def test_disconnection_error(poolclass: type[Pool], insert: bool, times: int, er
 
 @every_class
 def test_reset_fails(poolclass: type[Pool]) -> None:
-    """A connection whose rollback fails at its return is thrown away."""
+    """A connection whose rollback fails at its return is closed."""
     watched = Watched(poolclass)
     connection = watched.connect()
     watched.database.dead |= watched.database.open
@@ -585,7 +585,7 @@ def test_reset_fails(poolclass: type[Pool]) -> None:
 
 
 class Broken:
-    """Raises, whatever is done with it."""
+    """Raises at any use."""
 
     def __getattr__(self, name: str) -> Any:
         raise RuntimeError(f"injected: {name}")
@@ -642,7 +642,7 @@ def test_a_failure_within_never_surfaces(
 
 
 def test_server_id_fails() -> None:
-    """A driver that cannot say the server's id of the session leaves it unknown."""
+    """A session id that the driver cannot say stays unknown."""
     database = Database()
     engine = database.engine(QueuePool)
     account = instrument(engine.pool, make_ledger(), describe(engine), Broken())
@@ -653,7 +653,7 @@ def test_server_id_fails() -> None:
 
 
 def test_the_server_id_is_kept() -> None:
-    """It is asked for once, when the connection is made."""
+    """The driver is asked once, when the connection is made."""
     watched = Watched()
     watched.connect().close()
     (entry,) = watched.account.entries.values()
@@ -664,7 +664,7 @@ def test_the_server_id_is_kept() -> None:
 
 
 class Clock:
-    """The clock of all that is measured, moved by the test."""
+    """The clock of all durations, moved by the test."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
@@ -677,7 +677,7 @@ class Clock:
 
 @pytest.mark.parametrize("poolclass", [QueuePool, NullPool])
 def test_how_long_things_take(poolclass: type[Pool], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Connects from the creator's call to its return, holds from checkout to whatever ends them."""
+    """Connects last from the creator's call to its return, holds from the checkout to whatever ends them."""
     clock = Clock(monkeypatch)
     watched = Watched(poolclass, Ledger("i", threading.Lock, clock))
 
@@ -714,7 +714,7 @@ def test_how_long_things_take(poolclass: type[Pool], monkeypatch: pytest.MonkeyP
 
 
 def test_how_long_waits_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wait counts when it ends, by a connection or a timeout; who gets one at once has not waited."""
+    """A wait counts when it ends, by a connection or a timeout; a connection that is there costs no wait."""
     clock = Clock(monkeypatch)
     ledger = Ledger("i", threading.Lock, clock)
     watched = Watched(ledger=ledger, pool_size=1, max_overflow=0, pool_timeout=30.0)
@@ -737,7 +737,7 @@ def test_how_long_waits_take(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("poolclass", [QueuePool, NullPool])
 def test_times_do_not_pile_up_without_reports(poolclass: type[Pool]) -> None:
-    """Where no report is ever taken only so many holds and connects wait to be counted; none is lost."""
+    """Without reports only so many durations stay uncounted, and none is lost."""
     watched = Watched(poolclass)
     most = 0
     for _ in range(1000):
@@ -751,7 +751,7 @@ def test_times_do_not_pile_up_without_reports(poolclass: type[Pool]) -> None:
 
 
 def test_holds_of_many_threads_are_counted_while_reports_are_taken() -> None:
-    """Each hold is counted once, whoever counts it: the reporter, or an application's thread."""
+    """Each hold is counted once, by the reporter or by an application's thread."""
     watched = Watched(pool_size=3, max_overflow=0)
     stop = threading.Event()
 
@@ -781,7 +781,7 @@ def test_holds_of_many_threads_are_counted_while_reports_are_taken() -> None:
     ("size", "overflow"), [(0, 0), (0, 3), (0, -1), (1, 0), (1, -1), (2, 3), (2, -1), (5, 10), (3, 0)]
 )
 def test_overflow_and_capacity_are_those_of_the_pool(size: int, overflow: int) -> None:
-    """At every moment what QueuePool itself says; the capacity is where it gives out no more."""
+    """Overflow is always QueuePool's own; at its capacity the pool hands out no more."""
     watched = Watched(pool_size=size, max_overflow=overflow, pool_timeout=0.001)
     pool: Any = watched.engine.pool
 
@@ -815,7 +815,7 @@ def test_overflow_and_capacity_are_those_of_the_pool(size: int, overflow: int) -
 
 
 def test_a_wait_that_ends_with_a_connection() -> None:
-    """A thread is waiting from when there is nothing to hand out until it has a connection."""
+    """A thread waits from when the pool has nothing to hand out until it has a connection."""
     watched = Watched(pool_size=1, max_overflow=1, pool_timeout=30)
     held = [watched.connect(), watched.connect()]
     got: list[Any] = []
@@ -844,7 +844,7 @@ def test_a_wait_that_ends_with_a_connection() -> None:
 
 
 def test_timeouts() -> None:
-    """A wait that ends with a timeout is counted once, and waits no more."""
+    """A wait that ends with a timeout is counted once, and no longer goes on."""
     watched = Watched(pool_size=1, max_overflow=0, pool_timeout=0.01)
     held = watched.connect()
     for timeouts in (1, 2, 3):
@@ -856,7 +856,7 @@ def test_timeouts() -> None:
 
 
 def test_a_timeout_after_a_lost_race() -> None:
-    """Who finds a free slot that another takes before him waits as well: one wait, one timeout."""
+    """A thread that loses a free slot to another one waits as well: one wait, one timeout."""
     watched = Watched(pool_size=1, max_overflow=0, pool_timeout=0.01)
     pool: Any = watched.engine.pool
     real = type(pool)._inc_overflow
@@ -880,7 +880,7 @@ def test_a_timeout_after_a_lost_race() -> None:
 
 
 def test_a_wait_that_begins_again_is_one() -> None:
-    """SQLAlchemy's _do_get calls itself where it was too slow; nobody else waits then."""
+    """SQLAlchemy's _do_get calls itself where it was too slow; that is no second wait."""
     watched = Watched(pool_size=1, max_overflow=0, pool_timeout=0.01)
     pool: Any = watched.engine.pool
     held = watched.connect()
@@ -893,7 +893,7 @@ def test_a_wait_that_begins_again_is_one() -> None:
         return False
 
     class Emptied:
-        """A queue whose first wait ends with nothing, one overflow having become free meanwhile."""
+        """A queue whose first wait ends with nothing, since an overflow slot has become free."""
 
         def __init__(self, queue: Any) -> None:
             self.queue = queue
@@ -922,7 +922,7 @@ def test_a_wait_that_begins_again_is_one() -> None:
 
 
 def test_racing_for_connections() -> None:
-    """Many threads that wait briefly: every timeout that one of them sees is counted, once."""
+    """Many threads wait briefly: every timeout that one of them sees is counted, once."""
     watched = Watched(pool_size=1, max_overflow=1, pool_timeout=0.001)
     timeouts = []
 
@@ -956,7 +956,7 @@ def test_the_class_is_timed_once() -> None:
 
 
 def test_a_timed_class_without_an_account() -> None:
-    """Such an engine works as ever where it is not accounted for."""
+    """Such an engine works as usual where it is not accounted for."""
     watched = Watched()
     engine = Database().engine(type(watched.engine.pool), pool_size=1, max_overflow=0, pool_timeout=0.01)
     held = engine.raw_connection()
@@ -966,7 +966,7 @@ def test_a_timed_class_without_an_account() -> None:
 
 
 def test_a_pool_that_cannot_be_timed(caplog: pytest.LogCaptureFixture) -> None:
-    """Where SQLAlchemy's pool is not as it was, one line in the log, and everything but waits works."""
+    """Where SQLAlchemy's pool has changed, one line is logged, and everything but waits works."""
 
     class Odd(QueuePool):
         def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -1013,8 +1013,10 @@ def run_threads(work: Callable[[], None], count: int) -> None:
 
 
 class _Litter:
-    """Garbage that does something with a connection when it is collected, by whatever thread,
-    wherever that is. It does not own the connection, else the collector would finalise both."""
+    """Garbage that does something with a connection when it is collected, in any thread, at any place.
+
+    It does not own the connection, else the collector would finalize both.
+    """
 
     connections: ClassVar[dict[int, Any]] = {}
 
@@ -1034,7 +1036,7 @@ def litter(connection: Any, how: str) -> None:
 
 @pytest.fixture
 def eager() -> Iterator[None]:
-    """Garbage is collected, and threads take turns, as often as can be."""
+    """Collect garbage, and switch threads, as often as possible."""
     thresholds, interval = gc.get_threshold(), sys.getswitchinterval()
     gc.set_threshold(20, 2, 2)
     sys.setswitchinterval(1e-5)
@@ -1049,7 +1051,7 @@ def eager() -> Iterator[None]:
 @pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("poolclass", [QueuePool, NullPool, SingletonThreadPool])
 def test_stress(poolclass: type[Pool]) -> None:
-    """Threads, garbage that gives connections back, reports all the while: in the end all is exact."""
+    """Threads, garbage that returns connections, reports meanwhile: in the end everything is exact."""
     arguments: dict[str, Any] = {QueuePool: {"pool_size": 4, "max_overflow": 2}, NullPool: {}}.get(
         poolclass, {"pool_size": 20}
     )
@@ -1184,7 +1186,7 @@ async def _asyncio(url: str) -> None:
 
 
 def test_asyncio_connect_cancelled() -> None:
-    """A connect that is cancelled has failed."""
+    """A cancelled connect has failed."""
 
     async def run() -> None:
         engine = create_async_engine(
@@ -1203,9 +1205,19 @@ def test_asyncio_connect_cancelled() -> None:
 # --- The mark -------------------------------------------------------------------------------
 
 
-def test_what_is_told_of_a_pool_is_as_given() -> None:
-    """The account keeps the description it was given."""
-    info = PoolInfo("u", "d", None, None, None, "c", 1, 2, 3.0)
+def test_a_pool_is_described_as_given() -> None:
+    """The account keeps the description that it was given."""
+    info = PoolInfo(
+        url="u",
+        dialect="d",
+        database_host=None,
+        database_port=None,
+        database=None,
+        pool_class="c",
+        pool_size=1,
+        max_overflow=2,
+        timeout=3.0,
+    )
     engine: Engine = Database().engine(QueuePool)
     account = instrument(engine.pool, make_ledger(), info, lambda _: None)
     assert account.info is info

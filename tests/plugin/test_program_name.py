@@ -1,6 +1,6 @@
 """What a program is called: the table, and the facts that real interpreters give it.
 
-The real servers are in benchmarks/names.py, and gunicorn and uWSGI in test_application_servers too.
+The real servers are in benchmarks/names.py, and gunicorn and uWSGI also in test_application_servers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from connmon.plugin.program_name import VARIABLES, Facts, facts, name, program_n
 
 
 def called(command: str, **others: Any) -> str:
-    """Return the name of a process that was started with this command line in /srv/shop."""
+    """Return the name of a process with this command line, started in /srv/shop."""
     words = shlex.split(command)
     argv = tuple(words)
     known: dict[str, Any] = {"directory": "/srv/shop"}
@@ -86,7 +86,7 @@ SERVED = [
     ],
 )  # fmt: skip
 def test_servers(server: str, target: str, right: str) -> None:
-    """A server is called what it serves, wherever that stands among its options."""
+    """A server is called what it serves, wherever that is among its options."""
     if server.endswith("asgi:{}") and ":" not in target:
         return
     assert called(server.format(shlex.quote(target))) == right
@@ -116,14 +116,14 @@ SCRIPTS_SERVED = [
 
 @pytest.mark.parametrize(("path", "right"), SCRIPTS_SERVED)
 def test_wsgi_scripts(path: str, right: str) -> None:
-    """A script that is served is called by its name; where that says nothing, with its directory."""
+    """A served script is called by its name; where that says nothing, with its directory."""
     assert called("", uwsgi={"wsgi-file": (path,)}) == right
     assert called("", uwsgi={"mount": (f"/={path}",)}) == right or "." not in right
     assert called("mod_wsgi", process_group="shop", script=path) == right
 
 
 def test_uwsgi() -> None:
-    """uWSGI's own options say what it serves, whether they came from its command line or a file."""
+    """uWSGI's own options say what it serves, from its command line or a file."""
 
     def of(**options: str | tuple[str, ...]) -> str:
         given = {
@@ -150,7 +150,7 @@ def test_uwsgi() -> None:
 
 
 def test_mod_wsgi() -> None:
-    """mod_wsgi's process is called by its script, else by the group that Apache's configuration names."""
+    """mod_wsgi's process is called by its script, else by the group in Apache's configuration."""
     assert called("mod_wsgi", process_group="keystone-public") == "keystone-public"
     assert called("mod_wsgi", process_group="") == "mod_wsgi"
     assert called("mod_wsgi", process_group="%{GLOBAL}") == "mod_wsgi"
@@ -166,8 +166,8 @@ def test_gunicorn_configuration() -> None:
     assert called("uvicorn --port 80", environ={"UVICORN_APP": "shop:app"}) == "shop:app"
 
 
-def test_where_a_ruleslies() -> None:
-    """The directory is that of the module, if it is loaded, wherever the process is by then."""
+def test_the_directory_of_a_module() -> None:
+    """The directory is the loaded module's, wherever the process is by then."""
     loaded = {"app": "/srv/blog/current/app.py"}
     assert called("gunicorn app:app", directory="/", modules=loaded) == "blog/app:app"
     package = {"app": "/srv/blog/app/__init__.py"}
@@ -177,7 +177,7 @@ def test_where_a_ruleslies() -> None:
 
 
 def test_unknown_flag() -> None:
-    """An option of a newer server that takes no value does not hide an application that is loaded."""
+    """An unknown option without a value, as of a newer server, does not hide a loaded application."""
     assert called("gunicorn --new shop:app", modules={"shop": "/srv/shop/shop.py"}) == "shop:app"
     assert called("gunicorn --keyfile-password admin:hunter2") == "gunicorn"
     assert called("dramatiq redis://:hunter2@db/0 shop.tasks") == "dramatiq shop.tasks"
@@ -254,7 +254,7 @@ def test_tools(command: str, right: str) -> None:
 
 
 def test_the_page_about_applications() -> None:
-    """The page's table of names is what the table of the code says."""
+    """The page's table of names agrees with the code's."""
     page = (Path(__file__).parents[2] / "docs/applications.rst").read_text()
     (part,) = re.findall(r"started in ``/srv/shop``:(.*?)\n- ", page, re.DOTALL)
     rows = re.findall(r"\* - ``(.*)``\n     - ``(.*)``", part)
@@ -264,7 +264,7 @@ def test_the_page_about_applications() -> None:
 
 
 def test_variables() -> None:
-    """An application that is named in the environment counts like one on the command line, which wins."""
+    """An application named in the environment counts like one on the command line, which wins."""
     environ = {
         "FLASK_APP": "shop/app.py",
         "CELERY_APP": "blog",
@@ -286,7 +286,7 @@ SPAWNED = (
 
 
 def test_children_of_multiprocessing() -> None:
-    """A child is called what its parent is, by the arguments that it got from it or by the parent's own."""
+    """A child is called like its parent, by its inherited arguments or the parent's own."""
 
     def child(argv: str, *parent: str) -> str:
         return name(Facts((argv,), SPAWNED, directory="/srv/shop", parent=parent))
@@ -311,7 +311,7 @@ def test_launchers() -> None:
 
 
 def test_modules_that_are_called_the_same() -> None:
-    """A module that says nothing has the directory before it which its first package lies in."""
+    """A module that says nothing has the directory of its first package before it."""
     for module, file, right in (
         ("app", "/srv/shop/app.py", "shop/app"),
         ("api.__main__", "/srv/shop/api/__main__.py", "shop/api"),
@@ -323,7 +323,7 @@ def test_modules_that_are_called_the_same() -> None:
 
 
 def test_main_is_replaced() -> None:
-    """A notebook's kernel has another __main__: what the interpreter was asked for counts."""
+    """A notebook's kernel has another __main__: what the interpreter was started with counts."""
     kernel = ("/x/ipykernel_launcher.py", "-f", "kernel.json")
     assert name(Facts(kernel, ("python", "-m", "ipykernel_launcher", *kernel[1:]))) == "ipykernel"
     assert name(Facts(("/x/shop/job/__main__.py",), ("python", "-m", "shop.job"))) == "shop.job"
@@ -331,7 +331,7 @@ def test_main_is_replaced() -> None:
 
 
 def test_xdist() -> None:
-    """pytest's workers under xdist, and not what their tests start."""
+    """It names pytest's workers under xdist, and not what their tests start."""
     modules = {"xdist": None, "execnet": None}
     assert called("-c", modules=modules) == "pytest"
     assert called("nova-api", modules=modules) == "nova-api"
@@ -374,7 +374,7 @@ FACTS = st.builds(
 
 @given(FACTS)
 def test_total(known: Facts) -> None:
-    """Whatever a process looks like, it has a name that the wire and a terminal take, always the same."""
+    """Any process has a name that the wire and a terminal accept, always the same."""
     shown = name(known)
     assert 1 <= len(shown) <= 256
     assert shown.isprintable() and shown.strip() == shown
@@ -402,7 +402,7 @@ def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("forgotten")
 def test_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CONNMON_PROGRAM names the program; empty is as if it was not set, and it is bounded."""
+    """CONNMON_PROGRAM names the program; empty counts as not set, and it is cut to the limit."""
     own = program_name()
     for value, right in (
         ("shop-eu", "shop-eu"), ("", own), ("  ", own), ("x" * 300, "x" * 256), (" a\nb ", "a?b"),
@@ -414,7 +414,7 @@ def test_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("forgotten")
 def test_one_name_for_life(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an application makes of sys.argv later does not give the same process a second name."""
+    """A later change of sys.argv does not give the process a second name."""
     first = program_name()
     monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
     monkeypatch.setattr(sys, "argv", ["other"])
@@ -423,7 +423,7 @@ def test_one_name_for_life(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_facts_of_what_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """uWSGI's options, gunicorn's configuration and mod_wsgi's script are read from what is in memory."""
+    """uWSGI's options, gunicorn's configuration and mod_wsgi's script are read from memory."""
 
     def module(name: str, **values: object) -> None:
         made = types.ModuleType(name)
@@ -449,7 +449,7 @@ def test_facts_of_what_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_facts_import_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only what is loaded is looked at, and a directory that is gone is no error."""
+    """Only loaded modules are looked at, and a directory that is gone is no error."""
 
     def gone() -> str:
         raise FileNotFoundError
@@ -520,7 +520,7 @@ SCRIPTS = {
     ],
 )
 def test_program_name(arguments: list[str], name: str, tmp_path: Path) -> None:
-    """The program is the script's name, or the module's as it was asked for with -m."""
+    """The program is the script's name, or the module's as given with -m."""
     tmp_path = tmp_path / "python-program"
     with zipfile.ZipFile(tmp_path.parent / "app.pyz", "w") as archive:
         archive.writestr("__main__.py", PRINT)
@@ -535,7 +535,7 @@ def test_program_name(arguments: list[str], name: str, tmp_path: Path) -> None:
 
 
 def test_program_name_without_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interpreters that are embedded or interactive have no sys.argv to speak of."""
+    """Embedded and interactive interpreters have no useful sys.argv."""
     monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
     for argv in ([], [""], ["/"], None, [1], "gunicorn"):
         monkeypatch.setattr(sys, "argv", argv)

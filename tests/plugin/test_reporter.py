@@ -1,4 +1,4 @@
-"""The one thread, against small nodes that behave well or badly; forks and exits of real processes."""
+"""The reporter's thread, with small nodes that behave well or badly; forks and exits of real processes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ BAD: list[Behaviour] = ["close", "garbage", "mute", "refuse", "deaf"]
 
 
 class Node:
-    """A node of one thread per connection, that keeps what it is told in the real state machine."""
+    """A node with one thread per connection, which applies reports to the real state machine."""
 
     def __init__(self, behaviour: Behaviour = "good", port: int = 0) -> None:
         self.behaviour: Behaviour = behaviour
@@ -109,9 +109,9 @@ class Node:
                         return
                     connection.sendall(side.welcome("", "n1"))
                 elif behaviour == "good":
-                    self._told(connection, message, instances)
+                    self._apply(connection, message, instances)
 
-    def _told(self, connection: socket.socket, message: Any, instances: set[str]) -> None:
+    def _apply(self, connection: socket.socket, message: Any, instances: set[str]) -> None:
         with self._lock:
             self._batches += 1
             if isinstance(message, Goodbye):
@@ -133,14 +133,14 @@ class Node:
 
 @pytest.fixture
 def node() -> Iterator[Node]:
-    """A node that does all it should, until it is told otherwise."""
+    """A node that behaves well until its behaviour is changed."""
     made = Node()
     yield made
     made.close()
 
 
 class Observed(Reporter):
-    """One that says when its thread has ended."""
+    """A reporter that says when its thread has ended."""
 
     def __init__(self, settings: ReporterSettings) -> None:
         super().__init__(settings)
@@ -154,8 +154,7 @@ class Observed(Reporter):
 
 @pytest.fixture
 def report(request: pytest.FixtureRequest) -> Iterator[Observed]:
-    """A reporter of its own, with the settings that `with_settings` passes; the process's own is left
-    alone."""
+    """A reporter of its own, with the settings of `with_settings`; the process's own is left alone."""
     made = Observed(getattr(request, "param", ReporterSettings()))
     yield made
     made.leave()
@@ -164,7 +163,7 @@ def report(request: pytest.FixtureRequest) -> Iterator[Observed]:
 
 
 def with_settings(settings: ReporterSettings) -> pytest.MarkDecorator:
-    """Return a mark by which the fixture `report` has these settings."""
+    """Return a mark that gives the fixture `report` these settings."""
     return pytest.mark.parametrize("report", [settings], indirect=True, ids=["settings"])
 
 
@@ -184,7 +183,7 @@ def watched(report: Observed, port: int, program: str = "p") -> tuple[Engine, Le
 
 
 def failing(error: BaseException) -> Any:
-    """Return what raises it, whatever it is called with."""
+    """Return a function that raises this, whatever it is called with."""
 
     def fail(*_: Any, **__: Any) -> Any:
         raise error
@@ -206,7 +205,7 @@ def complaints(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 @pytest.mark.slow
 def test_the_first_report(report: Observed, node: Node) -> None:
-    """It comes as soon as the first connection is seen, complete, with who reports."""
+    """It is sent as soon as the first connection is seen, complete, with the process."""
     engine, ledger = watched(report, node.port)
     assert not report._running, "no thread before there is anything to report"
     connection = engine.raw_connection()
@@ -228,7 +227,7 @@ def test_the_first_report(report: Observed, node: Node) -> None:
 def test_at_debug_the_log_has_the_story_of_the_connection(
     level: int, report: Observed, node: Node, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The logger connmon tells of each change at DEBUG, and nothing of it above."""
+    """The logger connmon has a line for each change at DEBUG, and none above."""
     caplog.set_level(level, "connmon")
     engine, ledger = watched(report, node.port)
     engine.raw_connection().close()
@@ -245,7 +244,7 @@ def test_at_debug_the_log_has_the_story_of_the_connection(
 
 
 def test_goodbye(report: Observed, node: Node) -> None:
-    """At the end the last totals are told, and goodbye; the counts are gone at once."""
+    """At the end the last totals are reported, and goodbye; the process's row goes at once."""
     engine, ledger = watched(report, node.port)
     engine.raw_connection().close()
     wait_for(lambda: node.reports)
@@ -272,7 +271,7 @@ def test_two_programs_in_one_process(report: Observed, node: Node) -> None:
 @pytest.mark.slow
 @impatient
 def test_absent_then_there(report: Observed, caplog: pytest.LogCaptureFixture) -> None:
-    """With no node the application goes on; the first one that appears gets the complete present state."""
+    """Without a node the application goes on; the first node that appears gets the complete present."""
     port = free_port()
     engine, ledger = watched(report, port)
     kept = [engine.raw_connection() for _ in range(3)]
@@ -302,7 +301,7 @@ def test_absent_then_there(report: Observed, caplog: pytest.LogCaptureFixture) -
 def test_bad_nodes(
     behaviour: Behaviour, report: Observed, node: Node, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The application does not notice; one warning per outage; afterwards all is told."""
+    """The application does not notice; one warning per outage; afterwards the reports are complete."""
     node.behaviour = behaviour
     engine, ledger = watched(report, node.port)
     for outage in (1, 2):
@@ -337,7 +336,7 @@ def test_bad_nodes(
 def test_another_address_of_the_same_node(
     report: Observed, node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where a name's first address leads nowhere, the second one is tried, without a complaint."""
+    """Where a name's first address leads nowhere, the second one is tried, without a warning."""
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -362,7 +361,7 @@ def test_another_address_of_the_same_node(
 
 @impatient
 def test_a_slow_resolver(report: Observed, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What looking up the name took is not taken from the time to connect."""
+    """The time for resolving the name is not taken from the time to connect."""
     real = unpatched.getaddrinfo
     slept = threading.Event()
 
@@ -390,7 +389,7 @@ def test_a_name_that_cannot_be_looked_up(
 
 
 def test_a_failing_database_is_reported(report: Observed, node: Node) -> None:
-    """A process that could never connect to its database is seen, with its errors."""
+    """A process that could never connect to its database is shown, with its errors."""
     database = Database()
     engine = database.engine(QueuePool)
     ledger = report.ledger_for(direct(f"127.0.0.1:{node.port}"), "p")
@@ -417,7 +416,7 @@ def test_started_while_another_engine_is_made(report: Observed, node: Node) -> N
 def test_no_thread_can_be_started(
     report: Observed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The application goes on, unwatched; one warning; no descriptor is left behind."""
+    """The application goes on unwatched, with one warning; no descriptor is left behind."""
     monkeypatch.setattr(unpatched, "start_thread", failing(RuntimeError("can't start new thread")))
     gc.collect()  # what tests before have left
     before = len(os.listdir("/proc/self/fd"))
@@ -432,7 +431,7 @@ def test_no_thread_can_be_started(
 def test_the_thread_fails(
     report: Observed, node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A bug in it is an error in the log; it begins anew after a while, and then all is told."""
+    """A bug in it is an error in the log; the thread restarts after a while, and reports everything."""
     engine, ledger = watched(report, node.port)
     engine.raw_connection().close()
     wait_for(lambda: ledger.instance in node.last)
@@ -462,7 +461,7 @@ def test_exit_while_it_has_failed(
 def test_the_end_that_is_announced_twice(
     report: Observed, node: Node, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An embedder may run the functions of atexit twice; the thread goes on until the process ends."""
+    """An embedder may run the atexit functions twice; the thread goes on until the process ends."""
     engine, ledger = watched(report, node.port)
     engine.raw_connection().close()
     wait_for(lambda: ledger.instance in node.last)
@@ -478,11 +477,12 @@ def test_the_end_that_is_announced_twice(
     assert complaints(caplog) == []
 
 
-def test_the_main_thread_connects_to_nobody_at_the_end(
+def test_the_main_thread_does_not_connect_at_the_end(
     report: Observed, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To look a name up can take long: who has no connection any more says no goodbye. Nor does it wait for
-    locks of a thread that is no more."""
+    """Resolving a name can take long: without a connection there is no goodbye. Nor does the main thread wait
+    for locks of a thread that is gone.
+    """
     engine, ledger = watched(report, node.port)
     engine.raw_connection().close()
     wait_for(lambda: ledger.instance in node.last)
@@ -500,20 +500,22 @@ def test_the_main_thread_connects_to_nobody_at_the_end(
 def test_the_thread_is_ended_from_outside(
     report: Observed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What ends threads ends it, with one line in the log and none on stderr."""
+    """An exception that ends threads ends it, with one line in the log and none on stderr."""
     monkeypatch.setattr(uplink_socket.UplinkSocket, "step", failing(SystemExit("enough")))
     engine, _ledger = watched(report, 5800)
     engine.raw_connection().close()
     assert report.ended.wait(20)
-    (said,) = complaints(caplog)
-    assert "the reporter has ended, nothing more is reported: SystemExit('enough')" in said
+    (complaint,) = complaints(caplog)
+    assert "the reporter has ended, nothing more is reported: SystemExit('enough')" in complaint
 
 
 @with_settings(ReporterSettings(restart_seconds=0.1))
 @pytest.mark.parametrize("which", ["all", "socket", "write end", "read end"])
 @pytest.mark.parametrize("taken", [False, True], ids=["closed", "taken"])
 def test_the_application_closes_descriptors(which: str, taken: bool, report: Observed, node: Node) -> None:
-    """Also those of the reporter, which makes new ones, and leaves alone what has their numbers by then."""
+    """The reporter replaces its own closed descriptors, and leaves files alone that have their numbers by
+    then.
+    """
     engine, ledger = watched(report, node.port)
     engine.raw_connection().close()
     wait_for(lambda: ledger.instance in node.last)
@@ -547,7 +549,7 @@ def test_the_application_closes_descriptors(which: str, taken: bool, report: Obs
 
 @with_settings(ReporterSettings(restart_seconds=0.05))
 def test_no_descriptor_is_left(report: Observed, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the application has used up all descriptors when it begins anew, it tries again later."""
+    """Where the application has used up all descriptors at a restart, the reporter tries again later."""
     engine, ledger = watched(report, node.port)
     engine.raw_connection().close()
     wait_for(lambda: ledger.instance in node.last)
@@ -580,7 +582,7 @@ def use(times):
 
 
 class Application:
-    """A program of its own that reports to a port; "-" as the port: one without connmon."""
+    """A program of its own that reports to a port; with "-" as the port, one without connmon."""
 
     def __init__(self, tmp_path: Path, port: int | str, body: str) -> None:
         url = f"sqlite:///{tmp_path}/x.db"
@@ -605,7 +607,7 @@ class Application:
         return self.process.stdout.readline().strip()
 
     def end(self) -> tuple[float, str]:
-        """Close its input, wait for its end; return how long that took in seconds, and its errors."""
+        """Close its input and wait for its end; return how long that took in seconds, and its errors."""
         begun = time.monotonic()
         _, errors = self.process.communicate(timeout=60)
         assert self.process.returncode == 0, errors
@@ -623,7 +625,7 @@ use(4)
 @pytest.mark.slow
 @pytest.mark.parametrize("behaviour", [*BAD, "good", "absent", "unaccepted"])
 def test_exit(behaviour: Any, tmp_path: Path) -> None:
-    """Whatever the node does, the end of the application is not held up, and no error is shown."""
+    """Whatever the node does, the application's end is not delayed, and no error is shown."""
     with Application(tmp_path, "-", WAIT_THEN_END) as bare:
         assert bare.line() == "used"
         without, _ = bare.end()
@@ -654,7 +656,7 @@ def test_exit(behaviour: Any, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_short_program(tmp_path: Path, node: Node) -> None:
-    """One that ends right after its work is told of as well, completely."""
+    """A program that ends right after its work is reported as well, completely."""
     with Application(tmp_path, node.port, "use(5); engine.dispose()") as application:
         application.end()
     (totals,) = node.last.values()
@@ -724,7 +726,7 @@ use(4)
 def test_the_thread_imports_nothing(behaviour: Behaviour, tmp_path: Path) -> None:
     """A fork in the middle of an import would leave a child that can never import that module.
 
-    It was the codec that getaddrinfo asks for: two children in five could not look up any name.
+    It was the codec that getaddrinfo looks up: two children in five could not resolve any name.
     """
     node = Node(behaviour)
     try:
@@ -757,7 +759,7 @@ if __name__ == "__main__":
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_multiprocessing(method: str, tmp_path: Path, node: Node) -> None:
-    """A worker that ends normally has told its last totals, although it runs no atexit functions."""
+    """A worker that ends normally has reported its last totals, although it runs no atexit functions."""
     with Application(tmp_path, node.port, WORKERS.replace("METHOD", method)) as application:
         application.end()
     wait_for(lambda: len(node.goodbyes) == 3)
@@ -767,7 +769,7 @@ def test_multiprocessing(method: str, tmp_path: Path, node: Node) -> None:
 
 @pytest.mark.slow
 def test_sigpipe(tmp_path: Path) -> None:
-    """An application that wants to die of SIGPIPE does not die of ours."""
+    """An application that dies of SIGPIPE by its own wish does not die of connmon's."""
     body = """
     import signal, socket
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
@@ -789,7 +791,7 @@ def test_sigpipe(tmp_path: Path) -> None:
 
 
 def test_the_application_has_closed_all_descriptors(report: Observed, node: Node) -> None:
-    """A fork after that leaves a child that can start anew."""
+    """A fork after that leaves a child that can start again."""
     engine, ledger = watched(report, node.port)
     engine.raw_connection().close()
     wait_for(lambda: node.reports)

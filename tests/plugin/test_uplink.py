@@ -1,4 +1,4 @@
-"""The way to the nodes, with a virtual clock: whom to try, what to send, when to complain."""
+"""The way to the nodes, with a virtual clock: which node, what to send, when to warn."""
 
 from __future__ import annotations
 
@@ -17,7 +17,17 @@ from connmon.plugin.uplink import TRANSITIONS, Uplink, UplinkEvent, UplinkSettin
 from connmon.protocol.frames import Ack, Goodbye, Hello, NodeSide, Welcome, frame
 from connmon.protocol.reports import PoolInfo, Process, Report, Usage
 
-INFO = PoolInfo("mysql+pymysql://db/x", "mysql", "db", 3306, "x", "QueuePool", 5, 10, 30.0)
+INFO = PoolInfo(
+    url="mysql+pymysql://db/x",
+    dialect="mysql",
+    database_host="db",
+    database_port=3306,
+    database="x",
+    pool_class="QueuePool",
+    pool_size=5,
+    max_overflow=10,
+    timeout=30.0,
+)
 
 SETTINGS = UplinkSettings()
 
@@ -28,7 +38,7 @@ def service(count: int = 3) -> Service:
 
 
 class World:
-    """An uplink, its ledger, and the node it has reached, if any."""
+    """An uplink, its ledger, and the node that it has reached, if any."""
 
     def __init__(self, count: int = 3, seed: int = 1) -> None:
         self.now = 1000.0
@@ -39,10 +49,14 @@ class World:
         self.tried: list[str] = []
 
     def describe(self, full: bool) -> tuple[Process | None, Usage | None]:
-        return (Process("h", "p", 1, 0, None, None, None) if full else None), None
+        return (
+            Process(host="h", program="p", pid=1, ppid=0, user=None, command=None, started=None)
+            if full
+            else None
+        ), None
 
     def connect(self) -> None:
-        """Wait as long as need be, and connect."""
+        """Wait as long as necessary, and connect."""
         state = self.uplink.state
         assert state is UplinkState.RESTING
         self.now = max(self.now, self.uplink.due)
@@ -67,7 +81,7 @@ class World:
         return list(self.node.receive(self.uplink.outgoing(self.now)))
 
     def report(self) -> Report:
-        """Wait for the next report as long as need be."""
+        """Wait for the next report as long as necessary."""
         for _ in range(10):
             for report in self.send():
                 assert isinstance(report, Report)
@@ -91,7 +105,7 @@ def test_a_failure_leads_to_rest_from_every_state() -> None:
 
 
 def test_an_event_without_a_transition_is_an_error() -> None:
-    """The state stays as it was."""
+    """The state and the story stay as they were."""
     world = World()
     with pytest.raises(KeyError):
         world.uplink.connected(world.now)
@@ -100,7 +114,7 @@ def test_an_event_without_a_transition_is_an_error() -> None:
 
 
 def test_repr_names_service_node_and_state() -> None:
-    """What a debugger shows is enough to know where the uplink is."""
+    """A debugger shows service, node, state and the report in flight."""
     world = World(count=1)
     world.greet()
     report = world.report()
@@ -112,7 +126,7 @@ def test_repr_names_service_node_and_state() -> None:
 
 
 def test_all_nodes_in_random_order() -> None:
-    """Every turn tries each node once; which is first is chance."""
+    """Every turn tries each node once, in random order."""
     first = set()
     for seed in range(30):
         world = World(seed=seed)
@@ -139,7 +153,7 @@ def test_the_next_node_at_once(seed: int) -> None:
 
 
 def test_pauses() -> None:
-    """After a turn of failures there is a pause with jitter that doubles, within its bounds."""
+    """After a turn of failures comes a pause with jitter; it doubles, within its bounds."""
     world = World(count=1)
     pause = SETTINGS.pause_min_seconds
     lengths = []
@@ -162,7 +176,7 @@ def test_pauses() -> None:
 
 
 def test_a_node_that_was_well_is_tried_last() -> None:
-    """When it goes away, all its applications try others, not all at the same moment."""
+    """When a node goes, its applications try the others first, not all at the same moment."""
     delays = set()
     for seed in range(10):
         world = World(seed=seed)
@@ -182,7 +196,7 @@ def test_a_node_that_was_well_is_tried_last() -> None:
 
 @pytest.mark.parametrize("stage", ["connecting", "greeting", "report"])
 def test_what_takes_too_long(stage: str) -> None:
-    """A connect, a hello and a report each have their time, and the reason says which."""
+    """Connect, hello and report each have a time limit, and the reason names it."""
     world = World()
     if stage == "connecting":
         world.connect()
@@ -202,7 +216,7 @@ def test_what_takes_too_long(stage: str) -> None:
 
 
 def test_nothing_is_overdue_while_there_is_nothing_to_wait_for() -> None:
-    """Neither when resting nor with no report in flight."""
+    """That is: when resting, and with no report in flight."""
     world = World()
     assert world.uplink.overdue(1e9) is None
     world.greet()
@@ -211,7 +225,7 @@ def test_nothing_is_overdue_while_there_is_nothing_to_wait_for() -> None:
 
 
 def test_a_trickle_does_not_buy_time() -> None:
-    """Bytes that make no message leave the time limit as it was."""
+    """Bytes that do not complete a message leave the time limit as it was."""
     world = World()
     world.connect()
     world.uplink.connected(world.now)
@@ -223,7 +237,7 @@ def test_a_trickle_does_not_buy_time() -> None:
 
 
 def test_another_address_of_the_node_has_its_own_time() -> None:
-    """So a name with an address that leads nowhere is no lost node."""
+    """So a name with an address that leads nowhere is not a lost node."""
     world = World()
     world.connect()
     world.now += 100.0
@@ -235,7 +249,7 @@ def test_another_address_of_the_node_has_its_own_time() -> None:
 
 
 def test_the_first_report_on_every_connection_is_full() -> None:
-    """Whatever the node before had acknowledged."""
+    """It is, whatever the node before had acknowledged."""
     world = World()
     for _ in range(3):
         world.greet()
@@ -253,7 +267,7 @@ def test_the_first_report_on_every_connection_is_full() -> None:
 
 
 def test_a_full_one_at_once_where_it_is_asked_for() -> None:
-    """An acknowledgement that wants one is answered with it, without waiting for the second."""
+    """An acknowledgement that asks for a full report gets it without waiting for the interval."""
     world = World()
     world.greet()
     world.ack(world.report())
@@ -266,7 +280,7 @@ def test_a_full_one_at_once_where_it_is_asked_for() -> None:
 
 
 def test_a_node_that_is_never_content_is_sent_no_more() -> None:
-    """One that asks for a full report instead of a full one gets it at the usual pace."""
+    """A node that asks for a full report after a full one gets it at the usual pace."""
     world = World()
     world.greet()
     start = world.now
@@ -289,7 +303,7 @@ def test_one_report_in_flight() -> None:
 
 
 def test_a_report_a_second_while_something_changes() -> None:
-    """And one more, by which rates come to rest, then a sign of life every five seconds."""
+    """One more follows, by which rates come to rest, then a sign of life every five seconds."""
     world = World()
     world.greet()
     times = []
@@ -303,8 +317,8 @@ def test_a_report_a_second_while_something_changes() -> None:
     assert set(steps[4:]) == {SETTINGS.alive_seconds}
 
 
-def test_change_after_rest_is_told_within_a_second() -> None:
-    """Rest does not make it sleep for longer than a report's interval."""
+def test_change_after_rest_is_reported_within_a_second() -> None:
+    """While nothing changes, the uplink still looks once per interval."""
     world = World()
     world.greet()
     for _ in range(3):
@@ -318,7 +332,7 @@ def test_change_after_rest_is_told_within_a_second() -> None:
 
 @pytest.mark.parametrize("instance", ["i", "j"])
 def test_a_wrong_acknowledgement(instance: str) -> None:
-    """That of a report that was not sent, or not by this instance, breaks the connection."""
+    """One of a report that was not sent, or of another instance, breaks the connection."""
     world = World()
     world.greet()
     report = world.report()
@@ -328,7 +342,7 @@ def test_a_wrong_acknowledgement(instance: str) -> None:
 
 
 def test_refused() -> None:
-    """The node's reason is the reason."""
+    """The error has the node's reason."""
     world = World(count=1)
     world.connect()
     world.uplink.connected(world.now)
@@ -340,7 +354,7 @@ def test_refused() -> None:
 
 
 def test_one_complaint_per_outage() -> None:
-    """When all nodes have failed, once; again only after a report was acknowledged in between."""
+    """One warning when all nodes have failed; another only after a report was acknowledged in between."""
     world = World(count=2)
     for outage in range(3):
         for attempt in range(7):
@@ -360,7 +374,7 @@ def test_one_complaint_per_outage() -> None:
 
 
 def test_the_story_has_a_line_for_each_change() -> None:
-    """Connecting, connected, ready, sent elsewhere, failed, leaving: one line each, and not too many."""
+    """Connecting, connected, ready, sent elsewhere, failed, leaving: one line each, up to a limit."""
     world = World()
     world.greet()
     node = f"connmon: service 'default', node {world.tried[0]}:5800: "
@@ -385,7 +399,7 @@ def test_the_story_has_a_line_for_each_change() -> None:
 
 
 def test_no_complaint_where_another_node_takes_over() -> None:
-    """One node out of three that fails is not an outage."""
+    """One failed node out of three is not an outage."""
     world = World()
     for _ in range(5):
         world.greet()
@@ -397,7 +411,7 @@ def test_no_complaint_where_another_node_takes_over() -> None:
 
 
 def test_it_goes_where_the_node_asks_it_to() -> None:
-    """At once, with a full report; where that node is away, back again, and nobody complains."""
+    """At once, with a full report; where that node is away it goes back, without a warning."""
     world = World()
     world.greet()
     elsewhere = next(node for node in service().nodes if node.address.host != world.tried[0])
@@ -419,7 +433,7 @@ def test_it_goes_where_the_node_asks_it_to() -> None:
 
 
 def test_a_node_that_is_away_is_left_for_the_one_before() -> None:
-    """Where the node that it was sent to cannot be reached, it is at the one before without a pause."""
+    """Where the node that it was sent to cannot be reached, it returns to the one before without a pause."""
     world = World()
     world.greet()
     elsewhere = next(node for node in service().nodes if node.address.host != world.tried[0])
@@ -435,7 +449,7 @@ def test_a_node_that_is_away_is_left_for_the_one_before() -> None:
 
 @pytest.mark.parametrize("name", ["n9", "", "here"])
 def test_it_stays_where_it_knows_no_other(name: str) -> None:
-    """A name that it does not know, or that of the node where it is, is no reason to go."""
+    """An unknown name, or that of the present node, is no reason to go."""
     world = World()
     world.greet()
     here = next(node.name for node in service().nodes if node.address.host == world.tried[0])
@@ -445,7 +459,7 @@ def test_it_stays_where_it_knows_no_other(name: str) -> None:
 
 
 def test_a_node_that_only_welcomes_is_an_outage() -> None:
-    """A welcome is not enough: until a report is acknowledged nothing has been told."""
+    """A welcome is not enough: an outage ends with an acknowledged report."""
     world = World(count=1)
     for _ in range(3):
         world.greet()
@@ -518,7 +532,7 @@ def test_farewell_of_one_who_never_met_a_node() -> None:
 
 
 def test_farewell_that_was_not_heard() -> None:
-    """The node failed before it acknowledged it: the next one is told."""
+    """Where the node failed before it acknowledged the last report, the next node gets it."""
     world = World()
     world.greet()
     world.ack(world.report())
@@ -534,7 +548,7 @@ def test_farewell_that_was_not_heard() -> None:
 
 
 def test_hopeless() -> None:
-    """Once every node has failed, nobody waits for another turn; nor during an outage."""
+    """Once every node has failed, the exit does not wait for another turn; nor during an outage."""
     world = World()
     world.uplink.leave(world.now)
     for _ in range(3):

@@ -1,9 +1,9 @@
-"""A process that forks in C, as uWSGI does, without Python's at-fork hooks: the program that test_forks runs.
+"""A process that forks in C, as uWSGI does, behind Python's back: what test_forks runs.
 
     python -m tests.support.raw_fork DIRECTORY [no-page]
 
-A fake module `uwsgi` answers as uWSGI's own does in a process that is not a worker yet, and then in a
-worker. The program prints a line of JSON for each step.
+There is a module `uwsgi` in here that says what uWSGI's own says to a process that is not a worker
+yet, and then to a worker. Prints what happened, a line of JSON for each step.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def uwsgi(**changes: Any) -> Any:
     return module
 
 
-def say(**facts: Any) -> None:
-    print(json.dumps(facts), flush=True)
+def say(**what: Any) -> None:
+    print(json.dumps(what), flush=True)
 
 
 def main(page: bool) -> None:
@@ -42,12 +42,12 @@ def main(page: bool) -> None:
     from connmon.plugin import forks
 
     advice = forks.WIPE_ON_FORK if page else -1  # -1: as on a kernel that cannot blank a page
-    calls: list[str] = []
-    forks.register(lambda: calls.append("forked"), lambda: calls.append("settled"), advice)
+    called: list[str] = []
+    forks.register(lambda: called.append("forked"), lambda: called.append("may have threads"), advice)
     seen: list[int] = []
     listener = forks.after_fork_check(seen.append)
     listener(1)
-    say(step="before", calls=calls, seen=seen, allowed=[forks.threads_allowed(), forks.threads_allowed()])
+    say(step="before", called=called, seen=seen, allowed=[forks.threads_allowed(), forks.threads_allowed()])
 
     def child(step: str, *does: Any) -> None:
         pid = LIBC.fork()
@@ -55,7 +55,7 @@ def main(page: bool) -> None:
             module.worker_id = lambda: 1
             for do in does:
                 do()
-            say(step=step, calls=calls, seen=seen, allowed=forks.threads_allowed(), earlier=len(earlier))
+            say(step=step, called=called, seen=seen, allowed=forks.threads_allowed(), earlier=len(earlier))
             os._exit(0)
         os.waitpid(pid, 0)
 
@@ -66,12 +66,12 @@ def main(page: bool) -> None:
         pid = os.fork()
         if pid == 0:
             listener(4)
-            say(step="grandchild", calls=calls, seen=seen)
+            say(step="grandchild", called=called, seen=seen)
             os._exit(0)
         os.waitpid(pid, 0)
 
     child("parent", lambda: listener(2), by_python)
-    say(step="after", calls=calls, seen=seen)
+    say(step="after", called=called, seen=seen)
 
 
 if __name__ == "__main__":
