@@ -16,8 +16,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
-from itertools import pairwise
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import Final, TypeAlias
 
 #: Read only; who wants another one makes another one.
@@ -95,14 +95,20 @@ def merged(before: Histogram, changes: Histogram) -> Histogram:
 
 
 def quantile(histogram: Histogram, percent: int) -> float | None:
-    """Return how many seconds `percent` (1 to 100) of what is counted took at most; None where nothing is.
+    """Return how many seconds `percent` (1 to 100) of the counted values took at most; None: none is counted.
 
-    It differs from the exact quantile by less than `ERROR` of it. What took less than the first bound
-    is shown as that bound, and what took more than the last one as that.
+    It differs from the exact quantile by less than `ERROR` of it. Values below the first bound are shown as
+    that bound, and values above the last one as that.
     """
-    rank = -(-sum(histogram.values()) * percent // 100)  # whole numbers: rounded up, and exactly
-    for number, count in sorted(histogram.items()):
-        rank -= count
-        if rank <= 0:
-            return _VALUES[number]
-    return None
+    return quantiles(histogram, (percent,))[0]
+
+
+def quantiles(histogram: Histogram, percents: Sequence[int]) -> list[float | None]:
+    """Return the quantile of each of these percents, which ascend."""
+    if not histogram:
+        return [None] * len(percents)
+    numbers = sorted(histogram)
+    up_to = list(accumulate([histogram[number] for number in numbers]))
+    # Ranks are whole numbers: rounded up, and exact.
+    ranks = [-(-up_to[-1] * percent // 100) for percent in percents]
+    return [_VALUES[numbers[bisect_left(up_to, rank)]] for rank in ranks]

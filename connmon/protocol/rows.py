@@ -147,7 +147,7 @@ class PoolRow(Struct, frozen=True, array_like=True, tag="pool"):
         return ("pool", self.instance, self.number)
 
 
-class ConnectionRow(Struct, frozen=True, array_like=True, tag="connection"):
+class ConnectionRow(Struct, frozen=True, array_like=True, gc=False, tag="connection"):
     instance: str
     number: int
     pool: int

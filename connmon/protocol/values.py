@@ -34,9 +34,7 @@ CHECKED_OUT: Final = "checked_out"
 DETACHED: Final = "detached"
 ConnectionState: TypeAlias = Literal["idle", "checked_out", "detached"]
 
-CONNECTED: Final = "connected"
 LOST: Final = "lost"
-GONE: Final = "gone"
 RowState: TypeAlias = Literal["connected", "lost", "gone"]
 
 HolderIn: TypeAlias = Literal["database", "application", "waiting", "elsewhere", "ended"]
@@ -144,12 +142,12 @@ Vector = TypeVar("Vector", Gauges, Totals)
 
 def plus(a: Vector, b: Vector) -> Vector:
     """Return a + b, field by field."""
-    return type(a)(*map(add, a, b))
+    return type(a)._make(map(add, a, b))
 
 
 def minus(a: Vector, b: Vector) -> Vector:
     """Return a - b, field by field."""
-    return type(a)(*map(sub, a, b))
+    return type(a)._make(map(sub, a, b))
 
 
 def saturated(vector: Vector) -> Vector:

@@ -46,7 +46,7 @@ from connmon.cluster.state.weights import (
     LARGEST_POOL_WEIGHT,
     PROCESS_WEIGHT,
     call_sites_weight,
-    connection_weight,
+    connections_weight,
     pool_weight,
 )
 from connmon.protocol.batch import Batch, Departure, Tick
@@ -216,7 +216,7 @@ class State:
         contents.room.weight -= (
             PROCESS_WEIGHT
             + sum([pool_weight(pool.info) for pool in process.pools.values()])
-            + sum(map(connection_weight, process.connections.values()))
+            + connections_weight(process.connections.values())
             + call_sites_weight(process)
         )
         self.judge.forget(process.instance)
