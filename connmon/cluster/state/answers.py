@@ -5,7 +5,7 @@
 - Which rows are sent is decided at once, their content when their frame is made: batches may be applied
   between two frames. A row that has gone by then is left out (its removal is newer than the answer's version,
   and is sent with the next one), and one that has changed is sent again.
-- Groups are narrowed by who counts in them, which changes without a group's key going away; such an answer is
+- Groups are narrowed by their members, which changes without a group's key going away; such an answer is
   always complete.
 """
 
@@ -95,7 +95,7 @@ class Chosen(NamedTuple):
 
 
 def _is_narrowed_by_members(query: Query) -> bool:
-    """Whether the answer depends on who counts in a group, and not on the group's key alone."""
+    """Whether the answer depends on a group's members, and not on the group's key alone."""
     if query.instance is not None:
         return True
     if query.by == "program":

@@ -1,4 +1,4 @@
-"""The replicated state machine: takes batches, knows who has how many connections. Pure.
+"""The replicated state machine: from batches to the connections of every process. Pure.
 
 - No I/O, no clock, no randomness: replicas that apply the same batches in the same order have the same state,
   byte for byte in a checkpoint, also where one was loaded from another's checkpoint.
@@ -90,7 +90,7 @@ class State:
             f"{len(self.groups)} groups>"
         )
 
-    # --- what there is
+    # --- contents
 
     @property
     def version(self) -> int:
@@ -310,7 +310,7 @@ class State:
     def _take(self, process: ProcessRecord, report: Report, span: float) -> None:
         """Replace or change what is known of the process, and what its groups add up to.
 
-        `span` is how many seconds the report's changes took; 0: not known.
+        `span` is how many seconds the report's changes took; 0: unknown.
         """
         if process.lost:
             self.contents.groups.set_lost(process, False)

@@ -196,7 +196,7 @@ class Pools:
     def take(self, process: ProcessRecord, report: Report, span: float) -> bool:
         """Replace (full report) or change the process's pools.
 
-        `span` is how many seconds the report's changes took; 0: not known. Return whether pools came in that
+        `span` is how many seconds the report's changes took; 0: unknown. Return whether pools came in that
         may have been refused before: their totals are no sign that something has just happened.
         """
         had_refused = process.refused_pools > 0
