@@ -1,4 +1,4 @@
-"""What nodes replicate: the reports and departures that a node heard, as one command. Pure.
+"""What nodes replicate: the reports and departures that a node received, as one command. Pure.
 
 Structs are encoded as arrays. A new field goes to the end and has a default.
 """
@@ -14,9 +14,9 @@ from connmon.protocol.values import LARGEST, Count, Instance, Name
 
 
 class Departure(Struct, frozen=True, array_like=True):
-    """The connection on which `instance` sent `sequence` as its last report has ended.
+    """The end of the connection on which `instance` sent `sequence` as its last report.
 
-    It counts only if no later report of the instance was applied since, over any node.
+    It counts only if no later report of the instance has been applied, over any node.
     """
 
     instance: Instance
@@ -24,18 +24,18 @@ class Departure(Struct, frozen=True, array_like=True):
 
 
 class Tick(Struct, frozen=True, array_like=True):
-    """The leader's word that time has passed. Only this moves the replica's clock."""
+    """The time that has passed by the leader's clock. Nothing else moves the replica's clock."""
 
     step: Annotated[float, Meta(ge=0.0, le=2.0)]
-    """Seconds; bounded, so that a leader that slept does not expire the world on waking."""
+    """Seconds; bounded, so that a leader that was suspended does not expire every process on waking."""
     lease: Annotated[float, Meta(gt=0.0, le=86400.0)]
 
 
 class Batch(Struct, frozen=True, array_like=True):
-    """One replicated command: what a node heard in the last moment, in order.
+    """One replicated command: what a node received in the last moment, in order.
 
-    `boot` is random per start of the node and `number` grows by one from 1, so a batch that
-    was proposed twice is applied once.
+    `boot` is random per start of the node, and `number` grows by one from 1, so that a batch that is proposed
+    twice is applied once.
     """
 
     node: Name

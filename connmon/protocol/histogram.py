@@ -1,40 +1,39 @@
 """Latency histograms with fixed buckets, which add up over pools and processes. Pure.
 
-- A histogram maps the number of a bucket to its count; a bucket without a count is left out. It grows
-  like a total and never goes back; the difference of two is what came in between.
-- The bounds are the same everywhere and for ever: 15 a decade, from 1 us to 1,000,000 s, each at most
-  1.2 times the one before. Every third is one of the R5 series of ISO 3, so that coarser histograms
-  (Prometheus's) can be made of these without loss.
+- A histogram maps the number of a bucket to its count; a bucket without a count is left out. Like a total it
+  never goes back; the difference of two histograms counts what happened in between.
+- The bounds are the same everywhere and never change: 15 per decade, from 1 us to 1,000,000 s, each at most
+  1.2 times the previous one. Every third is one of the R5 series of ISO 3, so that coarser histograms
+  (Prometheus's) can be derived without loss.
 - A bound belongs to the bucket below it ("less or equal"), as in Prometheus.
-- A quantile is the inverted distribution function, also called nearest rank: the smallest value that at
-  least so many per cent of the values do not exceed (numpy's method "inverted_cdf"). Its bucket is known
-  exactly. What is returned is one value for each bucket, chosen so that the error is the same at both of
-  its bounds: 2ab/(a+b) of a bucket from a to b, which is wrong by (b-a)/(b+a) at most. So for any
-  distribution a quantile errs by less than `ERROR` of the exact value, between the first bound and the last.
+- A quantile is the inverted distribution function, also called nearest rank: the smallest value that at least
+  so many per cent of the values do not exceed (numpy's method "inverted_cdf"). Its bucket is exact. Within a
+  bucket from a to b the quantile is 2ab/(a+b), whose error is the same at both bounds: at most (b-a)/(b+a).
+  So between the first bound and the last a quantile differs from the exact value by less than `ERROR` of it,
+  whatever the distribution.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
-from itertools import pairwise
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import Final, TypeAlias
 
-#: Read only; who wants another one makes another one.
+#: Read only: a change makes another one.
 Histogram: TypeAlias = Mapping[int, int]
 
 _STEPS: Final = (1.0, 1.2, 1.4, 1.6, 1.9, 2.2, 2.5, 2.9, 3.4, 4.0, 4.7, 5.5, 6.3, 7.4, 8.6)
 
-#: Upper bounds of the buckets, in seconds; one more bucket has what took longer.
+#: Upper bounds of the buckets, in seconds; one more bucket counts what took longer.
 BOUNDS: Final = (*(float(f"{step}e{decade}") for decade in range(-6, 6) for step in _STEPS), 1e6)
 BUCKETS: Final = len(BOUNDS) + 1
 
-#: The share by which a quantile may differ from the exact one. (The widest bucket allows 1/11, and
-#: three digits are kept of each value.)
+#: The part of the exact quantile by which a quantile may differ from it. (The widest bucket allows 1/11, and
+#: each value is rounded to three digits.)
 ERROR: Final = 0.092
 
-#: What a quantile in each bucket is shown as. Below the first bound and above the last one nothing but
-#: that bound is known.
+#: The quantile in each bucket. Below the first bound and above the last one, that bound.
 _VALUES: Final = (
     BOUNDS[0],
     *(float(f"{2 * low * high / (low + high):.3g}") for low, high in pairwise(BOUNDS)),
@@ -45,13 +44,13 @@ EMPTY: Final[Histogram] = {}
 
 
 def bucket(seconds: float) -> int:
-    """Return the number of the bucket for something that took so long."""
+    """Return the number of the bucket that counts this duration."""
     return bisect_left(BOUNDS, seconds)
 
 
 def of(seconds: Iterable[float]) -> Histogram:
-    """Return the histogram of these."""
-    return added([{bucket(each): 1} for each in seconds])
+    """Return the histogram of these durations."""
+    return added([{bucket(duration): 1} for duration in seconds])
 
 
 def added(histograms: Iterable[Histogram]) -> Histogram:
@@ -72,7 +71,7 @@ def ordered(histogram: Histogram) -> Histogram:
 
 
 def since(now: Histogram, before: Histogram) -> Histogram:
-    """Return what has come since `before`; where a count went back, nothing has."""
+    """Return the increase since `before`; a count that went back counts as none."""
     if not before:
         return now
     return {
@@ -81,12 +80,12 @@ def since(now: Histogram, before: Histogram) -> Histogram:
 
 
 def changed(now: Histogram, before: Histogram) -> Histogram:
-    """Return those counts of `now` that are others than they were; see `merged`."""
+    """Return the counts of `now` that differ from `before`; the reverse of `merged`."""
     return {number: count for number, count in now.items() if count != before.get(number)}
 
 
 def merged(before: Histogram, changes: Histogram) -> Histogram:
-    """Return the histogram that `changes` were made of; no count goes back."""
+    """Return `before` with these changed counts; no count goes back."""
     total = dict(before)
     for number, count in changes.items():
         if count > total.get(number, 0):
@@ -95,14 +94,20 @@ def merged(before: Histogram, changes: Histogram) -> Histogram:
 
 
 def quantile(histogram: Histogram, percent: int) -> float | None:
-    """Return how many seconds `percent` (1 to 100) of what is counted took at most; None where nothing is.
+    """Return how many seconds `percent` (1 to 100) of the counted values took at most; None without any.
 
-    It differs from the exact quantile by less than `ERROR` of it. What took less than the first bound
-    is shown as that bound, and what took more than the last one as that.
+    It differs from the exact quantile by less than `ERROR` of it. Values below the first bound count as that
+    bound, and values above the last one as that.
     """
-    rank = -(-sum(histogram.values()) * percent // 100)  # whole numbers: rounded up, and exactly
-    for number, count in sorted(histogram.items()):
-        rank -= count
-        if rank <= 0:
-            return _VALUES[number]
-    return None
+    return quantiles(histogram, (percent,))[0]
+
+
+def quantiles(histogram: Histogram, percents: Sequence[int]) -> list[float | None]:
+    """Return the quantile of each of these percents, which ascend."""
+    if not histogram:
+        return [None] * len(percents)
+    numbers = sorted(histogram)
+    up_to = list(accumulate([histogram[number] for number in numbers]))
+    # Ranks are whole numbers: rounded up, and exact.
+    ranks = [-(-up_to[-1] * percent // 100) for percent in percents]
+    return [_VALUES[numbers[bisect_left(up_to, rank)]] for rank in ranks]

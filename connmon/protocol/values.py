@@ -1,9 +1,9 @@
 """Values that reports, batches and rows share: counts, gauges, totals, peaks, times. Pure.
 
-Every value is typed and bounded, so that decoding is validation: `msgspec` raises for a number out of range
-or a text that is too long.
+Every value is typed and bounded, so that decoding validates: `msgspec` raises for a number out of range or a
+text that is too long.
 
-Units: seconds as floats, sizes in bytes. A value that is not known is None, never 0.
+Units: seconds as floats, sizes in bytes. An unknown value is None, never 0.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from msgspec import Meta
 
 from connmon.protocol import histogram
 
-#: The largest integer that JSON readers keep exact; no count can pass it.
+#: The largest integer that JSON readers keep exact; no count is larger.
 LARGEST = 2**53 - 1
 #: The largest rate, per second: the bound of `Number`.
 LARGEST_RATE: Final = 1e15
@@ -34,25 +34,23 @@ CHECKED_OUT: Final = "checked_out"
 DETACHED: Final = "detached"
 ConnectionState: TypeAlias = Literal["idle", "checked_out", "detached"]
 
-CONNECTED: Final = "connected"
 LOST: Final = "lost"
-GONE: Final = "gone"
 RowState: TypeAlias = Literal["connected", "lost", "gone"]
 
 HolderIn: TypeAlias = Literal["database", "application", "waiting", "elsewhere", "ended"]
 """Where the holder of a connection was when it was last looked at.
 
-`database`: the driver is on its stack, and it works with this connection as far as can be seen;
-`application`: it is in work of its own, in the function that took the connection or below it;
-`waiting`: as that, and it waits until another connection of a pool comes back;
-`elsewhere`: that function is not on its stack any more; `ended`: the thread, task or greenlet has ended.
-Where the function is not known, `application` stands for `elsewhere` too.
+`database`: the driver is on its stack, and as far as can be seen it works with this connection.
+`application`: it runs the function that took the connection, or code below it.
+`waiting`: the same, and it waits for another connection of a pool.
+`elsewhere`: that function is no longer on its stack. `ended`: the thread, task or greenlet has ended.
+Where the function is unknown, `application` stands for `elsewhere` too.
 """
 
 VerdictWord: TypeAlias = Literal[
     "LEAK", "BLOCKED", "SATURATED", "TIMEOUTS", "LOST", "SLOW CONNECT", "OVERCOMMIT"
 ]  # fmt: skip
-"""What can be wrong; see the module `verdicts`."""
+"""See the module `verdicts`."""
 
 NodeRole: TypeAlias = Literal["leader", "follower", "candidate"]
 
@@ -63,19 +61,19 @@ GROUPINGS: tuple[Grouping, ...] = (
 
 
 class Gauges(NamedTuple):
-    """What there is now, of a pool or of anything that pools add up to."""
+    """The present values of a pool, or their sum over several pools."""
 
     pools: Count = 0
     capacity: Count = 0
     """pool_size + max_overflow, summed over the pools that have a limit."""
     unbounded: Count = 0
-    """Pools without a limit (NullPool, max_overflow=-1); where there is one, capacity is not known."""
+    """Pools without a limit (NullPool, max_overflow=-1); with one of them, the capacity is unknown."""
     connections: Count = 0
     """Open connections to the database: idle + checked out + detached."""
     checked_out: Count = 0
     overflow: Count = 0
-    """Open, attached connections beyond pool_size, as SQLAlchemy counts them: none where that is no limit
-    (QueuePool's pool_size=0)."""
+    """Open, attached connections beyond pool_size, as SQLAlchemy counts them: none where pool_size is no
+    limit (QueuePool's pool_size=0)."""
     detached: Count = 0
     waiting: Count = 0
 
@@ -86,14 +84,13 @@ class Gauges(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """What has happened since the beginning, of a pool or of anything that pools add up to.
+    """What a pool, or several, has counted since it was made.
 
-    Once quiet, connects - closes = connections, and checkouts - checkins = checked_out +
-    detached: a checkin is the end of a checkout, however it ended (given back, invalidated,
-    closed while detached, or collected as garbage). Connections inherited through a fork are
-    in neither connects nor closes.
+    When nothing happens, connects - closes = connections, and checkouts - checkins = checked_out + detached:
+    a checkin is the end of a checkout, however it ended (returned, invalidated, closed while detached, or
+    garbage collected). Connections inherited through a fork are in neither connects nor closes.
 
-    The last three are milliseconds, of what `Times` has the histograms of.
+    The last three are milliseconds; `Times` has the histograms of the same durations.
     """
 
     connects: Count = 0
@@ -123,19 +120,19 @@ Buckets: TypeAlias = Annotated[Mapping[BucketNumber, BucketCount], Meta(max_leng
 
 
 class Times(NamedTuple):
-    """How long things took, since the beginning; see the module `histogram`."""
+    """Latency histograms since the pool was made; see the module `histogram`."""
 
     waits: Buckets = histogram.EMPTY
-    """Waits that have ended, by a connection, a timeout or a cancellation. Who got a connection at
-    once has not waited."""
+    """Waits that have ended, by a connection, a timeout or a cancellation. A checkout that got a connection
+    at once has not waited."""
     holds: Buckets = histogram.EMPTY
-    """From checkout to checkin, however that came about."""
+    """From checkout to checkin, however the checkout ended."""
     connects: Buckets = histogram.EMPTY
-    """Making a connection; those that failed are not in here."""
+    """Opening a connection; failed attempts do not count."""
 
 
 def changed_times(now: Times, before: Times) -> Times:
-    """Return those counts of `now` that are others than they were."""
+    """Return the counts of `now` that differ from `before`."""
     return Times(*map(histogram.changed, now, before))
 
 
@@ -144,12 +141,12 @@ Vector = TypeVar("Vector", Gauges, Totals)
 
 def plus(a: Vector, b: Vector) -> Vector:
     """Return a + b, field by field."""
-    return type(a)(*map(add, a, b))
+    return type(a)._make(map(add, a, b))
 
 
 def minus(a: Vector, b: Vector) -> Vector:
     """Return a - b, field by field."""
-    return type(a)(*map(sub, a, b))
+    return type(a)._make(map(sub, a, b))
 
 
 def saturated(vector: Vector) -> Vector:

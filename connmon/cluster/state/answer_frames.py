@@ -6,7 +6,7 @@ All frames of an answer have the same header. Each frame has a bounded number of
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 
@@ -14,8 +14,7 @@ from connmon.cluster.state.contents import Contents
 from connmon.cluster.state.figures import RowFigures
 from connmon.cluster.state.judging import Judge
 from connmon.cluster.state.settings import AnswerSettings
-from connmon.cluster.state.weights import connection_weight
-from connmon.protocol.rows import ConnectionRow, PoolRow, ProcessRow, Row, RowKey, Rows
+from connmon.protocol.rows import Row, RowKey, Rows
 
 #: What a process row or a pool row weighs at most.
 OWN_ROW_WEIGHT = 4096
@@ -43,7 +42,7 @@ class Sources(NamedTuple):
 
 def header(sources: Sources, about: About, version: int, complete: bool, left_out: int = 0) -> Rows:
     """Return an answer without rows. `version` is what the reader has after it."""
-    figures, hosts, programs = sources.figures.totals()
+    totals = sources.figures.totals()
     return Rows(
         service=about.service,
         node=about.node,
@@ -54,11 +53,11 @@ def header(sources: Sources, about: About, version: int, complete: bool, left_ou
         version=version,
         clock=sources.contents.now.clock,
         complete=complete,
-        hosts=hosts,
-        programs=programs,
-        totals=figures,
+        hosts=totals.hosts,
+        programs=totals.programs,
+        totals=totals.figures,
         left_out=left_out,
-        verdicts=sources.judge.fleet(),
+        verdicts=totals.verdicts,
     )
 
 
@@ -68,30 +67,18 @@ def unchanged(sources: Sources, about: About, since_version: int) -> Rows:
     return header(sources, about, max(sources.contents.now.version, since_version), False)
 
 
-def frames(
-    header: Rows, rows: Iterator[Row | None], number: int, removed: list[RowKey], settings: AnswerSettings
-) -> Iterator[Rows]:
-    """Yield the frames: the removed keys first, then `number` rows.
+RowsOfFrames: TypeAlias = Iterator[tuple[list[Row], bool]]
+"""The rows of each frame, and whether another frame follows. They are made when the frame is taken."""
 
-    Rows are taken one by one when their frame is made, since batches may be applied between two frames; None
-    stands for a row that has gone by then.
-    """
-    most, heaviest = settings.frame_rows, settings.frame_weight
+
+def frames(
+    header: Rows, rows_of_frames: RowsOfFrames, removed: list[RowKey], settings: AnswerSettings
+) -> Iterator[Rows]:
+    """Yield the frames: the removed keys first, then the rows."""
+    most = settings.frame_rows
     while len(removed) > most:
         yield msgspec.structs.replace(header, removed=tuple(removed[:most]), more=True)
         removed = removed[most:]
-    in_frame: list[Row] = []
-    weight = 0
-    for _ in range(number):
-        if len(in_frame) >= most or weight > heaviest:
-            yield msgspec.structs.replace(header, rows=tuple(in_frame), removed=tuple(removed), more=True)
-            in_frame, removed, weight = [], [], 0
-        row = next(rows)
-        if row is None:
-            continue
-        in_frame.append(row)
-        if isinstance(row, ConnectionRow):
-            weight += connection_weight(row)
-        elif isinstance(row, (ProcessRow, PoolRow)):
-            weight += OWN_ROW_WEIGHT
-    yield msgspec.structs.replace(header, rows=tuple(in_frame), removed=tuple(removed))
+    for rows, more in rows_of_frames:
+        yield msgspec.structs.replace(header, rows=tuple(rows), removed=tuple(removed), more=more)
+        removed = []

@@ -20,7 +20,7 @@ from connmon.cluster.state.times import PackedTimes, check_packed, packed, unpac
 from connmon.cluster.state.weights import (
     PROCESS_WEIGHT,
     call_sites_weight,
-    connection_weight,
+    connections_weight,
     pool_weight,
 )
 from connmon.errors import ProtocolError
@@ -130,4 +130,4 @@ def _count(contents: Contents, process: ProcessRecord) -> None:
         pool.listed = listed[pool.number]  # a checkpoint of an earlier version lacks it
         groups.shift(pool.database, NO_GAUGES if process.lost else pool.gauges, pool.totals)
         weight += pool_weight(pool.info)
-    contents.room.weight += weight + sum(map(connection_weight, process.connections.values()))
+    contents.room.weight += weight + connections_weight(process.connections.values())

@@ -7,6 +7,7 @@ running sums.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -20,7 +21,8 @@ from connmon.cluster.state.times import NO_TIMES, added_times
 from connmon.protocol import histogram
 from connmon.protocol.aggregate import aggregate_figures
 from connmon.protocol.rows import Figures, Quantiles, RowKey
-from connmon.protocol.values import LARGEST, Times, plus, saturated
+from connmon.protocol.values import LARGEST, Times, VerdictWord, plus, saturated
+from connmon.protocol.verdicts import WORDS
 
 UNKNOWN = Quantiles()
 
@@ -31,6 +33,8 @@ class Totals(NamedTuple):
     figures: Figures
     hosts: int
     programs: int
+    verdicts: tuple[tuple[VerdictWord, int], ...]
+    """How many programs have each verdict as their gravest, the gravest first."""
 
 
 class _PoolPart(NamedTuple):
@@ -52,6 +56,8 @@ class RowFigures:
         self._judge = judge
         self._totals: tuple[int, Totals] | None = None
         """The totals, and the version as of which a group had last changed."""
+        self._recent: dict[str, tuple[int, dict[int, Times]]] = {}
+        """The recent times of one process's pools, as of its version."""
 
     def of_process(self, process: ProcessRecord) -> Figures:
         verdicts, timeouts = self._judge.of_own(process)
@@ -61,7 +67,7 @@ class RowFigures:
             left_out=process.left_out,
             verdicts=verdicts,
             recent_timeouts=timeouts,
-            **_quantiles_of(() if process.lost else process.pools.values(), process.reported),
+            **self._quantiles(process, process.pools.values()),
         )
 
     def of_pool(self, process: ProcessRecord, pool: PoolRecord) -> Figures:
@@ -72,8 +78,18 @@ class RowFigures:
             left_out=process.missing(pool),
             verdicts=verdicts,
             recent_timeouts=timeouts,
-            **_quantiles_of(() if process.lost else (pool,), process.reported),
+            **self._quantiles(process, (pool,)),
         )
+
+    def _quantiles(self, process: ProcessRecord, pools: Iterable[PoolRecord]) -> dict[str, Quantiles]:
+        """Return the quantiles of some pools of a process; its rows are made one after the other."""
+        if process.lost:
+            return _quantiles(NO_TIMES)
+        version, recent = self._recent.get(process.instance, (-1, {}))
+        if version != process.version:
+            recent = {pool.number: pool.recent_times(process.reported) for pool in process.pools.values()}
+            self._recent = {process.instance: (process.version, recent)}
+        return _quantiles(_sum([recent[pool.number] for pool in pools]))
 
     def of_group(self, group: Group) -> Figures:
         """Return the figures of a group with its quantiles."""
@@ -152,12 +168,15 @@ class RowFigures:
             return self._totals[1]
         hosts = programs = 0
         parts: list[Figures] = []
+        gravest: Counter[VerdictWord] = Counter()
         for group in contents.groups.by_key.values():
             if group.key[0] == "host":
                 hosts += bool(group.members)
             elif group.key[0] == "program":
-                programs += bool(group.members)
-                parts.append(self.of_group_sums(group))
+                parts.append(figures := self.of_group_sums(group))
+                if group.members:
+                    programs += 1
+                    gravest.update([verdict.word for verdict in figures.verdicts[:1]])
         figures = aggregate_figures(
             parts,
             ["connected" if part.processes else "lost" for part in parts],
@@ -166,7 +185,8 @@ class RowFigures:
         if contents.turned_away:
             left_out = min(figures.left_out + len(contents.turned_away), LARGEST)
             figures = msgspec.structs.replace(figures, left_out=left_out)
-        totals = Totals(figures, hosts, programs)
+        verdicts = tuple([(word, gravest[word]) for word in WORDS if gravest[word]])
+        totals = Totals(figures, hosts, programs, verdicts)
         self._totals = contents.now.moved, totals
         return totals
 
@@ -215,8 +235,12 @@ def _quantiles_of(pools: Iterable[PoolRecord], clock: float) -> dict[str, Quanti
 
     `clock` is when the row was last reported: a row changes by reports alone, and not with the time.
     """
-    recent = [times for pool in pools if (times := pool.recent_times(clock)) is not NO_TIMES]
-    return _quantiles(added_times(recent))
+    return _quantiles(_sum([pool.recent_times(clock) for pool in pools]))
+
+
+def _sum(parts: list[Times]) -> Times:
+    filled = [times for times in parts if times is not NO_TIMES]
+    return filled[0] if len(filled) == 1 else added_times(filled)
 
 
 def _quantiles(times: Times) -> dict[str, Quantiles]:
@@ -226,4 +250,4 @@ def _quantiles(times: Times) -> dict[str, Quantiles]:
 def _quantile_values(counts: histogram.Histogram) -> Quantiles:
     if not counts:
         return UNKNOWN
-    return Quantiles(*[histogram.quantile(counts, percent) for percent in (50, 95, 99)])
+    return Quantiles(*histogram.quantiles(counts, (50, 95, 99)))

@@ -14,7 +14,6 @@ The rules are in `connmon.protocol.verdicts`; here is how verdicts of pools beco
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final, NamedTuple, TypeAlias
 
@@ -31,7 +30,6 @@ from connmon.protocol.server_capacity import Maxima, ServerLoad, ServerLoads
 from connmon.protocol.values import LARGEST, VerdictWord
 from connmon.protocol.verdicts import (
     DEFAULTS,
-    WORDS,
     PoolFacts,
     Stuck,
     Thresholds,
@@ -100,7 +98,6 @@ class Judge:
         self.thresholds: Thresholds = DEFAULTS
         self.maxima: Maxima = {}
         self._judged: dict[str, JudgedProcess] = {}
-        self._fleet: tuple[int, tuple[tuple[VerdictWord, int], ...]] = (-1, ())
         self._loads = ServerLoads({})
         self._loads_at = -1
         """The version as of which groups had last changed when the loads were summed."""
@@ -109,7 +106,6 @@ class Judge:
         """Judge by these from now on."""
         self.thresholds, self.maxima = thresholds, maxima
         self._judged.clear()
-        self._fleet = (-1, ())
         self._loads_at = -1
 
     def judge_as(self, other: Judge) -> None:
@@ -284,19 +280,6 @@ class Judge:
     def lasts(self, verdicts: Iterable[Verdict]) -> bool:
         """Return whether these verdicts change only with a report of their processes."""
         return not self.maxima or all(verdict.word != "SATURATED" for verdict in verdicts)
-
-    def fleet(self) -> tuple[tuple[VerdictWord, int], ...]:
-        """Return how many programs have each verdict as their gravest, the gravest first."""
-        moved = self._contents.now.moved
-        if self._fleet[0] != moved:
-            programs: Counter[VerdictWord] = Counter()
-            for key, group in self._contents.groups.by_key.items():
-                if key[0] == "program" and group.members:
-                    verdicts, _ = self.of_group(group)
-                    if verdicts:
-                        programs[verdicts[0].word] += 1
-            self._fleet = moved, tuple([(word, programs[word]) for word in WORDS if programs[word]])
-        return self._fleet[1]
 
     # --- database servers
 

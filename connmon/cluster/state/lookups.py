@@ -14,7 +14,7 @@ from heapq import nsmallest
 import msgspec
 
 from connmon.cluster.state.answer_frames import About, Sources, frames, header, unchanged
-from connmon.cluster.state.answers import Chosen, rows_of
+from connmon.cluster.state.answers import Chosen, process_rows
 from connmon.cluster.state.records import PoolRecord, ProcessRecord
 from connmon.protocol.queries import UsersQuery, WaitsQuery
 from connmon.protocol.rows import ProgramRow, RowKey, Rows
@@ -53,7 +53,7 @@ def waits(sources: Sources, query: WaitsQuery, about: About) -> Iterator[Rows]:
         seen.add(process.instance)
         left_out += max(0, len(held_here) - settings.waits_holders)
     head = header(sources, about, contents.now.version, True, left_out)
-    return frames(head, rows_of(sources, chosen), sum(map(len, chosen)), [], settings)
+    return frames(head, process_rows(sources, chosen), [], settings)
 
 
 def _is_troubled(record: ProcessRecord | PoolRecord, long_ago: float) -> bool:

@@ -1,4 +1,4 @@
-"""The replicated state machine: takes batches, knows who has how many connections. Pure.
+"""The replicated state machine: from batches to the connections of every process. Pure.
 
 - No I/O, no clock, no randomness: replicas that apply the same batches in the same order have the same state,
   byte for byte in a checkpoint, also where one was loaded from another's checkpoint.
@@ -46,7 +46,7 @@ from connmon.cluster.state.weights import (
     LARGEST_POOL_WEIGHT,
     PROCESS_WEIGHT,
     call_sites_weight,
-    connection_weight,
+    connections_weight,
     pool_weight,
 )
 from connmon.protocol.batch import Batch, Departure, Tick
@@ -90,7 +90,7 @@ class State:
             f"{len(self.groups)} groups>"
         )
 
-    # --- what there is
+    # --- contents
 
     @property
     def version(self) -> int:
@@ -216,7 +216,7 @@ class State:
         contents.room.weight -= (
             PROCESS_WEIGHT
             + sum([pool_weight(pool.info) for pool in process.pools.values()])
-            + sum(map(connection_weight, process.connections.values()))
+            + connections_weight(process.connections.values())
             + call_sites_weight(process)
         )
         self.judge.forget(process.instance)
@@ -310,7 +310,7 @@ class State:
     def _take(self, process: ProcessRecord, report: Report, span: float) -> None:
         """Replace or change what is known of the process, and what its groups add up to.
 
-        `span` is how many seconds the report's changes took; 0: not known.
+        `span` is how many seconds the report's changes took; 0: unknown.
         """
         if process.lost:
             self.contents.groups.set_lost(process, False)

@@ -2,7 +2,7 @@
 
 - Times are seconds of the replica's clock. Versions are those at which a record last changed.
 - Counts are at most `LARGEST_COUNT`, so that sums over the pools of a process stay below `LARGEST`.
-- A record has the fields of the row that is sent of it, by the same names. Its order of fields is that of the
+- A record has the fields of the row that is made of it, by the same names. Its order of fields is that of the
   checkpoint: a new field goes to the end and has a default.
 """
 
@@ -104,7 +104,7 @@ class PoolRecord(Struct, array_like=True):
     waiting_since: float | None = None
     held_since: float | None = None
     checkouts_per_second: float | None = 0.0
-    """None: not known yet."""
+    """None: still unknown."""
     version: int = 0
     """When it was last reported; its row changes with every report of the process."""
     times: PackedTimes = NO_TIMES_PACKED

@@ -37,6 +37,7 @@ from connmon.cluster.state.weights import (
     call_site_weight,
     call_sites_weight,
     connection_weight,
+    connections_weight,
     pool_weight,
 )
 from connmon.protocol.reports import Connection, PoolInfo, PoolReport, Report, SiteReport
@@ -112,7 +113,7 @@ class Connections:
             self._put(process, report.connections)
             return
         before, process.connections = process.connections, {}
-        self._room.weight -= sum(map(connection_weight, before.values()))
+        self._room.weight -= connections_weight(before.values())
         process.refused = False
         for pool in process.pools.values():
             pool.listed = 0
@@ -195,7 +196,7 @@ class Pools:
     def take(self, process: ProcessRecord, report: Report, span: float) -> bool:
         """Replace (full report) or change the process's pools.
 
-        `span` is how many seconds the report's changes took; 0: not known. Return whether pools came in that
+        `span` is how many seconds the report's changes took; 0: unknown. Return whether pools came in that
         may have been refused before: their totals are no sign that something has just happened.
         """
         had_refused = process.refused_pools > 0

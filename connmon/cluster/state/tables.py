@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from connmon.cluster.state.records import BootRecord, EndedRecord, ProcessRecord
-from connmon.cluster.state.times import NO_TIMES, added_times, bounded_times, window_of
+from connmon.cluster.state.times import NO_TIMES, added_times, window_of
 from connmon.cluster.state.weights import PROCESS_WEIGHT
 from connmon.protocol.batch import Batch
 from connmon.protocol.rows import RowKey
@@ -237,12 +237,23 @@ class RecentTimes:
         self._now = now
         self.window = 0
         """The number of the current window."""
-        self.current = NO_TIMES
+        self._current: list[dict[int, int]] = [{}, {}, {}]
+        """Counted in place, since every report of a pool counts here."""
         self.previous = NO_TIMES
+
+    @property
+    def current(self) -> Times:
+        return Times(*self._current)
+
+    @current.setter
+    def current(self, times: Times) -> None:
+        self._current = [dict(counts) for counts in times]
 
     def add(self, times: Times) -> None:
         """Add what a pool reports beyond what it has reported before."""
-        self.current = bounded_times(added_times([self.current, times]), LARGEST)
+        for counts, more in zip(self._current, times, strict=True):
+            for number, count in more.items():
+                counts[number] = min(counts.get(number, 0) + count, LARGEST)
 
     def total(self) -> Times:
         return added_times([self.current, self.previous])

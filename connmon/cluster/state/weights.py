@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from connmon.cluster.state.records import ConnectionRecord, ProcessRecord
 from connmon.protocol.reports import Connection, PoolInfo
-from connmon.protocol.rows import ConnectionRow
 
 #: More than any process can weigh without its pools and connections.
 PROCESS_WEIGHT: Final = 2**14
@@ -21,20 +21,25 @@ def pool_weight(info: PoolInfo) -> int:
     return 2048 + len(info.url) + len(info.database or "")
 
 
-def connection_weight(connection: Connection | ConnectionRecord | ConnectionRow) -> int:
+def connection_weight(connection: Connection | ConnectionRecord) -> int:
     """Return the weight of a connection."""
     weight = BARE_CONNECTION_WEIGHT
-    if connection.holder:
-        weight += len(connection.holder)
-    if connection.server is not None:
-        weight += 64 + len(connection.server.host or "")
-    if connection.call_site:
-        weight += len(connection.call_site)
-    if connection.holder_site:
-        weight += len(connection.holder_site)
-    if connection.stack:
-        weight += sum([64 + len(frame) for frame in connection.stack])
+    if holder := connection.holder:
+        weight += len(holder)
+    if (server := connection.server) is not None:
+        weight += 64 + len(server.host or "")
+    if call_site := connection.call_site:
+        weight += len(call_site)
+    if holder_site := connection.holder_site:
+        weight += len(holder_site)
+    if stack := connection.stack:
+        weight += 64 * len(stack) + sum(map(len, stack))
     return weight
+
+
+def connections_weight(connections: Iterable[Connection | ConnectionRecord]) -> int:
+    """Return the weight of several connections."""
+    return sum(map(connection_weight, connections))
 
 
 def call_site_weight(call_site: str) -> int:
