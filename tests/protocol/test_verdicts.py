@@ -1,4 +1,4 @@
-"""Verdicts: what is wrong with a pool, and why, by example and for anything."""
+"""Verdicts: what is wrong with a pool, and why, by examples and by properties."""
 
 from __future__ import annotations
 
@@ -126,9 +126,9 @@ def test_a_leak_is_what_nobody_works_with() -> None:
 
 
 def test_a_holder_elsewhere_leaks_only_against_history() -> None:
-    """Who takes a session in a helper function is not in it when he works: his 45 s are no leak.
+    """A session taken in a helper function is used elsewhere: 45 s of it are no leak.
 
-    A line that leaks each time has no history of its own: then the pool's says so, and time.
+    A call site that leaks each time has no history of its own: the pool's history, or time, shows it.
     """
     assert words(holding(hold(45.0, "elsewhere", 100, 5.0))) == []
     assert words(holding(hold(51.0, "elsewhere", 100, 5.0))) == ["LEAK"]
@@ -274,7 +274,7 @@ def test_where_holders_are_of_a_pool_whose_lines_are_not_known() -> None:
 
 
 def test_a_pool_that_waits_for_itself() -> None:
-    """Those who hold a connection and wait for another one are no leak, and are said to be the cause."""
+    """A holder that waits for another connection is no leak; the reason names it as the cause."""
     holds = many(15, 45.0, "orders.py:88 checkout", "waiting", "stock.py:7 reserve")
     assert words(full(WELL._replace(held=holds))) == ["SATURATED"]
     (verdict,) = judge(full(WELL._replace(held=holds, held_p95=0.7)))
@@ -338,7 +338,7 @@ def test_thresholds_of_holds() -> None:
 
 
 def test_the_gravest_comes_first() -> None:
-    """Several things can be wrong with one pool; who waits may do so because one does not come back."""
+    """A pool can have several verdicts: one waits because a connection does not come back."""
     holds = [hold(900.0, "ended", 100, 0.01), hold(50.0, "database", 100, 0.01)._replace(number=2)]
     facts = full(WELL._replace(held=holds, longest_held=900.0, recent_timeouts=3, connect_p95=2.0))
     assert words(facts) == ["LEAK", "BLOCKED", "SATURATED", "TIMEOUTS", "SLOW CONNECT"]

@@ -53,7 +53,7 @@ def site(call_site: str, **changes: Any) -> JsonCallSite:
 
 
 def test_the_gravest_rows_come_first() -> None:
-    """The table has rows by verdict, then by how many wait, then by name; JSON and CSV by name alone."""
+    """The table sorts rows by verdict, waits and name; JSON and CSV by name alone."""
     rows = [
         {"program": name, "waiting": waiting, "verdict": verdict, "verdict_reason": verdict and "why"}
         for name, waiting, verdict in (
@@ -75,7 +75,7 @@ def test_the_gravest_rows_come_first() -> None:
 
 @pytest.mark.parametrize("by", ["program", "host", "database", "process", "pool"])
 def test_the_table_has_the_verdict_and_below_it_the_reason(by: Grouping) -> None:
-    """Each row has its verdict in a column, also in 80 cells; what is wrong is in full below it."""
+    """Each row has its verdict in a column, also in 80 cells, and its reason in full below."""
     for width in (None, 80):
         lines = as_table(document(by, LEAK, WELL), width).splitlines()
         reasons = lines[7:]
@@ -89,7 +89,7 @@ def test_the_table_has_the_verdict_and_below_it_the_reason(by: Grouping) -> None
 
 
 def test_the_reason_names_its_row() -> None:
-    """A reason says whose it is: program, process and pool as the table names them."""
+    """A reason begins with its row's name: program, process and pool as in the table."""
     (line,) = as_table(document("pool", LEAK)).splitlines()[6:]
     assert line.startswith("ctl1 nova-api 42 mysql+pymysql://root@10.0.0.9/nova  LEAK: ")
     (line,) = as_table(document("database", LEAK)).splitlines()[6:]
@@ -97,14 +97,14 @@ def test_the_reason_names_its_row() -> None:
 
 
 def test_nothing_is_wrong() -> None:
-    """Where all is well no line follows the table, and the totals say nothing of verdicts."""
+    """Without verdicts no line follows the table, and the totals have none."""
     lines = as_table(document("program", WELL, verdicts={})).splitlines()
     assert len(lines) == 5
     assert "LEAK" not in "".join(lines)
 
 
 def test_the_totals_count_verdicts() -> None:
-    """The totals have how many programs of the fleet have each verdict, whatever the rows are."""
+    """The totals count the programs of the fleet with each verdict, in every grouping."""
     groupings: tuple[Grouping, ...] = ("program", "connection")
     for by in groupings:
         counted = document(by, {"verdict": None}, verdicts={"LEAK": 1, "SATURATED": 2})
@@ -112,7 +112,7 @@ def test_the_totals_count_verdicts() -> None:
 
 
 def test_hostile_reasons() -> None:
-    """A reason quotes lines and names of applications: nothing of it moves the terminal's cursor."""
+    """A reason quotes names of applications; no control character of them reaches the terminal."""
     evil = {"verdict": "LEAK", "verdict_reason": "a\n\x1b[2J\u202eb", "program": "p\n\x1b[2Jq"}
     table = as_table(document("program", evil))
     assert all(line.isprintable() for line in table.splitlines())
@@ -140,7 +140,7 @@ def sites(*rows: JsonCallSite, width: int | None = None) -> list[str]:
 
 
 def test_by_site() -> None:
-    """A row by call site has what is held there now, who waits, what is usual, and if it is a sample."""
+    """A row by call site shows its holds, waits, the usual hold, and whether it is a sample."""
     head, line = sites(site(SITES[0], verdict="BLOCKED"))
     assert re.split(r" {2,}", head)[:4] == ["HOST", "PROGRAM", "CALL SITE", "VERDICT"]
     assert re.split(r" {2,}", line) == [
@@ -162,7 +162,7 @@ def test_a_call_site_is_never_cut_before_a_number(width: int) -> None:
 
 
 def test_rows_never_look_the_same() -> None:
-    """Of paths that differ on the left only so much stays that they can be told apart."""
+    """Paths that differ on the left keep as much as distinguishes them."""
     same = [f"{package}/db/sqlalchemy/api.py:412 get" for package in ("nova", "cinder", "glance/nova")]
     for width in (60, 80, 100):
         lines = sites(*map(site, same), width=width)[1:]
