@@ -121,7 +121,7 @@ def test_hostile_reasons() -> None:
 
 
 def test_connections_and_where_their_holders_are() -> None:
-    """A connection's row has its verdict, and where its holder is; the call site is there at any width."""
+    """A connection's row has its verdict and where its holder is, and its call site at any width."""
     held = {"verdict": "BLOCKED", "holder_in": "database", "call_site": SITES[0]}
     lines = as_table(document("connection", held)).splitlines()
     assert "HOLDER IN" in lines[3]
@@ -171,7 +171,7 @@ def test_rows_never_look_the_same() -> None:
 
 @given(st.text(min_size=1), st.integers(1, 80))
 def test_shortened(text: str, size: int) -> None:
-    """Whatever a call site is, it gets no longer than it may be; one that fits stays as it is."""
+    """Any call site is shortened to the size; one that fits stays unchanged."""
     short = shortened(text, size)
     assert short is not None
     assert len(short) <= size
@@ -208,7 +208,7 @@ def databases(**changes: Any) -> list[JsonDatabase]:
 
 
 def test_overcommit_of_the_readers_own_maximum() -> None:
-    """With --server-max a row says OVERCOMMIT where the node, which does not know the maximum, has not."""
+    """With --server-max a row is OVERCOMMIT, though the node does not know that maximum."""
     (row,) = judged_by(databases(), {("db", 3306): 100})
     assert row.verdict == "OVERCOMMIT" and row.verdict_reason is not None
     assert "240" in row.verdict_reason and "100" in row.verdict_reason
@@ -219,7 +219,7 @@ def test_overcommit_of_the_readers_own_maximum() -> None:
 
 
 def test_overcommit_adds_to_what_the_node_says() -> None:
-    """What is graver stays in front, and what the node has said already is not repeated."""
+    """A graver verdict stays in front, and OVERCOMMIT by the node is not repeated."""
     (row,) = judged_by(databases(**LEAK), {("db", None): 100})
     assert row.verdict == "LEAK" and row.verdict_reason is not None
     assert row.verdict_reason.startswith(LEAK["verdict_reason"])
