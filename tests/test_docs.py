@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import importlib.util
 import re
 from pathlib import Path
 from pkgutil import resolve_name
@@ -18,7 +19,7 @@ from connmon.cluster import daemon
 from connmon.cluster.export import prometheus
 from connmon.cluster.raft import messages
 from connmon.commands.arguments import argument_parser
-from connmon.protocol import batch, frames
+from connmon.protocol import batch, document, frames
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -148,6 +149,20 @@ def test_which_forms_are_uris() -> None:
             assert (parts.scheme, parts.hostname, parts.password) == ("", None, None)
         elif "neutron:secret" in url:
             assert (parts.hostname, parts.password) == ("db", "secret")
+
+
+def test_the_json_contract() -> None:
+    """The page about JSON is what its generator writes, and has every key of every grouping."""
+    specification = importlib.util.spec_from_file_location("json_contract", DOCS / "json_contract.py")
+    assert specification is not None and specification.loader is not None
+    generator = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(generator)
+    page = (DOCS / "json.rst").read_text()
+    assert page == generator.page(), "run: python docs/json_contract.py"
+    for struct in generator.described().values():
+        assert all(text for name, (_, text) in struct.fields.items() if name not in generator.PARTS)
+    for keys in document.KEYS.values():
+        assert [key for key in keys if f"\n``{key}`` (" not in page] == []
 
 
 def message_types() -> list[type[Struct]]:

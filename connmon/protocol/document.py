@@ -24,197 +24,311 @@ from connmon.protocol.values import ConnectionState, Grouping, HolderIn, RowStat
 
 
 class ProcessFields(Struct, frozen=True, kw_only=True, gc=False):
-    """What identifies a process, and what it takes of its host."""
+    """A process, and what it takes of its host. All are null where the row of the process did not come."""
 
     host: str | None = None
+    """The host's name."""
     program: str | None = None
+    """The program's name."""
     pid: int | None = None
+    """The process id on its host, or in its container."""
     instance: str | None = None
+    """Identifies the process, also after its pid is used again."""
     ppid: int | None = None
+    """The process id of its parent."""
     node: str | None = None
     """The node that it reports to."""
     user: str | None = None
+    """The account that it runs as."""
     command: str | None = None
+    """The command line."""
     started_seconds: float | None = None
+    """How long ago it started."""
     container: str | None = None
+    """The id of its container. Null: none."""
     cpu_percent: float | None = None
+    """CPU time in percent of one core. Null for a lost process, as the next three."""
     rss_bytes: int | None = None
+    """Resident memory."""
     threads: int | None = None
+    """Threads."""
     open_files: int | None = None
+    """Open file descriptors."""
 
 
 class PoolFields(Struct, frozen=True, kw_only=True, gc=False):
-    """What identifies a pool, and where its server is."""
+    """A pool, and where its database is. All are null where the row of the pool did not come."""
 
     pool: str | None = None
     """The engine's URL without password and query."""
     pool_class: str | None = None
-    """None: the row sums several pools."""
+    """The class of SQLAlchemy's pool. Null: the row sums several pools."""
     pool_size: int | None = None
+    """The option of this name."""
     max_overflow: int | None = None
+    """The option of this name; -1: no limit."""
     timeout_seconds: float | None = None
+    """How long a checkout waits before it gives up."""
     dialect: str | None = None
+    """The name of SQLAlchemy's dialect, such as mysql or postgresql."""
     database_host: str | None = None
+    """The server's host; the path of a socket; several servers as HOST:PORT,HOST:PORT."""
     database_port: int | None = None
+    """The server's port."""
     database: str | None = None
+    """The name of the database."""
     pooler: bool | None = None
+    """Whether a connection pooler (PgBouncer) stands in front of the server."""
 
 
 class FigureFields(Struct, frozen=True, kw_only=True, gc=False):
-    """The figures of a row, whatever it groups."""
+    """The figures of a row, or of the totals.
+
+    The present is null where all processes of the row are lost; maxima and totals are known.
+    """
 
     processes: int | None = None
+    """Processes that report."""
     max_processes: int | None = None
+    """Most processes at once since first seen."""
     pools: int | None = None
+    """Pools."""
     capacity: int | None = None
-    """None also where one of the pools has no limit."""
+    """Connections that all pools may open. Null also where one of the pools has no limit."""
     connections: int | None = None
+    """Open connections: idle, checked out and detached."""
     max_connections: int | None = None
+    """Most open connections since first seen."""
     checked_out: int | None = None
+    """Connections that the application holds, without detached ones."""
     max_checked_out: int | None = None
+    """Most connections checked out since first seen."""
     idle: int | None = None
+    """Connections in a pool that nobody holds."""
     overflow: int | None = None
+    """Connections beyond pool_size."""
     detached: int | None = None
+    """Connections taken out of their pool for good."""
     waiting: int | None = None
+    """Threads and tasks that wait for a connection."""
     max_waiting: int | None = None
+    """Most that waited at once since first seen."""
     longest_wait_seconds: float | None = None
+    """The longest wait as of the last report, including those that have ended since the report before."""
     longest_held_seconds: float | None = None
+    """How long the connection held longest had been held at the last report."""
     connects_total: int | None = None
+    """Connections opened."""
     closes_total: int | None = None
+    """Connections closed."""
     checkouts_total: int | None = None
+    """Connections taken from a pool."""
     checkins_total: int | None = None
+    """Checkouts that have ended, in whatever way."""
     invalidations_total: int | None = None
+    """Connections invalidated."""
     timeouts_total: int | None = None
+    """Checkouts that gave up waiting."""
     connect_errors_total: int | None = None
+    """Connections that could not be opened."""
     checkouts_per_second: float | None = None
+    """Between the last two reports. Null after a first report."""
     last_report_seconds: float | None = None
+    """How long ago the last report came. Null: there was none yet."""
     wait_p50_seconds: float | None = None
+    """What 50 % of the waits that ended in the last 1 to 2 minutes took at most. Null: there were none."""
     wait_p95_seconds: float | None = None
+    """The same of 95 %."""
     wait_p99_seconds: float | None = None
+    """The same of 99 %."""
     held_p50_seconds: float | None = None
+    """The same of holds, from checkout to checkin."""
     held_p95_seconds: float | None = None
+    """The same of 95 %."""
     held_p99_seconds: float | None = None
+    """The same of 99 %."""
     connect_p50_seconds: float | None = None
+    """The same of connects that succeeded."""
     connect_p95_seconds: float | None = None
+    """The same of 95 %."""
     connect_p99_seconds: float | None = None
+    """The same of 99 %."""
     left_out: int | None = None
-    """Pools and connections that a limit leaves out. None: none."""
+    """Pools and connections that a limit leaves out. Null: none."""
     recent_timeouts: int | None = None
+    """Checkouts that gave up in the last one to two minutes."""
 
 
 class JsonProgram(Struct, frozen=True, kw_only=True, gc=False):
-    """A row of `--by program`: the processes of one program on one host."""
+    """The processes of one program on one host."""
 
     host: str
+    """The host's name."""
     program: str
+    """The program's name."""
     state: RowState | None
+    """connected, lost (all processes are silent for longer than the lease) or gone (all have ended)."""
     figures: FigureFields
     verdict: VerdictWord | None = None
+    """The gravest verdict. Null: nothing is wrong."""
     verdict_reason: str | None = None
+    """The reasons of all verdicts, in one line."""
     connects_per_second: float | None = None
+    """Only the reader knows it."""
 
 
 class JsonHost(Struct, frozen=True, kw_only=True, gc=False):
-    """A row of `--by host`."""
+    """The processes of one host."""
 
     host: str
+    """The host's name."""
     programs: int
+    """Programs on it."""
     state: RowState | None
+    """As of a program."""
     figures: FigureFields
     verdict: VerdictWord | None = None
+    """The gravest verdict. Null: nothing is wrong."""
     verdict_reason: str | None = None
+    """The reasons of all verdicts, in one line."""
     connects_per_second: float | None = None
+    """Only the reader knows it."""
 
 
 class JsonDatabase(Struct, frozen=True, kw_only=True, gc=False):
-    """A row of `--by database`: all pools of one database."""
+    """All pools of one database."""
 
     dialect: str
+    """The name of SQLAlchemy's dialect, such as mysql or postgresql."""
     database_host: str | None
+    """The server's host, as of a pool."""
     database_port: int | None
+    """The server's port."""
     database: str | None
+    """The name of the database."""
     programs: int
+    """Programs with pools of it."""
     state: RowState | None
+    """As of a program."""
     figures: FigureFields
     verdict: VerdictWord | None = None
+    """The gravest verdict. Null: nothing is wrong."""
     verdict_reason: str | None = None
+    """The reasons of all verdicts, in one line."""
     connects_per_second: float | None = None
+    """Only the reader knows it, as the next three."""
     server: str | None = None
     """The server whose maximum this reader was given."""
     server_max: int | None = None
+    """That maximum, in connections."""
     server_capacity: int | None = None
     """What all pools of that server may open together."""
 
 
 class JsonProcess(Struct, frozen=True, kw_only=True, gc=False):
-    """A row of `--by process`."""
+    """One process."""
 
     process: ProcessFields
     state: RowState | None
+    """connected, lost (silent for longer than the lease) or gone (it has ended)."""
     figures: FigureFields
     verdict: VerdictWord | None = None
+    """The gravest verdict. Null: nothing is wrong."""
     verdict_reason: str | None = None
+    """The reasons of all verdicts, in one line."""
     connects_per_second: float | None = None
+    """Only the reader knows it."""
 
 
 class JsonPool(Struct, frozen=True, kw_only=True, gc=False):
-    """A row of `--by pool`: one pool of one process."""
+    """One pool of one process."""
 
     process: ProcessFields
     pool: PoolFields
     state: RowState | None
+    """As of its process."""
     figures: FigureFields
     verdict: VerdictWord | None = None
+    """The gravest verdict. Null: nothing is wrong."""
     verdict_reason: str | None = None
+    """The reasons of all verdicts, in one line."""
     connects_per_second: float | None = None
+    """Only the reader knows it."""
 
 
 class JsonConnection(Struct, frozen=True, kw_only=True, gc=False):
-    """A row of `--by connection`: one open connection."""
+    """One open connection."""
 
     process: ProcessFields
     pool: PoolFields
     connection: int
+    """Its number within its process."""
     server_id: int | None
+    """The session as the server lists it. Null: the driver does not know it, or a pooler made it up."""
     state: ConnectionState | None
+    """idle, checked_out or detached. Null: its process is lost."""
     age_seconds: float | None
+    """How long ago it was opened."""
     held_seconds: float | None
-    """As of the last report of its process. None: nobody holds it, or that is not known."""
+    """How long it had been held at its process's last report. Null: nobody holds it, or it is unknown."""
     holder: str | None
+    """The thread, task or greenlet that holds it, or held it last."""
     call_site: str | None
+    """The line of code that took it."""
     stack: tuple[str, ...]
-    """The innermost frame first."""
+    """The calls that led there, the innermost first."""
     holder_in: HolderIn | None
+    """Where its holder was when last looked at: database, application, waiting, elsewhere or ended."""
     holder_site: str | None
+    """The line of code where its holder is now."""
     verdict: VerdictWord | None = None
+    """LEAK or BLOCKED. Null: neither."""
 
 
 class JsonCallSite(Struct, frozen=True, kw_only=True, gc=False):
-    """A row of `--by site`: a line of code of one program on one host."""
+    """A line of code of one program on one host that takes connections."""
 
     host: str
+    """The host's name."""
     program: str
+    """The program's name."""
     call_site: str
+    """The line of code, and its function."""
     processes: int
+    """Processes that have reported it and are not lost."""
     held_now: int | None
+    """Connections taken there that are held. Null, as the next two: all processes are lost."""
     in_database_now: int | None
+    """Of these, connections whose holder waits for the database."""
     waiting_now: int | None
+    """Threads and tasks that wait there for a connection."""
     holds_total: int
+    """Holds that have ended, of processes that run or are lost."""
     hold_seconds_total: float
+    """What these took together."""
     database_seconds_total: float | None
+    """Always null."""
     share: float | None
+    """Always null."""
     longest_held_seconds: float | None
+    """How long the connection held longest had been held at the last report."""
     usual_held_seconds: float | None
+    """What 95 % of the latest holds took at most; of several processes the largest."""
     estimated: bool
+    """Whether only a sample of the checkouts is known by its line; counts are of that sample."""
     verdict: VerdictWord | None = None
+    """The gravest verdict of its connections, or SATURATED for the line that fills a pool. Null: none."""
     verdict_reason: str | None = None
+    """Its reason, in one line."""
 
 
 class JsonTotals(Struct, frozen=True, kw_only=True, gc=False):
-    """The figures of everything together, in every grouping."""
+    """The figures of everything, the same in every grouping."""
 
     hosts: int
+    """Hosts."""
     programs: int
+    """Programs, counted on each host."""
     figures: FigureFields
     verdicts: dict[VerdictWord, int]
     """How many programs have each verdict as their gravest."""
@@ -224,12 +338,17 @@ class JsonHead(Struct, frozen=True, kw_only=True, gc=False):
     """The document without its rows: who answered, and the totals."""
 
     service: str
+    """The service of the config."""
     node: str
+    """The node that answered."""
     leader: str | None
+    """The leader that it knows. Null: none."""
     quorum: bool
+    """Whether it hears from a majority of the nodes."""
     stale_seconds: float
-    """For how long the node's replica has stood still."""
+    """How long its replica has stood still."""
     totals: JsonTotals
+    """The figures of everything."""
 
 
 JsonRow: TypeAlias = Union[
@@ -252,7 +371,7 @@ _PARTS: Final[Mapping[str, type[Any]]] = {
     "process": ProcessFields, "pool": PoolFields, "figures": FigureFields,
 }  # fmt: skip
 #: Figures that a grouping's rows are without: a process is one process, a pool one pool.
-_WITHOUT: Final[Mapping[Grouping, frozenset[str]]] = {
+WITHOUT: Final[Mapping[Grouping, frozenset[str]]] = {
     "process": frozenset({"processes", "max_processes"}),
     "pool": frozenset({"processes", "max_processes", "pools"}),
 }
@@ -265,7 +384,7 @@ def _paths(by: Grouping) -> Iterator[tuple[str, str]]:
         part = _PARTS.get(name)
         if part is not None:
             for field in part.__struct_fields__:
-                if name != "figures" or field not in _WITHOUT.get(by, ()):
+                if name != "figures" or field not in WITHOUT.get(by, ()):
                     yield field, f"{name}.{field}"
         elif name not in READER_ONLY:
             yield name, name

@@ -1,10 +1,11 @@
 """The rows that a node answers with, one struct for each grouping. Pure.
 
 - Structs are encoded as arrays. A new field goes to the end and has a default.
-- A row carries times of the replica's own clock (`*_since`, `reported`), so that a row changes only when
-  something happened. The age of a start or a report is the answer's `clock`, plus for how long that has
-  stood still (`stale`), minus its time. A hold or a wait may have ended since the last report: how long it
-  lasted is `reported` minus its time.
+- A row carries times of the replica's own clock (`*_since`, `reported`), so that it changes only when
+  something happens. They may be negative: before that clock began. The age of a start or a report is the
+  answer's `clock`, plus how long that clock has stood still (`stale`), minus its time. A hold or a wait may
+  have ended since the last report, so it lasted for `reported` minus its time.
+- No row refers to itself, so the garbage collector does not follow them (`gc=False`).
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ from connmon.protocol.values import (
 
 
 class Quantiles(NamedTuple):
-    """What half, 95 % and 99 % of something took at most, lately, within `histogram.ERROR`. None: there was
-    nothing."""
+    """Seconds that half, 95 % and 99 % of recent durations took at most, within `histogram.ERROR`.
+
+    None: there were no durations.
+    """
 
     p50: Seconds | None = None
     p95: Seconds | None = None
@@ -37,15 +40,15 @@ class Quantiles(NamedTuple):
 
 
 class Verdict(Struct, frozen=True, array_like=True, gc=False):
-    """One thing that is wrong with a row."""
+    """A problem of a row."""
 
     word: VerdictWord
     reason: str
-    """One line without the word: what was seen, in figures as of the last report, and what to do."""
+    """One line without the word: figures as of the last report, and what to do."""
 
 
 class Figures(Struct, frozen=True, array_like=True, gc=False):
-    """The numbers of one row, whatever it groups."""
+    """The figures of one row, whatever it groups."""
 
     processes: Count
     lost_processes: Count
@@ -56,30 +59,29 @@ class Figures(Struct, frozen=True, array_like=True, gc=False):
     max_checked_out: Count
     max_waiting: Count
     longest_wait: Seconds
-    """The longest wait that the latest reports tell of, those that have ended included."""
+    """The longest wait in the latest reports, including waits that have ended."""
     waiting_since: float | None
-    """By the replica's clock, as all times of rows; may be negative: before that clock began. `reported`
-    minus this is how long somebody had waited at the last report of the process, and no more is known."""
+    """`reported` minus this is how long the longest wait had lasted at the last report."""
     held_since: float | None
-    """The same of the connection held longest. (Of several processes each is taken as of its own report.)"""
+    """The same of the connection held longest. Of several processes each counts as of its own report."""
     checkouts_per_second: Number | None
-    """Between the last two reports of each process. None: not known, nobody has sent a second one yet."""
+    """Between the last two reports of each process. None: no process has sent a second one yet."""
     reported: Seconds | None
-    """When the latest report was applied."""
+    """The time at which the latest report was applied."""
     waits: Quantiles = Quantiles()
-    """Of those that ended in the last one to two minutes, as the two that follow; see `Times`."""
+    """Of waits that ended in the last one to two minutes. The next two: the same of holds and connects."""
     holds: Quantiles = Quantiles()
     connects: Quantiles = Quantiles()
     left_out: Count = 0
-    """Pools and connections without a row of their own, since a limit leaves them out."""
+    """Pools and connections without a row of their own, because a limit leaves them out."""
     verdicts: tuple[Verdict, ...] = ()
-    """What is wrong, the gravest first. Of what sums pools: what is wrong with its gravest pool."""
+    """The gravest first. A row that sums pools has the verdicts of its gravest pools."""
     recent_timeouts: Count = 0
     """Checkouts that gave up within the last one to two minutes."""
 
     @property
     def known(self) -> bool:
-        """Whether the present is known: not where there are processes, and all of them are lost."""
+        """Whether the present is known: not if there are processes, and all of them are lost."""
         return self.processes > 0 or not self.lost_processes
 
 
@@ -125,7 +127,7 @@ class ProcessRow(Struct, frozen=True, array_like=True, gc=False, tag="process"):
     """The node that it reports to."""
     process: Process
     started: float | None
-    """By the replica's clock; may be negative: before the replica's clock began."""
+    """By the replica's clock. None: unknown."""
     usage: Usage
     state: RowState
     figures: Figures
@@ -154,18 +156,18 @@ class ConnectionRow(Struct, frozen=True, array_like=True, gc=False, tag="connect
     server_id: int | None
     state: ConnectionState
     opened: float
-    """By the replica's clock; may be negative."""
+    """By the replica's clock."""
     held_since: float | None
-    """The same. How long it was held is known as of its process's last report, `Figures.reported`."""
+    """The same. It was held until the last report of its process, `Figures.reported`, at least."""
     holder: str | None
     call_site: str | None
     stack: tuple[str, ...]
     server: ServerAddress | None = None
-    """Where it is connected. None: where its pool is."""
+    """Its server. None: that of its pool."""
     holder_in: HolderIn | None = None
     holder_site: str | None = None
     verdict: VerdictWord | None = None
-    """LEAK or BLOCKED, where it is this connection that is."""
+    """LEAK or BLOCKED, if it is this connection."""
 
     @property
     def key(self) -> RowKey:
@@ -173,18 +175,18 @@ class ConnectionRow(Struct, frozen=True, array_like=True, gc=False, tag="connect
 
 
 class SiteRow(Struct, frozen=True, array_like=True, gc=False, tag="site"):
-    """One line of the application: the sum over the processes of one program on one host."""
+    """One call site: the sum over the processes of one program on one host."""
 
     host: str
     program: str
     call_site: str
     processes: Count
-    """Those that have reported this line, and are not lost."""
+    """Processes that have reported this call site and are not lost."""
     held: Count
     in_database: Count
-    """Of these, connections whose holder was in the database when it was last looked at."""
+    """Of these, connections whose holder was in the database when last looked at."""
     held_since: float | None
-    """`reported` minus this is how long the connection held longest had been held at the last report."""
+    """Of the connection held longest, as in `Figures`."""
     waiting: Count
     holds: Count
     """Holds that have ended."""
@@ -192,13 +194,13 @@ class SiteRow(Struct, frozen=True, array_like=True, gc=False, tag="site"):
     usual: Seconds | None
     """The largest of the processes' `SiteReport.usual`."""
     estimated: bool
-    """Whether only a sample of the checkouts is known by its line."""
+    """Whether only a sample of the checkouts has a known call site."""
     reported: Seconds | None
     verdict: VerdictWord | None = None
-    """LEAK or BLOCKED, where that is of a connection that this line took; SATURATED, where it holds most of
-    what is checked out of a pool that is."""
+    """LEAK or BLOCKED of a connection taken here; SATURATED if connections taken here are most of those that
+    are checked out of a saturated pool."""
     reason: str | None = None
-    """Of the verdict, one line."""
+    """The verdict's reason, in one line."""
 
     @property
     def key(self) -> RowKey:
@@ -207,7 +209,7 @@ class SiteRow(Struct, frozen=True, array_like=True, gc=False, tag="site"):
 
 Row: TypeAlias = Union[ProgramRow, HostRow, DatabaseRow, ProcessRow, PoolRow, ConnectionRow, SiteRow]
 RowKey: TypeAlias = tuple[Union[str, int, None], ...]
-"""The row's table, then what identifies it there."""
+"""The row's grouping, then what identifies the row there."""
 
 
 def database_key(where: DatabaseRow | PoolInfo) -> RowKey:
@@ -218,9 +220,9 @@ def database_key(where: DatabaseRow | PoolInfo) -> RowKey:
 
 
 class Rows(Struct, frozen=True, array_like=True, tag="rows"):
-    """The answer to a query, in one or several frames; `more` says that another follows.
+    """The answer to a query, in one or several frames; `more`: another frame follows.
 
-    The header (everything but rows, removed and more) is the same in all frames of an answer.
+    The header (all fields but rows, removed and more) is the same in all frames of an answer.
     """
 
     service: str
@@ -233,7 +235,7 @@ class Rows(Struct, frozen=True, array_like=True, tag="rows"):
     version: Count
     clock: Seconds
     complete: bool
-    """The rows are all there are, and replace what the reader has."""
+    """The rows are all rows, and replace those of the reader. Otherwise they are those that have changed."""
     hosts: Count
     programs: Count
     totals: Figures
@@ -241,6 +243,6 @@ class Rows(Struct, frozen=True, array_like=True, tag="rows"):
     removed: tuple[RowKey, ...] = ()
     more: bool = False
     left_out: Count = 0
-    """Rows that would have been in the answer to `waits`, but for its limits."""
+    """Rows that the limits of an answer to `waits` leave out."""
     verdicts: tuple[tuple[VerdictWord, Count], ...] = ()
-    """How many programs of the fleet have each verdict as their gravest, the gravest first."""
+    """How many programs of the fleet have each verdict as their gravest; the gravest first."""

@@ -1,4 +1,4 @@
-"""What a reader makes of a node's answers, and how it prints it."""
+"""Snapshots: a reader follows a node's answers, returns typed rows, and prints them."""
 
 from __future__ import annotations
 
@@ -327,7 +327,7 @@ def test_other_groupings(by: Grouping, rows: list[Row], expected: dict[str, Any]
 
 
 def test_the_gravest_verdict_and_the_reasons_of_all() -> None:
-    """A row has its gravest word; the reasons of all follow, and those but the first say their word."""
+    """A row has its gravest verdict; its reason has all reasons, each but the first with its word."""
     figures = msgspec.structs.replace(
         FIGURES_1,
         verdicts=(Verdict("LEAK", "held for 31s"), Verdict("TIMEOUTS", "2 gave up")),
@@ -358,20 +358,20 @@ def test_for_how_long_nothing_was_heard_goes_on() -> None:
 
 
 def test_the_totals_say_how_many_programs_have_each_verdict() -> None:
-    """So that each view can show the fleet's counts."""
+    """Each grouping has the counts of the whole fleet."""
     document = shown("host", verdicts=(("LEAK", 1), ("TIMEOUTS", 12)))
     assert document["totals"]["verdicts"] == {"LEAK": 1, "TIMEOUTS": 12}
 
 
 def test_keys_cover_the_model() -> None:
-    """Every grouping has its keys, and no figure that tells the present is unknown to FIGURES."""
+    """Every grouping has its keys, and each figure of the present is a figure."""
     assert set(KEYS) == set(GROUPINGS) == set(get_args(Grouping))
     assert set(PRESENT) < set(FIGURES)
     assert tuple(SHOWN_1) == FIGURES
 
 
 def test_what_a_limit_has_left_out() -> None:
-    """How many pools and connections it is, null where none or where the process is lost; the totals too."""
+    """Rows and totals count what a limit leaves out; null for none, and for a lost process."""
     figures = msgspec.structs.replace(FIGURES_1, left_out=7)
     document = shown("program", ProgramRow("ctl1", "nova-api", "connected", figures), totals=figures)
     assert document["totals"]["left_out"] == 7
@@ -386,7 +386,7 @@ def test_what_a_limit_has_left_out() -> None:
 
 
 def test_connections_of_pools_that_have_no_row_each() -> None:
-    """Their database is known; which pool it is, is not, and no row is made of the sum."""
+    """Their database is known but not their pool, and the sum of pools has no row."""
     several = msgspec.structs.replace(pool().info, url="(others)", pool_class="", pool_size=None)
     summed = msgspec.structs.replace(pool(), info=several)
     (row,) = shown("connection", process(), summed, connection())["rows"]
@@ -399,7 +399,7 @@ def test_connections_of_pools_that_have_no_row_each() -> None:
 
 
 def test_nothing_known_is_null() -> None:
-    """What is not known is null; that nobody waits or holds anything is known, and 0."""
+    """An unknown value is null; that nobody waits or holds a connection is known, and 0."""
     who = Process("h", "p", 1, 1, None, None, None)
     (row,) = shown("process", ProcessRow("i", "node1", who, None, Usage(), "connected", FIGURES_2))["rows"]
     for key in (
@@ -419,7 +419,7 @@ def test_unbounded_pool_has_no_capacity() -> None:
 
 @pytest.mark.parametrize("by", ["process", "pool"])
 def test_lost_process_has_no_present(by: Grouping) -> None:
-    """Of a lost process the present is null, while maxima, totals and the last report are told."""
+    """The present of a lost process is null; maxima, totals and the last report are known."""
     (row,) = shown(by, process(state="lost"), pool(state="lost"))["rows"]
     assert row["state"] == "lost"
     unknown = {*PRESENT, "cpu_percent", "rss_bytes", "threads", "open_files"} - (
@@ -445,7 +445,7 @@ GONE_1 = msgspec.structs.replace(FIGURES_2, max_connections=80)
     ],
 )
 def test_where_all_are_lost_there_is_no_present(by: Grouping, row: Row) -> None:
-    """Of a program, a host, a database and the totals too; in the JSON, the CSV and the table."""
+    """The present of a program, host, database and the totals is unknown, in JSON, CSV and the table."""
     typed = typed_document(by, row, totals=LOST_1)
     document = typed.flat()
     for cells in (document["rows"][0], document["totals"]):
@@ -461,7 +461,7 @@ def test_where_all_are_lost_there_is_no_present(by: Grouping, row: Row) -> None:
 
 
 def test_where_some_are_lost_the_others_are_summed() -> None:
-    """What is known is shown; and that a program has ended, so that nothing of it is open, is known."""
+    """The processes that report are summed; that an ended program has nothing open is known."""
     some = msgspec.structs.replace(FIGURES_1, lost_processes=2)
     document = shown("program", ProgramRow("h", "p", "connected", some), totals=some)
     assert document["rows"][0]["connections"] == document["totals"]["connections"] == 78
@@ -472,7 +472,7 @@ def test_where_some_are_lost_the_others_are_summed() -> None:
 
 @pytest.mark.parametrize("by", ["program", "process", "pool", "connection"])
 def test_a_view_that_stands_still(by: Grouping) -> None:
-    """Ages go on by the time for which the view has stood still; what may have ended since does not."""
+    """Ages go on while the view stands still; durations that may have ended do not."""
     program = ProgramRow("ctl1", "nova-api", "connected", FIGURES_1)
     rows = [*((program,) if by == "program" else ()), process(), pool(), connection()]
     snapshot = Snapshot(by)
@@ -491,7 +491,7 @@ def test_a_view_that_stands_still(by: Grouping) -> None:
 
 
 def test_holds_and_waits_are_as_of_the_last_report() -> None:
-    """How long after it they went on nobody knows; in a row made again as well as in one that goes on."""
+    """Holds and waits last until the last report and no longer, in new and in aged rows."""
     figures = msgspec.structs.replace(FIGURES_1, reported=70.0, held_since=59.0, waiting_since=68.0)
     for by in ("pool", "connection"):
         row = shown(by, process(figures=figures), msgspec.structs.replace(pool(), figures=figures),
@@ -504,14 +504,14 @@ def test_holds_and_waits_are_as_of_the_last_report() -> None:
 
 
 def test_connection_of_lost_process() -> None:
-    """Whether a lost process's connection is held is not known; what was heard of it is kept."""
+    """Whether a lost process's connection is held is unknown; its last reported values stay."""
     (row,) = shown("connection", process(state="lost"), pool(state="lost"), connection())["rows"]
     assert (row["state"], row["held_seconds"]) == (None, None)
     assert (row["server_id"], row["age_seconds"], row["holder"]) == (884213, 60.0, "Thread-1")
 
 
 def test_ages_are_never_negative_nor_absurd() -> None:
-    """A time after the clock, or one that is no number, gives an age that JSON can hold."""
+    """A time after the clock, or one that is not a number, gives an age that JSON can hold."""
     for opened in (200.0, float("nan"), float("inf"), float("-inf")):
         row = ConnectionRow("i1", 1, 1, None, "idle", opened, None, None, None, ())
         (shown_row,) = shown("connection", row)["rows"]
@@ -519,7 +519,7 @@ def test_ages_are_never_negative_nor_absurd() -> None:
 
 
 def test_row_without_its_process() -> None:
-    """A connection whose process and pool did not come is shown, with what is not known as null."""
+    """A connection without the rows of its process and pool is shown, with null for unknown values."""
     (row,) = shown("connection", connection("i9"))["rows"]
     assert list(row) == list(KEYS["connection"])
     assert (row["instance"], row["host"], row["pool"], row["connection"]) == ("i9", None, None, 1)
@@ -563,7 +563,7 @@ def test_rows_are_sorted() -> None:
 
 
 def test_nothing_before_the_first_answer() -> None:
-    """Before the first complete answer there are no rows, and no document."""
+    """Before the first complete answer there are no rows and no document."""
     snapshot = Snapshot("host", host="ctl1", program="nova", instance="i1")
     assert snapshot.query() == Query("host", "", 0, "ctl1", "nova", "i1")
     assert snapshot.rows() == []
@@ -572,7 +572,7 @@ def test_nothing_before_the_first_answer() -> None:
 
 
 def test_broken_off_answer_is_asked_again() -> None:
-    """Frames of an answer whose last never came change nothing, not even what is asked next."""
+    """Frames of an answer without its last frame change nothing, not even the next query."""
     one, two, three = process("a", pid=1), process("b", pid=2), process("c", pid=3)
     snapshot = Snapshot("process")
     snapshot.apply(answer(one, version=5))
@@ -597,7 +597,7 @@ def test_answer_in_several_frames() -> None:
 
 @pytest.mark.parametrize("removed_first", [True, False])
 def test_removed_and_back(removed_first: bool) -> None:
-    """A row that was removed and came back is there, in whichever frame the removal is told."""
+    """A row that was removed and came back exists, whichever frame has the removal."""
     row = process("a")
     snapshot = Snapshot("process")
     snapshot.apply(answer(row, process("b")))
@@ -674,7 +674,7 @@ STEPS = st.one_of(
 
 @given(st.lists(STEPS, max_size=40))
 def test_following_equals_a_fresh_read(steps: list[tuple[Any, ...]]) -> None:
-    """Whatever changes, breaks off or restarts: who follows by changes has what a fresh reader has."""
+    """A reader that follows changes has the same rows as a fresh one, through broken answers and restarts."""
     node, follower = ToyNode(), Snapshot("program")
     for name, *arguments in [*steps, ("read", 2, 9)]:
         if name != "read":
@@ -838,7 +838,7 @@ def test_csv_round_trip(names: list[str]) -> None:
 
 
 def test_table() -> None:
-    """The table says who answered, the totals, and has its columns aligned, numbers to the right."""
+    """The table shows the node, the totals, and aligned columns with numbers to the right."""
     document = typed_document(
         "program",
         ProgramRow("ctl1", "nova-api", "connected", FIGURES_1),
@@ -870,7 +870,7 @@ def test_table_with_what_limits_leave_out() -> None:
 
 
 def test_table_without_quorum() -> None:
-    """A node without quorum says so, and how long its view has stood still."""
+    """Without quorum the table says so, and how long the view has stood still."""
     document = typed_document("host", quorum=False, leader=None, stale=754.0)
     assert as_table(document).startswith(
         "service default  node node1  leader -  NO QUORUM, stands still for 12m\n"
@@ -880,7 +880,7 @@ def test_table_without_quorum() -> None:
 @pytest.mark.parametrize("by", GROUPINGS)
 @pytest.mark.parametrize("width", [20, 60, 80, 120, 400])
 def test_table_fits(by: Grouping, width: int) -> None:
-    """In a given width columns are left out by importance, and no row is longer, wide characters included."""
+    """Columns are left out by importance until every row fits the width, also with wide characters."""
     rows: list[Row] = [
         ProgramRow("主机一", "ノヴァ-api", "connected", FIGURES_1),
         HostRow("主机一", 1, "connected", FIGURES_1),
@@ -942,5 +942,5 @@ def test_short_age(seconds: float | None, text: str) -> None:
     ],
 )  # fmt: skip
 def test_short_duration(seconds: float | None, text: str) -> None:
-    """What takes milliseconds or less is told in these, the rest as an age; nothing that took time is 0."""
+    """Durations below 0.1 s are in ms or us, longer ones as an age; only zero is shown as 0."""
     assert short_duration(seconds) == text

@@ -1,4 +1,4 @@
-"""Verdicts: what is wrong with a pool, and why, by example and for anything."""
+"""Verdicts: what is wrong with a pool, and why, by examples and by properties."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def full(facts: PoolFacts, waiting: int = 4) -> PoolFacts:
 
 
 def test_a_pool_at_work_has_no_verdict() -> None:
-    """Nothing is wrong with it, nor with a new one, an idle warm one, or one of which nothing is known."""
+    """A busy, a new, an idle and an unknown pool have no verdict."""
     for facts in (WELL, YOUNG, PoolFacts(), WELL._replace(checked_out=0, held=(), longest_held=None)):
         assert judge(facts) == ()
 
 
 def line(*counts: int, seconds: float = 0.4, where: HolderIn = "application", **changes: Any) -> PoolFacts:
-    """Return a pool of 15 that is full, of which line 1 holds so many, line 2 so many, and so on."""
+    """Return a full pool of 15; `counts`: how many connections line 1 holds, line 2, and so on."""
     held = tuple(
         Hold(10 * number + at, seconds, f"jobs.py:{number} run", where, None, None, 900, 0.3)
         for number, count in enumerate(counts, 1)
@@ -63,7 +63,7 @@ def line(*counts: int, seconds: float = 0.4, where: HolderIn = "application", **
 
 
 def test_the_line_that_fills_a_full_pool() -> None:
-    """It has SATURATED where it holds more than half of what is checked out, with the advice of the pool."""
+    """A call site with more than half of what is checked out is SATURATED, with the pool's advice."""
     found = verdicts.filler(line(15))
     assert found is not None
     assert found[0] == "jobs.py:1 run"
@@ -90,7 +90,7 @@ def test_the_line_that_fills_a_full_pool() -> None:
 
 
 def test_no_line_fills_a_pool_that_is_not_known_to() -> None:
-    """Not where it holds half or less, where most lines are not known, or where nobody waits for a place."""
+    """No call site fills a pool if it holds half or less, most are unknown, or nobody waits."""
     for facts in (
         line(7, 8)._replace(checked_out=16), line(7, 7), line(5, 5, 5), line(7), WELL, PoolFacts(),
         line(15)._replace(waiting=0), line(15)._replace(checked_out=14),
@@ -114,7 +114,7 @@ def test_no_line_fills_a_pool_that_is_not_known_to() -> None:
 
 
 def test_a_leak_is_what_nobody_works_with() -> None:
-    """Its holder has ended: held long suffices, unless its line is known for longer holds."""
+    """If the holder has ended, a long hold is a leak, unless the call site is known for longer ones."""
     assert words(holding(hold(41.0, "ended", 100, 0.01))) == ["LEAK"]
     assert words(holding(hold(29.0, "ended", 100, 0.01))) == []
     assert words(holding(hold(41.0, "ended", 100, 50.0))) == []
@@ -126,9 +126,9 @@ def test_a_leak_is_what_nobody_works_with() -> None:
 
 
 def test_a_holder_elsewhere_leaks_only_against_history() -> None:
-    """Who takes a session in a helper function is not in it when he works: his 45 s are no leak.
+    """A session taken in a helper function is used elsewhere: 45 s of it are no leak.
 
-    A line that leaks each time has no history of its own: then the pool's says so, and time.
+    A call site that leaks each time has no history of its own: the pool's history, or time, shows it.
     """
     assert words(holding(hold(45.0, "elsewhere", 100, 5.0))) == []
     assert words(holding(hold(51.0, "elsewhere", 100, 5.0))) == ["LEAK"]
@@ -149,7 +149,7 @@ def test_a_holder_elsewhere_leaks_only_against_history() -> None:
 
 
 def test_own_work_is_no_leak() -> None:
-    """A function that still runs works with its connection, however long that takes and is unusual."""
+    """A function that still runs works with its connection, however long and unusual the hold is."""
     assert words(holding(hold(4000.0, "application", 100, 0.01))) == []
     assert words(holding(hold(4000.0, "application", 0, None))) == []
     # Where the line is not known, it may be elsewhere as well: its pool's history is all that is known.
@@ -158,7 +158,7 @@ def test_own_work_is_no_leak() -> None:
 
 
 def test_an_unknown_holder_leaks_only_against_history() -> None:
-    """An old plugin, or trace=off: by times that ended lately, else by all that ever ended, else nothing."""
+    """Without a known holder, recent holds decide, else all that have ended, else there is no verdict."""
     unknown = hold(41.0, None)
     assert words(holding(unknown)) == ["LEAK"]
     assert words(holding(unknown, held_p95=5.0)) == []
@@ -169,7 +169,7 @@ def test_an_unknown_holder_leaks_only_against_history() -> None:
 
 
 def test_who_has_not_been_looked_for_does_not_leak() -> None:
-    """Processes look for holders from 30 s on; before that a smaller verdict_held_long makes no leak."""
+    """Processes look for holders after 30 s; a smaller verdict_held_long makes no leak before."""
     assert words(holding(hold(29.0, None, 100, 0.01)), held_long=5.0) == []
     assert words(holding(hold(29.0, "ended", 100, 0.01)), held_long=5.0) == ["LEAK"]
     assert words(holding(hold(30.0, None, 100, 0.01)), held_long=5.0) == ["LEAK"]
@@ -177,7 +177,7 @@ def test_who_has_not_been_looked_for_does_not_leak() -> None:
 
 @pytest.mark.parametrize("where", [None, "application"])
 def test_a_pool_whose_long_holds_are_all_that_it_does(where: HolderIn | None) -> None:
-    """Two pools of one program, one quick, one whose holds take 40 s: at no moment is one of them a leak."""
+    """In a pool whose holds take 40 s no hold is a leak, from the first to the tenth."""
     for ended in range(10):
         for seconds in (1.0, 31.0, 39.9):
             usual = 40.0 if ended else None
@@ -190,7 +190,7 @@ def test_a_pool_whose_long_holds_are_all_that_it_does(where: HolderIn | None) ->
 
 
 def test_who_waits_for_the_database_is_blocked() -> None:
-    """Held long in the database: unusual, or with no history. The reason says how to find the lock."""
+    """A long hold in the database is BLOCKED if unusual or without history; the reason names whois."""
     assert words(holding(hold(41.0, "database", 100, 0.01))) == ["BLOCKED"]
     assert words(holding(hold(41.0, "database"), facts=YOUNG)) == ["BLOCKED"]
     assert words(holding(hold(29.0, "database", 100, 0.01))) == []
@@ -209,7 +209,7 @@ def test_who_waits_for_the_database_is_blocked() -> None:
 
 
 def test_the_reason_of_a_leak() -> None:
-    """It names the line, how long, where the holder is now and what is usual; of several the longest."""
+    """The reason has call site, duration, holder and the usual hold; of several the longest."""
     leak = Hold(1, 4020.0, "jobs.py:12 run", "ended", None, 42, 100, 0.0005)
     (verdict,) = judge(holding(leak))
     assert verdict.reason == (
@@ -227,7 +227,7 @@ def test_the_reason_of_a_leak() -> None:
 
 
 def test_saturated_is_a_full_pool() -> None:
-    """Of a pool that is not full, a checkout gets one at once; one without a limit is full by its waits."""
+    """Only a full pool with waits is saturated; a pool without a limit is full if somebody waits."""
     assert words(full(WELL)) == ["SATURATED"]
     assert words(WELL._replace(waiting=4)) == []
     assert words(WELL._replace(waiting=4, capacity=None)) == ["SATURATED"]
@@ -238,7 +238,7 @@ def many(number: int, seconds: float, line: str, where: HolderIn, site: str | No
 
 
 def test_what_fills_a_pool_and_where_it_is() -> None:
-    """The two lines that hold most, in the database or in own work; ended holds, and those that go on."""
+    """The reason names two call sites with the places of their holders, the p95 and the longest hold."""
     holds = [
         *many(9, 22.0, "api.py:88 list", "database"),
         *many(5, 0.2, "jobs.py:12 run", "application", "pdf.py:3 draw"),
@@ -253,7 +253,7 @@ def test_what_fills_a_pool_and_where_it_is() -> None:
 
 
 def test_a_detached_connection_fills_no_pool() -> None:
-    """It is the caller's own: not blocked however long it waits, and no cause that others wait."""
+    """A detached connection is never blocked, and never the cause of a full pool."""
     own = Hold(99, 4000.0, "listen.py:7 wait", "database", None, 8, 0, None, detached=True)
     assert words(holding(own)) == []
     assert words(holding(own._replace(holder_in="elsewhere"))) == []
@@ -267,14 +267,14 @@ def test_a_detached_connection_fills_no_pool() -> None:
 
 
 def test_where_holders_are_of_a_pool_whose_lines_are_not_known() -> None:
-    """Of a program with too many checkouts to note each, the lines are those where holders are now."""
+    """If call sites are unknown, the reason names the lines where the holders are now."""
     holds = [hold._replace(call_site=None) for hold in many(3, 0.2, "x", "application", "pdf.py:3 draw")]
     (verdict,) = judge(full(WELL._replace(held=holds)))
     assert ", their holders now at pdf.py:3 draw (3, in own work at pdf.py:3 draw)," in verdict.reason
 
 
 def test_a_pool_that_waits_for_itself() -> None:
-    """Those who hold a connection and wait for another one are no leak, and are said to be the cause."""
+    """A holder that waits for another connection is no leak; the reason names it as the cause."""
     holds = many(15, 45.0, "orders.py:88 checkout", "waiting", "stock.py:7 reserve")
     assert words(full(WELL._replace(held=holds))) == ["SATURATED"]
     (verdict,) = judge(full(WELL._replace(held=holds, held_p95=0.7)))
@@ -303,7 +303,7 @@ def test_a_pool_that_waits_for_itself() -> None:
     ],
 )
 def test_the_advice_follows_from_the_cause(changes: dict[str, Any], advice: str) -> None:
-    """The pool is raised only where holds are short and the database takes more; else the cause is named."""
+    """The advice is a larger pool only if holds are short and the server takes more; else the cause."""
     found = judge(full(WELL)._replace(**changes))
     reason = next(verdict.reason for verdict in found if verdict.word == "SATURATED")
     assert advice in reason
@@ -314,21 +314,21 @@ def test_the_advice_follows_from_the_cause(changes: dict[str, Any], advice: str)
 
 
 def test_recent_timeouts() -> None:
-    """Those of the last minutes only; how many make a verdict can be set."""
+    """Only recent timeouts count; the config sets how many make a verdict."""
     assert words(WELL._replace(recent_timeouts=1)) == ["TIMEOUTS"]
     assert words(WELL._replace(recent_timeouts=9), timeouts=10) == []
     assert words(WELL._replace(recent_timeouts=10), timeouts=10) == ["TIMEOUTS"]
 
 
 def test_slow_connects() -> None:
-    """By the p95 of several; one slow connect is none."""
+    """The p95 of several connects decides; one slow connect is no verdict."""
     assert words(WELL._replace(connect_p95=1.2)) == ["SLOW CONNECT"]
     assert words(WELL._replace(connect_p95=1.2, connect_samples=verdicts.SAMPLES - 1)) == []
     assert words(WELL._replace(connect_p95=1.2), slow_connect=2.0) == []
 
 
 def test_thresholds_of_holds() -> None:
-    """From when on a connection is held long, and until when holds are short, can be set."""
+    """The config sets which holds are long and which are short."""
     leak = holding(hold(41.0, "ended", 100, 0.01))
     assert words(leak, held_long=60.0) == []
     assert words(leak, held_long=5.0) == ["LEAK"]
@@ -338,14 +338,14 @@ def test_thresholds_of_holds() -> None:
 
 
 def test_the_gravest_comes_first() -> None:
-    """Several things can be wrong with one pool; who waits may do so because one does not come back."""
+    """A pool can have several verdicts: one waits because a connection does not come back."""
     holds = [hold(900.0, "ended", 100, 0.01), hold(50.0, "database", 100, 0.01)._replace(number=2)]
     facts = full(WELL._replace(held=holds, longest_held=900.0, recent_timeouts=3, connect_p95=2.0))
     assert words(facts) == ["LEAK", "BLOCKED", "SATURATED", "TIMEOUTS", "SLOW CONNECT"]
 
 
 def test_overcommit() -> None:
-    """A server whose pools may open more connections than it takes; what is not known makes no verdict."""
+    """A server whose pools may open more connections than it takes; unknown values make no verdict."""
     found = verdicts.overcommit(160, 151, "db1:3306")
     assert found is not None
     assert found.word == "OVERCOMMIT"
@@ -375,7 +375,7 @@ FACTS = st.builds(
 
 @given(FACTS)
 def test_anything_can_be_judged(facts: PoolFacts) -> None:
-    """Whatever is known or not, there is an answer: each word once, the gravest first, on one line."""
+    """Any facts can be judged: each word at most once, the gravest first, on one line."""
     found = judge(facts)
     ranks = [rank(verdict.word) for verdict in found]
     assert ranks == sorted(set(ranks), reverse=True)
@@ -387,14 +387,14 @@ def test_anything_can_be_judged(facts: PoolFacts) -> None:
 
 @given(FACTS, st.floats(0.0, 1e6))
 def test_a_longer_hold_is_never_better(facts: PoolFacts, more: float) -> None:
-    """What is leaked or blocked stays so for as long as it is held."""
+    """A leaked or blocked connection stays so while it is held."""
     longer = facts._replace(held=[hold._replace(seconds=hold.seconds + more) for hold in facts.held])
     assert verdicts.stuck(facts).items() <= verdicts.stuck(longer).items()
 
 
 @given(FACTS)
 def test_who_waits_for_the_database_never_leaks(facts: PoolFacts) -> None:
-    """Nor is anything blocked that is not in the database."""
+    """A holder in the database is never a leak, and only such a holder is blocked."""
     for number, word in verdicts.stuck(facts).items():
         (where,) = [hold.holder_in for hold in facts.held if hold.number == number]
         assert (word == "BLOCKED") == (where == "database")
@@ -434,7 +434,7 @@ def database(host: str, name: str, capacity: int | None, **changes: Any) -> Json
 
 
 def test_a_readers_own_maxima_count_all_databases_of_a_server() -> None:
-    """Capacities are summed by server; a server whose maximum is not known has no verdict."""
+    """Capacities are summed by server; a server with an unknown maximum has no verdict."""
     rows = [database("db1", name, 80) for name in ("nova", "neutron")]
     rows.append(database("db2", "nova", 500))
     judged = judged_by(rows, {("db1", None): 151})

@@ -53,7 +53,7 @@ def site(call_site: str, **changes: Any) -> JsonCallSite:
 
 
 def test_the_gravest_rows_come_first() -> None:
-    """The table has rows by verdict, then by how many wait, then by name; JSON and CSV by name alone."""
+    """The table sorts rows by verdict, waits and name; JSON and CSV by name alone."""
     rows = [
         {"program": name, "waiting": waiting, "verdict": verdict, "verdict_reason": verdict and "why"}
         for name, waiting, verdict in (
@@ -75,7 +75,7 @@ def test_the_gravest_rows_come_first() -> None:
 
 @pytest.mark.parametrize("by", ["program", "host", "database", "process", "pool"])
 def test_the_table_has_the_verdict_and_below_it_the_reason(by: Grouping) -> None:
-    """Each row has its verdict in a column, also in 80 cells; what is wrong is in full below it."""
+    """Each row has its verdict in a column, also in 80 cells, and its reason in full below."""
     for width in (None, 80):
         lines = as_table(document(by, LEAK, WELL), width).splitlines()
         reasons = lines[7:]
@@ -89,7 +89,7 @@ def test_the_table_has_the_verdict_and_below_it_the_reason(by: Grouping) -> None
 
 
 def test_the_reason_names_its_row() -> None:
-    """A reason says whose it is: program, process and pool as the table names them."""
+    """A reason begins with its row's name: program, process and pool as in the table."""
     (line,) = as_table(document("pool", LEAK)).splitlines()[6:]
     assert line.startswith("ctl1 nova-api 42 mysql+pymysql://root@10.0.0.9/nova  LEAK: ")
     (line,) = as_table(document("database", LEAK)).splitlines()[6:]
@@ -97,14 +97,14 @@ def test_the_reason_names_its_row() -> None:
 
 
 def test_nothing_is_wrong() -> None:
-    """Where all is well no line follows the table, and the totals say nothing of verdicts."""
+    """Without verdicts no line follows the table, and the totals have none."""
     lines = as_table(document("program", WELL, verdicts={})).splitlines()
     assert len(lines) == 5
     assert "LEAK" not in "".join(lines)
 
 
 def test_the_totals_count_verdicts() -> None:
-    """The totals have how many programs of the fleet have each verdict, whatever the rows are."""
+    """The totals count the programs of the fleet with each verdict, in every grouping."""
     groupings: tuple[Grouping, ...] = ("program", "connection")
     for by in groupings:
         counted = document(by, {"verdict": None}, verdicts={"LEAK": 1, "SATURATED": 2})
@@ -112,7 +112,7 @@ def test_the_totals_count_verdicts() -> None:
 
 
 def test_hostile_reasons() -> None:
-    """A reason quotes lines and names of applications: nothing of it moves the terminal's cursor."""
+    """A reason quotes names of applications; no control character of them reaches the terminal."""
     evil = {"verdict": "LEAK", "verdict_reason": "a\n\x1b[2J\u202eb", "program": "p\n\x1b[2Jq"}
     table = as_table(document("program", evil))
     assert all(line.isprintable() for line in table.splitlines())
@@ -121,7 +121,7 @@ def test_hostile_reasons() -> None:
 
 
 def test_connections_and_where_their_holders_are() -> None:
-    """A connection's row has its verdict, and where its holder is; the call site is there at any width."""
+    """A connection's row has its verdict and where its holder is, and its call site at any width."""
     held = {"verdict": "BLOCKED", "holder_in": "database", "call_site": SITES[0]}
     lines = as_table(document("connection", held)).splitlines()
     assert "HOLDER IN" in lines[3]
@@ -140,7 +140,7 @@ def sites(*rows: JsonCallSite, width: int | None = None) -> list[str]:
 
 
 def test_by_site() -> None:
-    """A row by call site has what is held there now, who waits, what is usual, and if it is a sample."""
+    """A row by call site shows its holds, waits, the usual hold, and whether it is a sample."""
     head, line = sites(site(SITES[0], verdict="BLOCKED"))
     assert re.split(r" {2,}", head)[:4] == ["HOST", "PROGRAM", "CALL SITE", "VERDICT"]
     assert re.split(r" {2,}", line) == [
@@ -162,7 +162,7 @@ def test_a_call_site_is_never_cut_before_a_number(width: int) -> None:
 
 
 def test_rows_never_look_the_same() -> None:
-    """Of paths that differ on the left only so much stays that they can be told apart."""
+    """Paths that differ on the left keep as much as distinguishes them."""
     same = [f"{package}/db/sqlalchemy/api.py:412 get" for package in ("nova", "cinder", "glance/nova")]
     for width in (60, 80, 100):
         lines = sites(*map(site, same), width=width)[1:]
@@ -171,7 +171,7 @@ def test_rows_never_look_the_same() -> None:
 
 @given(st.text(min_size=1), st.integers(1, 80))
 def test_shortened(text: str, size: int) -> None:
-    """Whatever a call site is, it gets no longer than it may be; one that fits stays as it is."""
+    """Any call site is shortened to the size; one that fits stays unchanged."""
     short = shortened(text, size)
     assert short is not None
     assert len(short) <= size
@@ -208,7 +208,7 @@ def databases(**changes: Any) -> list[JsonDatabase]:
 
 
 def test_overcommit_of_the_readers_own_maximum() -> None:
-    """With --server-max a row says OVERCOMMIT where the node, which does not know the maximum, has not."""
+    """With --server-max a row is OVERCOMMIT, though the node does not know that maximum."""
     (row,) = judged_by(databases(), {("db", 3306): 100})
     assert row.verdict == "OVERCOMMIT" and row.verdict_reason is not None
     assert "240" in row.verdict_reason and "100" in row.verdict_reason
@@ -219,7 +219,7 @@ def test_overcommit_of_the_readers_own_maximum() -> None:
 
 
 def test_overcommit_adds_to_what_the_node_says() -> None:
-    """What is graver stays in front, and what the node has said already is not repeated."""
+    """A graver verdict stays in front, and OVERCOMMIT by the node is not repeated."""
     (row,) = judged_by(databases(**LEAK), {("db", None): 100})
     assert row.verdict == "LEAK" and row.verdict_reason is not None
     assert row.verdict_reason.startswith(LEAK["verdict_reason"])

@@ -81,7 +81,7 @@ def test_a_recording_shows_what_the_node_showed(recorded: Path) -> None:
 
 
 def test_the_player_steps_back_and_forth(recorded: Path) -> None:
-    """Any recorded snapshot can be shown after any other; the same one is not made twice."""
+    """Any recorded snapshot can follow any other; the same one is not built twice."""
     player = Player(Recording(str(recorded)), lambda: 0.0)
     reel = Reel(4, playing=False)
     wants = (Want("program"),)
@@ -107,7 +107,7 @@ def test_the_player_goes_on_with_time(recorded: Path) -> None:
 
 
 def test_all_views_of_a_replay(recorded: Path) -> None:
-    """Each view, and what Enter opens in it, has its rows; those of a database only its programs."""
+    """Each view, and the table that Enter opens in it, has its rows; a database only its programs."""
     player = Player(Recording(str(recorded)), lambda: 0.0)
     for key, view in (
         ("1", "programs"), ("2", "hosts"), ("3", "databases"), ("4", "processes"), ("5", "pools"),
@@ -266,7 +266,7 @@ def test_no_node_to_record_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_the_recorded_rows_are_judged(recorded: Path) -> None:
-    """A replay has verdicts as the console had them."""
+    """A replay shows the recorded verdicts."""
     player = Player(Recording(str(recorded)), lambda: 0.0)
     refresh = shown(player, Demand((Want("program"),), reel=Reel(4, playing=False)))
     rows: list[Any] = [row for _, row in refresh.tables[Want("program")]]

@@ -22,7 +22,7 @@ from typing import Final, Literal, NamedTuple, get_args
 from connmon.protocol.document import FigureFields
 from connmon.protocol.histogram import BOUNDS
 from connmon.protocol.rows import Figures, RowKey
-from connmon.protocol.snapshot import figure_fields
+from connmon.protocol.typed_rows import figure_fields
 from connmon.protocol.values import Buckets, Times, Totals, VerdictWord
 
 #: Rows whose histograms are written in one piece, and whose gauges and counters.

@@ -1,4 +1,4 @@
-"""The metrics: what is on the page, and who can read it."""
+"""The metrics: the page, and a node that serves it."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def fleet(*rows: ProgramRow | DatabaseRow) -> str:
 # --- The page -----------------------------------------------------------------------------
 
 
-#: Told of by another name, with the state as a label.
+#: Under another name, with the state as a label.
 STATES = ("processes", "connections", "checked_out", "idle", "detached")
-#: Told of by limit, and not by program.
+#: By limit, and not by program.
 BY_LIMIT = ("left_out",)
 #: Of the last minutes: Prometheus makes its own rates of the totals.
 LATELY = ("checkouts_per_second", "recent_timeouts")
@@ -87,7 +87,7 @@ def test_the_numbers_of_a_snapshot() -> None:
 
 
 def test_databases() -> None:
-    """Databases have the same metrics by another prefix, and what of their names is not known is empty."""
+    """Databases have the same metrics by another prefix; unknown parts of their names are empty."""
     rows = (
         DatabaseRow("mysql", "db", 3306, "nova", 2, "connected", FIGURES_1),
         DatabaseRow("sqlite", None, None, None, 1, "connected", FIGURES_1),
@@ -102,12 +102,12 @@ def test_databases() -> None:
 
 
 def ill(*words: VerdictWord) -> Figures:
-    """Figures of a program that has these verdicts."""
+    """Return the figures of a program with these verdicts."""
     return msgspec.structs.replace(FIGURES_1, verdicts=tuple(Verdict(word, "why") for word in words))
 
 
 def test_verdicts() -> None:
-    """What is wrong has a sample of 1 for as long as it is so; programs are counted by the gravest."""
+    """Each verdict has a sample of 1 while it stands; programs are counted by their gravest."""
     page = fleet(
         ProgramRow("ctl1", "nova-api", "connected", ill("LEAK", "SATURATED")),
         ProgramRow("ctl1", HOSTILE, "connected", ill("SATURATED")),
@@ -129,14 +129,14 @@ def test_verdicts() -> None:
 
 
 def test_no_verdict_of_a_healthy_fleet() -> None:
-    """Where nothing is wrong there is no sample of any verdict, and all are counted as 0."""
+    """Without verdicts there is no sample of any, and each is counted as 0."""
     found = samples(fleet(ProgramRow("h", "p", "connected", FIGURES_1)))
     assert "connmon_verdict" not in found
     assert {value for _, value in found["connmon_verdicts"]} == {0}
 
 
 def test_unknown_is_left_out() -> None:
-    """What is not known has no sample: the capacity of pools without a limit."""
+    """An unknown value has no sample: the capacity of pools without a limit."""
     figures = FIGURES_1
     unlimited = type(figures)(
         **{
@@ -150,7 +150,7 @@ def test_unknown_is_left_out() -> None:
 
 
 def test_what_each_limit_leaves_out() -> None:
-    """A gauge for each limit that leaves something out of the rows, 0 where it does not."""
+    """Each limit has a gauge of what it leaves out of the rows, also if that is 0."""
     page = limits_text(State().left_out() | {"pools": 10}, State().forgotten | {"gone": 3})
     forgotten = {labels["limit"]: value for labels, value in samples(page)["connmon_forgotten_total"]}
     assert forgotten == {"ended": 0, "gone": 3}
@@ -190,7 +190,7 @@ def test_hostile_names() -> None:
 @settings(max_examples=50)
 @given(st.lists(st.tuples(st.text(), st.text()), unique=True))
 def test_any_names(names: list[tuple[str, str]]) -> None:
-    """Whatever programs are called, no two samples have the same labels, which would cost the whole page."""
+    """No two samples have the same labels, whatever programs are called."""
     rows = [ProgramRow(host, program, "connected", FIGURES_1) for host, program in names]
     rows += [
         ProgramRow("a\x00", "b", "connected", FIGURES_1),
@@ -237,7 +237,7 @@ def test_histograms() -> None:
 
 @given(st.lists(st.floats(0, 3000), min_size=1, max_size=30))
 def test_histogram_counts(seconds: list[float]) -> None:
-    """A bucket has what took no longer than its bound, whichever bounds are told of."""
+    """A bucket counts what took no longer than its bound."""
     made = Fleet()
     made.take(("program", "h", "p"), FIGURES_1, Times(*[of(seconds)] * 3), 1.0)
     found = samples("".join(made.pages()))
