@@ -126,7 +126,7 @@ class Player:
                 self._nodes = node_rows(recorded.nodes)
             except msgspec.ValidationError as error:
                 raise UsageError(
-                    f"{self._recording.path}: picture {at + 1} cannot be read: {error}"
+                    f"{self._recording.path}: snapshot {at + 1} cannot be read: {error}"
                 ) from None
         for want, source in self._sources.items():
             for rows in answered(recorded, _grouping(want)):
