@@ -130,7 +130,9 @@ def test_golden_screens(scene: str, width: int, height: int) -> None:
 def test_without_quorum_the_banner_has_since_when_the_snapshot_stands() -> None:
     """The banner has how long, and the time of day, which stays the same while the snapshot does."""
     shown = replace(refreshed(opened(), quorum=False), stands_since="17:03:12")
-    assert "NO QUORUM on node1: this snapshot has stood still for 41s, since 17:03:12" in screen(shown, 80, 24)
+    assert "NO QUORUM on node1: this snapshot has stood still for 41s, since 17:03:12" in screen(
+        shown, 80, 24
+    )
 
 
 def test_the_whole_incident_is_in_the_first_screen() -> None:
