@@ -35,7 +35,7 @@ def title(state: State, width: int) -> Line:
         Field("node", format.word(None if head is None else head.node), 0),
         Field("leader", format.word(None if head is None else head.leader), 2),
         Field("quorum", format.UNKNOWN if quorum is None else "yes" if quorum else "NO", 1),
-        Field("picture", "-" if state.age is None else f"{age(state.age)} old", 4),
+        Field("snapshot", "-" if state.age is None else f"{age(state.age)} old", 4),
     ]
     if state.interval != 1.0 and state.reel is None:
         fields.append(Field("every", f"{state.interval:g}s", 5))
@@ -101,32 +101,30 @@ def banners(state: State) -> list[Span]:
             lines.append((f"DISCONNECTED: {reason}; trying again", "bad"))
         else:
             since = age(max(0.0, state.now - state.received))
-            last = "no node answers, this is the last picture"
+            last = "no node answers, this is the last snapshot"
             lines.append((f"DISCONNECTED since {state.received_at} ({since}): {last}. {reason}", "bad"))
     elif state.late and state.received is not None:
         since = age(max(0.0, state.now - state.received))
         lines.append(
-            (f"NO ANSWER from {node} since {state.received_at} ({since}): this is the last picture", "bad")
+            (f"NO ANSWER from {node} since {state.received_at} ({since}): this is the last snapshot", "bad")
         )
     elif state.head is not None and not state.head.quorum:
         since = f", since {state.stands_since}" if state.stands_since else ""
         lines.append(
-            (f"NO QUORUM on {node}: this picture has stood still for {age(state.age)}{since}", "bad")
+            (f"NO QUORUM on {node}: this snapshot has stood still for {age(state.age)}{since}", "bad")
         )
     if state.reel is not None:
         reel = state.reel
         how = f"x{reel.speed:g}" if reel.playing else "at the END" if reel.at_end else "STOPPED"
         lines.append(
             (
-                f"REPLAY {state.received_at}   picture {reel.position + 1} of {reel.snapshots}   {how}   "
+                f"REPLAY {state.received_at}   snapshot {reel.position + 1} of {reel.snapshots}   {how}   "
                 "(Left Right step, [ ] a minute, ( ) speed, Z stop and go)",
                 "paused",
             )
         )
     elif state.paused_at:
-        lines.append(
-            (f"PAUSED at {state.paused_at}   the picture stands still, Z goes on   PAUSED", "paused")
-        )
+        lines.append((f"PAUSED at {state.paused_at}   the screen stands still, Z goes on   PAUSED", "paused"))
     if state.note:
         lines.append((state.note, "warn"))
     return lines

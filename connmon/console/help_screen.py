@@ -12,9 +12,9 @@ _WORDS: Final[tuple[tuple[str, Role, str], ...]] = (
     *((verdict, VERDICT_ROLES[verdict], MEANINGS[verdict]) for verdict in VERDICTS),
     ("no verdict", "strong", "nothing is wrong"),
     ("gone", "faded", "all its processes have ended; maxima stay for an hour"),
-    ("max", "strong", "what the highest block of a line stands for; the lowest is 0"),
+    ("max", "strong", "the value of the highest block of a line; the lowest is 0"),
     ("~ before holds", "strong", "only a sample of the checkouts is known by its line"),
-    ("#2", "strong", "the second of two rows that nothing else on the screen tells apart"),
+    ("#2", "strong", "the second of two rows that otherwise look the same"),
     ("(max)", "strong", "the largest value since first seen"),
     ("p95", "strong", "19 of 20 took no longer"),
     ("-", "strong", "not known"),
@@ -22,7 +22,7 @@ _WORDS: Final[tuple[tuple[str, Role, str], ...]] = (
 
 
 def lines(top: int, replay: bool, width: int, height: int) -> list[Line]:
-    """Return the screen from line `top` of the help on; never beyond its end."""
+    """Return the help screen from line `top` on, but never beyond its end."""
     entries: list[Line] = []
     for binding in keys.BINDINGS:
         if not binding.replay or replay:

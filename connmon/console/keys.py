@@ -1,8 +1,8 @@
-"""One table of keys. Dispatch, help screen and footer all read it, so that they cannot disagree. Pure.
+"""One table of keys, for dispatch, help screen and footer, so that they cannot disagree. Pure.
 
 Keys are named as `screen` names them: a printable character is itself, others are "up", "down",
 "left", "right", "pgup", "pgdn", "home", "end", "enter", "esc", "tab", "backspace", "f1" to "f12".
-While a text is typed (find, filter, save) no key means what it means here.
+While a prompt is open (find, filter, save) keys are text: see `prompt`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Action: TypeAlias = Literal[
 
 @dataclass(frozen=True)
 class Binding:
-    """What some keys do."""
+    """The action of some keys."""
 
     action: Action
     keys: tuple[str, ...]
@@ -32,20 +32,20 @@ class Binding:
     short: str = ""
     """For the footer; "": not shown there."""
     replay: bool = False
-    """Means something only while a recording is shown."""
+    """The keys have a meaning only in a replay."""
 
 
 BINDINGS: Final[tuple[Binding, ...]] = (
     Binding("quit", ("q", "Q", "f10"), "q", "quit (F10, Ctrl-C)", "quit"),
     Binding("help", ("?", "f1"), "?", "this help (F1)", "help"),
-    Binding("open", ("enter",), "Enter", "open the row: what it consists of; at last, all of it", "open"),
-    Binding("back", ("esc", "backspace"), "Esc", "end find or filter; then back to where one was", "back"),
-    Binding("other_pane", ("tab",), "Tab", "between tables, and to the lines below, which scroll then",
+    Binding("open", ("enter",), "Enter", "open the row: what it consists of; at the end, details", "open"),
+    Binding("back", ("esc", "backspace"), "Esc", "end find or filter; else go back a page", "back"),
+    Binding("other_pane", ("tab",), "Tab", "to the next table, then to the lines below, which then scroll",
             "pools/connections"),
-    Binding("step_back", ("left",), "Left", "replay: one picture back, and stop", "step", True),
-    Binding("step", ("right",), "Right", "replay: one picture on, and stop", "step", True),
+    Binding("step_back", ("left",), "Left", "replay: one snapshot back, and stop", "step", True),
+    Binding("step", ("right",), "Right", "replay: one snapshot forward, and stop", "step", True),
     Binding("jump_back", ("[",), "[", "replay: a minute back", "jump", True),
-    Binding("jump", ("]",), "]", "replay: a minute on", "jump", True),
+    Binding("jump", ("]",), "]", "replay: a minute forward", "jump", True),
     Binding("speed_down", ("(",), "(", "replay: half as fast", "speed", True),
     Binding("speed_up", (")",), ")", "replay: twice as fast", "speed", True),
     Binding("programs", ("1", "p"), "1 p", "view: programs", "views"),
@@ -66,10 +66,10 @@ BINDINGS: Final[tuple[Binding, ...]] = (
     Binding("sort_next", (">", ".", "f6"), ">", "sort by the column to the right (F6); or click its heading",
             "sort"),
     Binding("invert", ("I",), "I", "invert the order; or click the heading again", "invert"),
-    Binding("freeze", ("Z",), "Z", "freeze the picture: PAUSED (in a replay: stop and go on)", "freeze"),
+    Binding("freeze", ("Z",), "Z", "freeze the screen: PAUSED (in a replay: stop and go on)", "freeze"),
     Binding("freeze_order", ("z",), "z", "freeze only the order of the rows"),
-    Binding("faster", ("-",), "-", "shorter interval between pictures"),
-    Binding("slower", ("+", "="), "+", "longer interval between pictures"),
+    Binding("faster", ("-",), "-", "shorter interval between snapshots"),
+    Binding("slower", ("+", "="), "+", "longer interval between snapshots"),
     Binding("group", ("m",), "m", "group: a program over all hosts, a pool over all processes", "group"),
     Binding("expand", ("e",), "e", "expand: all that is known of the row, and what to do", "expand"),
     Binding("save", ("s",), "s", "save the whole table as plain text in a file", "save"),
@@ -77,21 +77,21 @@ BINDINGS: Final[tuple[Binding, ...]] = (
     Binding("down", ("down", "j"), "Down j", "the row below"),
     Binding("page_up", ("pgup",), "PgUp", "a screen up"),
     Binding("page_down", ("pgdn", " "), "PgDn", "a screen down (Space)"),
-    Binding("first", ("home", "g"), "Home", "the top row, whichever it is (g)"),
+    Binding("first", ("home", "g"), "Home", "the top row, and stay on top (g)"),
     Binding("last", ("end", "G"), "End", "the last row (G)"),
 )  # fmt: skip
 
 ACTIONS: Final[dict[str, Action]] = {key: binding.action for binding in BINDINGS for key in binding.keys}
 
-#: What the mouse does; `mouse` has it.
+#: What the mouse does: see `actions`.
 MOUSE: Final = (
-    ("click", "a row: the cursor goes there, again: open it; a heading: sort by it, again: invert"),
+    ("click", "a row: select it, again: open it; a heading: sort by it, again: invert"),
     ("wheel", "three rows up or down; with Shift the terminal's own selection works"),
 )
 
 
 def footer(without: frozenset[Action] = frozenset()) -> list[tuple[str, str]]:
-    """Return (keys, what they do) for the footer, most needed first; neighbours of one meaning together."""
+    """Return (keys, what they do) for the footer, the most needed first; keys of one meaning are joined."""
     entries: list[tuple[str, str]] = []
     for binding in BINDINGS:
         if not binding.short or binding.action in without:

@@ -71,7 +71,11 @@ class Pane:
         before = self.source
         if before is None or self.rows is None or self.filter or self.grouped or len(before) != len(rows):
             return None
-        changed = [(old, new) for old, new in zip(before, rows, strict=True) if old[1] is not new[1]]
+        changed = [
+            (old, new)
+            for old, new in zip(before, rows, strict=True)
+            if old is not new and old[1] is not new[1]
+        ]
         value = columns.column(self.want.by, self.sort).value
         trouble = columns.TABLES[self.want.by].trouble or _no_trouble
         fresh: dict[Key, KeyedRow] = {}

@@ -236,7 +236,7 @@ def test_a_node_that_dies_is_replaced_with_a_note() -> None:
         both[dead].stop()
         terminal.shows(f"{dead} does not answer: now reading from {alive}", f"node {alive}")
         both[alive].stop()
-        terminal.shows("DISCONNECTED since", "this is the last picture", "nova-api")
+        terminal.shows("DISCONNECTED since", "this is the last snapshot", "nova-api")
         again = FakeNode(alive, port=both[alive].port)
         terminal.shows(f"connected again, to {alive}")
         assert "DISCONNECTED" not in terminal.text

@@ -127,10 +127,12 @@ def test_golden_screens(scene: str, width: int, height: int) -> None:
     assert screen(scenes()[scene], width, height) == golden
 
 
-def test_without_quorum_it_is_said_since_when_the_picture_stands() -> None:
-    """The banner has how long, and the time of day, which stays the same while the picture does."""
+def test_without_quorum_the_banner_has_since_when_the_snapshot_stands() -> None:
+    """The banner has how long, and the time of day, which stays the same while the snapshot does."""
     shown = replace(refreshed(opened(), quorum=False), stands_since="17:03:12")
-    assert "NO QUORUM on node1: this picture has stood still for 41s, since 17:03:12" in screen(shown, 80, 24)
+    assert "NO QUORUM on node1: this snapshot has stood still for 41s, since 17:03:12" in screen(
+        shown, 80, 24
+    )
 
 
 def test_the_whole_incident_is_in_the_first_screen() -> None:
@@ -368,8 +370,8 @@ def test_ways_into_the_lines_and_out() -> None:
         assert actions.pressed(fit(made("9", "down", "enter"), width, height), "tab").scrolled is None
 
 
-def test_a_picture_does_not_take_one_out_of_the_lines() -> None:
-    """The row that is read keeps the cursor, wherever it moves; where it ends, the next one is shown."""
+def test_a_refresh_does_not_leave_the_lines() -> None:
+    """The row that is read keeps the cursor, wherever it moves; when it is gone, the next row is shown."""
     shown = fit(made("7"), 80, 24)
     row = under_cursor(shown)
     shown = actions.pressed(shown, "tab")

@@ -37,7 +37,15 @@ from connmon.protocol.values import Gauges, Totals, VerdictWord
 CLOCK: Final = 400_000.0
 STALE: Final = 0.2
 INFO: Final = PoolInfo(
-    "mysql+pymysql://nova@db1/nova", "mysql", "db1", 3306, "nova", "QueuePool", 5, 10, 30.0
+    url="mysql+pymysql://nova@db1/nova",
+    dialect="mysql",
+    database_host="db1",
+    database_port=3306,
+    database="nova",
+    pool_class="QueuePool",
+    pool_size=5,
+    max_overflow=10,
+    timeout=30.0,
 )
 
 
@@ -70,19 +78,35 @@ def figures(
     """Figures of a row at CLOCK; `ago` in seconds before it, `wait` and `held` in seconds before that."""
     checkouts = out + round(rate * 300)
     return Figures(
-        processes,
-        lost,
-        Gauges(pools, capacity, 0, connections, out, max(0, connections - 5 * pools), 0, waiting),
-        Totals(connections + 13, 13, checkouts, checkouts - out, 1, 3 if waiting else 0),
-        processes,
-        most or connections + 2,
-        out + 16,
-        waiting + 4,
-        wait or 0.0,
-        None if wait is None else CLOCK - ago - wait,
-        None if held is None else CLOCK - ago - held,
-        rate,
-        CLOCK - ago,
+        processes=processes,
+        lost_processes=lost,
+        gauges=Gauges(
+            pools=pools,
+            capacity=capacity,
+            unbounded=0,
+            connections=connections,
+            checked_out=out,
+            overflow=max(0, connections - 5 * pools),
+            detached=0,
+            waiting=waiting,
+        ),
+        totals=Totals(
+            connects=connections + 13,
+            closes=13,
+            checkouts=checkouts,
+            checkins=checkouts - out,
+            invalidations=1,
+            timeouts=3 if waiting else 0,
+        ),
+        max_processes=processes,
+        max_connections=most or connections + 2,
+        max_checked_out=out + 16,
+        max_waiting=waiting + 4,
+        longest_wait=wait or 0.0,
+        waiting_since=None if wait is None else CLOCK - ago - wait,
+        held_since=None if held is None else CLOCK - ago - held,
+        checkouts_per_second=rate,
+        reported=CLOCK - ago,
         verdicts=wrong,
     )
 
@@ -111,66 +135,135 @@ FLEET: tuple[Row, ...] = (
         "ctl2", "glance-api", "gone", figures(0, 0, processes=0, capacity=0, pools=0, ago=751, most=22)
     ),
     ProcessRow(
-        "i-4711",
-        "node1",
-        Process("ctl1", "nova-api", 4711, 1, "nova", COMMAND, None),
-        CLOCK - 7500,
-        Usage(12.5, 148_000_000, 9, 77),
-        "connected",
-        figures(15, 15, 5, wait=12.4, held=41, rate=120.5, pools=2, capacity=20, wrong=LEAK),
+        instance="i-4711",
+        node="node1",
+        process=Process(
+            host="ctl1", program="nova-api", pid=4711, ppid=1, user="nova", command=COMMAND, started=None
+        ),
+        started=CLOCK - 7500,
+        usage=Usage(12.5, 148_000_000, 9, 77),
+        state="connected",
+        figures=figures(15, 15, 5, wait=12.4, held=41, rate=120.5, pools=2, capacity=20, wrong=LEAK),
     ),
     ProcessRow(
-        "i-4712",
-        "node1",
-        Process("ctl1", "nova-api", 4712, 1, "nova", COMMAND, None),
-        CLOCK - 7400,
-        Usage(2.5, 141_000_000, 9, 70),
-        "connected",
-        figures(9, 2, held=3, rate=80.0, pools=2, capacity=20),
+        instance="i-4712",
+        node="node1",
+        process=Process(
+            host="ctl1", program="nova-api", pid=4712, ppid=1, user="nova", command=COMMAND, started=None
+        ),
+        started=CLOCK - 7400,
+        usage=Usage(2.5, 141_000_000, 9, 70),
+        state="connected",
+        figures=figures(9, 2, held=3, rate=80.0, pools=2, capacity=20),
     ),
     ProcessRow(
-        "i-4713",
-        "node1",
-        Process("ctl1", "nova-api", 4713, 1, "nova", None, None),
-        None,
-        Usage(),
-        "lost",
-        figures(9, 2, held=3, rate=80.0, pools=2, capacity=20, ago=19, wrong=SILENT),
+        instance="i-4713",
+        node="node1",
+        process=Process(
+            host="ctl1", program="nova-api", pid=4713, ppid=1, user="nova", command=None, started=None
+        ),
+        started=None,
+        usage=Usage(),
+        state="lost",
+        figures=figures(9, 2, held=3, rate=80.0, pools=2, capacity=20, ago=19, wrong=SILENT),
     ),
-    PoolRow("i-4711", 0, INFO, "connected", figures(14, 14, 5, wait=12.4, held=41, rate=100.0, wrong=LEAK)),
-    PoolRow("i-4711", 1, INFO, "connected", figures(1, 1, held=2.4, rate=20.5, capacity=5)),
+    PoolRow(
+        instance="i-4711",
+        number=0,
+        info=INFO,
+        state="connected",
+        figures=figures(14, 14, 5, wait=12.4, held=41, rate=100.0, wrong=LEAK),
+    ),
+    PoolRow(
+        instance="i-4711",
+        number=1,
+        info=INFO,
+        state="connected",
+        figures=figures(1, 1, held=2.4, rate=20.5, capacity=5),
+    ),
     *(
         ConnectionRow(
-            "i-4711",
-            number,
-            0,
-            884_200 + number,
-            "checked_out",
-            CLOCK - 900 - number,
-            CLOCK - 0.8 - 41 + number,
-            f"Thread-{number}",
-            None,
-            (),
+            instance="i-4711",
+            number=number,
+            pool=0,
+            server_id=884_200 + number,
+            state="checked_out",
+            opened=CLOCK - 900 - number,
+            held_since=CLOCK - 0.8 - 41 + number,
+            holder=f"Thread-{number}",
+            call_site=None,
+            stack=(),
             verdict=None if number else "LEAK",
         )
         for number in range(14)
     ),
-    PoolRow("i-4713", 0, INFO, "lost", figures(9, 2, held=3, rate=80.0, ago=19, wrong=SILENT)),
-    ConnectionRow("i-4713", 0, 0, 884_300, "checked_out", CLOCK - 90, CLOCK - 3, "MainThread", None, ()),
-    ConnectionRow("i-4711", 14, 1, None, "idle", CLOCK - 60, None, None, None, ()),
+    PoolRow(
+        instance="i-4713",
+        number=0,
+        info=INFO,
+        state="lost",
+        figures=figures(9, 2, held=3, rate=80.0, ago=19, wrong=SILENT),
+    ),
+    ConnectionRow(
+        instance="i-4713",
+        number=0,
+        pool=0,
+        server_id=884_300,
+        state="checked_out",
+        opened=CLOCK - 90,
+        held_since=CLOCK - 3,
+        holder="MainThread",
+        call_site=None,
+        stack=(),
+    ),
+    ConnectionRow(
+        instance="i-4711",
+        number=14,
+        pool=1,
+        server_id=None,
+        state="idle",
+        opened=CLOCK - 60,
+        held_since=None,
+        holder=None,
+        call_site=None,
+        stack=(),
+    ),
 )
 NOVA: Final[RowKey] = ("database", "mysql", "db1", 3306, "nova")
 FLEET += (
-    HostRow("ctl1", 3, "connected", figures(130, 35, 5, wait=12.4, held=41, processes=15, rate=402.3,
-                                            capacity=345, pools=23, wrong=LEAK)),
-    HostRow("ctl2", 2, "lost",
-            figures(6, 2, held=266_400, processes=0, lost=2, capacity=30, pools=2, ago=21, wrong=SILENT)),
-    DatabaseRow("mysql", "db1", 3306, "nova", 2, "connected",
-                figures(90, 31, 5, wait=12.4, held=41, processes=8, rate=310.2, capacity=240, pools=16,
-                        wrong=LEAK)),
-    DatabaseRow("mysql", "db1", 3306, "keystone", 1, "connected",
-                figures(12, 0, processes=3, rate=4.0, capacity=45, pools=3)),
-)  # fmt: skip
+    HostRow(
+        "ctl1",
+        3,
+        "connected",
+        figures(130, 35, 5, wait=12.4, held=41, processes=15, rate=402.3, capacity=345, pools=23, wrong=LEAK),
+    ),
+    HostRow(
+        "ctl2",
+        2,
+        "lost",
+        figures(6, 2, held=266_400, processes=0, lost=2, capacity=30, pools=2, ago=21, wrong=SILENT),
+    ),
+    DatabaseRow(
+        dialect="mysql",
+        database_host="db1",
+        database_port=3306,
+        database="nova",
+        programs=2,
+        state="connected",
+        figures=figures(
+            90, 31, 5, wait=12.4, held=41, processes=8, rate=310.2, capacity=240, pools=16, wrong=LEAK
+        ),
+    ),
+    DatabaseRow(
+        dialect="mysql",
+        database_host="db1",
+        database_port=3306,
+        database="keystone",
+        programs=1,
+        state="connected",
+        figures=figures(12, 0, processes=3, rate=4.0, capacity=45, pools=3),
+    ),
+)
 TOTALS: Final = figures(
     136, 37, 5, wait=12.4, held=266_400, processes=15, lost=2, rate=402.3, capacity=375, pools=23
 )
@@ -182,9 +275,10 @@ def wanted(rows: Iterable[Row], query: RowsQuery) -> tuple[Row, ...]:
         troubled = {
             (row.instance, row.number)
             for row in rows
-            if isinstance(row, PoolRow) and row.state != "lost"
+            if isinstance(row, PoolRow)
+            and row.state != "lost"
             and (row.figures.gauges.waiting or (row.figures.held_since or CLOCK) < CLOCK - query.held)
-        }  # fmt: skip
+        }
         return tuple(
             row
             for row in rows
@@ -229,7 +323,9 @@ def history(query: HistoryQuery, node: str = "node1") -> History:
     rates = tuple(None if at < 60 else 100.0 + 90.0 * math.sin(at / 12) for at in range(150))
     counts = tuple(None if at < 60 else 40 + at // 10 for at in range(150))
     series = tuple(Series(key, rates, counts) for key in query.keys if key[-1] != "glance-api")
-    return History("default", node, 150, 2.0, series, (), 600.0)
+    return History(
+        service="default", node=node, number=150, interval=2.0, series=series, timeouts=(), span=600.0
+    )
 
 
 def answer(
@@ -244,19 +340,19 @@ def answer(
     """Return a node's whole answer to a query."""
     rows = tuple(rows)
     return Rows(
-        "default",
-        node,
-        node if quorum else None,
-        quorum,
-        STALE if quorum else 41.0,
-        "e-" + node,
-        1,
-        clock - STALE,
-        True,
-        len({row.host for row in rows if isinstance(row, ProgramRow)}),
-        sum(isinstance(row, ProgramRow) for row in rows),
-        totals or (TOTALS if rows else figures(processes=0, capacity=0, pools=0)),
-        wanted(rows, query),
+        service="default",
+        node=node,
+        leader=node if quorum else None,
+        quorum=quorum,
+        stale=STALE if quorum else 41.0,
+        epoch="e-" + node,
+        version=1,
+        clock=clock - STALE,
+        complete=True,
+        hosts=len({row.host for row in rows if isinstance(row, ProgramRow)}),
+        programs=sum(isinstance(row, ProgramRow) for row in rows),
+        totals=totals or (TOTALS if rows else figures(processes=0, capacity=0, pools=0)),
+        rows=wanted(rows, query),
         verdicts=_verdicts(rows),
     )
 

@@ -74,24 +74,43 @@ LOCKED_STACK: Final = (
     "psycopg/waiting.py:228 wait_epoll",
     "psycopg/connection.py:453 wait",
     "psycopg/cursor.py:97 execute",
-    *(f"sqlalchemy/engine/{frame}" for frame in (
-        "default.py:952 do_execute", "base.py:1967 _exec_single_context", "base.py:1846 _execute_context",
-        "base.py:1641 _execute_clauseelement",
-    )),
+    *(
+        f"sqlalchemy/engine/{frame}"
+        for frame in (
+            "default.py:952 do_execute",
+            "base.py:1967 _exec_single_context",
+            "base.py:1846 _execute_context",
+            "base.py:1641 _execute_clauseelement",
+        )
+    ),
     "sqlalchemy/sql/elements.py:526 _execute_on_connection",
     "sqlalchemy/engine/base.py:1419 execute",
-    *(f"sqlalchemy/orm/{frame}" for frame in (
-        "context.py:306 orm_execute_statement", "session.py:2246 _execute_internal", "session.py:2365 execute",
-        "query.py:2863 _iter", "query.py:2819 first",
-    )),
+    *(
+        f"sqlalchemy/orm/{frame}"
+        for frame in (
+            "context.py:306 orm_execute_statement",
+            "session.py:2246 _execute_internal",
+            "session.py:2365 execute",
+            "query.py:2863 _iter",
+            "query.py:2819 first",
+        )
+    ),
     "billing/invoices/locks.py:204 number_for_update",
     "billing/invoices/api.py:77 create",
     "billing/wsgi.py:31 application",
-    *(f"gunicorn/{frame}" for frame in (
-        "workers/sync.py:177 handle_request", "workers/sync.py:131 handle", "workers/sync.py:70 run",
-        "workers/base.py:147 init_process", "arbiter.py:205 run", "app/base.py:236 run", "app/wsgiapp.py:67 run",
-    )),
-)  # fmt: skip
+    *(
+        f"gunicorn/{frame}"
+        for frame in (
+            "workers/sync.py:177 handle_request",
+            "workers/sync.py:131 handle",
+            "workers/sync.py:70 run",
+            "workers/base.py:147 init_process",
+            "arbiter.py:205 run",
+            "app/base.py:236 run",
+            "app/wsgiapp.py:67 run",
+        )
+    ),
+)
 REPORT_STACK: Final = (
     "reports/worker/loop.py:52 next_task",
     "reports/worker/loop.py:31 run",
@@ -99,68 +118,231 @@ REPORT_STACK: Final = (
 )
 PROGRAMS: Final[tuple[Made, ...]] = (
     Made(
-        0, "shop.main:app", 4, 10, 0, 212.0,
-        (
-            Site("shop/orders/checkout.py:118 place_order", tuple(4.1 - 0.1 * n for n in range(36)), "application",
-                 "shop/payment/gateway.py:214 _wait_for_answer", "SATURATED", 14, 0.9, CHECKOUT_STACK),
-            Site("shop/catalog/search.py:44 suggest", (0.3, 0.2, 0.1, 0.1), "database", None, None, 9, 0.06),
+        host=0,
+        program="shop.main:app",
+        processes=4,
+        size=10,
+        idle=0,
+        rate=212.0,
+        sites=(
+            Site(
+                place="shop/orders/checkout.py:118 place_order",
+                held=tuple(4.1 - 0.1 * n for n in range(36)),
+                where="application",
+                now="shop/payment/gateway.py:214 _wait_for_answer",
+                verdict="SATURATED",
+                waiting=14,
+                usual=0.9,
+                stack=CHECKOUT_STACK,
+            ),
+            Site(
+                place="shop/catalog/search.py:44 suggest",
+                held=(0.3, 0.2, 0.1, 0.1),
+                where="database",
+                now=None,
+                verdict=None,
+                waiting=9,
+                usual=0.06,
+            ),
         ),
-        (("SATURATED", "23 wait up to 6.2s, 40 of 40 checked out, 36 of them by shop/orders/checkout.py:118 "
-          "place_order in the application's own work (shop/payment/gateway.py:214): hold for a shorter time"),
-         ("TIMEOUTS", "7 checkouts gave up waiting in the last minutes")),
-        waits=6.2, timeouts=7,
+        verdicts=(
+            (
+                "SATURATED",
+                "23 wait up to 6.2s, 40 of 40 checked out, 36 of them by shop/orders/checkout.py:118 "
+                "place_order in the application's own work (shop/payment/gateway.py:214): hold for a shorter time",
+            ),
+            ("TIMEOUTS", "7 checkouts gave up waiting in the last minutes"),
+        ),
+        waits=6.2,
+        timeouts=7,
     ),
     Made(
-        1, "shop.main:app", 4, 10, 12, 198.5,
-        (Site("shop/orders/checkout.py:118 place_order", (0.9, 0.7, 0.4), "application",
-              "shop/payment/gateway.py:214 _wait_for_answer", None, 0, 0.9, CHECKOUT_STACK),
-         Site("shop/catalog/search.py:44 suggest", (0.1,), "database", None, None, 0, 0.06)),
+        host=1,
+        program="shop.main:app",
+        processes=4,
+        size=10,
+        idle=12,
+        rate=198.5,
+        sites=(
+            Site(
+                place="shop/orders/checkout.py:118 place_order",
+                held=(0.9, 0.7, 0.4),
+                where="application",
+                now="shop/payment/gateway.py:214 _wait_for_answer",
+                verdict=None,
+                waiting=0,
+                usual=0.9,
+                stack=CHECKOUT_STACK,
+            ),
+            Site(
+                place="shop/catalog/search.py:44 suggest",
+                held=(0.1,),
+                where="database",
+                now=None,
+                verdict=None,
+                waiting=0,
+                usual=0.06,
+            ),
+        ),
     ),
     Made(
-        3, "celery@reports worker", 2, 5, 1, 6.5,
-        (
-            Site("reports/build/monthly.py:97 build", (1502.0, 311.0), "elsewhere",
-                 "reports/worker/loop.py:52 next_task", "LEAK", 0, 1.4, REPORT_STACK),
-            Site("reports/build/daily.py:61 build", (2.2,), "database", None, None, 0, 1.1),
+        host=3,
+        program="celery@reports worker",
+        processes=2,
+        size=5,
+        idle=1,
+        rate=6.5,
+        sites=(
+            Site(
+                place="reports/build/monthly.py:97 build",
+                held=(1502.0, 311.0),
+                where="elsewhere",
+                now="reports/worker/loop.py:52 next_task",
+                verdict="LEAK",
+                waiting=0,
+                usual=1.4,
+                stack=REPORT_STACK,
+            ),
+            Site(
+                place="reports/build/daily.py:61 build",
+                held=(2.2,),
+                where="database",
+                now=None,
+                verdict=None,
+                waiting=0,
+                usual=1.1,
+            ),
         ),
-        (("LEAK", "a connection taken in reports/build/monthly.py:97 build has been held for 25m, and its holder "
-          "is elsewhere (reports/worker/loop.py:52 next_task): give it back there"),),
+        verdicts=(
+            (
+                "LEAK",
+                "a connection taken in reports/build/monthly.py:97 build has been held for 25m, and its holder "
+                "is elsewhere (reports/worker/loop.py:52 next_task): give it back there",
+            ),
+        ),
         database="reports",
     ),
     Made(
-        2, "billing.wsgi", 3, 8, 3, 41.0,
-        (
-            Site("billing/invoices/locks.py:203 number_for_update", (102.0, 87.0, 64.0, 31.0), "database", None,
-                 "BLOCKED", 2, 0.04,
-                 LOCKED_STACK),
+        host=2,
+        program="billing.wsgi",
+        processes=3,
+        size=8,
+        idle=3,
+        rate=41.0,
+        sites=(
+            Site(
+                place="billing/invoices/locks.py:203 number_for_update",
+                held=(102.0, 87.0, 64.0, 31.0),
+                where="database",
+                now=None,
+                verdict="BLOCKED",
+                waiting=2,
+                usual=0.04,
+                stack=LOCKED_STACK,
+            ),
         ),
-        (("BLOCKED", "4 connections of billing/invoices/locks.py:203 number_for_update are in the database for up to "
-          "1m42s: look for a lock (connmon whois, pg_blocking_pids)"),),
-        waits=12.0, database="billing",
+        verdicts=(
+            (
+                "BLOCKED",
+                "4 connections of billing/invoices/locks.py:203 number_for_update are in the database for up to "
+                "1m42s: look for a lock (connmon whois, pg_blocking_pids)",
+            ),
+        ),
+        waits=12.0,
+        database="billing",
     ),
-    Made(4, "pgbouncer-check", 1, 2, 1, 0.2, (), (("SLOW CONNECT", "making a connection takes 2.4s (p95)"),),
-         connect=2.4),
-    Made(2, "cinder-volume", 2, 15, 0, 0.0, (), (("LOST", "the process is stopped, or its "
-                                                  "host or network is down"),), "lost", database="cinder"),
-    Made(1, "nova-api", 8, 30, 44, 310.2, (Site("nova/db/main/api.py:1873 instance_get_by_uuid", (0.2, 0.1),
-                                                  "database"),), database="nova"),
-    Made(0, "nova-api-metadata", 4, 15, 9, 88.0, (Site("nova/db/main/api.py:1873 instance_get_by_uuid", (0.1,),
-                                                       "database"),), database="nova"),
-    Made(2, "nova-conductor", 4, 15, 13, 61.2, database="nova"),
-    Made(2, "neutron-server", 4, 15, 22, 140.3,
-         (Site("neutron/db/db_base_plugin_v2.py:643 _get_networks", (0.4, 0.2), "database"),), database="neutron"),
-    Made(1, "neutron-server", 4, 15, 20, 131.9,
-         (Site("neutron/db/db_base_plugin_v2.py:643 _get_networks", (0.3,), "database"),), database="neutron"),
-    Made(1, "keystone", 3, 15, 12, 4.0, database="keystone"),
-    Made(0, "glance-api", 0, 0, 0, 0.0, state="gone", database="glance"),
-    Made(0, "placement", 3, 10, 6, 52.4, database="placement"),
-    Made(3, "celery@mail worker", 2, 5, 4, 3.3, (Site("mail/queue.py:58 next_batch", (0.6,), "database"),)),
-    Made(3, "celery beat", 1, 5, 1, 0.1),
-    Made(3, "airflow scheduler", 1, 5, 3, 12.5, database="airflow"),
-    Made(3, "airflow triggerer", 1, 5, 2, 2.5, database="airflow"),
-    Made(4, "inventory-sync-service", 2, 5, 4, 9.1, (Site("<string>:1 <module>", (3.0,), "database"),)),
-    Made(4, "django-admin clearsessions", 1, 5, 1, 0.4),
-)  # fmt: skip
+    Made(
+        host=4,
+        program="pgbouncer-check",
+        processes=1,
+        size=2,
+        idle=1,
+        rate=0.2,
+        sites=(),
+        verdicts=(("SLOW CONNECT", "making a connection takes 2.4s (p95)"),),
+        connect=2.4,
+    ),
+    Made(
+        host=2,
+        program="cinder-volume",
+        processes=2,
+        size=15,
+        idle=0,
+        rate=0.0,
+        sites=(),
+        verdicts=(("LOST", "the process is stopped, or its host or network is down"),),
+        state="lost",
+        database="cinder",
+    ),
+    Made(
+        host=1,
+        program="nova-api",
+        processes=8,
+        size=30,
+        idle=44,
+        rate=310.2,
+        sites=(Site("nova/db/main/api.py:1873 instance_get_by_uuid", (0.2, 0.1), "database"),),
+        database="nova",
+    ),
+    Made(
+        host=0,
+        program="nova-api-metadata",
+        processes=4,
+        size=15,
+        idle=9,
+        rate=88.0,
+        sites=(Site("nova/db/main/api.py:1873 instance_get_by_uuid", (0.1,), "database"),),
+        database="nova",
+    ),
+    Made(host=2, program="nova-conductor", processes=4, size=15, idle=13, rate=61.2, database="nova"),
+    Made(
+        host=2,
+        program="neutron-server",
+        processes=4,
+        size=15,
+        idle=22,
+        rate=140.3,
+        sites=(Site("neutron/db/db_base_plugin_v2.py:643 _get_networks", (0.4, 0.2), "database"),),
+        database="neutron",
+    ),
+    Made(
+        host=1,
+        program="neutron-server",
+        processes=4,
+        size=15,
+        idle=20,
+        rate=131.9,
+        sites=(Site("neutron/db/db_base_plugin_v2.py:643 _get_networks", (0.3,), "database"),),
+        database="neutron",
+    ),
+    Made(host=1, program="keystone", processes=3, size=15, idle=12, rate=4.0, database="keystone"),
+    Made(
+        host=0, program="glance-api", processes=0, size=0, idle=0, rate=0.0, state="gone", database="glance"
+    ),
+    Made(host=0, program="placement", processes=3, size=10, idle=6, rate=52.4, database="placement"),
+    Made(
+        host=3,
+        program="celery@mail worker",
+        processes=2,
+        size=5,
+        idle=4,
+        rate=3.3,
+        sites=(Site("mail/queue.py:58 next_batch", (0.6,), "database"),),
+    ),
+    Made(host=3, program="celery beat", processes=1, size=5, idle=1, rate=0.1),
+    Made(host=3, program="airflow scheduler", processes=1, size=5, idle=3, rate=12.5, database="airflow"),
+    Made(host=3, program="airflow triggerer", processes=1, size=5, idle=2, rate=2.5, database="airflow"),
+    Made(
+        host=4,
+        program="inventory-sync-service",
+        processes=2,
+        size=5,
+        idle=4,
+        rate=9.1,
+        sites=(Site("<string>:1 <module>", (3.0,), "database"),),
+    ),
+    Made(host=4, program="django-admin clearsessions", processes=1, size=5, idle=1, rate=0.4),
+)
 
 
 FILLS: Final = (
@@ -206,19 +388,42 @@ def _figures(
     lost = sum(made.processes for made in of if made.state == "lost")
     first = min((made for made in of if made.verdicts), key=_gravity, default=worst)
     return Figures(
-        count, lost,
-        Gauges(max(1, count), capacity, 0, idle + checked, checked, 0, 0, waiting),
-        Totals(idle + checked + 40, 40, round(rate * 300) + checked, round(rate * 300), 0, 7 if waiting else 0),
-        max(1, count), idle + checked + 3, checked + 5, waiting + 4 if waiting else 2, max(waits, default=0.0),
-        CLOCK - ago - max(waits) if waits else None, CLOCK - ago - max(held) if held else None,
-        rate, CLOCK - ago,
-        Quantiles(0.0, max(waits, default=0.002) / 2, max(waits, default=0.002)),
-        Quantiles(0.01, max((site.usual for made in of for site in made.sites), default=0.02), 4.0),
-        Quantiles(0.002, max(made.connect for made in of), 0.01),
-        0,
-        tuple(Verdict(word, why) for word, why in first.verdicts) if verdicts else (),
-        sum(made.timeouts for made in of),
-    )  # fmt: skip
+        processes=count,
+        lost_processes=lost,
+        gauges=Gauges(
+            pools=max(1, count),
+            capacity=capacity,
+            unbounded=0,
+            connections=idle + checked,
+            checked_out=checked,
+            overflow=0,
+            detached=0,
+            waiting=waiting,
+        ),
+        totals=Totals(
+            connects=idle + checked + 40,
+            closes=40,
+            checkouts=round(rate * 300) + checked,
+            checkins=round(rate * 300),
+            invalidations=0,
+            timeouts=7 if waiting else 0,
+        ),
+        max_processes=max(1, count),
+        max_connections=idle + checked + 3,
+        max_checked_out=checked + 5,
+        max_waiting=waiting + 4 if waiting else 2,
+        longest_wait=max(waits, default=0.0),
+        waiting_since=CLOCK - ago - max(waits) if waits else None,
+        held_since=CLOCK - ago - max(held) if held else None,
+        checkouts_per_second=rate,
+        reported=CLOCK - ago,
+        waits=Quantiles(0.0, max(waits, default=0.002) / 2, max(waits, default=0.002)),
+        holds=Quantiles(0.01, max((site.usual for made in of for site in made.sites), default=0.02), 4.0),
+        connects=Quantiles(0.002, max(made.connect for made in of), 0.01),
+        left_out=0,
+        verdicts=tuple(Verdict(word, why) for word, why in first.verdicts) if verdicts else (),
+        recent_timeouts=sum(made.timeouts for made in of),
+    )
 
 
 _GRAVE: Final = ("LEAK", "BLOCKED", "SATURATED", "TIMEOUTS", "LOST", "SLOW CONNECT", "OVERCOMMIT")
@@ -241,47 +446,102 @@ def _of_program(at: int, made: Made) -> list[Row]:
             if which % max(1, made.processes) == number
         ]
         part = 1.0 / made.processes
-        figures = _figures([made], False, len(holds), part, bool(holds) or made.state == "lost",
-                           number)  # fmt: skip
+        figures = _figures([made], False, len(holds), part, bool(holds) or made.state == "lost", number)
         lost = made.state == "lost"
         process = Process(
-            HOSTS[made.host], made.program, pid, 1, "app", f"/usr/bin/python3 {made.program}", None
+            host=HOSTS[made.host],
+            program=made.program,
+            pid=pid,
+            ppid=1,
+            user="app",
+            command=f"/usr/bin/python3 {made.program}",
+            started=None,
         )
         usage = Usage() if lost else Usage(3.0 + at, 90_000_000 + at * 5_000_000, 9, 60)
         rows.append(
-            ProcessRow(instance, "node1", process, CLOCK - 90_000 - 600 * at, usage,
-                       "lost" if lost else "connected", figures)
-        )  # fmt: skip
+            ProcessRow(
+                instance=instance,
+                node="node1",
+                process=process,
+                started=CLOCK - 90_000 - 600 * at,
+                usage=usage,
+                state="lost" if lost else "connected",
+                figures=figures,
+            )
+        )
         url = _url(made)
         dialect, server = url.partition("+")[0], url.partition("@")[2].partition("/")[0]
-        info = PoolInfo(url, dialect, server, 3306 if dialect == "mysql" else 5432, made.database, "QueuePool",
-                        5, made.size - 5, 30.0)  # fmt: skip
-        rows.append(PoolRow(instance, 0, info, "lost" if lost else "connected", figures))
+        info = PoolInfo(
+            url=url,
+            dialect=dialect,
+            database_host=server,
+            database_port=3306 if dialect == "mysql" else 5432,
+            database=made.database,
+            pool_class="QueuePool",
+            pool_size=5,
+            max_overflow=made.size - 5,
+            timeout=30.0,
+        )
+        rows.append(
+            PoolRow(
+                instance=instance, number=0, info=info, state="lost" if lost else "connected", figures=figures
+            )
+        )
         for site, seconds in holds:
             place += 1
             rows.append(
                 ConnectionRow(
-                    instance, place, 0, 884_000 + 100 * at + place, "checked_out", CLOCK - 4000 - place,
-                    CLOCK - 0.8 - seconds, f"Thread-{place}", site.place, site.stack or (site.place,), None,
-                    site.where, site.now or (site.place if site.where != "ended" else None),
-                    site.verdict if seconds > 60 else None,
+                    instance=instance,
+                    number=place,
+                    pool=0,
+                    server_id=884_000 + 100 * at + place,
+                    state="checked_out",
+                    opened=CLOCK - 4000 - place,
+                    held_since=CLOCK - 0.8 - seconds,
+                    holder=f"Thread-{place}",
+                    call_site=site.place,
+                    stack=site.stack or (site.place,),
+                    server=None,
+                    holder_in=site.where,
+                    holder_site=site.now or (site.place if site.where != "ended" else None),
+                    verdict=site.verdict if seconds > 60 else None,
                 )
-            )  # fmt: skip
+            )
         rows += (
-            ConnectionRow(instance, 50 + idle, 0, 890_000 + 100 * at + idle, "idle", CLOCK - 900 - idle, None,
-                          None, None, ())
+            ConnectionRow(
+                instance=instance,
+                number=50 + idle,
+                pool=0,
+                server_id=890_000 + 100 * at + idle,
+                state="idle",
+                opened=CLOCK - 900 - idle,
+                held_since=None,
+                holder=None,
+                call_site=None,
+                stack=(),
+            )
             for idle in range(min(2, made.idle))
-        )  # fmt: skip
+        )
     rows += (
         SiteRow(
-            HOSTS[made.host], made.program, site.place, made.processes, len(site.held),
-            len(site.held) if site.where == "database" else 0, CLOCK - 0.8 - max(site.held), site.waiting,
-            round(made.rate * 900) + 7, round(made.rate * 900 * site.usual * 400), site.usual, made.rate > 200,
-            CLOCK - 0.8, site.verdict,
-            FILLS if site.verdict == "SATURATED" else made.verdicts[0][1] if site.verdict else None,
+            host=HOSTS[made.host],
+            program=made.program,
+            call_site=site.place,
+            processes=made.processes,
+            held=len(site.held),
+            in_database=len(site.held) if site.where == "database" else 0,
+            held_since=CLOCK - 0.8 - max(site.held),
+            waiting=site.waiting,
+            holds=round(made.rate * 900) + 7,
+            hold_ms=round(made.rate * 900 * site.usual * 400),
+            usual=site.usual,
+            estimated=made.rate > 200,
+            reported=CLOCK - 0.8,
+            verdict=site.verdict,
+            reason=FILLS if site.verdict == "SATURATED" else made.verdicts[0][1] if site.verdict else None,
         )
         for site in made.sites
-    )  # fmt: skip
+    )
     return rows
 
 
@@ -298,7 +558,17 @@ def fleet() -> tuple[Row, ...]:
         dialect, server = url.partition("+")[0], url.partition("@")[2].partition("/")[0]
         port = 3306 if dialect == "mysql" else 5432
         state = "connected" if any(made.state == "connected" for made in of) else of[0].state
-        rows.append(DatabaseRow(dialect, server, port, of[0].database, len(of), state, _figures(of)))
+        rows.append(
+            DatabaseRow(
+                dialect=dialect,
+                database_host=server,
+                database_port=port,
+                database=of[0].database,
+                programs=len(of),
+                state=state,
+                figures=_figures(of),
+            )
+        )
     return tuple(rows)
 
 
