@@ -1,4 +1,4 @@
-"""What a node says of itself, for `connmon cluster-status`. Pure."""
+"""A node's status, for `connmon cluster-status`. Pure."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ def of_node(
     uptime: float,
     digest: str | None,
 ) -> NodeStatus:
-    """Return what the node says of itself. `uptime` is in seconds, `processes` and `consoles` its own."""
+    """Return the node's status. `uptime` is in seconds; `processes` and `consoles` are those of this node."""
     return NodeStatus(
-        service,
-        node,
-        __version__,
-        group.role,
-        group.leader,
-        group.term,
-        group.applied,
-        group.lag,
-        group.quorum,
-        group.stale,
-        processes,
-        consoles,
-        uptime,
-        tuple(name for name, linked in group.connected.items() if linked),
-        tuple(name for name, linked in group.connected.items() if not linked),
-        state.epoch,
-        state.version,
-        digest,
+        service=service,
+        node=node,
+        software=__version__,
+        role=group.role,
+        leader=group.leader,
+        term=group.term,
+        applied=group.applied,
+        lag=group.lag,
+        quorum=group.quorum,
+        stale=group.stale,
+        processes=processes,
+        consoles=consoles,
+        uptime=uptime,
+        linked=tuple(name for name, connected in group.connected.items() if connected),
+        unlinked=tuple(name for name, connected in group.connected.items() if not connected),
+        epoch=state.epoch,
+        version=state.version,
+        digest=digest,
     )
