@@ -1,6 +1,6 @@
-"""The limit on open files: how many clients it leaves room for, and what to say where that is few.
+"""How many clients the limit on open files allows.
 
-Every client is an open file, and so is all else that a node has: its own files, the other nodes, scrapes.
+Every client connection is an open file, like the node's own files, peer links and scrapes.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from connmon.errors import UsageError
 
 #: Clients at the same time, whatever the limit.
 CLIENTS: Final = 20_000
-#: Files kept for anything else where the limit is `PLENTY` or more.
+#: Files reserved for everything else if the limit is at least `PLENTY_FILES`.
 SPARE_FILES: Final = 128
-PLENTY: Final = 1024
-#: Where it is less: what the node itself opens and what is accepted before it is looked at; each other
-#: node (a connection each way, and the ones that replace them); scrapes.
+PLENTY_FILES: Final = 1024
+#: Files reserved below that limit: by the node itself, with connections accepted but not counted yet; for
+#: each other node (a connection each way, and their replacements); for scrapes.
 OWN_FILES: Final = 40
 PEER_FILES: Final = 4
 SCRAPE_FILES: Final = 32
-#: Fewer clients than this are none.
+#: A node that has no room for so many does not start.
 FEWEST_CLIENTS: Final = 4
 
 _RAISE: Final = "raise it with ulimit -n, under systemd with LimitNOFILE="
@@ -32,15 +32,15 @@ class Room(NamedTuple):
 
     clients: int
     limit: int | None
-    """The limit on open files, where it is that which leaves no more room. None: it is `CLIENTS`."""
+    """The limit on open files, if it is the reason. None: `CLIENTS` is the limit."""
 
     @property
     def few(self) -> bool:
-        return self.limit is not None and self.limit < PLENTY
+        return self.limit is not None and self.limit < PLENTY_FILES
 
     @property
     def reason(self) -> str:
-        """Why there is no more room; "" where the limit on open files is not why."""
+        """Why there is no more room; "" if the limit on open files is not the reason."""
         return "" if self.limit is None else f"ulimit -n {self.limit} leaves room for no more: {_RAISE}"
 
     @property
@@ -52,14 +52,14 @@ class Room(NamedTuple):
 
 
 def room(limit: int | None, peers: int = 0, scrapes: bool = False) -> Room:
-    """Return the room that a limit (None: there is none) leaves on a node with so many other nodes.
+    """Return the room for clients under a limit on open files (None: no limit), with `peers` other nodes.
 
-    Raises UsageError where a node cannot work with it.
+    Raises UsageError if the limit is too low for a node.
     """
     if limit is None or limit >= CLIENTS + SPARE_FILES:
         return Room(CLIENTS, None)
     spare = SPARE_FILES
-    if limit < PLENTY:
+    if limit < PLENTY_FILES:
         spare = OWN_FILES + peers * PEER_FILES + scrapes * SCRAPE_FILES
     if limit - spare < FEWEST_CLIENTS:
         raise UsageError(
@@ -70,13 +70,13 @@ def room(limit: int | None, peers: int = 0, scrapes: bool = False) -> Room:
 
 
 def current_limit() -> int | None:
-    """Return the process's limit on open files; None: there is none."""
+    """Return the process's limit on open files, None if it has none."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return None if soft == resource.RLIM_INFINITY else soft
 
 
 def raise_limit() -> None:
-    """Allow as many open files as clients need, where the system lets us."""
+    """Raise the process's limit on open files as far as clients need it and the system allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = CLIENTS + SPARE_FILES
     if hard != resource.RLIM_INFINITY:

@@ -1,7 +1,6 @@
-"""Whether a file could be written or a port opened, found out without doing so (`connmond --check-config`).
+"""Check whether a file could be written or a port opened, without doing so (`connmond --check-config`).
 
-- Each function raises the OSError that the real attempt would raise, so that the caller can print it
-  in the same words.
+- Each function raises the OSError that the real attempt would raise, so that the caller can print it alike.
 - Permissions are those of the effective user. Root may write nearly everywhere: check as the node's user.
 """
 
@@ -18,7 +17,7 @@ _EFFECTIVE = os.access in os.supports_effective_ids
 
 
 def check_directory(path: str) -> None:
-    """Raise OSError where no file can be made in this directory."""
+    """Raise OSError if no file can be made in this directory."""
     status = os.stat(path)
     if not stat.S_ISDIR(status.st_mode):
         raise _error(errno.ENOTDIR, path)
@@ -30,12 +29,12 @@ def check_directory(path: str) -> None:
 
 
 def check_parent(path: str) -> None:
-    """Raise OSError where this file or directory, which does not exist, cannot be made."""
+    """Raise OSError if this file or directory, which does not exist, cannot be made."""
     check_directory(os.path.dirname(os.path.realpath(path)))
 
 
 def check_file(path: str) -> None:
-    """Raise OSError where this file cannot be opened for reading and writing, or made."""
+    """Raise OSError if this file cannot be opened for reading and writing, or made."""
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -54,10 +53,10 @@ def check_file(path: str) -> None:
 
 
 def can_bind(address: Address) -> bool:
-    """Return whether nobody listens there. Raises OSError where this process could not listen there."""
+    """Return whether the address is free. Raises OSError if this process could not listen there."""
     free = True
-    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    for family, kind, protocol, _, where in found:
+    infos = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    for family, kind, protocol, _, where in infos:
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:

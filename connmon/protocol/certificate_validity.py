@@ -1,9 +1,10 @@
-"""From when to when the certificates of a PEM file are valid. Pure: text and a time in, words out.
+"""Read from a PEM file when its certificates are valid. Pure: text and a time in, words out.
 
-Python's ssl module gives the dates of authorities and of the other side's certificate only, so the two
-dates are read here from the certificate itself: RFC 5280, section 4.1 (the order of the fields) and
-4.1.2.5 (how dates are written); DER as in X.690. OpenSSL has accepted the file before: what cannot be read
-here is left out, never guessed.
+Python's ssl module gives the dates of authorities and of the other side's certificate only, so they are read
+from the certificate itself: RFC 5280, section 4.1 (the order of the fields) and 4.1.2.5 (the form of dates);
+DER as in X.690. OpenSSL has accepted the file before. A certificate that cannot be read here is left out.
+
+Not the package cryptography: 40 lines here read two dates; it is a compiled dependency of 16 MB.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import re
 from datetime import datetime, timezone
 from typing import Final, NamedTuple
 
-#: Days before the end of a certificate from which on it is worth a warning.
+#: A certificate that expires sooner causes a warning.
 SOON_DAYS: Final = 30
 
-_DAY: Final = 86400.0
+_DAY_SECONDS: Final = 86400.0
 _PEM: Final = re.compile(
     r"-----BEGIN (?:X509 )?CERTIFICATE-----(.*?)-----END (?:X509 )?CERTIFICATE-----", re.S
 )
@@ -32,47 +33,49 @@ class Validity(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """What the dates of a file's certificates mean at one moment."""
+    """The validity of a file's certificates at one time."""
 
     problem: str
-    """Why the file cannot be used now; "": it can."""
+    """Why the file cannot be used; "" if it can."""
     expires: str
-    """When the first of them expires; "": not known."""
+    """When the first of them expires; "" if not known."""
     soon: bool
-    """That is in fewer than `SOON_DAYS` days."""
+    """Whether that is in fewer than `SOON_DAYS` days."""
 
 
 def validities(pem: str) -> list[Validity]:
-    """Return the dates of each certificate in the text, in its order; those that can be read."""
-    found = []
+    """Return the dates of the certificates in the text, in their order; unreadable ones are left out."""
+    dates = []
     for match in _PEM.finditer(pem):
         try:
-            found.append(_validity(base64.b64decode(match[1])))
+            dates.append(_validity(base64.b64decode(match[1])))
         except (ValueError, IndexError, binascii.Error):
             continue
-    return found
+    return dates
 
 
-def judge(found: list[Validity], now: float, all_needed: bool = True) -> Judgement:
-    """Return what it means at `now` (seconds since the epoch) that these are a file's certificates.
+def judge(dates: list[Validity], now: float, all_needed: bool = True) -> Judgement:
+    """Return the validity of a file's certificates at `now`, in seconds since the epoch.
 
-    `all_needed`: a certificate and its chain, each of which has to be valid; else authorities, of which one
-    has to be.
+    `all_needed`: they are a certificate and its chain, all of which must be valid; else authorities, one of
+    which must be.
     """
-    if not found:
+    if not dates:
         return Judgement("", "", False)
-    past = [each.end for each in found if each.end < now]
-    future = [each.begin for each in found if each.begin > now]
-    bad = len([each for each in found if not each.begin <= now <= each.end])
-    if bad and (all_needed or bad == len(found)):
+    past = [validity.end for validity in dates if validity.end < now]
+    future = [validity.begin for validity in dates if validity.begin > now]
+    bad = len([validity for validity in dates if not validity.begin <= now <= validity.end])
+    if bad and (all_needed or bad == len(dates)):
         if past:
             return Judgement(f"expired on {_date(min(past))} ({_days(now - min(past))} ago)", "", False)
         begin = max(future)
         return Judgement(
             f"is not valid before {_date(begin)} (in {_days(begin - now)}); is the clock right?", "", False
         )
-    end = min(each.end for each in found if each.end >= now)
-    return Judgement("", f"expires on {_date(end)} (in {_days(end - now)})", end - now < SOON_DAYS * _DAY)
+    end = min(validity.end for validity in dates if validity.end >= now)
+    return Judgement(
+        "", f"expires on {_date(end)} (in {_days(end - now)})", end - now < SOON_DAYS * _DAY_SECONDS
+    )
 
 
 def _date(seconds: float) -> str:
@@ -80,12 +83,12 @@ def _date(seconds: float) -> str:
 
 
 def _days(seconds: float) -> str:
-    days = int(seconds // _DAY)
+    days = int(seconds // _DAY_SECONDS)
     return f"{days} day{'' if days == 1 else 's'}" if days else "less than a day"
 
 
 def _validity(der: bytes) -> Validity:
-    """Raises ValueError or IndexError where this is no certificate."""
+    """Return a certificate's dates. Raises ValueError or IndexError if it cannot be read."""
     _, certificate, _ = _element(der, 0, _SEQUENCE)
     _, signed, _ = _element(certificate, 0, _SEQUENCE)
     at = 0
@@ -102,7 +105,7 @@ def _validity(der: bytes) -> Validity:
 
 
 def _element(data: bytes, at: int, expected: int | None = None) -> tuple[int, bytes, int]:
-    """Return tag and contents of the element that begins there, and where the next one begins."""
+    """Return tag and content of the element at an offset, and the offset of the next one."""
     tag, length = data[at], data[at + 1]
     at += 2
     if length & 0x80:

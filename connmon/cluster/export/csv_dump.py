@@ -1,11 +1,10 @@
-"""The CSV dump: a row per host and program and second, for as long as something changes.
+"""The CSV dump: one row per host, program and second while something changes.
 
-- Columns are `TIMESTAMP`, `TOKEN`, `SERVICE`, `NODE` and the keys of `connmon snapshot --by program`. A row
-  is written when one of its columns, besides those that only tell the time, is another than before.
-- The leader writes, or every node, as configured; a node without quorum never does, since what
-  it has is of the past.
-- Writing happens on a thread of its own, one write at a time: a disk that hangs holds back the
-  dump and nothing else, not even the node's end.
+- The columns are `TIMESTAMP`, `TOKEN`, `SERVICE`, `NODE` and the keys of `connmon snapshot --by program`. A
+  row is written when one of its columns has changed, other than those that only show the time.
+- The leader writes, or every node, as configured. A node without quorum does not: its rows are out of date.
+- A thread of its own writes, one write at a time: a hanging disk delays the dump and nothing else, not
+  even the node's end.
 """
 
 from __future__ import annotations
@@ -33,28 +32,29 @@ from connmon.protocol.text import csv_cell
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks.
-EVERY: Final = 1.0
+INTERVAL_SECONDS: Final = 1.0
 
 TIMESTAMP: Final = "timestamp"
 TOKEN: Final = "token"
 SERVICE: Final = "service"
 NODE: Final = "node"
-#: All columns that there can be.
+#: All possible columns.
 COLUMNS: Final = (TIMESTAMP, TOKEN, SERVICE, NODE, *KEYS["program"])
-#: Where the config has no csv_columns; the token's is there where there is one.
-DEFAULT: Final = (
+#: The columns if the config has no csv_columns; the token's only if the config has one.
+DEFAULT_COLUMNS: Final = (
     TIMESTAMP, TOKEN, "host", "program", "state", "processes", "connections", "checked_out", "waiting",
     "max_processes", "max_connections", "max_checked_out", "checkouts_total", "checkouts_per_second",
 )  # fmt: skip
 _TIME_ONLY: Final = (TIMESTAMP, "last_report_seconds", "verdict_reason")
+DEFAULT_FILE_BYTES: Final = 100 * 2**20
+DEFAULT_KEEP: Final = 5
 
 
 def columns_of(service: Service) -> tuple[str, ...]:
     """Return the columns of the service's dump. Raises ConfigError."""
     where = f"{service.origin} " if service.origin else ""
     if service.csv_columns is None:
-        return tuple(column for column in DEFAULT if column != TOKEN or service.csv_token is not None)
+        return tuple(column for column in DEFAULT_COLUMNS if column != TOKEN or service.csv_token is not None)
     for column in service.csv_columns:
         if column not in COLUMNS:
             raise ConfigError(
@@ -66,14 +66,14 @@ def columns_of(service: Service) -> tuple[str, ...]:
 
 
 def check_dump(service: Service) -> None:
-    """Raise ConfigError where `open_dump` would; nothing is made or written."""
+    """Raise ConfigError if `open_dump` would. Makes and writes nothing."""
     _dump_file(service, DumpFile.check_only)
 
 
 def open_dump(service: Service) -> DumpFile | None:
-    """Return the file of the service's dump, None where it has none.
+    """Return the file of the service's dump, None if it has none.
 
-    Raises ConfigError where the file cannot be written to, or options do not fit together.
+    Raises ConfigError if the file cannot be written to, or if options contradict each other.
     """
     return _dump_file(service, DumpFile.check)
 
@@ -86,7 +86,7 @@ def _dump_file(service: Service, check: Callable[[DumpFile], None]) -> DumpFile 
                 raise ConfigError(f"{where}{option}: without csv_dump, which names the file")
         return None
     columns = columns_of(service)
-    size = DEFAULT_SIZE if service.csv_size is None else service.csv_size
+    size = DEFAULT_FILE_BYTES if service.csv_size is None else service.csv_size
     keep = DEFAULT_KEEP if service.csv_keep is None else service.csv_keep
     file = DumpFile(service.csv_dump, _line(columns), size, keep)
     try:
@@ -99,12 +99,11 @@ def _dump_file(service: Service, check: Callable[[DumpFile], None]) -> DumpFile 
     return file
 
 
-DEFAULT_SIZE: Final = 100 * 2**20
-DEFAULT_KEEP: Final = 5
+class ChangedRows:
+    """Select the rows that have changed. Pure.
 
-
-class Rows:
-    """Which rows are due. Pure; `columns` as `columns_of` returns them."""
+    `columns` are those of `columns_of`, `fixed` the cells that all rows have alike.
+    """
 
     def __init__(self, columns: Sequence[str], fixed: Mapping[str, str]) -> None:
         self._columns = columns
@@ -113,19 +112,19 @@ class Rows:
         self._last: dict[RowKey, list[Any]] = {}
 
     def due(self, rows: Sequence[tuple[RowKey, Mapping[str, Any]]], timestamp: str) -> str:
-        """Return the rows, as lines, in which something has changed since the last call."""
+        """Return the rows that have changed since the last call, as lines."""
         lines: list[str] = []
-        seen: dict[RowKey, list[Any]] = {}
+        compared: dict[RowKey, list[Any]] = {}
         for key, cells in rows:
             row = {**cells, **self._fixed, TIMESTAMP: timestamp}
-            seen[key] = [row[column] for column in self._compared]
-            if self._last.get(key) != seen[key]:
+            compared[key] = [row[column] for column in self._compared]
+            if self._last.get(key) != compared[key]:
                 lines.append(_line([csv_cell(row[column]) for column in self._columns]))
-        self._last = seen
+        self._last = compared
         return "".join(lines)
 
     def forget(self) -> None:
-        """What was written last is not known any more: everything is due."""
+        """Treat every row as changed: what was written last is unknown."""
         self._last = {}
 
 
@@ -136,7 +135,7 @@ def _line(cells: Sequence[Any]) -> str:
 
 
 class Dump:
-    """Writes the dump of this node for as long as `run` runs, on an event loop."""
+    """Writes the dump of this node."""
 
     def __init__(self, service: Service, node: str, server: Server, replica: Replica, file: DumpFile) -> None:
         self._leader_only = service.csv_by != "node"
@@ -144,19 +143,19 @@ class Dump:
         self._replica = replica
         self._file = file
         fixed = {SERVICE: service.name, NODE: node, TOKEN: service.csv_token or ""}
-        self._rows = Rows(columns_of(service), fixed)
+        self._rows = ChangedRows(columns_of(service), fixed)
         self._snapshot = Snapshot("program")
 
     async def run(self) -> None:
-        """Go on for ever."""
+        """Write changed rows, until cancelled."""
         while True:
             try:
-                await self._look()
+                await self._write_changes()
             except Exception:
                 logger.exception("the CSV dump has failed; going on")
-            await asyncio.sleep(EVERY)
+            await asyncio.sleep(INTERVAL_SECONDS)
 
-    async def _look(self) -> None:
+    async def _write_changes(self) -> None:
         group = self._replica.status
         if not group.quorum or (self._leader_only and not group.is_leader):
             self._rows.forget()
@@ -172,7 +171,7 @@ class Dump:
 
 
 async def _on_a_thread(call: Callable[[], bool]) -> bool:
-    """Return what it returns; nobody waits for the thread at the process's end."""
+    """Return the result of `call`, made on a daemon thread: the process can end before it does."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[bool] = loop.create_future()
 
@@ -182,7 +181,7 @@ async def _on_a_thread(call: Callable[[], bool]) -> bool:
         except Exception:
             logger.exception("writing the CSV dump has failed")
             result = False
-        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+        with contextlib.suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(lambda: None if done.done() else done.set_result(result))
 
     threading.Thread(target=run, name="csv-dump", daemon=True).start()

@@ -1,10 +1,10 @@
-"""The page of metrics: of the fleet from this node's replica, and of the node itself.
+"""The page of metrics: the fleet's, from this node's replica, and the node's own.
 
-- Everything is read on the event loop's thread, in pieces between which others get their turn:
-  a scrape holds no report and no heartbeat back, however many programs there are.
-- A node without quorum tells of itself only: what it has of the fleet is of the past, and
-  would be taken for the present.
-- Scrapes that come while a page is being made, or soon after, get the same page.
+- Everything is read on the event loop's thread, in pieces, with a turn for other tasks between them:
+  a scrape delays no report and no heartbeat, however many programs there are.
+- A node without quorum has its own metrics only: what it knows of the fleet is out of date, and would be
+  taken for current.
+- Scrapes during the making of a page, or within `FRESH_SECONDS` after it, get the same page.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from connmon.cluster.server import Server
 from connmon.protocol.batch import Batch
 from connmon.protocol.queries import NodeStatus, StatusQuery
 
-#: Seconds for which a page is served again.
-FRESH: Final = 0.5
-#: Programs and databases that are taken in at once.
-AT_ONCE: Final = 250
-#: The upper bounds (seconds) of the buckets of the latency of commands.
-BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+#: For which a page is served again.
+FRESH_SECONDS: Final = 0.5
+#: Programs and databases between two turns for other tasks.
+PIECE_ROWS: Final = 250
+#: The upper bounds of the buckets of the latency of commands.
+BOUNDS_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 class Metrics:
-    """Makes the page; counts what `server` has applied from now on."""
+    """Makes the page. Counts what `server` applies from now on."""
 
     def __init__(self, server: Server, replica: Replica) -> None:
         self._server = server
         self._replica = replica
         self._reports = 0
         self._batches = 0
-        self._latency = [0] * (len(BOUNDS) + 1)
+        self._latency = [0] * (len(BOUNDS_SECONDS) + 1)
         self._latency_sum = 0.0
         self._page = b""
         self._made_at = float("-inf")
@@ -51,17 +51,17 @@ class Metrics:
     def _applied(self, batch: Batch, seconds: float) -> None:
         self._batches += 1
         self._reports += len(batch.reports)
-        self._latency[bisect_left(BOUNDS, seconds)] += 1
+        self._latency[bisect_left(BOUNDS_SECONDS, seconds)] += 1
         self._latency_sum += seconds
 
     async def page(self) -> bytes:
         """Return the page in Prometheus's text format."""
-        if self._server.clock() - self._made_at < FRESH:
+        if self._server.clock() - self._made_at < FRESH_SECONDS:
             return self._page
         if self._making is None:
             self._making = asyncio.get_running_loop().create_task(self._make())
             self._making.add_done_callback(self._made)
-        return await asyncio.shield(self._making)  # one who asks and goes takes it from nobody else
+        return await asyncio.shield(self._making)  # a client that leaves cancels it for no other
 
     def _made(self, task: asyncio.Task[bytes]) -> None:
         self._making = None
@@ -75,11 +75,11 @@ class Metrics:
             fleet, state = Fleet(), self._replica.state
             pieces.append(limits_text(state.left_out(), state.forgotten).encode())
             keys = [key for key in state.groups if key[0] in METRIC_GROUPINGS]
-            for at in range(0, len(keys), AT_ONCE):
+            for at in range(0, len(keys), PIECE_ROWS):
                 now = state.clock + self._replica.status.stale
-                for key in keys[at : at + AT_ONCE]:
+                for key in keys[at : at + PIECE_ROWS]:
                     group = state.groups.get(key)
-                    if group is not None:  # else it has gone meanwhile
+                    if group is not None:  # else it was removed meanwhile
                         fleet.take(key, state.figures.of_group_sums(group), group.times, now)
                 await asyncio.sleep(0)
             for text in fleet.pages():
@@ -88,24 +88,8 @@ class Metrics:
         return b"".join(pieces)
 
     def _own(self, status: NodeStatus) -> Iterable[Metric]:
-        """Yield what the node has to say of itself."""
-        info = GaugeMetricFamily(
-            "connmon_node_info", "The node; always 1.", labels=["service", "node", "version"]
-        )
-        info.add_metric([status.service, status.node, status.software], 1)
-        yield info
-        role = GaugeMetricFamily(
-            "connmon_node_role", "1 for the node's role in the Raft group.", labels=["role"]
-        )
-        for each in ("leader", "follower", "candidate"):
-            role.add_metric([each], status.role == each)
-        yield role
-        links = GaugeMetricFamily(
-            "connmon_node_links", "Other nodes, by whether there is a link.", labels=["state"]
-        )
-        links.add_metric(["linked"], len(status.linked))
-        links.add_metric(["unlinked"], len(status.unlinked))
-        yield links
+        """Yield the node's own metrics."""
+        yield from _identity(status)
         usage = process_info.usage()
         for name, text, value in (
             ("quorum", "Whether what the node shows is what a majority has agreed on.", status.quorum),
@@ -133,11 +117,14 @@ class Metrics:
             ("batches", "Commands that this node has had applied.", self._batches),
         ):
             yield CounterMetricFamily(f"connmon_node_{name}", text, value=count)
-        seen, buckets = 0, []
-        for bound, count in zip((*map(str, BOUNDS), "+Inf"), self._latency, strict=True):
-            seen += count
-            buckets.append((bound, float(seen)))
-        yield HistogramMetricFamily(
+        yield self._command_seconds()
+
+    def _command_seconds(self) -> Metric:
+        counted, buckets = 0, []
+        for bound, count in zip((*map(str, BOUNDS_SECONDS), "+Inf"), self._latency, strict=True):
+            counted += count
+            buckets.append((bound, float(counted)))
+        return HistogramMetricFamily(
             "connmon_node_command_seconds",
             "From a command's proposal until it was applied here.",
             buckets=buckets,
@@ -145,8 +132,29 @@ class Metrics:
         )
 
 
+def _identity(status: NodeStatus) -> Iterable[Metric]:
+    """Yield which node this is, its role, and its peer links."""
+    info = GaugeMetricFamily(
+        "connmon_node_info", "The node; always 1.", labels=["service", "node", "version"]
+    )
+    info.add_metric([status.service, status.node, status.software], 1)
+    yield info
+    roles = GaugeMetricFamily(
+        "connmon_node_role", "1 for the node's role in the Raft group.", labels=["role"]
+    )
+    for role in ("leader", "follower", "candidate"):
+        roles.add_metric([role], status.role == role)
+    yield roles
+    links = GaugeMetricFamily(
+        "connmon_node_links", "Other nodes, by whether there is a link.", labels=["state"]
+    )
+    links.add_metric(["linked"], len(status.linked))
+    links.add_metric(["unlinked"], len(status.unlinked))
+    yield links
+
+
 class _Families(Collector):
-    """These families, as prometheus_client wants them."""
+    """Metrics as a prometheus_client collector."""
 
     def __init__(self, families: Iterable[Metric]) -> None:
         self._families = families

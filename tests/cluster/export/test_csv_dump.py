@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connmon.cluster import daemon
-from connmon.cluster.export.csv_dump import COLUMNS, DEFAULT, Dump, Rows, columns_of, open_dump
+from connmon.cluster.export.csv_dump import COLUMNS, DEFAULT_COLUMNS, ChangedRows, Dump, columns_of, open_dump
 from connmon.cluster.export.dump_file import DumpFile
 from connmon.cluster.raft.status import Role as RaftRole
 from connmon.cluster.raft.status import Status
@@ -47,7 +47,7 @@ CELLS: dict[str, Any] = {"host": "h", "program": "p", "state": "connected", **SH
 
 def test_only_what_has_changed() -> None:
     """A row is written when a column changes, not when only its time or its last report does."""
-    rows = Rows(("timestamp", "program", "connections", "last_report_seconds"), {})
+    rows = ChangedRows(("timestamp", "program", "connections", "last_report_seconds"), {})
     assert rows.due([(("p",), CELLS)], "t1") == "t1,p,78,0.8\n"
     assert rows.due([(("p",), {**CELLS, "last_report_seconds": 1.8, "waiting": 9})], "t2") == ""
     assert rows.due([(("p",), {**CELLS, "connections": 79})], "t3") == "t3,p,79,0.8\n"
@@ -59,7 +59,9 @@ def test_only_what_has_changed() -> None:
 
 def test_token_service_and_unknown() -> None:
     """Token, service and node are in each row where they are asked for; what is not known is empty."""
-    rows = Rows(("token", "service", "node", "capacity", "host"), {"token": "T", "service": "s", "node": "n"})
+    rows = ChangedRows(
+        ("token", "service", "node", "capacity", "host"), {"token": "T", "service": "s", "node": "n"}
+    )
     assert rows.due([(("p",), {**CELLS, "capacity": None, "host": '=a\n"b'})], "t") == 'T,s,n,,"\'=a?""b"\n'
 
 
@@ -155,10 +157,12 @@ def configured(tmp_path: Path, *settings: str) -> Any:
 def test_columns(tmp_path: Path) -> None:
     """Without columns there are some; the token's where there is one."""
     service = configured(tmp_path, "csv_dump: x", "csv_token: T")
-    assert columns_of(service) == DEFAULT
-    assert columns_of(configured(tmp_path, "csv_dump: x")) == tuple(c for c in DEFAULT if c != "token")
+    assert columns_of(service) == DEFAULT_COLUMNS
+    assert columns_of(configured(tmp_path, "csv_dump: x")) == tuple(
+        c for c in DEFAULT_COLUMNS if c != "token"
+    )
     assert columns_of(configured(tmp_path, "csv_columns: host, pools")) == ("host", "pools")
-    assert set(DEFAULT) <= set(COLUMNS)
+    assert set(DEFAULT_COLUMNS) <= set(COLUMNS)
     assert open_dump(direct("localhost")) is None
 
 
@@ -286,8 +290,8 @@ def test_who_writes(by: str, quorum: bool, leads: bool, writes: bool, tmp_path: 
     dump = Dump(service, "node1", role, role, file)
 
     async def look_twice() -> None:
-        await dump._look()
-        await dump._look()
+        await dump._write_changes()
+        await dump._write_changes()
 
     asyncio.run(look_twice())
     assert len(rows_of(tmp_path / "x.csv")) == writes
