@@ -36,15 +36,15 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from connmon.cluster.batching import Intake, Waiting
-from connmon.cluster.client_connection import footprint
-from connmon.cluster.raft.follower import read_image, write_image
+from connmon.cluster.batch_queue import BatchQueue, Waiting
+from connmon.cluster.batching import BatchSettings
+from connmon.cluster.client_connection import memory_bytes
 from connmon.cluster.raft.group import Group
-from connmon.cluster.raft.member import Image
+from connmon.cluster.raft.log import Checkpoint
 from connmon.cluster.raft.messages import BATCH
-from connmon.cluster.server import BATCH_BYTES
+from connmon.cluster.state.answer_frames import About
 from connmon.cluster.state.machine import State
-from connmon.console import pages, views
+from connmon.console import layout, navigation, views
 from connmon.console import state as screens
 from connmon.console.source import Source
 from connmon.protocol.batch import Batch, Tick
@@ -216,7 +216,7 @@ class Path:
 
     def __init__(self) -> None:
         self._node, self._application = welcomed("application")
-        self._intake: Intake[None] = Intake()
+        self._queue: BatchQueue[None] = BatchQueue()
         self._number = 0
 
     def sent(self, report: Report) -> bytes:
@@ -227,12 +227,12 @@ class Path:
         """Take the bytes of one report."""
         for message in self._node.receive(data):
             assert isinstance(message, Report)
-            self._intake.put(Waiting(message, None, len(data), footprint(message, len(data))))
+            self._queue.put(Waiting(message, None, len(data), memory_bytes(message, len(data))))
 
     def batch(self) -> Batch | None:
         """Return the next batch; None where nothing waits."""
-        taken = self._intake.take(BATCH_BYTES)
-        return self.tick(tuple(waiting.what for waiting in taken)) if taken else None
+        taken = self._queue.take(BatchSettings().batch_bytes)
+        return self.tick(tuple(waiting.message for waiting in taken)) if taken else None
 
     def tick(self, reports: tuple[Any, ...] = ()) -> Batch:
         self._number += 1
@@ -248,7 +248,7 @@ class Node:
     """A node's state, and its side of a reader's connection."""
 
     def __init__(self, state: State | None = None) -> None:
-        self._group = Group(SERVICE, "node1", (), State() if state is None else state, Alone())
+        self._group = Group("node1", (), State() if state is None else state, Alone())
         self._side = welcomed("reader")[0]
         self.path = Path()
 
@@ -259,7 +259,7 @@ class Node:
     def apply(self, command: bytes) -> None:
         """Apply what the Raft log hands over."""
         before = self.version
-        self._group.apply(command[1:])
+        self._group.apply(command)
         assert self.version > before, "the batch was not applied"
 
     def take(self, reports: Iterable[Report] = ()) -> None:
@@ -275,17 +275,19 @@ class Node:
         """Return the frames of the answer for all connections that changed since that version."""
         state = self._group.state
         query = Query("connection", state.epoch if since else "", since)
-        return state.rows(query, service=SERVICE, node="node1", leader="node1", quorum=True, stale=0.0)
+        return state.rows(query, About(SERVICE, "node1", "node1", True, 0.0))
 
     def encoded(self, rows: Rows) -> bytes:
         return self._side.frame(rows)
 
     def checkpoint(self) -> bytes:
-        return write_image(Image(1, 1, BATCH, self._group.state.dump()))
+        return msgspec.msgpack.encode(
+            Checkpoint(index=1, term=1, command=BATCH, state=self._group.applier.dump())
+        )
 
     @staticmethod
     def restored(checkpoint: bytes) -> State:
-        return State.load(read_image(checkpoint).state)
+        return State.load(msgspec.msgpack.decode(checkpoint, type=Checkpoint).state)
 
     def close(self) -> None:
         self._group.close()
@@ -304,7 +306,7 @@ class Reader:
 
     def rows(self, seen: frozenset[Any] | None = None) -> list[tuple[Any, Any]]:
         """Return the rows of the view; `seen`: the keys of rows whose ages are needed. None: all."""
-        return self._table.keyed_rows(seen)
+        return self._table.typed_rows(seen)
 
 
 def decoded(side: ClientSide, data: bytes) -> Iterator[Rows]:
@@ -320,10 +322,10 @@ class Console:
 
     def __init__(self, width: int, height: int, sort: str) -> None:
         self._side = welcomed("reader")[1]
-        self._want = pages.VIEWS["connections"]
+        self._want = navigation.VIEWS["connections"]
         self._source = Source(self._want)
         self._width, self._height = width, height
-        root = pages.root("connections")
+        root = navigation.root("connections")
         page = root.with_pane(root.pane.changed(sort=sort))
         self._screen = screens.State("connmon_service=default", view="connections", pages=(page,))
         self._clock = 0.0
@@ -339,12 +341,14 @@ class Console:
     def order(self, rows: Any) -> None:
         """Take the rows into the screen's state, in order."""
         self._clock += 1.0
-        picture = screens.Picture(self._source.head(), {self._want: rows}, self._clock, "12:00:00")
-        self._screen = screens.pictured(screens.ticked(self._screen, self._clock), picture)
+        refresh = screens.Refresh(
+            head=self._source.head(), tables={self._want: rows}, received=self._clock, received_at="12:00:00"
+        )
+        self._screen = screens.refreshed(screens.ticked(self._screen, self._clock), refresh)
 
     def draw(self) -> list[Any]:
         """Return the lines of the screen."""
-        plan = views.layout(self._screen, self._width, self._height)
+        plan = layout.layout(self._screen, self._width, self._height)
         self._screen = screens.fitted(self._screen, plan.panes, plan.spread)
         return views.view(self._screen, self._width, self._height)
 
