@@ -57,12 +57,12 @@ class _Family(NamedTuple):
     samples: tuple[_Sample, ...] = ()
 
 
-def _gauge(name: str, value: Callable[[_Row], float | None], help: str) -> _Family:
-    return _Family(name, "gauge", help, (_Sample(value),))
+def _gauge(name: str, figure: Callable[[FigureFields], float | None], help: str) -> _Family:
+    return _Family(name, "gauge", help, (_Sample(lambda row: figure(row.figures)),))
 
 
-def _counter(name: str, value: Callable[[_Row], float | None], help: str) -> _Family:
-    return _Family(name, "counter", help, (_Sample(value),))
+def _counter(name: str, figure: Callable[[FigureFields], float | None], help: str) -> _Family:
+    return _Family(name, "counter", help, (_Sample(lambda row: figure(row.figures)),))
 
 
 _FAMILIES: Final = (
@@ -85,53 +85,37 @@ _FAMILIES: Final = (
             _Sample(lambda row: row.figures.detached, 'state="detached"'),
         ),
     ),
-    _gauge("pools", lambda row: row.figures.pools, "Connection pools."),
+    _gauge("pools", lambda f: f.pools, "Connection pools."),
     _gauge(
-        "capacity",
-        lambda row: row.figures.capacity,
+        "capacity", lambda f: f.capacity,
         "Connections that all pools may open; not there where one has no limit.",
     ),
-    _gauge("overflow", lambda row: row.figures.overflow, "Open connections beyond the pools' size."),
-    _gauge("waiting", lambda row: row.figures.waiting, "Threads and tasks that wait for a connection."),
-    _gauge("max_processes", lambda row: row.figures.max_processes, "Most processes since first seen."),
+    _gauge("overflow", lambda f: f.overflow, "Open connections beyond the pools' size."),
+    _gauge("waiting", lambda f: f.waiting, "Threads and tasks that wait for a connection."),
+    _gauge("max_processes", lambda f: f.max_processes, "Most processes since first seen."),
+    _gauge("max_connections", lambda f: f.max_connections, "Most open connections since first seen."),
+    _gauge("max_checked_out", lambda f: f.max_checked_out, "Most connections checked out since first seen."),
+    _gauge("max_waiting", lambda f: f.max_waiting, "Most that waited for a connection since first seen."),
     _gauge(
-        "max_connections", lambda row: row.figures.max_connections, "Most open connections since first seen."
-    ),
-    _gauge(
-        "max_checked_out",
-        lambda row: row.figures.max_checked_out,
-        "Most connections checked out since first seen.",
-    ),
-    _gauge(
-        "max_waiting",
-        lambda row: row.figures.max_waiting,
-        "Most that waited for a connection since first seen.",
-    ),
-    _gauge(
-        "longest_wait_seconds",
-        lambda row: row.figures.longest_wait_seconds,
+        "longest_wait_seconds", lambda f: f.longest_wait_seconds,
         "Longest wait for a connection of late.",
     ),
     _gauge(
-        "longest_held_seconds",
-        lambda row: row.figures.longest_held_seconds,
+        "longest_held_seconds", lambda f: f.longest_held_seconds,
         "How long the connection held longest had been held when that was reported.",
     ),
-    _gauge(
-        "last_report_seconds", lambda row: row.figures.last_report_seconds, "Time since the latest report."
-    ),
-    _counter("connects_total", lambda row: row.figures.connects_total, "Connections opened."),
-    _counter("closes_total", lambda row: row.figures.closes_total, "Connections closed."),
-    _counter("checkouts_total", lambda row: row.figures.checkouts_total, "Connections taken from a pool."),
-    _counter("checkins_total", lambda row: row.figures.checkins_total, "Checkouts that have ended."),
-    _counter("invalidations_total", lambda row: row.figures.invalidations_total, "Connections invalidated."),
-    _counter("timeouts_total", lambda row: row.figures.timeouts_total, "Checkouts that gave up waiting."),
+    _gauge("last_report_seconds", lambda f: f.last_report_seconds, "Time since the latest report."),
+    _counter("connects_total", lambda f: f.connects_total, "Connections opened."),
+    _counter("closes_total", lambda f: f.closes_total, "Connections closed."),
+    _counter("checkouts_total", lambda f: f.checkouts_total, "Connections taken from a pool."),
+    _counter("checkins_total", lambda f: f.checkins_total, "Checkouts that have ended."),
+    _counter("invalidations_total", lambda f: f.invalidations_total, "Connections invalidated."),
+    _counter("timeouts_total", lambda f: f.timeouts_total, "Checkouts that gave up waiting."),
     _counter(
-        "connect_errors_total",
-        lambda row: row.figures.connect_errors_total,
+        "connect_errors_total", lambda f: f.connect_errors_total,
         "Connections that could not be opened.",
     ),
-)
+)  # fmt: skip
 
 VERDICT: Final = _Family(
     "verdict", "gauge", "1 for each thing that is wrong now; not there where nothing is."
