@@ -243,6 +243,28 @@ def test_at_debug_the_log_has_the_story_of_the_connection(
     assert all(f"127.0.0.1:{node.port}" in line for line in lines)
 
 
+def test_repr_of_what_lives_long(report: Observed, node: Node) -> None:
+    """A debugger shows where the reporter, its sockets, its ledgers and their pools are."""
+    engine, ledger = watched(report, node.port)
+    assert (
+        repr(report) == f"<Reporter of instance {report.instance}: no thread, {[*report._sockets.values()]}>"
+    )
+    connection = engine.raw_connection()
+    wait_for(lambda: node.reports, what="a report")
+    assert repr(report).startswith(
+        f"<Reporter of instance {report.instance}: running, [<UplinkSocket descriptor "
+    )
+    assert f"node 127.0.0.1:{node.port}: ready" in repr(report)
+    (account,) = ledger.pools.values()
+    (entry,) = account.entries.values()
+    counts = "<LiveCounts 1 open, 1 checked out, 0 waiting>"
+    assert repr(entry) == f"<Entry {entry.number} of pool {account.number}: held, 1 checkouts>"
+    assert repr(account) == f"<PoolAccount {account.number} of {account.info.url}: {counts}>"
+    assert repr(ledger).startswith(f"<Ledger of instance {ledger.instance}: report ")
+    assert repr(ledger).endswith(f"<ProcessAccount of 1 pools: {counts}>>")
+    connection.close()
+
+
 def test_goodbye(report: Observed, node: Node) -> None:
     """At the end the last totals are reported, and goodbye; the process's row goes at once."""
     engine, ledger = watched(report, node.port)
