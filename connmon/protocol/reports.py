@@ -120,7 +120,7 @@ class PoolReport(Struct, frozen=True, array_like=True):
     times: Times = Times()
     """With `info` all counts; else those changed since the report that this one builds on (absolute too)."""
     left_out: Count = 0
-    """Of how many pools of one database, without a report of their own, this is the sum. 0: it is one pool."""
+    """Of how many pools of one database, without reports of their own, it is the sum. 0: it is one pool."""
     moved: bool = False
     """Some of its totals and times were in another pool's report before, or are in another's now: their
     change is no sign that something has just happened."""

@@ -71,7 +71,7 @@ def test_what_is_not_known_is_a_gap() -> None:
 
 
 def test_timeouts_count_since_they_were_watched() -> None:
-    """Timeouts between two samples are told for as long as the samples are kept; earlier ones never."""
+    """Timeouts between two samples are listed for as long as the samples are kept; earlier ones never."""
     group, past = Group(), Past(HistorySettings(samples=3))
     for sequence, timeouts in enumerate((7, 7, 9, 9), 1):
         happened = Totals(connects=1, timeouts=timeouts)

@@ -66,7 +66,7 @@ def group() -> Group:
 
 
 def test_a_leak_is_in_every_row_that_sums_its_pool(group: Group) -> None:
-    """Each quotes the pool, by what the row does not say itself; the connection and its line have it."""
+    """Every row that sums the pool quotes it; the connection and its call site have the verdict too."""
     site = SiteReport(1, "jobs.py:12 run", 1, 41.0, holds=900, usual=0.0005)
     well = SiteReport(2, "api.py:88 list", 0, None, holds=900, usual=0.0005)
     group.say(
@@ -104,7 +104,7 @@ def test_a_leak_is_in_every_row_that_sums_its_pool(group: Group) -> None:
 
 
 def test_two_pools_of_one_program(group: Group) -> None:
-    """A quick one and one whose holds take 40 s: no row has a verdict, whatever their sum looks like."""
+    """A quick pool and one with holds of 40 s give no verdict together."""
     holds = tuple(
         msgspec.structs.replace(connection(number, 2, 100.0, 31.0), holder_in=where)
         for number, where in ((1, "application"), (2, None))
@@ -123,7 +123,7 @@ def test_two_pools_of_one_program(group: Group) -> None:
 
 
 def test_recent_timeouts_end(group: Group) -> None:
-    """They count for one to two minutes, on every replica; those before a pool was known do not."""
+    """Timeouts are recent for one to two minutes; those from before the pool was known are not."""
     group.say(full("a", 1, pool(timeouts=3)), full("old", 7, pool(timeouts=100), process=process(pid=2)))
     found = figures(group, PROGRAM)
     assert (found.recent_timeouts, [verdict.word for verdict in found.verdicts]) == (3, ["TIMEOUTS"])
@@ -145,7 +145,7 @@ def test_recent_timeouts_end(group: Group) -> None:
 
 
 def test_one_pools_leak_does_not_hide_what_is_wrong_with_others(group: Group) -> None:
-    """A row that sums pools has each word once, of the gravest pool that has it, which is named."""
+    """A row that sums pools has each word once, and names the gravest pool that has it."""
     group.say(
         full("a", 1, pool(out=1, held=41.0), pool(2, "nova", timeouts=3), connections=(leak(),)),
         full("b", 1, pool(out=15, waiting=2, wait=1.0, held=0.1, timeouts=1), process=process(pid=2)),
@@ -167,7 +167,7 @@ def test_one_pools_leak_does_not_hide_what_is_wrong_with_others(group: Group) ->
 
 
 def test_what_a_limit_leaves_out_is_no_leak_where_the_longest_hold_is_known(group: Group) -> None:
-    """Only a hold that is longer than all that are known one by one is judged without them."""
+    """Where a limit hides connections, only a hold longer than all known ones is judged without them."""
     works = leak(held=41.0, holder_in="application")  # which its line does for 5 s, and others not at all
     quick = pool(out=3, held=41.5)
     site = SiteReport(1, "jobs.py:12 run", 1, 41.0, holds=20, usual=5.0)
@@ -179,7 +179,7 @@ def test_what_a_limit_leaves_out_is_no_leak_where_the_longest_hold_is_known(grou
 
 
 def test_a_sum_of_several_pools_has_timeouts_only(group: Group) -> None:
-    """Whether it is full, and what is usual there, nobody can say of pools that have no report each."""
+    """A sum of several pools has TIMEOUTS only, since its pools are unknown one by one."""
     several = pool(out=15, waiting=2, wait=1.0, held=41.0, timeouts=2, left_out=3)
     group.say(full("a", 1, several, connections=(leak(),)))
     assert words(group, PROGRAM) == ["TIMEOUTS"]
@@ -187,7 +187,7 @@ def test_a_sum_of_several_pools_has_timeouts_only(group: Group) -> None:
 
 
 def test_what_is_lost_is_no_more_than_that(group: Group) -> None:
-    """All processes lost: LOST, in each row. Some: the others are judged."""
+    """Rows are LOST where all processes are lost; else the others are judged."""
     group.say(full("a", 1, pool(out=1, held=41.0), connections=(leak(),)))
     group.wait(20)
     for key in (PROGRAM, ("host", "ctl1"), SHOP, ("process", "a"), ("pool", "a", 1)):
@@ -200,7 +200,7 @@ def test_what_is_lost_is_no_more_than_that(group: Group) -> None:
 
 
 def test_calm_scenes_have_no_verdict(group: Group) -> None:
-    """A restart of all nodes, an idle warm pool, one slow connect, a rolling deploy."""
+    """A restart of all nodes, an idle warm pool, one slow connect and a rolling deploy give no verdict."""
     one_slow = Times(histogram.EMPTY, histogram.EMPTY, histogram.of([2.0]))
     group.say(
         full("restart", 500, pool(timeouts=9, connect_ms=10**6, out=3, held=5.0)),
@@ -217,7 +217,7 @@ def test_calm_scenes_have_no_verdict(group: Group) -> None:
 
 
 def test_overcommit_of_a_server(group: Group) -> None:
-    """The sum over all databases of the server, from the config; SATURATED knows of the headroom."""
+    """OVERCOMMIT is of the sum over a server's databases; SATURATED states the server's headroom."""
     group.state.judge.configure(Thresholds(), {("DB1", None): 29})
     group.say(full("a", 1, pool(), pool(2, "nova")))
     assert words(group, SHOP) == ["OVERCOMMIT"]
@@ -230,8 +230,8 @@ def test_overcommit_of_a_server(group: Group) -> None:
     assert words(group, SHOP) == ["SATURATED"]
 
 
-def test_what_a_server_takes_besides_is_as_of_now_on_every_replica(group: Group) -> None:
-    """Whoever was asked earlier, and says so of a pool that told nothing since, has no other reasons."""
+def test_the_headroom_of_a_server_is_as_of_now_on_every_replica(group: Group) -> None:
+    """A server's headroom is looked up for each answer, so that all replicas give the same reasons."""
     group.state.judge.configure(Thresholds(), {("db1", None): 40})
     group.say(full("a", 1, pool(out=15, waiting=2, wait=1.0, held=0.1), pool(2, "nova")))
     keys: list[RowKey] = [PROGRAM, ("host", "ctl1"), SHOP, ("process", "a"), ("pool", "a", 1)]
@@ -246,8 +246,8 @@ def test_what_a_server_takes_besides_is_as_of_now_on_every_replica(group: Group)
         assert figures(group, key) == figures(loaded, key)
 
 
-def test_nothing_is_kept_of_who_has_gone(group: Group) -> None:
-    """An answer that takes several frames may ask for a process that has been dropped between two."""
+def test_the_judge_forgets_dropped_processes(group: Group) -> None:
+    """The judge keeps nothing of a process that was dropped, even if asked for it later."""
     group.say(full("a", 1, pool(out=1, held=41.0), connections=(leak(),)))
     process, judge = group.state.processes["a"], group.state.judge
     assert judge.of_process(process) is judge.of_process(process)
@@ -257,14 +257,14 @@ def test_nothing_is_kept_of_who_has_gone(group: Group) -> None:
 
 
 def test_a_detached_connection_is_not_blocked(group: Group) -> None:
-    """One that waits in the database for notifications, as its holder means it to."""
+    """A detached connection that listens for notifications is not BLOCKED."""
     listens = leak(held=900.0, holder_in="database", state="detached")
     group.say(full("a", 1, pool(held=900.0), connections=(listens,)))
     assert words(group, PROGRAM) == []
 
 
 def test_thresholds_are_kept_when_the_state_is_replaced() -> None:
-    """Also where a connection is judged."""
+    """A state that replaces another one judges by the same thresholds and maxima."""
     group = Group()
     group.state.judge.configure(Thresholds(held_long=300.0), {("db1", None): 5})
     group.say(full("a", 1, pool(out=1, held=41.0), connections=(leak(),)))
@@ -277,7 +277,7 @@ def test_thresholds_are_kept_when_the_state_is_replaced() -> None:
 
 
 def test_waits_and_users_have_verdicts(group: Group) -> None:
-    """The answers to both of these questions have them as rows of the groupings have."""
+    """Rows of waits and users queries have the same verdicts as rows by grouping."""
     group.say(full("a", 1, pool(out=15, waiting=2, wait=1.0, held=41.0, timeouts=1), connections=(leak(),)))
     (users,) = group.state.rows(UsersQuery("mysql", "db1", None, "shop"), ABOUT)
     (row,) = users.rows
@@ -302,7 +302,7 @@ def lines(group: Group, **narrow: Any) -> dict[str, SiteRow]:
 
 
 def test_call_sites_are_summed_over_processes(group: Group) -> None:
-    """Counts are sums, what is usual is the largest, the longest hold is as of its own process's report."""
+    """Counts are summed, the usual hold is the largest, the longest hold is as of its process's report."""
     first = full(
         "a", 1, pool(out=2, held=5.0),
         connections=(
@@ -353,8 +353,8 @@ def taken(number: int, where: str, of: int = 1, held: float = 0.5) -> Connection
     return leak(number, of, held, call_site=where, holder_in="application")
 
 
-def test_the_line_that_fills_a_pool_is_saturated(group: Group) -> None:
-    """By each pool alone: the line that holds most of it has it, and names the one with most waiters."""
+def test_the_call_site_that_fills_a_pool_is_saturated(group: Group) -> None:
+    """The call site that holds most of a full pool is SATURATED, and names the pool with most waiters."""
 
     def filled(of: int, first: int, **counts: int) -> list[Connection]:
         lines_ = [f"{name}.py:1 f" for name, count in counts.items() for _ in range(count)]
@@ -394,8 +394,8 @@ def test_the_line_that_fills_a_pool_is_saturated(group: Group) -> None:
     assert {row.verdict for row in lines(group).values()} <= {None, "LEAK"}
 
 
-def test_the_advice_to_a_line_knows_the_server(group: Group) -> None:
-    """Where the database server takes no more connections, no line gets the advice to raise the pool."""
+def test_the_advice_to_a_call_site_knows_the_server(group: Group) -> None:
+    """When the server takes no more connections, no call site is advised to raise the pool."""
     group.state.judge.configure(Thresholds(), {("db1", None): 15})
     holding = tuple(taken(number, "a.py:1 f") for number in range(1, 16))
     busy = pool(out=15, waiting=3, wait=1.0, held=0.5)
@@ -405,8 +405,8 @@ def test_the_advice_to_a_line_knows_the_server(group: Group) -> None:
     assert reason.rpartition(": ")[2] in figures(group, ("pool", "a", 1)).verdicts[0].reason
 
 
-def test_a_change_tells_of_some_call_sites_and_a_full_report_of_all(group: Group) -> None:
-    """Those of a closed pool end with it; what they weigh is given back."""
+def test_a_change_has_some_call_sites_and_a_full_report_all(group: Group) -> None:
+    """The call sites of a closed pool end with it, and free their room."""
     empty = group.state.contents.room.weight
     group.say(full("a", 1, pool(), pool(2, "nova"), sites=(site("x"), site("y", holds=1), site("z", 2))))
     group.say(change("a", 2, sites=(site("y", holds=2),)))
@@ -423,7 +423,7 @@ def test_a_change_tells_of_some_call_sites_and_a_full_report_of_all(group: Group
 
 
 def test_call_sites_are_bounded() -> None:
-    """So many of a process, and as much as there is room for; those that are known still change."""
+    """Call sites are limited per process and by room; known ones still change."""
     group = Group(Limits(sites=2))
     group.say(full("a", 1, pool(), sites=(site("x"), site("y"), site("z"))))
     assert list(lines(group)) == ["x", "y"]
@@ -436,8 +436,8 @@ def test_call_sites_are_bounded() -> None:
     assert group.state.contents.room.weight <= room
 
 
-def test_a_dump_of_before_is_read(group: Group) -> None:
-    """One without what has been added since: no call sites, no recent timeouts, holders' places not known."""
+def test_a_checkpoint_of_an_earlier_version_is_loaded(group: Group) -> None:
+    """A checkpoint of an earlier version loads: without call sites, recent timeouts and holders' places."""
     group.say(full("a", 1, pool(out=1, held=5.0), connections=(leak(held=5.0, holder_in=None),)))
     layout, *parts = msgspec.msgpack.decode(group.state.dump())
     for record in parts[4]:
@@ -483,7 +483,7 @@ def gravest(group: Group, key: RowKey) -> int:
 @settings(deadline=None)
 @given(st.lists(st.lists(POOLS, min_size=1, max_size=3), min_size=1, max_size=3))
 def test_a_row_is_as_grave_as_its_gravest_pool(each: list[list[Any]]) -> None:
-    """Never graver, never less; a well pool or process more changes no word; timeouts are summed."""
+    """A row has the gravest verdict of its pools; a healthy pool more changes nothing; timeouts add up."""
     group = fleet(each)
     pools = [gravest(group, key) for key in group.rows("pool") if key[0] == "pool"]
     assert gravest(group, PROGRAM) == gravest(group, ("host", "ctl1")) == max(pools)
@@ -529,7 +529,7 @@ def crowd(processes: int, sites: int) -> Group:
     return group
 
 
-def test_many_processes_do_not_hold_the_node(capsys: pytest.CaptureFixture[str]) -> None:
+def test_many_processes_do_not_block_the_node(capsys: pytest.CaptureFixture[str]) -> None:
     """Rows by call site of 3,000 processes come in pieces, each in under 100 ms; verdicts cost little."""
     group = crowd(3_000, 20)
     judge: Judge = group.state.judge

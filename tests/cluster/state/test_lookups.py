@@ -1,4 +1,4 @@
-"""Who waits and who holds, and which programs use a database: found in the tables."""
+"""Waits queries (who waits, who holds) and users queries (which programs use a database)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ NEUTRON = UsersQuery("mysql", "db1", None, "neutron")
 
 def whole(frames: Iterator[Rows]) -> Rows:
     """Return an answer as one frame."""
-    told = list(frames)
-    assert [each.more for each in told] == [True] * (len(told) - 1) + [False]
-    return msgspec.structs.replace(told[-1], rows=tuple(row for each in told for row in each.rows))
+    answer = list(frames)
+    assert [frame.more for frame in answer] == [True] * (len(answer) - 1) + [False]
+    return msgspec.structs.replace(answer[-1], rows=tuple(row for frame in answer for row in frame.rows))
 
 
 def waited(number: int, waiting: int, held: float | None, out: int = 1) -> PoolReport:
@@ -37,7 +37,7 @@ def kinds(rows: Rows, kind: type[Any]) -> list[Any]:
 
 
 def test_pools_that_are_waited_for_come_first_with_their_holders() -> None:
-    """Pools with waiters, then those held long; of each its holders, the longest first; nothing else."""
+    """Pools with waiters come first, then those held long; each with its holders, the longest first."""
     group = Group()
     group.say(
         full("quiet", 1, waited(1, 0, 1.0), connections=(connection(1, held=1.0),)),
@@ -57,7 +57,7 @@ def test_pools_that_are_waited_for_come_first_with_their_holders() -> None:
 
 
 def test_lost_processes_block_nobody() -> None:
-    """Of a lost process it is not known whether anybody waits."""
+    """A lost process has no known waiters or holders."""
     group = Group()
     group.say(full("a", 1, waited(1, 3, 50.0)))
     for _ in range(10):
@@ -66,14 +66,14 @@ def test_lost_processes_block_nobody() -> None:
 
 
 def test_what_was_held_long_when_it_was_reported() -> None:
-    """A hold counts for as long as its process said, and not for the time since its last report."""
+    """A hold lasts until its process's last report, not until now."""
     group = Group()
     group.say(full("a", 1, waited(1, 0, 20.0), connections=(connection(1, held=20.0),)))
     group.say(full("b", 1, waited(1, 0, 20.0), connections=(connection(1, held=20.0),)))
     for _ in range(6):
         group.say(tick=Tick(2.0, 15.0))
     assert whole(group.state.rows(WaitsQuery(30.0), ABOUT)).rows == ()
-    group.say(change("a", 2))  # it goes on, as nothing else is told of it
+    group.say(change("a", 2))  # it goes on, since no report says otherwise
     answer = whole(group.state.rows(WaitsQuery(30.0), ABOUT))
     assert [(row.instance, row.number) for row in kinds(answer, PoolRow)] == [("a", 1)]
     (row,) = kinds(whole(group.state.rows(NEUTRON, ABOUT)), ProgramRow)
@@ -94,7 +94,7 @@ def test_the_answer_is_bounded() -> None:
 
 
 def test_pools_that_are_known_as_a_sum_only_are_counted() -> None:
-    """They may be waited for, each for itself; nothing says which."""
+    """Pools that are reported as a sum are counted as left out."""
     group = Group()
     group.say(full("a", 1, waited(1, 1, 0.5), msgspec.structs.replace(waited(2, 3, 1.0), left_out=5)))
     answer = whole(group.state.rows(WaitsQuery(30.0), ABOUT))
@@ -103,7 +103,7 @@ def test_pools_that_are_known_as_a_sum_only_are_counted() -> None:
 
 
 def test_the_users_of_a_database_count_its_pools_only() -> None:
-    """One row for each program with a pool there; pools of other databases do not count."""
+    """Each program with a pool in the database has a row; pools of other databases do not count."""
     group = Group()
     group.say(
         full("a", 1, pool(1, 3, 30, out=2), pool(2, 9, database="nova")),
@@ -121,7 +121,7 @@ def test_the_users_of_a_database_count_its_pools_only() -> None:
 
 
 def test_users_are_sent_again_only_when_they_changed() -> None:
-    """A reader that has the version gets no rows; a database that is gone has no users."""
+    """A reader that is up to date gets no rows; an unknown database has no users."""
     group = Group(answering=AnswerSettings(piece_records=1))
     group.say(full("a", 1, pool(1, 3)), full("b", 1, pool(1, 3)))
     first = whole(group.state.rows(NEUTRON, ABOUT))
@@ -134,7 +134,7 @@ def test_users_are_sent_again_only_when_they_changed() -> None:
 
 
 def test_a_lost_process_is_shown_as_lost() -> None:
-    """A program whose processes are all lost has no present there, but its totals."""
+    """A program whose processes are all lost has totals and no present."""
     group = Group()
     group.say(full("a", 1, pool(1, 3, 30)))
     for _ in range(10):

@@ -1,4 +1,4 @@
-"""The connection-state machine by example, one rule at a time."""
+"""The state machine by example, one rule at a time."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def pool(
     pools: int = 1,
     **more: Any,
 ) -> PoolReport:
-    """Return a pool report; without `database` it does not say which pool it is."""
+    """Return a pool report; `database` None: without the pool's identity."""
     return PoolReport(
         number,
         None if database is None else info(database),
@@ -84,13 +84,13 @@ def change(instance: str = "a", sequence: int = 2, *pools: PoolReport, **more: A
 
 
 class Group:
-    """A state, and the nodes that propose to it."""
+    """A state and the nodes that propose batches to it."""
 
     def __init__(self, limits: Limits = LIMITS, answering: AnswerSettings = ANSWERS, **settings: Any) -> None:
         self.state = State(Settings(limits=limits, **settings), answering)
         self.numbers: dict[str, int] = {}
 
-    def say(self, *told: Report | Departure, node: str = "node1", tick: Tick | None = None) -> Outcome:
+    def say(self, *messages: Report | Departure, node: str = "node1", tick: Tick | None = None) -> Outcome:
         """Apply a batch of one node."""
         self.numbers[node] = self.numbers.get(node, 0) + 1
         return self.state.apply(
@@ -99,8 +99,8 @@ class Group:
                 f"boot-{node}",
                 self.numbers[node],
                 tick,
-                tuple(each for each in told if isinstance(each, Report)),
-                tuple(each for each in told if isinstance(each, Departure)),
+                tuple(m for m in messages if isinstance(m, Report)),
+                tuple(m for m in messages if isinstance(m, Departure)),
             )
         )
 
@@ -109,8 +109,8 @@ class Group:
             self.say(tick=Tick(min(seconds, 2.0), lease))
             seconds -= 2.0
 
-    def wanted(self, *told: Report, node: str = "node1") -> list[bool]:
-        return [answer[2] for answer in self.say(*told, node=node).answers]
+    def wanted(self, *reports: Report, node: str = "node1") -> list[bool]:
+        return [answer[2] for answer in self.say(*reports, node=node).answers]
 
     def answer(self, query: Query) -> list[Rows]:
         return ask(self.state, query)
@@ -157,7 +157,7 @@ def group() -> Group:
 
 
 def test_first_batch_names_the_epoch(group: Group) -> None:
-    """The life of a state is named after the first batch's boot; before, there is nothing."""
+    """A state's epoch is the first batch's boot; before, the state is empty."""
     assert (group.state.epoch, group.state.version, group.state.clock) == ("", 0, 0.0)
     group.say(node="node2")
     group.say(node="node1")
@@ -165,7 +165,7 @@ def test_first_batch_names_the_epoch(group: Group) -> None:
 
 
 def test_a_batch_counts_once_and_is_answered_each_time(group: Group) -> None:
-    """A batch that was applied changes nothing when it comes again; its answers are the same."""
+    """A batch that comes again changes nothing and gets the same answers."""
     batch = Batch("node1", "boot", 1, Tick(1.0, LEASE), (full("a"), change("b", 5)))
     first = group.state.apply(batch)
     dump = group.state.dump()
@@ -176,14 +176,14 @@ def test_a_batch_counts_once_and_is_answered_each_time(group: Group) -> None:
 
 
 def test_boots_are_forgotten_after_an_hour(group: Group) -> None:
-    """A start of a node that was not heard of for an hour takes no memory."""
+    """A boot without a batch for an hour is forgotten."""
     group.say(node="old")
     group.wait(3602)
     assert list(group.state.contents.boots.by_boot) == ["boot-node1"]
 
 
 def test_clock_steps_are_bounded(group: Group) -> None:
-    """Only a tick moves the clock, by two seconds at most, also if a larger one got through."""
+    """Only a tick moves the clock, by two seconds at most, even if its step is larger."""
     group.say(tick=Tick(500.0, LEASE))
     group.say(tick=Tick(0.5, LEASE))
     group.say()
@@ -191,7 +191,7 @@ def test_clock_steps_are_bounded(group: Group) -> None:
 
 
 def test_a_gap_is_answered_by_asking_for_a_full_report(group: Group) -> None:
-    """A change counts only after the report that it was made on; else nothing changes."""
+    """A change counts only on top of the report that it builds on; else a full report is wanted."""
     assert group.wanted(full("a", 1, pool(1, 2))) == [False]
     assert group.wanted(change("a", 3, pool(1, 9))) == [True]
     assert group.program().figures.gauges.connections == 2
@@ -201,14 +201,14 @@ def test_a_gap_is_answered_by_asking_for_a_full_report(group: Group) -> None:
 
 
 def test_a_report_that_is_there_already_is_acknowledged(group: Group) -> None:
-    """Repeated and overtaken reports, full ones too, are ignored and not asked for again."""
+    """Repeated and overtaken reports, full ones too, are ignored, and no full report is wanted."""
     group.say(full("a", 4, pool(1, 2)))
     assert group.wanted(full("a", 3, pool(1, 7)), change("a", 4, pool(1, 7))) == [False, False]
     assert group.program().figures.gauges.connections == 2
 
 
 def test_a_process_not_known_is_asked_for_a_full_report(group: Group) -> None:
-    """A change of an unknown process cannot be placed; a full one without identity is left."""
+    """A change of an unknown process wants a full report; a full one without identity is ignored."""
     assert group.wanted(change("a", 2)) == [True]
     assert group.wanted(full("b", 1, process=None)) == [False]
     assert group.state.processes == {}
@@ -218,7 +218,7 @@ def test_a_process_not_known_is_asked_for_a_full_report(group: Group) -> None:
 
 
 def test_a_report_makes_rows_of_all_kinds(group: Group) -> None:
-    """Process, pools and connections are shown as reported, with times by the replica's clock."""
+    """Process, pools and connections have rows as reported, with times by the replica's clock."""
     group.wait(10)
     group.say(
         full(
@@ -242,13 +242,13 @@ def test_a_report_makes_rows_of_all_kinds(group: Group) -> None:
 
 
 def test_times_before_the_clock_began_can_be_read(group: Group) -> None:
-    """What was held before the replica's clock began has a negative time, which readers accept."""
+    """A hold from before the replica's clock began has a negative time, which readers accept."""
     group.say(full("a", 1, pool(1, 1, held=50.0, wait=2.0)))
     assert (group.program().figures.held_since, group.program().figures.waiting_since) == (-50.0, -2.0)
 
 
 def lasted(figures: Figures) -> tuple[float, float]:
-    """Return how long the longest hold and the longest wait had gone on."""
+    """Return how many seconds the longest hold and the longest wait had lasted."""
     assert figures.reported is not None
     assert figures.held_since is not None
     assert figures.waiting_since is not None
@@ -256,7 +256,7 @@ def lasted(figures: Figures) -> tuple[float, float]:
 
 
 def test_the_longest_hold_is_as_of_each_processs_own_report(group: Group) -> None:
-    """What came after a process's last report is not known: the oldest hold need not be the longest known."""
+    """A hold lasts until its process's last report: the oldest one need not be the longest."""
     group.say(full("a", 1, pool(1, 1, held=10.0, wait=6.0)), full("c", 1, process=process(program="agent")))
     group.wait(8.0)
     group.say(full("b", 1, pool(1, 1, held=12.0, wait=5.0)))
@@ -272,7 +272,7 @@ def test_the_longest_hold_is_as_of_each_processs_own_report(group: Group) -> Non
 
 
 def test_short_holds_are_never_shown_as_long(group: Group) -> None:
-    """A connection that is held for 0.1 s at a time is never shown as held for longer, at any moment."""
+    """A connection that is held for 0.1 s at a time is never shown as held for longer."""
     snapshot, pools = Snapshot("connection"), Snapshot("pool")
     seen: list[float] = []
     for second in range(5):
@@ -294,7 +294,7 @@ def test_short_holds_are_never_shown_as_long(group: Group) -> None:
 
 
 def test_a_full_report_replaces_everything_but_the_maxima(group: Group) -> None:
-    """Pools and connections that a full report does not tell of are gone; maxima stay."""
+    """Pools and connections that are not in a full report are removed; maxima stay."""
     group.say(
         full("a", 1, pool(1, 3), pool(2, 4), connections=(connection(1), connection(2, 2)))
     )  # fmt: skip
@@ -305,7 +305,7 @@ def test_a_full_report_replaces_everything_but_the_maxima(group: Group) -> None:
 
 
 def test_a_change_leaves_the_rest_as_it_was(group: Group) -> None:
-    """A change tells of some pools and connections, and of what was closed."""
+    """A change replaces the pools and connections that it names and removes closed ones."""
     group.say(full("a", 1, pool(1, 2), pool(2, 1), connections=(connection(1), connection(2))))
     group.say(
         change("a", 2, pool(1, 1, database=None), closed_connections=(1,), connections=(connection(3, 2),))
@@ -317,8 +317,8 @@ def test_a_change_leaves_the_rest_as_it_was(group: Group) -> None:
     assert group.program().figures.gauges == Gauges(2, 30, 0, 2)
 
 
-def test_what_makes_no_sense_is_left_out(group: Group) -> None:
-    """An unknown pool without identity, a connection of no pool, a close of nothing: ignored."""
+def test_invalid_input_is_dropped(group: Group) -> None:
+    """An unknown pool without identity, a connection of no pool, a close of nothing are ignored."""
     group.say(
         full("a", 1, pool(1, 2), pool(2, 5, database=None), connections=(connection(1), connection(2, 9)))
     )  # fmt: skip
@@ -328,14 +328,14 @@ def test_what_makes_no_sense_is_left_out(group: Group) -> None:
 
 
 def test_a_closed_pool_takes_its_connections_along(group: Group) -> None:
-    """A connection cannot be shown without its pool."""
+    """Closing a pool removes its connections."""
     group.say(full("a", 1, pool(1, 1), pool(2, 1), connections=(connection(1), connection(2, 2))))
     group.say(change("a", 2, closed_pools=(1,)))
     assert set(group.rows("connection")) == {("process", "a"), ("pool", "a", 2), ("connection", "a", 2)}
 
 
-def test_what_remains_of_a_closed_pool_counts_and_is_not_shown(group: Group) -> None:
-    """The totals of closed pools go on in a pool report without a pool, so none goes back."""
+def test_the_remains_of_a_closed_pool_count_and_have_no_row(group: Group) -> None:
+    """The totals of closed pools live on in a report with `gauges.pools == 0`, so that none goes back."""
     group.say(full("a", 1, pool(1, 1, 10)))
     group.say(change("a", 2, pool(9, 0, 10, pools=0), closed_pools=(1,)))
     assert group.program().figures.totals.checkouts == 10
@@ -346,7 +346,7 @@ def test_what_remains_of_a_closed_pool_counts_and_is_not_shown(group: Group) -> 
 
 
 def test_the_number_of_a_closed_pool_can_be_given_again(group: Group) -> None:
-    """A pool that is closed and one of the same number in the same report are two pools."""
+    """A closed pool and a new one of the same number in the same report are two pools."""
     group.say(full("a", 1, pool(1, 3, peak=8), connections=(connection(1),)))
     group.say(change("a", 2, pool(1, 1, database="nova"), closed_pools=(1,), connections=(connection(2),)))
     row = group.rows("connection")["pool", "a", 1]
@@ -357,7 +357,7 @@ def test_the_number_of_a_closed_pool_can_be_given_again(group: Group) -> None:
 
 
 def test_a_pool_that_changes_its_database_moves_there(group: Group) -> None:
-    """Nothing of it is left in the sums of the database it was said to be of before."""
+    """The sums of its former database have nothing of it any more."""
     group.say(full("a", 1, pool(1, 3, 5)))
     group.say(full("a", 2, pool(1, 4, 6, database="nova")))
     assert group.database("neutron").state == "gone"
@@ -366,16 +366,16 @@ def test_a_pool_that_changes_its_database_moves_there(group: Group) -> None:
 
 
 def test_host_and_program_of_a_process_do_not_change(group: Group) -> None:
-    """They are those of its first report; the rest of its identity is as last told."""
+    """They stay those of its first report; the rest of its identity is the latest."""
     group.say(full("a", 1))
     group.say(full("a", 2, process=process("ctl2", "other", 77)))
-    told = group.process().process
-    assert (told.host, told.program, told.pid) == ("ctl1", "nova-api", 77)
+    identity = group.process().process
+    assert (identity.host, identity.program, identity.pid) == ("ctl1", "nova-api", 77)
     assert len(group.rows("program")) == 1
 
 
 def test_rates_are_checkouts_over_the_interval(group: Group) -> None:
-    """Of the first report and of an interval of 0 the rate is not known; a quiet pool's goes to 0."""
+    """After a first report or an interval of 0 the rate is unknown; a quiet pool's goes to 0."""
     assert group.answer(Query("program"))[0].totals.checkouts_per_second == 0.0  # nobody is there
     group.say(full("a", 1, pool(1, 1, 100)))
     (answer,) = group.answer(Query("program"))
@@ -396,7 +396,7 @@ def test_rates_are_checkouts_over_the_interval(group: Group) -> None:
 
 
 def test_the_rate_after_lost_reports_is_over_the_time_since_the_last(group: Group) -> None:
-    """Where reports between were lost, so were their intervals: the replica's clock stands in."""
+    """Lost reports take their intervals along: the replica's clock stands in."""
     group.say(full("a", 1, pool(1, 1, 100)))
     group.wait(10)
     group.say(full("a", 5, pool(1, 1, 200), interval=1.0))
@@ -404,7 +404,7 @@ def test_the_rate_after_lost_reports_is_over_the_time_since_the_last(group: Grou
 
 
 def test_longest_wait_is_of_the_latest_reports(group: Group) -> None:
-    """It stays while somebody waits, and goes with the report after."""
+    """It stays while somebody waits, and ends with the next report."""
     waiting = pool(1, 1, wait=3.0)
     waiting = msgspec.structs.replace(
         waiting, gauges=waiting.gauges._replace(waiting=1), peaks=Peaks(1, 0, 1, 4.0)
@@ -424,7 +424,7 @@ def test_longest_wait_is_of_the_latest_reports(group: Group) -> None:
 
 
 def test_groups_add_up_their_processes(group: Group) -> None:
-    """A process counts in its program, its host, and once in each database it has pools in."""
+    """A process counts in its program, its host, and once in each database that it has pools in."""
     group.say(full("a", 1, pool(1, 2, 5), pool(2, 3, 6), pool(3, 4, 7, database="nova")))
     group.say(full("b", 1, pool(1, 1, 1), process=process(program="neutron", pid=2)))
     group.say(full("c", 1, pool(1, 1, 1), process=process("ctl2")))
@@ -441,7 +441,7 @@ def test_groups_add_up_their_processes(group: Group) -> None:
 
 
 def test_a_maximum_has_the_reporting_processs_peak_in_place_of_its_present(group: Group) -> None:
-    """Peaks of two processes at different times are not added up."""
+    """Peaks of two processes at different times are not added."""
     group.say(full("a", 1, pool(1, 2, peak=10)), full("b", 1, pool(1, 3, peak=4)))
     figures = group.program().figures
     assert figures.gauges.connections == 5
@@ -452,14 +452,14 @@ def test_a_maximum_has_the_reporting_processs_peak_in_place_of_its_present(group
 
 
 def test_a_databases_maximum_takes_one_pools_peak_at_a_time(group: Group) -> None:
-    """Two pools of a process need not have had their peaks at once."""
+    """Peaks of two pools of a process are not added."""
     group.say(full("a", 1, pool(1, 1, peak=10), pool(2, 1, peak=10), peaks=Peaks(12)))
     assert group.database().figures.max_connections == 11
     assert group.program().figures.max_connections == 12
 
 
 def test_present_is_never_above_the_maximum(group: Group) -> None:
-    """Also where a report's own peaks are too low."""
+    """A maximum is at least the present value, even where a report's own peaks are too low."""
     group.say(full("a", 1, msgspec.structs.replace(pool(1, 5, out=3), peaks=Peaks()), peaks=Peaks()))
     for figures in (group.program().figures, group.database().figures, group.process().figures):
         assert (figures.max_connections, figures.max_checked_out) == (5, 3)
@@ -469,7 +469,7 @@ def test_present_is_never_above_the_maximum(group: Group) -> None:
 
 
 def test_a_departure_drops_the_process_and_keeps_its_totals(group: Group) -> None:
-    """Gauges leave at once; totals and maxima stay with the groups, which are gone."""
+    """Gauges leave at once; totals and maxima stay with the groups, whose state is gone."""
     group.say(full("a", 1, pool(1, 2, 7), connections=(connection(1),)))
     group.say(Departure("a", 1))
     assert group.rows("connection") == {}
@@ -485,7 +485,7 @@ def test_a_departure_drops_the_process_and_keeps_its_totals(group: Group) -> Non
 def test_a_departure_that_was_overtaken_does_not_count(
     group: Group, departure: tuple[str, int, str]
 ) -> None:  # fmt: skip
-    """A later report, over any node, says that the process lives."""
+    """A departure does not count after a later report over any node."""
     instance, sequence, node = departure
     group.say(full("a", 1), change("a", 2))
     group.say(Departure(instance, sequence), node=node)
@@ -493,7 +493,7 @@ def test_a_departure_that_was_overtaken_does_not_count(
 
 
 def test_the_owner_is_the_node_of_the_last_report(group: Group) -> None:
-    """A process that went to another node is not dropped by the first one's departure."""
+    """A departure counts only from the node of the process's last report."""
     group.say(full("a", 1))
     group.say(full("a", 2), node="node2")
     group.say(Departure("a", 2), node="node1")
@@ -510,14 +510,14 @@ def test_a_report_and_the_departure_after_it_in_one_batch(group: Group) -> None:
 
 
 def test_a_late_duplicate_does_not_bring_an_ended_process_back(group: Group) -> None:
-    """It is acknowledged: it was applied before the process ended."""
+    """A report from before the end of its process is acknowledged and ignored."""
     group.say(full("a", 1), change("a", 2), Departure("a", 2))
     assert group.wanted(full("a", 1), full("a", 2), change("a", 2)) == [False, False, False]
     assert group.rows("process") == {}
 
 
 def test_a_process_that_comes_back_is_not_counted_twice(group: Group) -> None:
-    """Its totals are taken out of the ended ones again, in all its groups."""
+    """Its totals leave the ended totals of all its groups."""
     group.say(full("a", 1, pool(1, 2, 7)), full("b", 1, pool(1, 1, 1)), Departure("a", 1))
     assert group.wanted(change("a", 2, pool(1, 2, 9))) == [True]
     assert group.wanted(full("a", 3, pool(1, 2, 9))) == [False]
@@ -529,7 +529,7 @@ def test_a_process_that_comes_back_is_not_counted_twice(group: Group) -> None:
 
 
 def test_ended_processes_are_remembered_for_an_hour_and_in_bounds() -> None:
-    """Only the newest ones, the others are counted; the totals of their groups stay what they are."""
+    """Beyond the limit the oldest are forgotten and counted; the totals of their groups stay."""
     group = Group(Limits(ended=3))
     for number in range(5):
         group.say(full(f"p{number}", 1, pool(1, 1, 1)), Departure(f"p{number}", 1))
@@ -542,8 +542,8 @@ def test_ended_processes_are_remembered_for_an_hour_and_in_bounds() -> None:
     assert group.program().figures.totals.checkouts == 5
 
 
-def test_a_group_made_anew_never_had_the_ended_process() -> None:
-    """What comes back after its group was forgotten takes nothing from the new group's totals."""
+def test_a_new_group_of_the_same_key_never_had_the_ended_process() -> None:
+    """A process that comes back after its group was removed takes nothing from the new group's totals."""
     group = Group(Limits(gone=1))
     group.say(full("a", 1, pool(1, 0, 7)), Departure("a", 1))
     group.say(full("b", 1, process=process("ctl2", "other")), Departure("b", 1), tick=Tick(1.0, LEASE))
@@ -558,7 +558,7 @@ def test_a_group_made_anew_never_had_the_ended_process() -> None:
 
 
 def test_a_silent_process_is_lost_after_the_lease(group: Group) -> None:
-    """Its gauges leave the groups, its totals stay, its rows say lost and have no present."""
+    """Its gauges leave the groups, its totals stay, its rows are lost and have no present."""
     group.say(full("a", 1, pool(1, 2, 7), connections=(connection(1),)))
     group.wait(LEASE)
     assert group.process().state == "connected"
@@ -578,7 +578,7 @@ def test_a_silent_process_is_lost_after_the_lease(group: Group) -> None:
 
 
 def test_a_lost_process_that_reports_is_connected_again(group: Group) -> None:
-    """A change on top of its last report is enough."""
+    """A change on top of its last report reconnects it."""
     group.say(full("a", 1, pool(1, 2, 7), pool(2, 1, 1)))
     group.wait(20)
     assert group.wanted(change("a", 2, pool(1, 3, 8))) == [False]
@@ -590,7 +590,7 @@ def test_a_lost_process_that_reports_is_connected_again(group: Group) -> None:
 
 
 def test_a_lost_process_is_dropped_after_four_more_leases(group: Group) -> None:
-    """As by a departure: remembered, and not counted twice when it comes back."""
+    """Like a departed process it is remembered, and does not count twice when it comes back."""
     group.say(full("a", 1, pool(1, 2, 7)))
     group.wait(5 * LEASE)
     assert group.process().state == "lost"
@@ -602,8 +602,8 @@ def test_a_lost_process_is_dropped_after_four_more_leases(group: Group) -> None:
     assert group.program().figures.totals.checkouts == 7
 
 
-def test_nobody_is_lost_in_the_batch_that_brings_his_report(group: Group) -> None:
-    """Time passes first, silence is judged last."""
+def test_no_process_is_lost_in_the_batch_that_brings_its_report(group: Group) -> None:
+    """Time passes before reports count, and silent processes expire after them."""
     group.say(full("a", 1))
     group.wait(14)
     group.say(change("a", 2), tick=Tick(2.0, LEASE))
@@ -623,7 +623,7 @@ def test_many_silent_processes_are_dropped_over_several_ticks() -> None:
 
 
 def test_a_group_without_processes_is_removed_after_an_hour(group: Group) -> None:
-    """Its row keeps maxima and totals till then."""
+    """Its row keeps maxima and totals until then."""
     group.say(full("a", 1, pool(1, 2, 7)), Departure("a", 1))
     group.wait(3600)
     assert group.program().figures.totals.checkouts == 7
@@ -638,7 +638,7 @@ def test_a_group_without_processes_is_removed_after_an_hour(group: Group) -> Non
 
 
 def test_no_more_processes_than_allowed() -> None:
-    """One too many is acknowledged and ignored, changes too: it is not asked for full reports."""
+    """Reports of a process beyond the limit are acknowledged and ignored; no full report is wanted."""
     group = Group(Limits(processes=2))
     assert group.wanted(full("a"), full("b"), full("c"), change("c", 2)) == [False] * 4
     assert set(group.state.processes) == {"a", "b"}
@@ -647,7 +647,7 @@ def test_no_more_processes_than_allowed() -> None:
 
 
 def test_no_more_pools_and_connections_than_allowed() -> None:
-    """The first ones are kept; known ones change as before."""
+    """The first ones are kept, and still change."""
     group = Group(Limits(pools=2, connections=2))
     group.say(
         full(
@@ -663,7 +663,7 @@ def test_no_more_pools_and_connections_than_allowed() -> None:
 
 
 def test_all_processes_together_have_bounded_room() -> None:
-    """Long texts cannot fill the memory; and what is taken is given back."""
+    """Long texts cannot fill the memory; a removed process frees its room."""
     group = Group(Limits(room=100_000))
     long = tuple(msgspec.structs.replace(connection(n), call_site="x" * 2000) for n in range(100))
     group.say(full("a", 1, pool(1), connections=long))
@@ -676,8 +676,8 @@ def test_all_processes_together_have_bounded_room() -> None:
     assert group.state.contents.room.weight == 0
 
 
-def test_numbers_beyond_all_sense_stay_readable_and_can_be_dumped(group: Group) -> None:
-    """Liars make no row that a reader refuses and no dump that cannot be made or loaded."""
+def test_absurd_counts_stay_readable_and_loadable(group: Group) -> None:
+    """Absurd counts make no row that a reader refuses, and the checkpoint stays loadable."""
     most = Gauges(*[LARGEST] * 8)
     mad = tuple(
         PoolReport(
@@ -708,7 +708,7 @@ def test_numbers_beyond_all_sense_stay_readable_and_can_be_dumped(group: Group) 
 
 
 def test_a_reader_gets_what_changed_since(group: Group) -> None:
-    """Rows that changed, and keys of those that went; nothing where nothing happened."""
+    """A reader gets changed rows and removed keys; nothing when nothing happened."""
     group.say(full("a", 1, pool(1, 1), connections=(connection(1), connection(2))))
     group.say(full("b", 1, process=process(program="other")))
     first = group.answer(Query("connection"))
@@ -724,8 +724,8 @@ def test_a_reader_gets_what_changed_since(group: Group) -> None:
     assert [row.key for row in programs.rows] == [("program", "ctl1", "nova-api")]
 
 
-def test_what_a_full_report_leaves_out_is_told_as_removed(group: Group) -> None:
-    """Pools and connections that are not in it, and a pool of which only totals remain."""
+def test_rows_that_a_full_report_lacks_are_removed(group: Group) -> None:
+    """Rows that a full report lacks, and the row of a pool with totals only, are removed."""
     group.say(full("a", 1, pool(1), pool(2), pool(3), connections=(connection(1), connection(2))))
     since = group.state.version
     group.say(full("a", 2, pool(1), pool(3, pools=0), connections=(connection(2),)))
@@ -734,8 +734,8 @@ def test_what_a_full_report_leaves_out_is_told_as_removed(group: Group) -> None:
     assert {row.key for row in answer.rows} == {("process", "a"), ("pool", "a", 1), ("connection", "a", 2)}
 
 
-def test_a_row_that_went_and_came_again_is_not_told_as_removed(group: Group) -> None:
-    """Only what is not there is removed."""
+def test_a_row_that_came_back_is_not_removed(group: Group) -> None:
+    """A key that has a row again is not among the removed ones."""
     group.say(full("a", 1))
     since = group.state.version
     group.say(Departure("a", 1))
@@ -745,7 +745,7 @@ def test_a_row_that_went_and_came_again_is_not_told_as_removed(group: Group) -> 
 
 
 def test_a_reader_of_another_epoch_or_from_too_long_ago_gets_everything() -> None:
-    """What was removed longer ago than is remembered cannot be told otherwise."""
+    """When removals have been forgotten, the answer is complete."""
     group = Group(Limits(tombstones=2))
     group.say(full("a", 1))
     since = group.state.version
@@ -758,14 +758,14 @@ def test_a_reader_of_another_epoch_or_from_too_long_ago_gets_everything() -> Non
 
 
 def test_a_reader_that_is_ahead_is_not_sent_back(group: Group) -> None:
-    """A replica that lags says nothing, and keeps the reader's version."""
+    """A replica that lags sends no rows and keeps the reader's version."""
     group.say(full("a", 1))
     (answer,) = group.answer(Query("process", group.state.epoch, 100))
     assert (answer.version, answer.rows, answer.complete) == (100, (), False)
 
 
 def test_answers_are_narrowed(group: Group) -> None:
-    """By host, program and instance; groups by who counts in them."""
+    """Answers are narrowed by host, program and instance; groups by their members."""
     group.say(full("a", 1, pool(1, 1), connections=(connection(1),)))
     group.say(full("b", 1, pool(1, 1, database="nova"), process=process("ctl2")))
     group.say(full("c", 1, process=process("ctl1", "other")))
@@ -782,8 +782,8 @@ def test_answers_are_narrowed(group: Group) -> None:
     assert set(group.rows("database", host="ctl2")) == {database_key(info("nova"))}
 
 
-def test_answers_come_in_chunks_and_bear_changes_between(group: Group) -> None:
-    """At most 2,000 rows a frame, one header; what went in between is left out and told next."""
+def test_answers_come_in_frames_and_bear_changes_between(group: Group) -> None:
+    """A frame has at most 2,000 rows; rows removed between frames are left out, and removed next."""
     group.say(full("a", 1, pool(1), connections=tuple(connection(n) for n in range(4500))))
     reader = group.state.rows(Query("connection"), About("s", "n", None, False, 1.0))
     first = next(reader)
@@ -804,7 +804,7 @@ def test_answers_come_in_chunks_and_bear_changes_between(group: Group) -> None:
 
 
 def test_frames_are_bounded_in_size(group: Group) -> None:
-    """Rows with long stacks come fewer to a frame."""
+    """A frame has fewer rows when they have long stacks."""
     deep = tuple(
         msgspec.structs.replace(connection(n), stack=("x" * 2048,) * 64) for n in range(100)
     )  # fmt: skip
@@ -814,8 +814,8 @@ def test_frames_are_bounded_in_size(group: Group) -> None:
     assert sum(len(frame.rows) for frame in frames) == 102
 
 
-def test_the_header_tells_the_totals_of_all_programs(group: Group) -> None:
-    """Sums, the longest of waits and holds; a rate that is not known yet is null."""
+def test_the_header_has_the_totals_of_all_programs(group: Group) -> None:
+    """Totals are sums, and the longest waits and holds; an unknown rate is None."""
     group.say(full("a", 1, pool(1, 2, 3, held=5.0), peaks=Peaks(2, 0, 0, 1.0)))
     group.say(full("b", 1, pool(1, 4, 5, held=9.0), process=process("ctl2"), peaks=Peaks(6, 0, 0, 3.0)))
     totals = group.answer(Query("host", instance="a"))[0].totals
@@ -825,17 +825,17 @@ def test_the_header_tells_the_totals_of_all_programs(group: Group) -> None:
     )  # fmt: skip
 
 
-# --- dump and load ----------------------------------------------------------------------------
+# --- checkpoints ------------------------------------------------------------------------------
 
 
-def test_an_empty_state_is_dumped_and_loaded() -> None:
-    """A node may ask for a snapshot before anything happened."""
+def test_an_empty_state_is_loaded_from_its_checkpoint() -> None:
+    """An empty state has a checkpoint."""
     state = State.load(State().dump())
     assert (state.dump(), state.digest()) == (State().dump(), State().digest())
 
 
 def test_a_loaded_state_goes_on_as_the_other(group: Group) -> None:
-    """Sums, maxima, what is remembered and what is due are there again."""
+    """A state loaded from a checkpoint goes on like the original."""
     group.say(full("a", 1, pool(1, 2, 7), pool(9, 0, 3, pools=0)), full("b", 1, pool(1, 1, 1)))
     group.say(full("c", 1, pool(1, 0, 4, database="nova")), Departure("c", 1))
     group.wait(20)
@@ -853,7 +853,7 @@ def test_a_loaded_state_goes_on_as_the_other(group: Group) -> None:
 
 
 def test_a_loaded_state_forgets_the_same_groups() -> None:
-    """Those that were without a process first, also of several that became so at the same time."""
+    """Groups are removed in the order in which they lost their last process, on every replica."""
     limits = Limits(gone=3)
     group, other = Group(limits), Group(limits)
     for host in ("ctl1", "ctl2", "ctl3"):
@@ -869,14 +869,14 @@ def test_a_loaded_state_forgets_the_same_groups() -> None:
 
 
 def test_the_header_is_as_new_as_the_rows(group: Group) -> None:
-    """The totals are kept only while nothing changes."""
+    """The totals change with the rows."""
     for sequence in (1, 2):
         group.say(full("a", sequence, pool(1, sequence)))
         assert group.answer(Query("program"))[0].totals.gauges.connections == sequence
 
 
 def test_a_loaded_state_sends_readers_from_before_everything(group: Group) -> None:
-    """What was removed is not dumped; only who has the loaded version needs nothing."""
+    """Removals are not in a checkpoint; only a reader with the loaded version needs nothing."""
     group.say(full("a", 1))
     group.say(full("b", 1))
     state = State.load(group.state.dump())
@@ -885,21 +885,21 @@ def test_a_loaded_state_sends_readers_from_before_everything(group: Group) -> No
 
 
 @pytest.mark.parametrize("data", [b"", b"\x90", b"rubbish", msgspec.msgpack.encode([99, 1])])
-def test_what_is_no_checkpoint_is_refused(data: bytes) -> None:
-    """With one line that says so."""
+def test_invalid_checkpoints_are_refused(data: bytes) -> None:
+    """Data that is no checkpoint raises ProtocolError with one line."""
     with pytest.raises(ProtocolError, match="checkpoint of the state"):
         State.load(data)
 
 
 def test_a_checkpoint_of_another_layout_is_refused(group: Group) -> None:
-    """A node of another version says what to do."""
+    """The error says to run the same version of connmon."""
     image = msgspec.msgpack.decode(group.state.dump())
     with pytest.raises(ProtocolError, match="same version"):
         State.load(msgspec.msgpack.encode([99, *image[1:]]))
 
 
-def test_what_is_said_to_be_closed_twice_is_closed_once(group: Group) -> None:
-    """A report that names a closed pool or connection twice breaks nothing."""
+def test_closing_twice_closes_once(group: Group) -> None:
+    """Naming a closed pool or connection twice closes it once."""
     group.say(full("a", 1, pool(1, 2), pool(2, 1), connections=(connection(1, 1), connection(2, 2))))
     group.say(change("a", 2, closed_pools=(1, 1), closed_connections=(2, 2)))
     assert group.process().figures.gauges.pools == 1
@@ -920,19 +920,19 @@ def timed(counts: tuple[int, ...], number: int = 1, **more: Any) -> PoolReport:
 
 
 def shown(bucket: int) -> float | None:
-    """Return what is shown of a quantile in this bucket."""
+    """Return the quantile in this bucket."""
     return quantile({bucket: 1}, 50)
 
 
 def p50(group: Group) -> float | None:
-    """What half of the program's holds took at most, lately; its process and pool say the same."""
+    """Return the median of the program's recent holds; its process and pool have the same."""
     found = {row.figures.holds.p50 for row in (group.program(), group.process(), group.pool())}
     assert len(found) == 1
     return found.pop()
 
 
 def test_quantiles_are_of_the_last_one_to_two_minutes(group: Group) -> None:
-    """What a new process tells of is new; a minute of the replica's clock later it is half forgotten."""
+    """Quantiles of a new process cover everything; they drop each window after one to two minutes."""
     group.say(full("a", 1, timed((4,))), tick=Tick(1.0, LEASE))
     assert p50(group) == shown(0)
     group.wait(58.0, lease=1000.0)
@@ -950,8 +950,8 @@ def test_quantiles_are_of_the_last_one_to_two_minutes(group: Group) -> None:
     assert group.state.groups["program", "ctl1", "nova-api"].times == holds(4, 8, 12)
 
 
-def test_what_is_new_here_need_not_be_new(group: Group) -> None:
-    """Of a process that has reported elsewhere before, only what comes from now on is of now."""
+def test_times_from_before_a_process_was_known_are_not_recent(group: Group) -> None:
+    """A process that has reported elsewhere before has no recent times until it counts more."""
     group.say(full("a", 7, timed((1000,))))
     assert p50(group) is None
     group.say(change("a", 8, timed((1000, 3))))
@@ -960,8 +960,8 @@ def test_what_is_new_here_need_not_be_new(group: Group) -> None:
     assert group.program().figures.holds.p99 == shown(2)
 
 
-def test_times_of_closed_pools_are_not_of_now(group: Group) -> None:
-    """What remains of closed pools takes over their times, which then count in the sums alone."""
+def test_times_of_closed_pools_are_not_recent(group: Group) -> None:
+    """The remains of closed pools take over their times, which are not recent."""
     group.say(full("a", 1, timed((3,)), timed((5,), number=2)))
     group.say(change("a", 2, timed((5,), number=3, pools=0), closed_pools=(2,)))
     assert p50(group) == shown(0)
@@ -969,7 +969,7 @@ def test_times_of_closed_pools_are_not_of_now(group: Group) -> None:
 
 
 def test_times_of_ended_processes(group: Group) -> None:
-    """They go on in the sums; a process that comes back is not counted twice; lost ones have no present."""
+    """Times of ended processes stay in the sums and count once; lost processes have no quantiles."""
     key = ("program", "ctl1", "nova-api")
     group.say(full("a", 1, timed((3, 1))), full("b", 1, timed((0, 2))))
     group.say(Departure("a", 1))
@@ -986,16 +986,16 @@ def test_times_of_ended_processes(group: Group) -> None:
 
 
 @pytest.mark.parametrize("times", [b"x", b"\x93\x80\x80", msgspec.msgpack.encode([{}, {BUCKETS: 1}, {}])])
-def test_a_dump_with_times_that_are_none_is_refused(group: Group, times: bytes) -> None:
-    """Wherever they are kept as bytes: what is taken in can be counted with."""
+def test_a_checkpoint_with_invalid_times_is_refused(group: Group, times: bytes) -> None:
+    """A checkpoint with invalid packed times is refused, wherever these are."""
     group.say(full("a", 1, timed((3, 1))))
     group.state.processes["a"].pools[1].mark = times
     with pytest.raises(ProtocolError, match="cannot be read"):
         State.load(group.state.dump())
 
 
-def test_only_the_times_that_changed_are_told(group: Group) -> None:
-    """Without saying what it is, a pool tells of changed counts alone; a full report replaces them all."""
+def test_only_changed_times_are_reported(group: Group) -> None:
+    """A pool report without `info` has the changed counts only; one with `info` replaces them all."""
     key = ("program", "ctl1", "nova-api")
     group.say(full("a", 1, timed((3, 1))))
     group.say(change("a", 2, timed((0, 2), database=None)))
@@ -1010,7 +1010,7 @@ def test_only_the_times_that_changed_are_told(group: Group) -> None:
 
 
 def test_a_thousand_waits_of_the_same_length_are_shown_as_that(group: Group) -> None:
-    """Of 30 s, and of holds of 25 ms and a bit: all three percentiles, in every row and in the totals."""
+    """Equal waits give the same three percentiles, in every row and in the totals."""
     times = Times(histogram.of([30.0] * 1000), histogram.of([0.0251] * 1000))
     group.say(full("a", 1, pool(1, times=times)))
     for by in GROUPINGS[:-2]:
@@ -1025,7 +1025,7 @@ def test_a_thousand_waits_of_the_same_length_are_shown_as_that(group: Group) -> 
 
 
 def test_quantiles_of_everything(group: Group) -> None:
-    """The totals have them too, of all programs together."""
+    """The totals have quantiles over all programs."""
     group.say(full("a", 1, timed((1,))), full("b", 1, timed((0, 9)), process=process(program="agent")))
     (answer,) = group.answer(Query("program"))
     assert answer.totals.holds.p95 == shown(1)
@@ -1048,7 +1048,7 @@ def left_out(group: Group) -> tuple[int, int, int, int, int]:
 
 
 def test_pools_beyond_the_limit_are_counted_and_asked_for_when_they_fit() -> None:
-    """A node that lacks a pool's identity asks for a full report, once there is room; then all is right."""
+    """Refused pools are counted; once there is room, a full report is wanted and brings them."""
     group = Group(Limits(pools=2))
     group.say(full("a", 1, pool(1, 1), pool(2, 1), pool(3, 4), pool(4, 4)))
     assert left_out(group) == (2, 2, 2, 0, 2)
@@ -1068,8 +1068,8 @@ def test_pools_beyond_the_limit_are_counted_and_asked_for_when_they_fit() -> Non
     assert not group.state.contents.processes.crowded
 
 
-def test_who_is_over_a_limit_for_good_sends_no_full_reports_for_it() -> None:
-    """Nothing is asked for that would not fit; and what would, at most every five seconds."""
+def test_a_process_over_a_limit_for_good_sends_no_full_reports_for_it() -> None:
+    """No full report is wanted for what would not fit; for what would, at most every five seconds."""
     group = Group(Limits(pools=2))
     group.say(full("a", 1, pool(1), pool(2), pool(3)))
     assert [group.wanted(change("a", n, pool(1, n)))[0] for n in range(2, 12)] == [False] * 10
@@ -1081,7 +1081,7 @@ def test_who_is_over_a_limit_for_good_sends_no_full_reports_for_it() -> None:
 
 
 def test_connections_beyond_the_limit_are_counted_and_asked_for_when_they_fit() -> None:
-    """The sums have them all the time; rows are missing, which process, pool and database say."""
+    """Refused connections stay in the sums; process, pool and database count the missing rows."""
     group = Group(Limits(connections=2))
     group.say(full("a", 1, pool(1, 4), connections=tuple(connection(n) for n in range(1, 5))))
     assert left_out(group) == (2, 2, 2, 2, 2)
@@ -1099,8 +1099,8 @@ def test_connections_beyond_the_limit_are_counted_and_asked_for_when_they_fit() 
     assert list(group.state.processes["a"].connections) == [2, 3]
 
 
-def test_what_is_known_of_a_connection_does_not_get_stale_for_want_of_room() -> None:
-    """It loses its holder's stack before its state."""
+def test_a_known_connection_does_not_get_stale_for_want_of_room() -> None:
+    """A connection that there is no room for loses its stack before its state goes stale."""
     group = Group(Limits(room=16384 + 2048 + 23 + 256 + 100))
     group.say(full("a", 1, msgspec.structs.replace(pool(1, 1)), connections=(connection(1),)))
     stack = ("app.py:1 work",) * 10
@@ -1111,8 +1111,8 @@ def test_what_is_known_of_a_connection_does_not_get_stale_for_want_of_room() -> 
     assert group.state.contents.room.weight <= group.state.limits.room
 
 
-def test_what_there_is_no_room_for_is_counted_and_asked_for() -> None:
-    """Of pools and connections alike; metrics and log call the limit by its name."""
+def test_refused_rows_are_counted_and_asked_for() -> None:
+    """Pools and connections without room are counted under the limit's name, and asked for later."""
     # A process, a pool and two connections.
     group = Group(Limits(room=16384 + 2200 + 2 * 256))
     assert group.wanted(full("a", 1, pool(1, 4), connections=tuple(map(connection, (1, 2, 3, 4))))) == [False]
@@ -1135,7 +1135,7 @@ def test_what_there_is_no_room_for_is_counted_and_asked_for() -> None:
 
 
 def test_processes_too_many_are_counted_until_they_come_in_or_end() -> None:
-    """In the totals and by the limit's name; and no more of them are asked in than there are places."""
+    """Processes without a place are counted; only as many are invited as there are places."""
     group = Group(Limits(processes=2))
     group.say(full("a", 1, pool(1)), full("b"), full("c"), full("d"), full("e"))
     assert left_out(group) == (0, 0, 0, 0, 3)
@@ -1154,7 +1154,7 @@ def test_processes_too_many_are_counted_until_they_come_in_or_end() -> None:
 
 
 def test_pools_that_a_process_reports_as_a_sum_count_and_have_no_row() -> None:
-    """They are in every sum; the row of their sum is there only for what their connections belong to."""
+    """They are in every sum; the row of their sum exists only for their connections."""
     group = Group()
     others = msgspec.structs.replace(info(), url="(others)", pool_class="", pool_size=None, max_overflow=None)
     summed = msgspec.structs.replace(pool(9, 7, 3), info=others, gauges=Gauges(3, 45, 0, 7, 3), left_out=3)
@@ -1177,7 +1177,7 @@ def test_pools_that_a_process_reports_as_a_sum_count_and_have_no_row() -> None:
 
 
 def test_connections_that_a_process_does_not_report_one_by_one_are_counted() -> None:
-    """Of the process, the pool and what they add up to; of a lost process they are not known."""
+    """They count in the process, the pool and their groups; not for a lost process."""
     group = Group()
     group.say(full("a", 1, pool(1, 5), pool(2, 1), connections=(connection(1), connection(2, 2)), left_out=4))
     assert left_out(group) == (4, 4, 4, 4, 4)
@@ -1189,7 +1189,7 @@ def test_connections_that_a_process_does_not_report_one_by_one_are_counted() -> 
 
 
 def test_a_connection_without_its_holder_weighs_the_same_everywhere() -> None:
-    """What there is no room for is left out of it, and what is left weighs what it weighs after loading."""
+    """A connection that lost its stack for want of room weighs the same after loading."""
     limits = Limits(room=PROCESS_WEIGHT + pool_weight(info()) + 500)
     group = Group(limits)
     stack = ("x" * 400,) * 3
@@ -1208,7 +1208,7 @@ def test_a_connection_without_its_holder_weighs_the_same_everywhere() -> None:
 
 
 def test_a_pool_that_comes_in_late_is_not_new() -> None:
-    """What it had counted before there was room for it has not just happened."""
+    """A pool that was refused before has no rate and no recent times from before it came in."""
     group = Group(Limits(pools=1))
     late = pool(2, 1, 1_000_000, times=Times({}, {40: 1_000_000}))
     group.say(full("a", 1, pool(1, 1, 10), late))
@@ -1222,7 +1222,7 @@ def test_a_pool_that_comes_in_late_is_not_new() -> None:
 
 
 def test_a_sum_of_pools_that_is_refused_counts_as_many() -> None:
-    """However often its report says what it is."""
+    """A refused sum counts as many pools as it stands for, however often it is reported."""
     group = Group(Limits(pools=1))
     others = msgspec.structs.replace(info(), url="(others)", pool_class="", pool_size=None, max_overflow=None)
     summed = msgspec.structs.replace(pool(9), info=others, gauges=Gauges(500), left_out=500)
@@ -1235,7 +1235,7 @@ def test_a_sum_of_pools_that_is_refused_counts_as_many() -> None:
 
 
 def test_a_loaded_state_knows_what_is_left_out() -> None:
-    """Counts, and what is asked for next, are those of the state that was dumped."""
+    """A loaded state counts the same as left out, and wants the same full reports."""
     group = Group(Limits(pools=1, connections=1))
     group.say(full("a", 1, pool(1, 2), pool(2), connections=(connection(1), connection(2))))
     loaded = State.load(group.state.dump(), group.state.settings)

@@ -1,9 +1,9 @@
-"""The connection-state machine by properties: any loss, repetition and order comes to the truth.
+"""The state machine by properties: it ends in the truth after any loss, repetition and order.
 
-The model: applications that open, use and close connections and make reports; a network that
-loses, repeats and reorders them, over several nodes; nodes that gather batches, propose some of
-them twice, restart, and take ended links for departures, rightly or not; a second replica that
-lags and is loaded from dumps; readers that follow by what changed, on either replica.
+The model: applications open, use and close connections and make reports; a network loses, repeats and
+reorders these, over several nodes; nodes gather batches, propose some of them twice, restart, and take ended
+client connections for departures, rightly or not; a second replica lags and is loaded from checkpoints;
+readers follow changes on either replica.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def add_totals(parts: Iterator[Totals]) -> Totals:
 
 
 class Pool:
-    """One pool of an application, or (with `real` False) what remains of closed ones."""
+    """One pool of an application, or (with `real` False) the remains of closed ones."""
 
     def __init__(self, database: str, real: bool = True) -> None:
         self.info = PoolInfo(
@@ -117,18 +117,18 @@ class Application:
         self.sequence = 0
         self.alive = True
         self.changed_pools: dict[int, bool] = {}
-        """Pools to tell of, and whether also what they are."""
+        """Pools to report, and whether with their identity."""
         self.closed_pools: list[int] = []
         self.changed: set[tuple[int, int]] = set()
         self.closed: list[int] = []
         self.peak = 0
         self.largest = 0
         """The most connections it ever had."""
-        self.told: dict[int, dict[RowKey, Totals]] = {0: {}}
-        """What its totals were, by database, in each report."""
-        self.told_times: dict[int, Times] = {0: NO_TIMES}
+        self.reported_totals: dict[int, dict[RowKey, Totals]] = {0: {}}
+        """Its totals by database in each report, by sequence."""
+        self.reported_times: dict[int, Times] = {0: NO_TIMES}
         self.accepted = 0
-        """The latest report that the group has."""
+        """The latest report that the state has."""
 
     def next(self) -> int:
         self.numbers += 1
@@ -193,7 +193,7 @@ class Application:
         self._count(number, closes=1, checkins=int(held))
 
     def report(self, full: bool) -> Report:
-        """Return everything, or what changed since the last report that was made."""
+        """Return a full report, or the changes since the last report."""
         self.sequence += 1
         full = full or self.sequence == 1
         every = {(n, c) for n, pool in self.pools.items() for c in pool.connections}
@@ -218,8 +218,8 @@ class Application:
         self.peak = 0
         for pool in self.pools.values():
             pool.peak = 0
-        self.told[self.sequence] = self.by_database()
-        self.told_times[self.sequence] = added_times([pool.times for pool in self.pools.values()])
+        self.reported_totals[self.sequence] = self.by_database()
+        self.reported_times[self.sequence] = added_times([pool.times for pool in self.pools.values()])
         return report
 
     def by_database(self) -> dict[RowKey, Totals]:
@@ -292,7 +292,7 @@ def check_sums(state: State) -> None:
 
 
 class Cluster(RuleBasedStateMachine):
-    """The rules of the world, any of them at any time."""
+    """The rules of the simulated world, run in any order."""
 
     applications = Bundle("applications")
 
@@ -307,9 +307,9 @@ class Cluster(RuleBasedStateMachine):
         self.gathered: dict[str, list[Report | Departure]] = {node: [] for node in NODES}
         self.all: dict[str, Application] = {}
         self.sent: list[Report] = []
-        """Everything that the network may still deliver, once more."""
+        """Everything that the network may still deliver, again."""
         self.heard: dict[tuple[str, str], int] = {}
-        """By node and instance: the last sequence that came there."""
+        """By node and instance: the last sequence that arrived there."""
         self.known_totals: dict[RowKey, Totals] = {}
         self.known_times: dict[RowKey, Times] = {}
         self.followers = [Follower(by) for by in GROUPINGS]
@@ -375,7 +375,7 @@ class Cluster(RuleBasedStateMachine):
 
     @rule(application=applications, node=st.sampled_from(NODES))
     def report_until_it_counts(self, application: Application, node: str) -> None:
-        """As a reporter does: what is asked for is sent."""
+        """Report until no full report is wanted, as a reporter does."""
         if application.alive:
             self._deliver(application, node)
 
@@ -403,7 +403,7 @@ class Cluster(RuleBasedStateMachine):
     @precondition(lambda self: self.heard)
     @rule(pick=st.integers(0, 20))
     def break_link(self, pick: int) -> None:
-        """A link ends: the node takes its process for ended, though it may live."""
+        """A client connection ends: the node takes its process for ended, though it may live."""
         node, instance = sorted(self.heard)[pick % len(self.heard)]
         sequence = self.heard.pop((node, instance))
         self.gathered[node].append(Departure(instance, sequence))
@@ -423,7 +423,7 @@ class Cluster(RuleBasedStateMachine):
     @precondition(lambda self: self.log)
     @rule(pick=st.integers(1, 20))
     def propose_again(self, pick: int) -> None:
-        """A batch that was applied changes nothing, and its reports are not asked for again."""
+        """A repeated batch changes nothing, and wants no more full reports than before."""
         batch, outcome, _ = self.log[-min(pick, len(self.log))]
         before = self.state.dump()
         again = self.state.apply(batch)
@@ -435,19 +435,19 @@ class Cluster(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([2, 6, 16, 40, 80]))
     def wait(self, seconds: int) -> None:
-        """Time passes in which nothing is heard."""
+        """Time passes without a report."""
         for _ in range(seconds // 2):
             self._propose("node1", step=2.0)
 
-    def _propose(self, node: str, *told: Report | Departure, step: float | None = None) -> Outcome:
+    def _propose(self, node: str, *messages: Report | Departure, step: float | None = None) -> Outcome:
         self.numbers[node] += 1
         batch = Batch(
             node,
             f"{node}-{self.boots[node]}",
             self.numbers[node],
             None if step is None else Tick(step, LEASE),
-            tuple(each for each in told if isinstance(each, Report)),
-            tuple(each for each in told if isinstance(each, Departure)),
+            tuple(m for m in messages if isinstance(m, Report)),
+            tuple(m for m in messages if isinstance(m, Departure)),
         )
         outcome = self.state.apply(batch)
         assert outcome.applied
@@ -475,22 +475,22 @@ class Cluster(RuleBasedStateMachine):
     @rule(batches=st.integers(1, 50))
     def catch_up(self, batches: int) -> None:
         """The second replica applies the next batches: byte for byte the same as the first."""
-        for batch, outcome, dump in self.log[len(self.log) - self.lag :][:batches]:
+        for batch, outcome, checkpoint in self.log[len(self.log) - self.lag :][:batches]:
             assert self.replica.apply(batch) == outcome
-            assert self.replica.dump() == dump
+            assert self.replica.dump() == checkpoint
             self.lag -= 1
 
     @rule()
     def load(self) -> None:
-        """The second replica is loaded from what it dumps."""
-        dump = self.replica.dump()
-        self.replica = State.load(dump)
-        assert self.replica.dump() == dump
+        """The second replica is loaded from its own checkpoint."""
+        checkpoint = self.replica.dump()
+        self.replica = State.load(checkpoint)
+        assert self.replica.dump() == checkpoint
         check_sums(self.replica)
 
     @rule()
     def install(self) -> None:
-        """The second replica is loaded from the first one's dump."""
+        """The second replica is loaded from the first one's checkpoint."""
         self.replica = State.load(self.state.dump())
         self.lag = 0
 
@@ -502,7 +502,7 @@ class Cluster(RuleBasedStateMachine):
 
     @rule()
     def read_and_compare(self) -> None:
-        """Who follows by what changed has what a new reader gets."""
+        """A reader that follows changes has what a new reader gets."""
         for follower in self.followers:
             follower.read(self.state)
             assert follower.rows == fresh(self.state, follower.query)
@@ -515,7 +515,7 @@ class Cluster(RuleBasedStateMachine):
 
     @invariant()
     def totals_never_go_back(self) -> None:
-        """Of a group that is known."""
+        """The totals and times of a group never go back while the group is known."""
         now = {}
         for key, group in self.state.groups.items():
             now[key] = plus(group.totals, group.ended)
@@ -538,7 +538,7 @@ class Cluster(RuleBasedStateMachine):
                 assert group.max_connections <= most[key]
 
     def teardown(self) -> None:
-        """Once quiet, everything is as in the applications, to the unit."""
+        """When nothing happens any more, the state equals the applications exactly."""
         for turn in range(10):
             for application in self.all.values():
                 if application.alive:
@@ -566,15 +566,15 @@ class Cluster(RuleBasedStateMachine):
                 ("program", application.who.host, application.who.program),
                 ("host", application.who.host),
             ]
-            told = application.told[application.accepted]
+            reported = application.reported_totals[application.accepted]
             for key in keys:
-                totals[key] = plus(totals.get(key, NO_TOTALS), add_totals(iter(told.values())))
-                times.setdefault(key, []).append(application.told_times[application.accepted])
-            for key, part in told.items():
+                totals[key] = plus(totals.get(key, NO_TOTALS), add_totals(iter(reported.values())))
+                times.setdefault(key, []).append(application.reported_times[application.accepted])
+            for key, part in reported.items():
                 totals[key] = plus(totals.get(key, NO_TOTALS), part)
             if application.alive:
-                assert told == application.by_database()
-                processes.update([*keys, *told])
+                assert reported == application.by_database()
+                processes.update([*keys, *reported])
                 for key in keys:
                     gauges[key] = plus(gauges.get(key, NO_GAUGES), application.gauges)
                 for pool in application.pools.values():
@@ -723,7 +723,7 @@ _batches = st.builds(
 def test_whatever_is_reported_nothing_raises_and_replicas_agree(
     batches: list[Batch], at: int, tight: bool
 ) -> None:  # fmt: skip
-    """Senseless reports break no sum, no dump, no verdict and no reader, with room and without."""
+    """Invalid reports break no sum, no checkpoint, no verdict and no reader, with room and without."""
     limits = Limits(2, 2, 3, 60_000, 2, 1, 1, 3, sites=2) if tight else Limits()
     settings = Settings(limits=limits)
     state, other = State(settings), State(settings)
@@ -754,7 +754,7 @@ def _picks(least: int, most: int) -> st.SearchStrategy[list[int]]:
 def test_what_a_limit_leaves_out_is_counted_and_comes_in(
     picks: list[int], pools: int, connections: int, by_room: bool
 ) -> None:
-    """Nothing is missing that is not counted; once everything fits, everything is there and exact."""
+    """Whatever is left out is counted; once everything fits, the state is exact."""
     limits = Limits(pools=pools, connections=connections)
     if by_room:
         limits = Limits(room=16_384 + 6_144 * pools + 256 * connections)
@@ -786,7 +786,7 @@ def test_what_a_limit_leaves_out_is_counted_and_comes_in(
         gone = application.pools.pop(number)
         application.closed += gone.connections
         application.changed -= {(number, connection) for connection in gone.connections}
-        if not application.changed_pools.pop(number, False):  # else no report has told of it
+        if not application.changed_pools.pop(number, False):  # else no report has had it
             application.closed_pools.append(number)
 
     for pick in picks:
