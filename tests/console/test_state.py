@@ -390,6 +390,15 @@ def test_only_the_transitions_of_the_table_happen() -> None:
         modes.next_mode(Mode.FIND, Event.QUIT)
 
 
+def test_only_an_order_by_ages_needs_the_ages_of_all_rows() -> None:
+    """Held times do not grow between reports: of other rows ages may lag. The age column needs all ages."""
+    shown = state.fitted(opened("6"), (5,))
+    assert shown.page.pane.sort == "held_seconds"
+    assert shown.seen == frozenset(key for key, _ in (shown.page.pane.rows or ())[:5])
+    assert actions.sort_by(shown, "age_seconds").seen is None
+    assert opened("5", "m").seen is None
+
+
 @pytest.mark.parametrize("sort", [">", ">>", ">>>", ">>>>>", "<", "I"])
 def test_a_refresh_of_quiet_rows_is_what_a_fresh_look_shows(sort: str) -> None:
     """Where only ages have changed, refreshing in place has the same result as sorting again."""
