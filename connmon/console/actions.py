@@ -195,10 +195,10 @@ def _find(state: State, step: int) -> State:
     if not state.find:
         return noted(state, "nothing to find: / asks for a text")
     pane = state.page.pane
-    found = pane.found(state.find, pane.index + step, step)
-    if found is None:
+    at_match = pane.found(state.find, pane.index + step, step)
+    if at_match is None:
         return noted(state, f"no row with {text.sanitize(state.find)!r}")
-    return with_pane(state, found)
+    return with_pane(state, at_match)
 
 
 # --- Time ---------------------------------------------------------------------------------------------

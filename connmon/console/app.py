@@ -23,11 +23,21 @@ from types import FrameType
 from typing import Any, NoReturn, Protocol
 
 from connmon.config import Node
-from connmon.console import actions, layout, screen, state, views
+from connmon.console import actions, layout, screen, views
 from connmon.console.fetcher import AskNodes, Demand, Fetcher, News, Note, Position
 from connmon.console.settings import DEFAULT_SETTINGS
 from connmon.console.source import Maxima
-from connmon.console.state import Refresh, Silence, State
+from connmon.console.state import (
+    Refresh,
+    Silence,
+    State,
+    fitted,
+    noted,
+    played,
+    refreshed,
+    silenced,
+    ticked,
+)
 from connmon.errors import ConnmonError
 from connmon.protocol.credentials import OPEN, Credentials
 from connmon.reader import client
@@ -92,9 +102,9 @@ def show(begin: State, feed: Feed, started: Callable[[], None] = lambda: None) -
     return 0
 
 
-def demand(shown: State) -> Demand:
+def demand(state: State) -> Demand:
     """Return what the feed has to get for this state."""
-    return Demand(shown.wants, shown.remembers, shown.interval, shown.seen, shown.reel)
+    return Demand(state.wants, state.remembers, state.interval, state.seen, state.reel)
 
 
 class _App:
@@ -106,21 +116,21 @@ class _App:
         self._feed = feed
 
     def __repr__(self) -> str:
-        shown = self._state
-        return f"<App: view {shown.view}, mode {shown.mode.value}, {self._terminal}, {self._feed}>"
+        state = self._state
+        return f"<App: view {state.view}, mode {state.mode.value}, {self._terminal}, {self._feed}>"
 
     def run(self) -> None:
         drawn: Any = None
         changed = True
         while not self._state.ended:
-            self._state = state.ticked(self._state, time.monotonic())
+            self._state = ticked(self._state, time.monotonic())
             for news in self._feed.news():
                 self._state = _after(self._state, news)
                 changed = True
             width, height = self._terminal.size()
-            shown = self._state
+            state = self._state
             # Time alone changes these: how late the node is, in words, and whether the note is still there.
-            moment = (width, height, shown.note, shown.silence, _late_seconds(shown))
+            moment = (width, height, state.note, state.silence, _late_seconds(state))
             if changed or moment != drawn:
                 self._draw(width, height)
                 drawn, changed = moment, False
@@ -132,7 +142,7 @@ class _App:
 
     def _draw(self, width: int, height: int) -> None:
         plan = layout.layout(self._state, width, height)
-        self._state = state.fitted(self._state, plan.panes, plan.spread)
+        self._state = fitted(self._state, plan.panes, plan.spread)
         self._terminal.draw(views.view(self._state, width, height))
 
     def _press(self, key: str | screen.Click, width: int, height: int) -> None:
@@ -142,25 +152,25 @@ class _App:
             logger.debug("mode: %s -> %s", before.value, self._state.mode.value)
 
 
-def _late_seconds(shown: State) -> int:
+def _late_seconds(state: State) -> int:
     """Return the seconds that the screen counts, 0 where it counts none."""
-    if shown.received is None or not (shown.late or shown.silence is not None):
+    if state.received is None or not (state.late or state.silence is not None):
         return 0
-    return int(shown.now - shown.received)
+    return int(state.now - state.received)
 
 
-def _pressed(shown: State, key: str | screen.Click, width: int, height: int) -> State:
+def _pressed(state: State, key: str | screen.Click, width: int, height: int) -> State:
     """Return the state after a key, a click or a notch of the wheel."""
     if isinstance(key, screen.Click):
-        shown = actions.clicked(shown, key.x, key.y, width, height)
+        state = actions.clicked(state, key.x, key.y, width, height)
     elif key in ("wheelup", "wheeldown"):
-        shown = actions.turned(shown, key == "wheeldown")
+        state = actions.turned(state, key == "wheeldown")
     else:
-        shown = actions.pressed(shown, key)
-    if shown.save:
-        path = shown.save
-        shown = state.noted(replace(shown, save=""), _save(path, views.saved(shown)))
-    return shown
+        state = actions.pressed(state, key)
+    if state.save:
+        path = state.save
+        state = noted(replace(state, save=""), _save(path, views.saved(state)))
+    return state
 
 
 def _save(path: str, text: str) -> str:
@@ -175,16 +185,16 @@ def _save(path: str, text: str) -> str:
     return f"saved: {os.path.abspath(os.path.expanduser(path))}"
 
 
-def _after(shown: State, news: News) -> State:
+def _after(state: State, news: News) -> State:
     """Return the state after news of the feed. Raises the error of a feed that met a bug."""
     if isinstance(news, Refresh):
-        return state.refreshed(shown, news)
+        return refreshed(state, news)
     if isinstance(news, Silence):
-        return state.silenced(shown, news)
+        return silenced(state, news)
     if isinstance(news, Note):
-        return state.noted(shown, news.text)
+        return noted(state, news.text)
     if isinstance(news, Position):
-        return state.played(shown, news.number)
+        return played(state, news.number)
     raise news.error
 
 

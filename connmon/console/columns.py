@@ -83,7 +83,7 @@ class Column(Generic[R]):
     least: int = 0
     """The width to which a name may be shortened. 0: never."""
     identifies: bool = False
-    """Rows are told apart by it."""
+    """Rows differ in it: a host, a pid, a call site."""
     is_path: bool = False
     """Shortened from its left; `least` then counts for the rest."""
     ages: bool = False

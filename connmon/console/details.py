@@ -52,41 +52,41 @@ class Details(NamedTuple):
 
 def lines(row: TableRow, width: int, most: int) -> list[Line]:
     """Return the first `most` lines at most; of a longer stack, the frames around the own frame."""
-    found = whole(row, width)
-    frames = most - found.stack
-    if found.own is None or found.own < most or frames < 1:
-        return found.lines[:most]
-    begin = min(found.own + 1 - max(1, frames - CALLERS), len(found.lines) - frames)
-    above = begin - found.stack
+    all_details = whole(row, width)
+    frames = most - all_details.stack
+    if all_details.own is None or all_details.own < most or frames < 1:
+        return all_details.lines[:most]
+    begin = min(all_details.own + 1 - max(1, frames - CALLERS), len(all_details.lines) - frames)
+    above = begin - all_details.stack
     heading: Line = [(text.clip(f" stack, without its {above} innermost frames:", width), "")]
-    return [*found.lines[: found.stack - 1], heading, *found.lines[begin : begin + frames]]
+    return [*all_details.lines[: all_details.stack - 1], heading, *all_details.lines[begin : begin + frames]]
 
 
 def whole(row: TableRow, width: int) -> Details:
     """Return what is wrong, who holds the connection and where, its stack, then all known figures."""
-    shown: list[Line] = []
+    lines: list[Line] = []
     why = reason(row)
     if why:
-        shown += wrapped(f"{name(row)}: {why}", width, VERDICT_ROLES.get(str(verdict(row)), "strong"))
+        lines += wrapped(f"{name(row)}: {why}", width, VERDICT_ROLES.get(str(verdict(row)), "strong"))
     for problem in problems(row):
-        shown += wrapped(problem, width, "strong")
+        lines += wrapped(problem, width, "strong")
     for label, value, role in _holder(row):
-        shown += wrapped(f"{label}: {value}", width, role)
+        lines += wrapped(f"{label}: {value}", width, role)
     stack = row.stack if isinstance(row, JsonConnection | WaitRow) else ()
     own = _own_frame(stack, row) if isinstance(row, JsonConnection | WaitRow) else None
     if stack:
-        shown.append([(" stack, the innermost first:", "")])
-    begin = len(shown)
+        lines.append([(" stack, the innermost first:", "")])
+    begin = len(lines)
     for number, frame in enumerate(stack):
         mark, role = (" > ", "strong") if number == own else ("   ", "")
-        shown.append([(text.clip(mark + text.sanitize(frame), width), role)])
+        lines.append([(text.clip(mark + text.sanitize(frame), width), role)])
     known = [
         Field(_name(key), _value(key, value), 1)
         for key, value in fields(row)
         if key not in _APART and value not in (None, (), "", False)
     ]
-    shown += flow(known, width, MOST_LINES)
-    return Details(shown, begin if stack else len(shown), None if own is None else begin + own)
+    lines += flow(known, width, MOST_LINES)
+    return Details(lines, begin if stack else len(lines), None if own is None else begin + own)
 
 
 _FRAME: Final = re.compile(r"(.*):\d+(?: (.*))?")
@@ -112,8 +112,8 @@ def _own_frame(stack: Sequence[str], row: JsonConnection | WaitRow) -> int | Non
 
 def _function(site: str) -> tuple[str, str] | None:
     """Return the file and the function of a call site; None where it names no function."""
-    found = _FRAME.fullmatch(site)
-    return None if found is None or not found[2] else (found[1], found[2])
+    match = _FRAME.fullmatch(site)
+    return None if match is None or not match[2] else (match[1], match[2])
 
 
 def _holder(row: TableRow) -> list[tuple[str, str, Role]]:

@@ -67,17 +67,21 @@ def of(part: int | None, whole: int | None) -> str:
     return UNKNOWN if part is None else f"{part}/{count(whole)}"
 
 
-def means(samples: Sequence[float | None], number: int, columns: int, each: int) -> list[float | None]:
-    """Return the means of `columns` blocks of `each` samples, the newest last; None: unknown.
+def means(
+    samples: Sequence[float | None], number: int, columns: int, block_samples: int
+) -> list[float | None]:
+    """Return the means of `columns` blocks of `block_samples` samples, the newest last; None: unknown.
 
     `number` is the number of the last sample. Which samples share a block depends on their numbers, not on
     the moment, so that a line of blocks moves to the left and does not shimmer.
     """
     blocks: list[float | None] = []
-    last = number // each
+    last = number // block_samples
     for block in range(last - columns + 1, last + 1):
-        begin = block * each - (number - len(samples) + 1)
-        known = [value for value in samples[max(0, begin) : max(0, begin + each)] if value is not None]
+        begin = block * block_samples - (number - len(samples) + 1)
+        known = [
+            value for value in samples[max(0, begin) : max(0, begin + block_samples)] if value is not None
+        ]
         blocks.append(sum(known) / len(known) if known else None)
     return blocks
 
@@ -108,6 +112,8 @@ def short(value: float | None) -> str:
     return whole + unit
 
 
-def line(samples: Sequence[float | None], number: int, columns: int, each: int, blocks: str = BLOCKS) -> str:
-    """Return samples as `columns` blocks, each the mean of `each` samples; the newest at the right."""
-    return drawn(means(samples, number, columns, each), blocks)
+def line(
+    samples: Sequence[float | None], number: int, columns: int, block_samples: int, blocks: str = BLOCKS
+) -> str:
+    """Return samples as `columns` blocks, each the mean of `block_samples`; the newest at the right."""
+    return drawn(means(samples, number, columns, block_samples), blocks)

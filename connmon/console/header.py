@@ -81,13 +81,13 @@ def trends(state: State, width: int) -> Line | None:
     # Names, "max" with up to five characters, and the minutes stand between the blocks.
     room = min(TREND_MOST_WIDTH, (width - 54) // 2)
     blocks = format.BLOCKS if state.blocks else format.ASCII_BLOCKS
-    each = max(1, TREND_SAMPLES // room)
+    block_samples = max(1, TREND_SAMPLES // room)
     line: Line = []
     for name, values in (("checkouts/s", samples.rates), ("connections", samples.counts)):
-        means = format.means(values, remembered.number, room, each)
+        means = format.means(values, remembered.number, room, block_samples)
         line += [(f" {name} ", ""), (format.drawn(means, blocks), "good")]
         line += [(f" max {text.left(format.peak(means), 5)} ", "")]
-    minutes = round(room * each * remembered.interval / 60)
+    minutes = round(room * block_samples * remembered.interval / 60)
     return [*line, (f"{minutes} min", "")]
 
 
@@ -218,9 +218,9 @@ def footer(state: State, width: int) -> Line:
         hidden.update(binding.action for binding in keys.BINDINGS if binding.replay)
     line: Line = []
     taken = 0
-    for shown, does in keys.footer(frozenset(hidden)):
-        taken += len(shown) + len(does) + 4
+    for label, does in keys.footer(frozenset(hidden)):
+        taken += len(label) + len(does) + 4
         if taken > width:
             break
-        line += [(f" {shown}", "header"), (f" {does}  ", "")]
+        line += [(f" {label}", "header"), (f" {does}  ", "")]
     return line

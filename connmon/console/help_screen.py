@@ -26,9 +26,9 @@ def lines(top: int, replay: bool, width: int, height: int) -> list[Line]:
     entries: list[Line] = []
     for binding in keys.BINDINGS:
         if not binding.replay or replay:
-            entries.append([("  " + text.left(binding.shown, 10), "strong"), (binding.does, "")])
-    for shown, does in keys.MOUSE:
-        entries.append([("  " + text.left(shown, 10), "strong"), (does, "")])
+            entries.append([("  " + text.left(binding.label, 10), "strong"), (binding.does, "")])
+    for label, does in keys.MOUSE:
+        entries.append([("  " + text.left(label, 10), "strong"), (does, "")])
     entries.append([])
     for word, role, meaning in _WORDS:
         entries.append([("  " + text.left(word, 16), role), (meaning, "")])

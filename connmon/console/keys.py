@@ -25,7 +25,7 @@ class Binding:
 
     action: Action
     keys: tuple[str, ...]
-    shown: str
+    label: str
     """How the help screen and the footer write the keys."""
     does: str
     """For the help screen."""
@@ -96,9 +96,9 @@ def footer(without: frozenset[Action] = frozenset()) -> list[tuple[str, str]]:
     for binding in BINDINGS:
         if not binding.short or binding.action in without:
             continue
-        shown = "1-9" if binding.short == "views" else binding.shown.split()[0]
+        label = "1-9" if binding.short == "views" else binding.label.split()[0]
         if entries and entries[-1][1] == binding.short:
-            entries[-1] = (f"{entries[-1][0]} {shown}", binding.short)
+            entries[-1] = (f"{entries[-1][0]} {label}", binding.short)
         else:
-            entries.append((shown, binding.short))
+            entries.append((label, binding.short))
     return entries

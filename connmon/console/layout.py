@@ -104,10 +104,10 @@ def _about(state: State, width: int, height: int, rows: int, heading: int) -> tu
     room = max(rows - needed, max(3, rows // 2) if wanted else 0)
     if room < max(3, least + 1):
         return least, None
-    found = details.whole(selected[1], width)
-    lines = len(found.lines)
+    row_details = details.whole(selected[1], width)
+    lines = len(row_details.lines)
     room = min(room, lines + 1)
-    top = 0 if found.own is None or found.own < room - 1 else found.own - details.CALLERS
+    top = 0 if row_details.own is None or row_details.own < room - 1 else row_details.own - details.CALLERS
     return room, Spread(lines, room - 1, max(0, min(top, lines + 1 - room)))
 
 

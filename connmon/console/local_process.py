@@ -56,10 +56,10 @@ class Watch:
         """Return the addresses of a name, which is resolved once."""
         if host not in self._addresses:
             try:
-                found: Sequence[Any] = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+                infos: Sequence[Any] = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
             except (OSError, UnicodeError):
-                found = ()
-            self._addresses[host] = frozenset(str(info[4][0]).removeprefix("::ffff:") for info in found)
+                infos = ()
+            self._addresses[host] = frozenset(str(info[4][0]).removeprefix("::ffff:") for info in infos)
         return self._addresses[host]
 
 

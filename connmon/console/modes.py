@@ -1,6 +1,6 @@
 """The modes of the console: what the next key means, and which mode follows which. Pure.
 
-`TRANSITIONS` has every change that there is; `next_mode` refuses any other. The loop logs each change.
+`TRANSITIONS` has every possible change; `next_mode` refuses any other. The loop logs each change.
 """
 
 from __future__ import annotations

@@ -47,8 +47,8 @@ def pressed(state: State, key: str) -> State:
         return state
     state = replace(state, input=state.input._replace(text=typed))
     if state.mode is Mode.FIND and typed:
-        found = state.page.pane.found(typed, state.input.began, 1)
-        return state if found is None else with_pane(state, found)
+        at_match = state.page.pane.found(typed, state.input.began, 1)
+        return state if at_match is None else with_pane(state, at_match)
     return state
 
 

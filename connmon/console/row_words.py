@@ -46,9 +46,9 @@ def gravity(word: str | None) -> int:
 
 def state_word(row: TableRow) -> str:
     """Return the row's verdict, else its state; a colour only repeats it."""
-    found = verdict(row)
-    if found:
-        return found
+    own_verdict = verdict(row)
+    if own_verdict:
+        return own_verdict
     if isinstance(row, CallSiteRow):
         return "waiting" if row.site.waiting_now else word(None)
     if isinstance(row, NodeRow):
@@ -60,21 +60,21 @@ def state_word(row: TableRow) -> str:
 
 def verdict_word(row: TableRow) -> str:
     """Return the row's verdict, or "lost" or "gone"; "" where nothing is wrong."""
-    found = verdict(row)
-    if found:
-        return found
+    own_verdict = verdict(row)
+    if own_verdict:
+        return own_verdict
     state = row.state if isinstance(row, FigureRow) else None
     return str(state) if state in ("lost", "gone") else ""
 
 
 def reason(row: TableRow) -> str:
     """Return the verdict with its reason in one line; "" where nothing is wrong."""
-    found, why = verdict(row), verdict_reason(row)
-    if not found:
+    own_verdict, why = verdict(row), verdict_reason(row)
+    if not own_verdict:
         return ""
     if not why:
-        return f"{found}: {MEANINGS[found]}" if found in MEANINGS else found
-    return why if why.startswith(f"{found}:") else f"{found}: {why}"
+        return f"{own_verdict}: {MEANINGS[own_verdict]}" if own_verdict in MEANINGS else own_verdict
+    return why if why.startswith(f"{own_verdict}:") else f"{own_verdict}: {why}"
 
 
 def problems(row: TableRow) -> tuple[str, ...]:

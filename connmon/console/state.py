@@ -286,8 +286,8 @@ def fitted(state: State, visible: Sequence[int], spread: Spread | None = None) -
     panes = state.page.panes
     if all(pane.visible == max(1, rows) for pane, rows in zip(panes, visible, strict=True)):
         return state
-    shown = tuple(pane.shown(rows) for pane, rows in zip(panes, visible, strict=True))
-    return with_page(state, replace(state.page, panes=shown))
+    scrolled = tuple(pane.shown(rows) for pane, rows in zip(panes, visible, strict=True))
+    return with_page(state, replace(state.page, panes=scrolled))
 
 
 def played(state: State, position: int) -> State:

@@ -33,10 +33,10 @@ def view(state: State, width: int, height: int) -> list[Line]:
         lines = help_screen.lines(state.help_top, state.reel is not None, width, height)
     else:
         lines = _page(state, width, height)
-    shown = [clipped(line, width) for line in lines[:height]]
+    clipped_lines = [clipped(line, width) for line in lines[:height]]
     if state.blocks:
-        return shown
-    return [[(part.translate(text.ASCII), role) for part, role in line] for line in shown]
+        return clipped_lines
+    return [[(part.translate(text.ASCII), role) for part, role in line] for line in clipped_lines]
 
 
 def saved(state: State) -> str:

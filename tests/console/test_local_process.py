@@ -1,4 +1,4 @@
-"""What the console adds to the reports of a process: what the system of this host says of it."""
+"""What the system of this host says of a process, in addition to its reports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.console_states import row
 
 
 def pool(port: int | None, connections: int = 1, **changes: Any) -> Any:
-    """Return a pool of this very process."""
+    """Return a pool of this process."""
     flat: dict[str, Any] = {
         "host": process_info.host(), "pid": os.getpid(), "state": "connected", "dialect": "mysql",
         "started_seconds": time.time() - psutil.Process().create_time(),
@@ -27,7 +27,7 @@ def pool(port: int | None, connections: int = 1, **changes: Any) -> Any:
 
 
 def test_sockets_beyond_those_of_the_pools_are_counted() -> None:
-    """Three sockets to the server of which the pools know two: one is beyond; other servers do not count."""
+    """Of three sockets to the server the pools account for two: one is beyond; other servers do not count."""
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
         socket.create_server(("127.0.0.1", 0)) as other,
@@ -49,14 +49,14 @@ def test_sockets_beyond_those_of_the_pools_are_counted() -> None:
 
 
 def test_a_database_without_a_port_has_no_sockets() -> None:
-    """SQLite, or a server reached by a socket file: there is nothing to count."""
+    """With SQLite or a socket file there are no TCP sockets to count."""
     for bare in (pool(None), pool(None, dialect="sqlite", database_host=None)):
         local = Watch().look("i1", [bare])
         assert local is not None and "no TCP" in local.text
 
 
-def test_a_server_that_is_not_known_is_no_local_one() -> None:
-    """Where a pool's server is not known nothing is counted, since its sockets may be among the others."""
+def test_nothing_is_counted_where_a_server_is_unknown() -> None:
+    """The sockets of a pool with an unknown server may be among the others, so none are counted."""
     local = Watch().look("i1", [pool(3306), pool(None, database_host=None)])
     assert local is not None
     assert "TCP to the database - (the server of a pool is not known)" in local.text
@@ -81,6 +81,6 @@ def test_each_of_several_servers_is_counted() -> None:
      {"started_seconds": None}],
 )  # fmt: skip
 def test_another_process_is_not_looked_at(changes: dict[str, Any]) -> None:
-    """Elsewhere, gone, or of the same pid but started at another time: nothing is said."""
+    """A process elsewhere, gone, or with the same pid but another start time is not looked at."""
     assert Watch().look("i1", [pool(3306, **changes)]) is None
     assert Watch().look("i1", []) is None

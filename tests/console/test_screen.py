@@ -44,7 +44,7 @@ sys.exit(app.run(nodes, "default"))
 
 
 class Terminal:
-    """A console in a pseudo-terminal, and what an eye would see of it."""
+    """A console in a pseudo-terminal, and its screen as text."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class Terminal:
 
     @property
     def restored(self) -> bool:
-        """Whether the terminal's modes are as they were."""
+        """Whether the terminal's modes are as before."""
         return termios.tcgetattr(self._slave) == self._before
 
     def hang_up(self) -> None:
@@ -169,7 +169,7 @@ def node() -> Iterator[FakeNode]:
     ids=str,
 )
 def test_any_locale(node: FakeNode, environ: dict[str, str]) -> None:
-    """A locale that is not installed, or that knows no more than ASCII, is no reason to end."""
+    """The console runs with a locale that is not installed, or that has only ASCII."""
     with contextlib.closing(Terminal(node.port, environ=environ)) as terminal:
         terminal.shows("node node1", "waiting 5", ">ctl1 nova-api", "q quit")
         terminal.press("q")
@@ -183,7 +183,7 @@ def test_an_encoding_that_python_does_not_know() -> None:
 
 
 def test_an_operators_walk(node: FakeNode) -> None:
-    """Open, drill down twice, resize, come back, sort, ask for help, quit: each shows, and exit is 0."""
+    """Open, drill down twice, resize, come back, sort, ask for help, quit: the screen follows, exit 0."""
     with contextlib.closing(Terminal(node.port)) as terminal:
         terminal.shows("node node1", "waiting 5", ">ctl1 nova-api", "LEAK", "q quit", "cinder-volume")
         terminal.press("\r")
@@ -226,7 +226,7 @@ def test_arrow_keys_are_read(node: FakeNode) -> None:
 
 @pytest.mark.slow
 def test_a_node_that_dies_is_replaced_with_a_note() -> None:
-    """Another node is read, and a line says so; with none left, one says since when, until one returns."""
+    """Another node is read, with a note; with none left a banner says since when, until a node returns."""
     first, second = FakeNode("node1"), FakeNode("node2")
     both = {"node1": first, "node2": second}
     with contextlib.closing(Terminal(first.port, second.port)) as terminal:
@@ -247,7 +247,7 @@ def test_a_node_that_dies_is_replaced_with_a_note() -> None:
 
 @pytest.mark.slow
 def test_a_node_without_quorum_is_left_for_one_that_has_it() -> None:
-    """Without quorum the screen says so; a node that has it is read instead, with a note."""
+    """Without quorum the screen says so; a node with quorum is read instead, with a note."""
     first = FakeNode("node1")
     first.quorum = False
     second = FakeNode("node2")
@@ -263,7 +263,7 @@ def test_a_node_without_quorum_is_left_for_one_that_has_it() -> None:
 
 
 def test_only_changes_are_asked_for(node: FakeNode) -> None:
-    """After the first answer, queries name the version that the console has; rows that change are shown."""
+    """After the first answer, queries name the version that the console has; changes reach the screen."""
     with contextlib.closing(Terminal(node.port)) as terminal:
         wait_for(lambda: len(node.queries) >= 3)
         asked = [query for query in node.queries if isinstance(query, Query)]
@@ -297,7 +297,7 @@ def test_sigterm_restores_the_terminal(node: FakeNode) -> None:
 
 
 def test_a_bug_restores_the_terminal_before_its_traceback(node: FakeNode) -> None:
-    """After an exception the terminal is as it was, and the traceback is on stderr."""
+    """After an exception the terminal is as before, and the traceback is on stderr."""
     with contextlib.closing(Terminal(node.port, mode="crash")) as terminal:
         code, errors = terminal.ended()
         assert code == 1
@@ -307,7 +307,7 @@ def test_a_bug_restores_the_terminal_before_its_traceback(node: FakeNode) -> Non
 
 @pytest.mark.parametrize("mode", ["run", "no-hup"])
 def test_a_terminal_that_vanishes_ends_it(node: FakeNode, mode: str) -> None:
-    """When the terminal window is closed, the console ends by itself, also where SIGHUP does not come."""
+    """When the terminal window is closed, the console ends by itself, even if SIGHUP does not come."""
     terminal = Terminal(node.port, mode=mode)
     with contextlib.closing(terminal):
         terminal.shows("nova-api")
@@ -377,7 +377,7 @@ def test_pipes_are_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_view_on_a_real_terminal(node: FakeNode) -> None:
-    """Each view comes with its key; a filter is typed; a freeze is unmistakable; a table is saved."""
+    """Each view comes with its key; a filter is typed; a frozen screen has a banner."""
     with contextlib.closing(Terminal(node.port)) as terminal:
         terminal.shows(">ctl1 nova-api")
         for key, facts in (
@@ -408,7 +408,7 @@ def test_every_view_on_a_real_terminal(node: FakeNode) -> None:
 
 
 def test_a_table_is_saved_where_it_was_asked_for(node: FakeNode, tmp_path: Path) -> None:
-    """s and a name write the table, and never over a file that is there."""
+    """s and a name write the table, but never over an existing file."""
     path = tmp_path / "table.txt"
     with contextlib.closing(Terminal(node.port)) as terminal:
         terminal.shows(">ctl1 nova-api")
@@ -424,7 +424,7 @@ def test_a_table_is_saved_where_it_was_asked_for(node: FakeNode, tmp_path: Path)
 
 
 def test_the_mouse_works(node: FakeNode) -> None:
-    """A click on a heading sorts by it, one on a row takes the cursor there, as terminals report them."""
+    """A click on a heading sorts by it, a click on a row selects it, as terminals report clicks."""
     with contextlib.closing(Terminal(node.port, TERM="xterm-256color")) as terminal:
         terminal.shows(">ctl1 nova-api")
         lines = terminal.lines
@@ -456,7 +456,7 @@ def test_any_size_on_any_terminal(node: FakeNode, size: tuple[int, int], term: s
 
 
 def test_the_terminal_knows_its_size(node: FakeNode) -> None:
-    """Its size is what it says itself, whatever LINES and COLUMNS are left from another one."""
+    """The terminal's own size counts, not LINES and COLUMNS that are left from another terminal."""
     with contextlib.closing(Terminal(node.port, LINES="50", COLUMNS="200")) as terminal:
         terminal.shows(">", "nova-api", "quit")
         terminal.press("q")

@@ -23,7 +23,7 @@ def rows_of(source: Source) -> list[Any]:
 
 
 def test_a_server_that_takes_less_than_its_pools_may_open_is_overcommitted() -> None:
-    """With the server's maximum given, its databases say OVERCOMMIT, if nothing graver; of others nothing."""
+    """Databases of a server with a known maximum are OVERCOMMIT, if nothing graver; others are not judged."""
     source = Source(Want("database"), {("db1", 3306): 151})
     source.apply(answer(source.question()))
     rows = {row.database: row for row in rows_of(source)}
@@ -36,7 +36,7 @@ def test_a_server_that_takes_less_than_its_pools_may_open_is_overcommitted() -> 
 
 
 def test_verdicts_are_the_nodes() -> None:
-    """Rows have the word and the reason that came with them, and none where none came."""
+    """Rows have the verdict and the reason that the node sent; without one they have none."""
     source = Source(Want("program"))
     source.apply(answer(source.question()))
     rows = {row.program: row for row in rows_of(source)}
@@ -49,7 +49,7 @@ def test_verdicts_are_the_nodes() -> None:
 
 
 def test_an_aggregate_is_as_grave_as_its_gravest_part() -> None:
-    """It has that part's verdict and reason; its timeouts are the sum, unknown where a part's are."""
+    """It has that part's verdict and reason; its timeouts are the sum, unknown if a part's are."""
     parts = [
         row("pool", verdict="SATURATED", verdict_reason="9 wait", recent_timeouts=2, waiting=9),
         row("pool", verdict="LEAK", verdict_reason="held for 5m", recent_timeouts=1, waiting=0),
@@ -63,7 +63,7 @@ def test_an_aggregate_is_as_grave_as_its_gravest_part() -> None:
 
 
 def test_a_leak_is_blamed_on_the_line_that_leaks() -> None:
-    """Of a pool with a leak, only the place whose connection leaks is LEAK among the waits."""
+    """Only the place whose connection leaks is LEAK, not the other users of the pool."""
     source = Source(Want("wait"))
     source.apply(answer(source.question()))
     blamed = {row.blocker: row.verdict for row in rows_of(source)}
@@ -71,7 +71,7 @@ def test_a_leak_is_blamed_on_the_line_that_leaks() -> None:
 
 
 def judged_soon(held: float, word: VerdictWord | None) -> list[Row]:
-    """What a node says that judges from 5 s on: one connection is held, nobody waits."""
+    """Return the rows of a node that judges after 5 s: one connection is held, nobody waits."""
     why = () if word is None else (Verdict(word, f"held for {held:g}s"),)
     names = {ProgramRow: FLEET[0], ProcessRow: fleet_row(ProcessRow), PoolRow: fleet_row(PoolRow)}
     rows = [structs.replace(row, figures=figures(1, 1, held=held, wrong=why)) for row in names.values()]
@@ -94,10 +94,10 @@ def fleet_row(kind: type[Any]) -> Any:
         (31.0, None, "thread Thread-0"),
     ],
 )
-def test_what_the_node_judges_sooner_is_among_the_waits(
+def test_connections_that_the_node_judges_sooner_are_among_the_waits(
     held: float, word: VerdictWord | None, blocker: str | None
 ) -> None:
-    """With a low verdict_held_long a LEAK or BLOCKED of 10 s is shown at once, and with its reason."""
+    """With a low verdict_held_long a LEAK or BLOCKED of 10 s is among the waits at once, with its reason."""
     source = Source(Want("wait"))
     for _ in range(3):  # the first question, and those that come after an answer
         source.apply(answer(source.question(), judged_soon(held, word)))
@@ -108,7 +108,7 @@ def test_what_the_node_judges_sooner_is_among_the_waits(
 
 
 def test_short_holds_are_asked_for_only_where_something_is_wrong() -> None:
-    """Where nothing is LEAK or BLOCKED the node is not asked for what it then would send for nothing."""
+    """Where nothing is LEAK or BLOCKED the console asks for long holds only."""
     source = Source(Want("wait"))
     assert source.question() == WaitsQuery(1.0)
     source.apply(answer(source.question(), judged_soon(10.0, None)))
@@ -117,8 +117,8 @@ def test_short_holds_are_asked_for_only_where_something_is_wrong() -> None:
     assert source.question() == WaitsQuery(1.0)
 
 
-def test_a_place_has_its_own_words_reason() -> None:
-    """Of a pool with a LEAK and a BLOCKED each place says why it is what it is, in the node's words."""
+def test_a_place_has_the_reason_of_its_own_verdict() -> None:
+    """Each place of a pool with a LEAK and a BLOCKED has the node's reason of its own verdict."""
     who: dict[str, Any] = {"host": "ctl1", "program": "api", "pool": "mysql://db1/nova"}
     said = (
         "held for 41s: give it back; BLOCKED: held for 12s in the database: look for a lock: connmon whois 7"
@@ -146,7 +146,7 @@ def test_a_place_has_its_own_words_reason() -> None:
 
 
 def test_other_processes_of_a_program_block_nobody() -> None:
-    """What they hold of a pool of the same URL is not among the waits, where their own pool is well."""
+    """Their connections of a pool with the same URL are not among the waits, if their own pool is well."""
     who: dict[str, Any] = {"host": "ctl1", "program": "api", "pool": "mysql://db1/nova"}
     pools = [
         row("pool", **who, instance="i1", verdict="LEAK", longest_held_seconds=10.0),
@@ -160,8 +160,8 @@ def test_other_processes_of_a_program_block_nobody() -> None:
     assert [(wait.call_site, wait.processes) for _, wait in found] == [("a.py:1 leaks", 1)]
 
 
-def test_connects_a_second_are_known_from_the_second_report_on() -> None:
-    """They are null before, and after a silence; of several reports those of the last seconds count."""
+def test_connects_per_second_are_known_from_the_second_report_on() -> None:
+    """They are unknown before it, and after a silence; the reports of the last seconds count."""
     source = Source(Want("program"))
     key = FLEET[0].key
 
@@ -183,4 +183,4 @@ def test_connects_a_second_are_known_from_the_second_report_on() -> None:
     assert after(4.0, 97) == pytest.approx(1.5)
     assert after(30.0, 97) == pytest.approx(0.0)
     assert after(60.0, 97, ago=30.0) is None
-    assert after(61.0, 5) is None  # it began again
+    assert after(61.0, 5) is None  # the totals began again

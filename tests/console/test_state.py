@@ -37,8 +37,8 @@ def test_every_action_has_a_handler_and_no_key_two_meanings() -> None:
     assert len(every) == len(set(every))
 
 
-def test_who_is_to_blame_stands_on_top() -> None:
-    """Programs are in the order of their verdicts, then of who waits; those gone last."""
+def test_the_worst_program_is_on_top() -> None:
+    """Programs are in the order of their verdicts, then of how many wait; gone programs are last."""
     assert programs(opened()) == ["nova-api", "cinder-volume", "neutron-server", "keystone", "glance-api"]
 
 
@@ -58,7 +58,7 @@ def test_enter_drills_down_and_esc_comes_back_to_the_same_row() -> None:
 
 
 def test_the_cursor_stays_with_its_row_when_rows_move() -> None:
-    """A row that was chosen keeps the cursor wherever the order puts it."""
+    """A selected row keeps the cursor wherever the order puts it."""
     shown = opened("down")
     assert under_cursor(shown) == ("program", "ctl2", "cinder-volume")
     turned = actions.pressed(shown, "I")
@@ -67,7 +67,7 @@ def test_the_cursor_stays_with_its_row_when_rows_move() -> None:
 
 
 def test_the_cursor_stays_near_when_its_row_goes() -> None:
-    """When the chosen row is gone, the cursor is on the one that took its place."""
+    """When the selected row is gone, the cursor is on the row in its place."""
     shown = opened("down")
     shown = refreshed(shown, tuple(row for row in FLEET if row.key != ("program", "ctl2", "cinder-volume")))
     assert under_cursor(shown) == ("program", "ctl1", "neutron-server")
@@ -112,11 +112,11 @@ def test_sorting_goes_through_all_columns_and_back() -> None:
     shown = typed_keys(opened(), ">", ">")
     assert shown.page.pane.sort == "connections"
     assert programs(shown)[0] == "nova-api"
-    # Behind it comes what is lost, of which it is not known.
+    # A lost program is behind it: its connections are unknown.
     assert programs(actions.pressed(shown, "I"))[-2:] == ["nova-api", "cinder-volume"]
 
 
-def test_what_is_not_known_is_sorted_last() -> None:
+def test_unknown_values_are_sorted_last() -> None:
     """A row without the value stands last, in either order."""
     shown = opened("enter", ">", ">", ">")
     for key in ("I", "I"):
@@ -154,7 +154,7 @@ def test_silence_keeps_the_snapshot_and_a_snapshot_ends_it() -> None:
 
 
 def test_a_note_goes_by_itself() -> None:
-    """A note is there for a while, and then not."""
+    """A note stays for as long as the settings say."""
     shown = state.noted(opened(), "node2 does not answer")
     assert state.ticked(shown, 101.0).note
     assert not state.ticked(shown, 112.0).note
@@ -188,7 +188,7 @@ def test_no_keys_break_it(names: list[str], visible: int) -> None:
 
 @given(st.text(), st.integers(0, 40))
 def test_clean_text_is_printable_and_fits(foreign: str, width: int) -> None:
-    """Nothing that a terminal would act upon is left, and a text takes exactly the room it is given."""
+    """Sanitized text has nothing that a terminal would act upon, and takes exactly the room it is given."""
     kept = text.sanitize(foreign)
     assert kept.isprintable()
     assert text.width(text.clip(kept, width)) <= width
@@ -222,14 +222,14 @@ def test_a_key_for_each_view(key: str, view: Any) -> None:
 
 
 def test_each_view_keeps_its_order_and_filter() -> None:
-    """A view that one comes back to is as it was left."""
+    """A view is as it was left when one comes back to it."""
     shown = typed_keys(opened(), "I", "\\", "nova", "enter", "2", "1")
     assert shown.page.pane.inverted
     assert shown.page.pane.filter == "nova"
 
 
 def test_from_a_database_to_its_programs_and_on() -> None:
-    """Enter goes from a database to the programs that use it, to their processes; so it does from a host."""
+    """Enter goes from a database to the programs that use it, to their processes; likewise from a host."""
     shown = opened("3", "enter")
     assert shown.wants == (Want("program", database=NOVA),)
     assert [page.title for page in shown.pages] == ["databases", "programs using nova on db1"]
@@ -240,7 +240,7 @@ def test_from_a_database_to_its_programs_and_on() -> None:
 
 
 def test_from_pools_connections_and_waits() -> None:
-    """Enter goes from a pool and a connection to its process, from a wait to what is held of that pool."""
+    """Enter goes from a pool and a connection to its process, from a wait to the held connections."""
     process = (Want("pool", instance="i-4711"), Want("connection", instance="i-4711"))
     assert opened("5", "enter").wants == process
     assert opened("6", "enter").wants == process
@@ -254,7 +254,7 @@ def test_from_pools_connections_and_waits() -> None:
 
 
 def test_find_goes_to_the_row_while_it_is_typed() -> None:
-    """ "/" and a text: the cursor is on the first such row; n and N go on and back, round the end."""
+    """ "/" and a text: the cursor is on the first such row; n and N go on and back, past the end too."""
     shown = typed_keys(opened(), "/", "k", "e", "y")
     assert under_cursor(shown) == ("program", "ctl1", "keystone")
     assert under_cursor(typed_keys(shown, "esc")) == ("program", "ctl1", "nova-api")
@@ -327,7 +327,7 @@ def test_group_makes_one_row_of_a_program_and_of_a_pool() -> None:
 
 
 def test_save_asks_for_a_name_and_leaves_the_rest_to_the_loop() -> None:
-    """s proposes a name with view and time; Enter hands it over, Esc forgets it."""
+    """s proposes a name with view and time; Enter passes it to the loop, Esc drops it."""
     shown = typed_keys(opened(), "s")
     assert shown.mode is Mode.SAVE and shown.input.text == "connmon-programs-140322.txt"
     assert typed_keys(shown, "enter").save == "connmon-programs-140322.txt"
@@ -335,7 +335,7 @@ def test_save_asks_for_a_name_and_leaves_the_rest_to_the_loop() -> None:
 
 
 def test_expand_is_a_toggle() -> None:
-    """e shows all of the row, and hides it again."""
+    """e shows all details of the row, and hides them again."""
     assert typed_keys(opened(), "e").expanded
     assert not typed_keys(opened(), "e", "e").expanded
 
@@ -390,9 +390,18 @@ def test_only_the_transitions_of_the_table_happen() -> None:
         modes.next_mode(Mode.FIND, Event.QUIT)
 
 
+def test_only_an_order_by_ages_needs_the_ages_of_all_rows() -> None:
+    """Held times do not grow between reports: of other rows ages may lag. The age column needs all ages."""
+    shown = state.fitted(opened("6"), (5,))
+    assert shown.page.pane.sort == "held_seconds"
+    assert shown.seen == frozenset(key for key, _ in (shown.page.pane.rows or ())[:5])
+    assert actions.sort_by(shown, "age_seconds").seen is None
+    assert opened("5", "m").seen is None
+
+
 @pytest.mark.parametrize("sort", [">", ">>", ">>>", ">>>>>", "<", "I"])
 def test_a_refresh_of_quiet_rows_is_what_a_fresh_look_shows(sort: str) -> None:
-    """Where only ages went on, the table is refreshed in place, with the same result as sorting it again."""
+    """Where only ages have changed, refreshing in place has the same result as sorting again."""
     rows = (*FLEET, *many(50))
     shown = typed_keys(refreshed(State("x"), rows), *sort)
     for later in (2.0, 9.0):

@@ -1,6 +1,6 @@
 """The console's screens, as text.
 
-`python -m tests.console.test_views` writes the golden screens anew; read the difference before you keep it.
+`python -m tests.console.test_views` writes the golden screens again; read the difference before you keep it.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def golden_screens() -> list[tuple[str, int, int]]:
 
 
 def scenes() -> dict[str, State]:
-    """The screens that are kept as text."""
+    """Return the states whose screens are kept as text."""
     empty = refreshed(State("connmon_service=default", now=100.0), ())
     lost = opened("enter", "down", "enter")
     silent = state.silenced(
@@ -109,20 +109,20 @@ def scenes() -> dict[str, State]:
 
 
 def fit(shown: State, width: int, height: int) -> State:
-    """The state as the loop makes it before it draws."""
+    """Return the state as the loop fits it to the screen before it draws."""
     plan = layout.layout(shown, width, height)
     return state.fitted(shown, plan.panes, plan.spread)
 
 
 def screen(shown: State, width: int, height: int) -> str:
-    """The screen as the loop makes it, as text."""
+    """Return the screen that the loop draws, as text."""
     shown = fit(shown, width, height)
     return lines.plain(views.view(shown, width, height)) + "\n"
 
 
 @pytest.mark.parametrize(("scene", "width", "height"), golden_screens())
 def test_golden_screens(scene: str, width: int, height: int) -> None:
-    """Each screen is what was looked at and found right."""
+    """Each screen is the one that was reviewed and kept."""
     golden = (GOLDEN / f"{scene}-{width}x{height}.txt").read_text()
     assert screen(scenes()[scene], width, height) == golden
 
@@ -136,7 +136,7 @@ def test_without_quorum_the_banner_has_since_when_the_snapshot_stands() -> None:
 
 
 def test_the_whole_incident_is_in_the_first_screen() -> None:
-    """At 80x24 the totals, who waits, how long, and who holds longest are all there."""
+    """A screen of 80x24 has the totals, who waits, how long, and who holds longest."""
     shown = screen(opened(), 80, 24)
     for fact in (
         "node node1",
@@ -162,8 +162,8 @@ def test_the_whole_incident_is_in_the_first_screen() -> None:
         assert fact in shown
 
 
-def test_what_a_colour_says_a_word_says_too() -> None:
-    """A row that is coloured as a whole has the word of it in its text."""
+def test_a_colour_never_says_more_than_a_word() -> None:
+    """A row that is coloured as a whole has the word for it in its text."""
     wanted = {"bad": ("LEAK", "LOST"), "warn": ("SATURATED",), "faded": ("gone",), "good": ("checked out",)}
     seen = set()
     for scene in (opened("down"), opened("2", "down"), opened("4", "down"), opened("5", "down"), opened("6")):
@@ -177,20 +177,20 @@ def test_what_a_colour_says_a_word_says_too() -> None:
 
 
 def test_help_and_footer_say_what_the_table_of_keys_says() -> None:
-    """Each binding is on the help screen (those for replays in a replay); the footer shows bindings of it."""
+    """The help screen has each binding (of replays: in a replay); the footer those with a short text."""
     helped = screen(actions.pressed(replace(opened(), reel=Reel(3)), "?"), 80, 80)
     live = screen(actions.pressed(opened(), "?"), 80, 80)
     for binding in keys.BINDINGS:
-        assert f"{binding.shown:<10}{binding.does}" in helped
-        assert (f"{binding.shown:<10}{binding.does}" in live) is not binding.replay
+        assert f"{binding.label:<10}{binding.does}" in helped
+        assert (f"{binding.label:<10}{binding.does}" in live) is not binding.replay
     footer = screen(replace(opened("enter"), reel=Reel(3)), 300, 24).splitlines()[-1]
     for binding in keys.BINDINGS:
         if binding.short and binding.short != "views" and binding.action not in ("other_pane", "group"):
-            assert binding.shown.split()[0] in footer
+            assert binding.label.split()[0] in footer
 
 
 def test_the_help_scrolls_to_its_end() -> None:
-    """On a small screen Down brings the last line into view, and says how much is left."""
+    """On a small screen PgDn brings the last line into view, and the title says how many lines are below."""
     shown = actions.pressed(opened(), "?")
     assert "more below" in screen(shown, 80, 24)
     for _ in range(8):
@@ -200,7 +200,7 @@ def test_the_help_scrolls_to_its_end() -> None:
 
 
 def test_columns_go_and_come_with_the_width_whole() -> None:
-    """A heading is whole at every width, the narrower shows a part of the wider; names shrink last."""
+    """Headings are whole at every width; a narrower screen shows some of the columns of a wider one."""
     rows = [row for _, row in opened().page.pane.rows or ()]
     before = 0
     for width in range(19, 240):
@@ -216,7 +216,7 @@ def test_columns_go_and_come_with_the_width_whole() -> None:
 @pytest.mark.parametrize("site", ["api.py:412 get", "nova/db/main/api.py:1234 instance_get_all_by_filters"])
 @pytest.mark.parametrize("host", ["ctl1", "controller-01.site"])
 def test_a_long_name_of_a_program_leaves_room_for_what_matters(site: str, host: str) -> None:
-    """With a program of 22 characters view 9 drops the least important first, at every width the same."""
+    """With a program of 22 characters view 9 drops the least important columns first, at every width."""
     flat = {"program": "neutron-dhcp-agent-ovs", "call_site": site, "verdict": "LEAK", "held_now": 12,
            "waiting_now": 4, "in_database_now": 2, "longest_held_seconds": 4000.0, "usual_held_seconds": 0.2,
            "holds_total": 123_456, "hold_seconds_total": 9000.0, "processes": 8}  # fmt: skip
@@ -239,8 +239,8 @@ def test_a_long_name_of_a_program_leaves_room_for_what_matters(site: str, host: 
         assert len(there) >= (2 if width < 100 else 4 if width < 120 else 6)
 
 
-def test_numbers_stand_at_the_right_and_the_unknown_is_a_dash() -> None:
-    """Digits of one column end at one place; a value that is not known is "-"."""
+def test_numbers_are_right_aligned_and_unknown_values_are_dashes() -> None:
+    """The digits of a column are aligned; an unknown value is "-"."""
     shown = screen(opened("enter"), 80, 24).splitlines()
     rows = [line for line in shown if line[1:5] in ("4711", "4712", "4713")]
     assert [line[:13].split() for line in rows] == [[">4711", "LEAK"], ["4713", "LOST"], ["4712"]]
@@ -250,7 +250,7 @@ def test_numbers_stand_at_the_right_and_the_unknown_is_a_dash() -> None:
 
 @pytest.mark.parametrize("by", [by for by in columns.TABLES if by not in ("connection", "node")])
 def test_the_verdict_column_has_verdicts_alone(by: Table) -> None:
-    """A row without one has an empty cell in every view, whatever its state; who has no present says so."""
+    """A row without a verdict has an empty cell in every view; a lost or gone row has that word."""
     write = columns.column(by, "verdict").write
     flat: dict[str, Any]
     for flat in (
@@ -264,8 +264,8 @@ def test_the_verdict_column_has_verdicts_alone(by: Table) -> None:
         assert words == ["gone", "lost"]
 
 
-def test_who_waits_is_coloured_where_that_is_seen() -> None:
-    """A row in which somebody waits is yellow as long as the number has room."""
+def test_a_row_with_waiters_is_coloured_where_their_number_is_shown() -> None:
+    """A row in which somebody waits is yellow if the column of waiters has room."""
     tables: tuple[Table, ...] = ("program", "site", "wait")
     for table in tables:
         waiting = row(
@@ -281,7 +281,7 @@ FRAMES = [f"lib/{n}.py:{n} f{n}" for n in range(30)]
 
 
 def test_the_own_frame_is_marked_and_in_sight() -> None:
-    """In a long stack the frame of the line that took the connection has a mark, and its callers follow."""
+    """In a long stack the frame of the call site has a mark, and its callers follow."""
     stack = (*FRAMES, "app/a.py:12 get", "app/b.py:5 main")
     held = row("connection", call_site="app/a.py:10 get", stack=stack)
     for most in range(3, 34):
@@ -301,7 +301,7 @@ def test_the_own_frame_is_marked_and_in_sight() -> None:
 
 
 def test_the_lines_below_a_table_scroll() -> None:
-    """Tab goes into them, at the own frame; Up, Down, pages and ends scroll; Esc goes back to the rows."""
+    """Tab enters the lines at the own frame; arrows, pages and ends scroll; Esc goes back to the rows."""
     shown = fit(made("9", "down", "enter"), 80, 24)
     row = under_cursor(shown)
     assert "26 more lines: Tab" in screen(shown, 80, 24)
@@ -314,8 +314,8 @@ def test_the_lines_below_a_table_scroll() -> None:
         for name in names:
             shown = fit(actions.pressed(shown, name), 80, 24)
         assert under_cursor(shown) == row
-        told = screen(shown, 80, 24).splitlines()
-        return told[next(at for at, line in enumerate(told) if line.startswith("---")) :]
+        drawn = screen(shown, 80, 24).splitlines()
+        return drawn[next(at for at, line in enumerate(drawn) if line.startswith("---")) :]
 
     whole = [
         line.rstrip()
@@ -347,7 +347,7 @@ def test_the_lines_below_a_table_scroll() -> None:
 
 
 def test_ways_into_the_lines_and_out() -> None:
-    """A click goes there too, and Enter where nothing is below a row; Tab again leads to the first table."""
+    """A click enters the lines too, and so does Enter where nothing is below a row; Tab again leaves them."""
     shown = fit(made("9", "down", "enter"), 80, 24)
     there = actions.clicked(shown, 5, 20, 80, 24)
     assert there.scrolled is not None
@@ -384,7 +384,7 @@ def test_a_refresh_does_not_leave_the_lines() -> None:
 
 
 def test_no_control_character_reaches_the_terminal() -> None:
-    """Names are foreign: what a terminal would act upon is shown as "?"."""
+    """Names are foreign: a character that a terminal would act upon is drawn as "?"."""
     shown = _filled(
         State(""), [{"host": "a\x1b]0;x\x07", "program": "b\r\n\u202e日本", "state": "connected"}]
     )
@@ -398,12 +398,12 @@ def test_no_control_character_reaches_the_terminal() -> None:
     ("value", "shown"), [(None, "-"), (512, "512B"), (148_000_000, "141M"), (1_300_000_000, "1.2G")]
 )
 def test_sizes(value: int | None, shown: str) -> None:
-    """Bytes are shown with a unit of powers of 1024."""
+    """Bytes have a unit of powers of 1024."""
     assert format.size(value) == shown
 
 
-def test_what_limits_leave_out_is_in_the_header_and_in_the_details() -> None:
-    """How much of everything, and of a row; where nothing is left out, nothing is said."""
+def test_rows_left_out_by_limits_are_counted_in_header_and_details() -> None:
+    """The header counts those of the fleet, details those of a row; zero is not shown."""
     assert "left out" not in screen(opened(), 200, 50)
     shown = opened()
     assert shown.head is not None
@@ -415,7 +415,7 @@ def test_what_limits_leave_out_is_in_the_header_and_in_the_details() -> None:
 
 
 def test_waits_say_that_more_were_left_out() -> None:
-    """The node's answer is bounded: how many pools and holders are not in it stands in the trail."""
+    """The node's answer is bounded: the trail counts the pools and holders that are not in it."""
     assert "left out" not in screen(opened("7"), 200, 50)
     shown = opened("7")
     shown = replace(shown, rows_left_out=4)
@@ -482,7 +482,7 @@ ROWS = st.lists(
 def test_nothing_is_wider_or_higher_than_the_screen(
     rows: list[dict[str, Any]], width: int, height: int, pressed: list[str], silent: bool, reason: str
 ) -> None:
-    """At any size and with any data, lines fit the width, their number the height; all is printable."""
+    """At any size and with any data, lines fit the width, their number the height; all text is printable."""
     shown = _filled(State("connmon_addr=h:1"), rows)
     for key in pressed:
         shown = _filled(actions.pressed(shown, key), rows)
@@ -499,7 +499,7 @@ def test_nothing_is_wider_or_higher_than_the_screen(
 
 @pytest.mark.parametrize(("width", "height"), [(20, 5), (30, 8), (40, 12)])
 def test_small_screens_show_the_rows_first(width: int, height: int) -> None:
-    """However small, there is a line of header, and the cursor's row with its name and who waits."""
+    """However small, the screen has the title, and the row under the cursor with its name and who waits."""
     shown = screen(refreshed(State(""), many(200)), width, height)
     assert "node" in shown.splitlines()[0]
     assert "waiting" in shown
@@ -514,12 +514,12 @@ def test_the_cursor_is_on_the_screen_at_every_size() -> None:
 
 
 def test_wants_are_snapshots_arguments() -> None:
-    """A want's fields are, in order, what `Snapshot` takes."""
+    """The first fields of a want are the arguments of `Snapshot`, in order."""
     assert Want._fields[:4] == ("by", "host", "program", "instance")
 
 
 def test_percentiles_are_shown_where_they_are_known() -> None:
-    """Wait, hold and connect p95 have columns; "-" where a node does not tell them."""
+    """Wait, hold and connect p95 have columns; an unknown value is "-"."""
     flat = {
         "host": "h",
         "program": "p",
@@ -533,12 +533,12 @@ def test_percentiles_are_shown_where_they_are_known() -> None:
 
 
 def test_the_last_minutes_are_a_line_of_blocks() -> None:
-    """The newest block is at the right; what is not known is a gap; ASCII where there are no blocks."""
+    """The newest block is at the right; an unknown value is a gap; ASCII where the terminal has no blocks."""
     assert format.line([None, None, 0.0, 5.0, 10.0], 5, 5, 1) == "  ▁▅█"
     assert format.line([1.0, 3.0, 5.0, 7.0], 3, 2, 2) == "▃█"
     assert format.line([0.0, 10.0], 1, 3, 1, format.ASCII_BLOCKS) == " _#"
     assert format.line([], 0, 4, 10) == "    "
-    # It moves to the left, block by block, and what has been drawn keeps its shape.
+    # The line moves to the left, block by block, and the blocks keep their heights.
     samples = [10.0, *[float(at % 10) for at in range(39)]]
     before, after = format.line(samples, 39, 4, 10), format.line([*samples, 4.5], 40, 4, 10)
     assert before[1:] == after[:3]
@@ -547,7 +547,7 @@ def test_the_last_minutes_are_a_line_of_blocks() -> None:
 
 
 def test_pool_use_is_a_bar_with_its_figures() -> None:
-    """The bar fills with what is checked out; a bit of it shows as soon as one is."""
+    """The bar fills with checked-out connections; the first one already shows."""
     assert format.bar(0, 15, 10) == "[        ]"
     assert format.bar(1, 150, 10) == "[|       ]"
     assert format.bar(15, 15, 10) == "[||||||||]"
@@ -556,8 +556,8 @@ def test_pool_use_is_a_bar_with_its_figures() -> None:
     assert "[|       ] 31/240" in screen(opened(), 200, 50)
 
 
-def test_who_is_to_blame_is_said_in_words() -> None:
-    """The reason of the row under the cursor stands below the table; e has all of it."""
+def test_the_reason_stands_below_the_table() -> None:
+    """The reason of the row under the cursor stands below the table; e shows all details."""
     assert "nova-api: LEAK: a connection has been held for 41s" in screen(opened(), 80, 24)
     assert "cinder-volume: LOST: nothing heard for 21s" in screen(opened("down"), 80, 24)
     expanded = screen(opened("e"), 80, 40)
@@ -565,7 +565,7 @@ def test_who_is_to_blame_is_said_in_words() -> None:
 
 
 def test_a_mouse_click_sorts_and_moves_and_opens() -> None:
-    """A heading sorts, again inverts; a row takes the cursor, again it is opened; elsewhere nothing."""
+    """A click on a heading sorts, again inverts; on a row selects, again opens; elsewhere does nothing."""
     shown = state.fitted(opened(), layout.layout(opened(), 80, 24).panes)
     drawn = screen(shown, 80, 24).splitlines()
     heading = next(at for at, line in enumerate(drawn) if " host program" in line)
@@ -583,7 +583,7 @@ def test_a_mouse_click_sorts_and_moves_and_opens() -> None:
 
 
 def test_a_click_reaches_the_lower_table() -> None:
-    """With two tables a click goes to the one it is in."""
+    """With two tables a click selects a row of the table it is in."""
     shown = opened("enter", "enter")
     shown = state.fitted(shown, layout.layout(shown, 80, 24).panes)
     at = next(at for at, line in enumerate(screen(shown, 80, 24).splitlines()) if "Thread-1" in line)
@@ -594,7 +594,7 @@ def test_a_click_reaches_the_lower_table() -> None:
 
 
 def test_saved_text_has_every_row_and_every_column() -> None:
-    """A saved table is plain text with all that the table can show, whatever the screen's size."""
+    """A saved table is plain text with every row and column, whatever the screen's size."""
     text_ = views.saved(refreshed(State(""), many(300)))
     assert len([line for line in text_.splitlines() if "program-0" in line]) == 300
     assert "checkouts total" in text_ and "invali- dations" in text_
@@ -602,7 +602,7 @@ def test_saved_text_has_every_row_and_every_column() -> None:
     assert programs(refreshed(State(""), FLEET))
 
 
-# --- Who it is, comes first ----------------------------------------------------------------------------
+# --- Rows look different -------------------------------------------------------------------------------
 
 WIDTHS = st.sampled_from([80, 100, 120])
 PACKAGES = st.sampled_from(["shop", "shop/orders", "/usr/lib/python3/dist-packages/nova/db/main", "a/b", ""])
@@ -646,7 +646,7 @@ MADE_ROWS: dict[Table, Any] = {
 @settings(max_examples=60, deadline=None)
 @given(st.data(), st.sampled_from(list(MADE_ROWS)), WIDTHS)
 def test_no_two_rows_look_the_same(data: st.DataObject, by: Table, width: int) -> None:
-    """Whatever differs between two rows in what identifies them is seen, at 80, 100 and 120 columns."""
+    """Two rows that differ in what identifies them look different, at 80, 100 and 120 columns."""
     flat = data.draw(st.lists(st.fixed_dictionaries(MADE_ROWS[by]), min_size=2, max_size=20))
     rows = [row(by, **values) for values in flat]
     pairs: list[KeyedRow] = [((by, at), made_row) for at, made_row in enumerate(rows)]
@@ -670,8 +670,8 @@ def test_no_two_rows_look_the_same(data: st.DataObject, by: Table, width: int) -
     assert len(looks) == len(rows)
 
 
-def test_rows_for_which_there_is_no_room_are_numbered() -> None:
-    """Where not even names have room, looking for it ends, and rows that look the same get a number."""
+def test_rows_that_look_the_same_are_numbered() -> None:
+    """Where names have no room, fitting ends soon, and rows that look the same get a number."""
 
     def pool(url: str) -> Any:
         return row("pool", host="h" * 40, program="p" * 60, pid=7, pool=url)
@@ -688,7 +688,7 @@ def test_rows_for_which_there_is_no_room_are_numbered() -> None:
 
 
 def test_a_path_loses_its_left_part() -> None:
-    """File name and line stay to the last; then the function is cut; what was cut is marked."""
+    """The directories go first, then the function is cut; file name and line stay; a cut is marked."""
     line = "nova/db/main/api.py:1873 instance_get_by_uuid"
     assert text.shorten_path(line, 40) == "…/main/api.py:1873 instance_get_by_uuid"
     assert text.shorten_path(line, 24) == "…/api.py:1873 instance_~"
@@ -699,13 +699,13 @@ def test_a_path_loses_its_left_part() -> None:
 
 @given(st.text(max_size=60), st.integers(0, 60))
 def test_paths_fit(path: str, width: int) -> None:
-    """Any text is cut to its room."""
+    """Any text is shortened to its room."""
     path = text.sanitize(path)
     assert text.width(text.shorten_path(path, width)) <= width
 
 
 def test_the_sorted_column_is_marked() -> None:
-    """Its heading has ▼ where the largest is on top, ▲ where it is at the bottom; v and ^ in ASCII."""
+    """Its heading has ▼ with the largest on top, ▲ with the largest at the bottom; v and ^ in ASCII."""
     assert "verdict▼" in screen(made(), 80, 24)
     assert "verdict▲" in screen(typed_keys(made(), "I"), 80, 24)
     assert "node▲" in screen(made("8"), 80, 24)
@@ -713,14 +713,14 @@ def test_the_sorted_column_is_marked() -> None:
     assert "verdictv" in ascii_only and ascii_only.isascii()
 
 
-def test_two_pools_of_one_url_are_told_apart() -> None:
+def test_two_pools_of_one_url_look_different() -> None:
     """Two pools of a process with the same URL have their numbers behind it."""
     shown = screen(opened("enter", "enter"), 80, 24)
     assert "nova#0" in shown and "nova#1" in shown
 
 
 def test_a_leaked_connection_is_red_with_its_verdict() -> None:
-    """In the views of connections, waits and code the row has the word and its colour; others have not."""
+    """In the views of connections, waits and code the row has the word and its colour; other rows do not."""
     for pressed in (("6", "down", "down"), ("7",), ("9", "down"), ("9", "enter", "down")):
         shown = state.fitted(made(*pressed), layout.layout(made(*pressed), 200, 50).panes)
         # Rows have several spans, details one; the cursor's row has its own look.
@@ -734,8 +734,8 @@ def test_a_leaked_connection_is_red_with_its_verdict() -> None:
         assert all(role != "bad" for line in others for _, role in line)
 
 
-def test_what_is_wrong_has_its_colour_under_the_cursor_too() -> None:
-    """The gravest row is where the cursor begins: there it is reversed, and red as elsewhere."""
+def test_a_verdict_keeps_its_colour_under_the_cursor() -> None:
+    """The cursor begins on the gravest row, which is reversed there, and red as elsewhere."""
     roles = {
         role
         for line in views.view(made("9"), 80, 24)
@@ -746,7 +746,7 @@ def test_what_is_wrong_has_its_colour_under_the_cursor_too() -> None:
 
 
 def test_one_key_for_the_line_that_blocks_and_two_for_its_stack() -> None:
-    """9 has the worst line on top, its verdict beside it; Enter then shows who holds it and the stack."""
+    """9 has the worst call site on top, with its verdict; Enter then shows the holder and its stack."""
     first = screen(made("9"), 80, 24)
     (top,) = [line for line in first.splitlines() if line.startswith(">")]
     assert "monthly.py:97 build" in top and "LEAK" in top
@@ -759,14 +759,14 @@ def test_one_key_for_the_line_that_blocks_and_two_for_its_stack() -> None:
 
 
 def test_unused_height_has_the_details_of_the_selected_row() -> None:
-    """Where the table leaves lines, they have what e shows; where it does not, the reason stays."""
+    """Lines that the table leaves have the details; without such lines the reason stays."""
     tall, low = screen(opened(), 80, 50), screen(made(), 80, 24)
     assert "checkouts total" in tall and "nova-api: LEAK" in tall
     assert "checkouts total" not in low and "LEAK: a connection taken in" in low
 
 
 def test_the_counts_of_verdicts_are_the_fleets_on_every_view() -> None:
-    """The header has them from the node's totals, whatever the table shows; none where the node has none."""
+    """The header has them from the node's totals, whatever the table shows; none if the node has none."""
     for key in "123456789":
         assert "LEAK 1   BLOCKED 1   SATURATED 1   LOST 1   SLOW CONNECT 1" in screen(made(key), 200, 50)
     shown = opened()
@@ -775,7 +775,7 @@ def test_the_counts_of_verdicts_are_the_fleets_on_every_view() -> None:
 
 
 def test_a_line_of_blocks_has_a_scale() -> None:
-    """What its highest block stands for is printed at its end, in five characters at most."""
+    """The value of its highest block stands at its end, in five characters at most."""
     assert format.peak([None, 7.25, 3.0]) == "7.2"
     assert [format.short(value) for value in (0.0, 312.4, 1000.0, 88_213.0, 1_300_000.0, None)] == [
         "0", "312", "1k", "88.2k", "1.3M", "-",
@@ -784,7 +784,7 @@ def test_a_line_of_blocks_has_a_scale() -> None:
 
 
 def test_the_screens_of_the_readme_are_as_they_are() -> None:
-    """Each screen in the README is a part of a golden one, line by line."""
+    """Each screen in the README is a part of a golden screen, line by line."""
     readme = (GOLDEN.parents[3] / "README.rst").read_text()
     shown = readme.partition("Which line blocks")[2].partition("Watch your own")[0]
     blocks = shown.split("::\n\n")[1:]
@@ -802,7 +802,7 @@ if __name__ == "__main__":
         (GOLDEN / f"{name}-{columns_}x{lines_}.txt").write_text(screen(every[name], columns_, lines_))
     began = time.perf_counter()
     large = refreshed(State(""), many(5000))
-    print(f"5,000 programs: picture {time.perf_counter() - began:.3f} s", end=", ")
+    print(f"5,000 programs: refresh {time.perf_counter() - began:.3f} s", end=", ")
     began = time.perf_counter()
     screen(large, 200, 50)
-    print(f"frame {time.perf_counter() - began:.3f} s")
+    print(f"screen {time.perf_counter() - began:.3f} s")

@@ -1,4 +1,4 @@
-"""A picture of an operator's fleet, and a small node that answers with it: for the console's tests.
+"""The rows of an operator's fleet, and a small node that answers with them, for the console's tests.
 
 Run as a program, it serves until stdin ends: `python console_fakes.py [PORT]`; it prints its port.
 """
@@ -33,7 +33,7 @@ from connmon.protocol.rows import (
 )
 from connmon.protocol.values import Gauges, Totals, VerdictWord
 
-#: When the picture was taken, by the replica's clock, had that not stood still for `STALE` seconds since.
+#: The time of the rows by the replica's clock, which has stood still for `STALE` seconds since.
 CLOCK: Final = 400_000.0
 STALE: Final = 0.2
 INFO: Final = PoolInfo(
@@ -75,7 +75,7 @@ def figures(
     most: int | None = None,
     wrong: tuple[Verdict, ...] = (),
 ) -> Figures:
-    """Figures of a row at CLOCK; `ago` in seconds before it, `wait` and `held` in seconds before that."""
+    """Return figures of a row, reported `ago` seconds before CLOCK; `wait` and `held` are seconds by then."""
     checkouts = out + round(rate * 300)
     return Figures(
         processes=processes,
@@ -270,7 +270,7 @@ TOTALS: Final = figures(
 
 
 def wanted(rows: Iterable[Row], query: RowsQuery) -> tuple[Row, ...]:
-    """Return the rows that belong into the answer to a query."""
+    """Return the rows that belong to the answer to a query."""
     if isinstance(query, WaitsQuery):
         troubled = {
             (row.instance, row.number)
@@ -308,7 +308,7 @@ def wanted(rows: Iterable[Row], query: RowsQuery) -> tuple[Row, ...]:
         if query.instance is not None and getattr(row, "instance", None) != query.instance:
             return False
         who: Any = row.process if isinstance(row, ProcessRow) else row
-        if isinstance(row, PoolRow | ConnectionRow):  # theirs is that of their process
+        if isinstance(row, PoolRow | ConnectionRow):  # their host and program are those of their process
             who = processes.get(row.instance, row)
         return query.host in (None, getattr(who, "host", query.host)) and query.program in (
             None,
@@ -319,7 +319,7 @@ def wanted(rows: Iterable[Row], query: RowsQuery) -> tuple[Row, ...]:
 
 
 def history(query: HistoryQuery, node: str = "node1") -> History:
-    """Return the last minutes of the rows asked for: a wave, and nothing known before it."""
+    """Return the history of the rows asked for: unknown at first, then a wave."""
     rates = tuple(None if at < 60 else 100.0 + 90.0 * math.sin(at / 12) for at in range(150))
     counts = tuple(None if at < 60 else 40 + at // 10 for at in range(150))
     series = tuple(Series(key, rates, counts) for key in query.keys if key[-1] != "glance-api")
@@ -377,7 +377,7 @@ class FakeNode:
         self.quorum = True
         self.totals: Figures | None = None
         self.after: tuple[int, Iterable[Row]] | None = None
-        """After so many queries it has these rows."""
+        """After this many queries it has these rows."""
         self.queries: list[RowsQuery] = []
         self._lively = lively
         self._began = time.monotonic()
@@ -389,7 +389,7 @@ class FakeNode:
 
     def stop(self) -> None:
         for sock in (self._listener, *self._open):
-            with contextlib.suppress(OSError):  # the other side was first
+            with contextlib.suppress(OSError):  # the other side has closed it
                 sock.shutdown(socket.SHUT_RDWR)
             sock.close()
         self._accepting.join(5)

@@ -2,7 +2,7 @@
 """A made fleet of 20 programs on 5 hosts in the middle of an incident: for the console's golden screens.
 
 All of it follows from the table `PROGRAMS`, so that it is the same in every run. As a program, it serves them until
-stdin ends, and prints its port: for docs/picture.py.
+stdin ends, and prints its port, for docs/picture.py.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ HOSTS: Final = ("web-a1", "web-a2", "web-b1", "batch1", "db-proxy1")
 
 
 class Site(NamedTuple):
-    """A line of code that holds connections."""
+    """A call site that holds connections."""
 
     place: str
     held: tuple[float, ...]
-    """Of each connection that it holds, the seconds."""
+    """Seconds, of each connection that it holds."""
     where: HolderIn = "application"
     now: str | None = None
     verdict: VerdictWord | None = None
@@ -51,7 +51,7 @@ class Made(NamedTuple):
     program: str
     processes: int
     size: int
-    """Connections that one pool may have."""
+    """The most connections of one pool."""
     idle: int
     rate: float
     sites: tuple[Site, ...] = ()
@@ -69,7 +69,7 @@ CHECKOUT_STACK: Final = (
     "shop/orders/checkout.py:131 place_order",
     "shop/api/views.py:57 post",
 )
-#: As it is while a statement waits: the driver and SQLAlchemy first.
+#: A stack while a statement waits: the driver and SQLAlchemy first.
 LOCKED_STACK: Final = (
     "psycopg/waiting.py:228 wait_epoll",
     "psycopg/connection.py:453 wait",
@@ -365,12 +365,12 @@ def _figures(
     verdicts: bool = True,
     which: int = 0,
 ) -> Figures:
-    """The figures of several programs; `part`: of one of several processes."""
+    """Return the figures of several programs; `part`: the share of one of several processes."""
     alive = [made for made in of if made.state == "connected"]
     held = [seconds for made in alive for site in made.sites for seconds in site.held]
     checked = sum(len(site.held) for made in alive for site in made.sites) if out is None else out
     waiting = sum(site.waiting for made in alive for site in made.sites)
-    if part < 1.0:  # so many wait for the pool of the process of that number
+    if part < 1.0:  # those that wait for the pool of process number `which`
         waiting = len(range(which, waiting, round(1 / part)))
     idle = round(sum(made.idle for made in alive) * part)
     capacity = round(sum(made.size * made.processes for made in alive) * part)
