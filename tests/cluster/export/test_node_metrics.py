@@ -1,4 +1,4 @@
-"""The metrics: what is on the page, and who can read it."""
+"""The metrics: the page, and access to it."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_the_numbers_of_a_snapshot() -> None:
 
 
 def test_databases() -> None:
-    """Databases have the same metrics by another prefix, and what of their names is not known is empty."""
+    """Databases have the same metrics with another prefix; unknown parts of their names are empty."""
     rows = (
         DatabaseRow("mysql", "db", 3306, "nova", 2, "connected", FIGURES_1),
         DatabaseRow("sqlite", None, None, None, 1, "connected", FIGURES_1),
@@ -107,7 +107,7 @@ def ill(*words: VerdictWord) -> Figures:
 
 
 def test_verdicts() -> None:
-    """What is wrong has a sample of 1 for as long as it is so; programs are counted by the gravest."""
+    """A verdict has a sample of 1 while it lasts; programs are counted by the gravest."""
     page = fleet(
         ProgramRow("ctl1", "nova-api", "connected", ill("LEAK", "SATURATED")),
         ProgramRow("ctl1", HOSTILE, "connected", ill("SATURATED")),
@@ -129,14 +129,14 @@ def test_verdicts() -> None:
 
 
 def test_no_verdict_of_a_healthy_fleet() -> None:
-    """Where nothing is wrong there is no sample of any verdict, and all are counted as 0."""
+    """A healthy fleet has no sample of a verdict, and all are counted as 0."""
     found = samples(fleet(ProgramRow("h", "p", "connected", FIGURES_1)))
     assert "connmon_verdict" not in found
     assert {value for _, value in found["connmon_verdicts"]} == {0}
 
 
 def test_unknown_is_left_out() -> None:
-    """What is not known has no sample: the capacity of pools without a limit."""
+    """An unknown value has no sample: the capacity of pools without a limit."""
     figures = FIGURES_1
     unlimited = type(figures)(
         **{
@@ -190,7 +190,7 @@ def test_hostile_names() -> None:
 @settings(max_examples=50)
 @given(st.lists(st.tuples(st.text(), st.text()), unique=True))
 def test_any_names(names: list[tuple[str, str]]) -> None:
-    """Whatever programs are called, no two samples have the same labels, which would cost the whole page."""
+    """No two samples have the same labels, whatever the names: that would invalidate the page."""
     rows = [ProgramRow(host, program, "connected", FIGURES_1) for host, program in names]
     rows += [
         ProgramRow("a\x00", "b", "connected", FIGURES_1),
@@ -204,13 +204,13 @@ def test_any_names(names: list[tuple[str, str]]) -> None:
 
 @given(st.text(st.characters(exclude_categories=["C", "Z"])))
 def test_label(text: str) -> None:
-    """A label's value is read back as it was."""
+    """A label has the same value when it is read."""
     ((labels, _),) = samples(f"x{{a={label(text)}}} 1\n")["x"]
     assert labels == {"a": text}
 
 
 def test_histograms() -> None:
-    """Histograms of waits, holds and connects have fixed buckets, cumulated; no empty one is there."""
+    """Histograms of waits, holds and connects have fixed cumulative buckets; empty ones are left out."""
     page = fleet(
         ProgramRow("h", "p", "connected", FIGURES_1),
         ProgramRow("h", "timed", "connected", FIGURES_1),
@@ -237,7 +237,7 @@ def test_histograms() -> None:
 
 @given(st.lists(st.floats(0, 3000), min_size=1, max_size=30))
 def test_histogram_counts(seconds: list[float]) -> None:
-    """A bucket has what took no longer than its bound, whichever bounds are told of."""
+    """A bucket counts durations up to its bound, for any choice of bounds."""
     made = Fleet()
     made.take(("program", "h", "p"), FIGURES_1, Times(*[of(seconds)] * 3), 1.0)
     found = samples("".join(made.pages()))
@@ -266,7 +266,7 @@ class Measured(RunningNode):
             return page
 
     def value(self, name: str, **labels: str) -> float | None:
-        """Return a sample's value, whatever other labels it has; None where there is none."""
+        """Return a sample's value, with any further labels; None if there is none."""
         for had, value in samples(self.page()).get(name, []):
             if labels.items() <= had.items():
                 return value
@@ -313,7 +313,7 @@ def load(node: Measured, directory: Path, program: str = "loaded") -> Iterator[N
 
 @pytest.mark.slow
 def test_rules_and_their_tests() -> None:
-    """The alert rules are right by promtool, and alert when they should and not otherwise."""
+    """promtool accepts the alert rules; they alert when they should and only then."""
     promtool("check", "rules", str(CONTRIB / "alerts.yml"))
     promtool("test", "rules", str(CONTRIB / "alerts_test.yml"))
     rules = (CONTRIB / "alerts.yml").read_text()
@@ -329,7 +329,7 @@ def test_rules_and_their_tests() -> None:
     "scene", ["warm pools", "a restart of all nodes", "a rolling deploy of an application"]
 )
 def test_no_rule_fires_where_all_is_well(scene: str, tmp_path: Path) -> None:
-    """In what happens to healthy programs no rule fires at any time, where one on a threshold does."""
+    """In scenes of healthy programs no rule fires, while a plain threshold would."""
     tested = (CONTRIB / "alerts_test.yml").read_text()
     (calm,) = re.findall(rf"  - name: calm - {scene}\n.*?(?=^  - name:|\Z)", tested, re.M | re.S)
     assert 'ALERTS{alertstate="firing"}' in calm and "exp_samples: []" in calm
@@ -427,7 +427,7 @@ def test_counters_never_go_back(node: Measured) -> None:
 
 @pytest.mark.slow
 def test_its_own_figures(node: Measured) -> None:
-    """The node tells its role, term, reports, batches, latency, clients and memory."""
+    """The node has metrics of its role, term, reports, batches, latency, clients and memory."""
     for name in ("term", "applied_index", "uptime_seconds", "batches_total", "command_seconds_count",
                  "resident_memory_bytes", "quorum"):  # fmt: skip
         assert (node.value(f"connmon_node_{name}") or 0) > 0, name
@@ -445,7 +445,7 @@ GARBAGE = [
 
 @pytest.mark.slow
 def test_hammered_with_garbage_and_slow_clients(node: Measured) -> None:
-    """Garbage, and clients that say or read nothing, harm neither node nor scrapes, and fill no log."""
+    """Garbage and idle clients harm neither node nor scrapes, and do not fill the log."""
     before = len(node.log)
     idle = []
     try:
@@ -484,7 +484,7 @@ def _page_or_none(node: Measured) -> str | None:
 
 @pytest.mark.slow
 def test_without_quorum(tmp_path: Path) -> None:
-    """A node without quorum tells of itself, and nothing of the fleet."""
+    """A node without quorum has its own metrics and none of the fleet."""
     node = Measured(tmp_path)
     text = node.config.read_text()
     node.config.write_text(text + f"    node2 hostname=localhost:{_free_port()}\n")
