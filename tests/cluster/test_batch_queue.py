@@ -25,8 +25,8 @@ def test_order() -> None:
     """The oldest entries are taken first, as many as fit; a larger one goes alone."""
     queue: BatchQueue[str] = BatchQueue()
     given = [report("a"), departure("b"), report("c", size=1000), report("d")]
-    for each in given:
-        assert queue.put(each) is None
+    for waiting in given:
+        assert queue.put(waiting) is None
     assert (len(queue), list(queue)) == (4, given)
     assert queue.take(20) == given[:2]
     assert queue.take(20) == given[2:3]
@@ -43,7 +43,10 @@ def test_a_full_report_takes_the_place_of_an_earlier_one() -> None:
     assert queue.put(report("a", 2)) is first
     for sequence in range(3, 100):
         assert queue.put(report("a", sequence)) is not None
-    assert [(each.message.instance, each.message.sequence) for each in queue] == [("b", 1), ("a", 99)]
+    assert [(waiting.message.instance, waiting.message.sequence) for waiting in queue] == [
+        ("b", 1),
+        ("a", 99),
+    ]
 
 
 def test_a_change_takes_no_place() -> None:
@@ -70,7 +73,7 @@ def test_one_departure_of_each() -> None:
     queue.put(departure("a", 1))
     queue.put(report("a", 2))
     assert queue.put(departure("a", 2)) == departure("a", 1)
-    assert [type(each.message) for each in queue] == [Report, Departure]
+    assert [type(waiting.message) for waiting in queue] == [Report, Departure]
 
 
 def test_a_histogram_weighs_what_it_takes_in_memory() -> None:

@@ -267,26 +267,26 @@ def test_a_directory_that_is_closed_to_this_user_is_found() -> None:
         free.mkdir()
         free.chmod(0o777)
         if user := os.geteuid():
-            found = denied(closed, file, free)
+            errors = denied(closed, file, free)
         else:
             os.seteuid(65534)
             try:
-                found = denied(closed, file, free)
+                errors = denied(closed, file, free)
             finally:
                 os.seteuid(user)
-    assert found == ["Permission denied"] * 3 + [""] * 3
+    assert errors == ["Permission denied"] * 3 + [""] * 3
 
 
 def denied(closed: Path, file: Path, free: Path) -> list[str | None]:
     """Return the result of each check."""
-    found: list[str | None] = []
+    errors: list[str | None] = []
     for check, path in (
         (check_directory, closed), (check_parent, closed / "x"), (check_file, file),
         (check_directory, free), (check_parent, free / "x"), (check_file, free / "x"),
     ):  # fmt: skip
         try:
             check(str(path))
-            found.append("")
+            errors.append("")
         except PermissionError as error:
-            found.append(error.strerror)
-    return found
+            errors.append(error.strerror)
+    return errors

@@ -243,7 +243,7 @@ def test_with_tls(place: Place, with_secret: bool) -> None:
     assert "Traceback" not in application.log
 
 
-def test_who_does_not_belong_to_a_service_with_tls(place: Place) -> None:
+def test_a_client_with_wrong_tls_is_refused(place: Place) -> None:
     """A client without TLS, of another authority, without a certificate or for another name gets the reason
     and reads nothing."""
     authority, other = Authority(place.directory), Authority(place.directory, "other")
@@ -342,15 +342,15 @@ def test_only_a_node_that_belongs_to_it_joins_the_group(tmp_path: Path) -> None:
 
     with node("node1", good) as one, node("node2", good):
         wait_for(lambda: "ready service=" in one.read_text(), 20, "two of three")
-        for name, path, said in (
+        for name, path, line in (
             ("wrong", config("wrong.cfg", OTHER), "the secrets differ"),
             ("none", config("none.cfg", ""), "the client has none"),
             ("evil", config("evil.cfg", SECRET, evil), "certificate"),
         ):
             before = len(one.read_text())
             with node("node3", path) as three:
-                wait_for(lambda s=said, at=before: s in one.read_text()[at:], 20, f"node1 to refuse ({name})")  # type: ignore[misc]
-                wait_for(lambda s=said, t=three: s in t.read_text(), 20, f"node3 to hear it ({name})")  # type: ignore[misc]
+                wait_for(lambda s=line, at=before: s in one.read_text()[at:], 20, f"node1 to refuse ({name})")  # type: ignore[misc]
+                wait_for(lambda s=line, t=three: s in t.read_text(), 20, f"node3 to hear it ({name})")  # type: ignore[misc]
                 assert "ready service=" not in three.read_text()
             assert "node3 is linked" not in one.read_text()
         with node("node3", good) as three:
@@ -361,7 +361,7 @@ def test_only_a_node_that_belongs_to_it_joins_the_group(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["secret", "tls"])
-def test_who_says_nothing_is_closed(place: Place, tls: bool) -> None:
+def test_a_silent_client_is_closed(place: Place, tls: bool) -> None:
     """A client that never proves the secret, or never begins TLS, is closed after 5 s."""
     authority = Authority(place.directory)
     files = authority.sign("node", "127.0.0.1")
@@ -373,17 +373,17 @@ def test_who_says_nothing_is_closed(place: Place, tls: bool) -> None:
             one.sendall(b"\x16\x03\x01")
         else:
             one.sendall(side.hello())
-        told = []
+        messages = []
         while data := one.recv(65536):
-            told += [] if tls else side.receive(data)
-        assert tls or told == [Refuse("no hello within 5 s")]
+            messages += [] if tls else side.receive(data)
+        assert tls or messages == [Refuse("no hello within 5 s")]
 
 
 def test_certificates_that_cannot_be_used(place: Place) -> None:
     """connmond names the option in one line and exits with 2."""
     authority = Authority(place.directory)
     one, other = authority.sign("one", "h"), authority.sign("two", "h")
-    for more, said in (
+    for more, line in (
         (f"ssl_certfile: {one.certificate}\nssl_keyfile: {other.key}\n", "is not the key of the certificate"),
         (f"ssl_certfile: {place.directory}/x\nssl_keyfile: {one.key}\n", "cannot be read: No such file"),
         (f"ssl_cafile: {authority.file}\n", "a node needs ssl_certfile and ssl_keyfile"),
@@ -392,5 +392,5 @@ def test_certificates_that_cannot_be_used(place: Place) -> None:
         done = subprocess.run(
             [command("connmond"), "-c", str(path)], capture_output=True, text=True, timeout=20
         )
-        assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+        assert done.returncode == 2 and line in done.stderr and done.stderr.count("\n") == 1
         assert f"{path}: [connmon_service_default] ssl_" in done.stderr

@@ -125,17 +125,17 @@ class Client:
     def __init__(self, port: int, role: str = "application") -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), LIMIT)
         self.side = ClientSide(role, "default")  # type: ignore[arg-type]
-        self.told: list[object] = []
+        self.inbox: list[object] = []
         self.socket.sendall(self.side.hello())
         self.next()
 
     def next(self) -> object:
-        while not self.told:
+        while not self.inbox:
             data = self.socket.recv(65536)
             if not data:
                 return None
-            self.told += self.side.receive(data)
-        return self.told.pop(0)
+            self.inbox += self.side.receive(data)
+        return self.inbox.pop(0)
 
     def __enter__(self) -> Client:
         return self

@@ -164,11 +164,11 @@ def test_what_passes_can_be_set_up(data: st.DataObject) -> None:
             case _:
                 sections[section][option] = data.draw(_VALUES)
     made = parser(sections)
-    found = problem(made)
-    if found is None:
+    mistake = problem(made)
+    if mistake is None:
         logging.config.fileConfig(made, disable_existing_loggers=False)
     else:
-        assert found.startswith("[") and "\n" not in found and "KeyError" not in found
+        assert mistake.startswith("[") and "\n" not in mistake and "KeyError" not in mistake
 
 
 @pytest.mark.parametrize(("section", "option"), [(name, option) for name in RIGHT for option in RIGHT[name]])
@@ -176,8 +176,8 @@ def test_a_percent_sign_that_stands_alone(section: str, option: str) -> None:
     """A lone percent sign is a named mistake, or is used as it is."""
     sections = {name: dict(options) for name, options in RIGHT.items()}
     sections[section][option] = "%"
-    found = problem(parser(sections))
-    assert found is None or found.startswith(f"[{section}] {option}: ")
+    mistake = problem(parser(sections))
+    assert mistake is None or mistake.startswith(f"[{section}] {option}: ")
 
 
 def test_a_byte_order_mark_is_no_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,15 +25,15 @@ __all__ = ["started"]
 def test_room(limit: int, peers: int, scrapes: bool) -> None:
     """Clients, other nodes and scrapes fit into the limit together; a useless limit is refused."""
     try:
-        found = room(limit, peers, scrapes)
+        clients_room = room(limit, peers, scrapes)
     except UsageError as error:
         assert f"ulimit -n {limit} " in str(error) and "LimitNOFILE=" in str(error)
         assert limit < 40 + peers * 4 + scrapes * 32 + FEWEST_CLIENTS
         return
-    assert FEWEST_CLIENTS <= found.clients <= CLIENTS
-    assert found.clients + 40 + peers * 4 + scrapes * 32 <= limit
-    assert (found.limit is None) == (found.clients == CLIENTS)
-    assert f"ulimit -n {limit} " in found.notice or found.limit is None
+    assert FEWEST_CLIENTS <= clients_room.clients <= CLIENTS
+    assert clients_room.clients + 40 + peers * 4 + scrapes * 32 <= limit
+    assert (clients_room.limit is None) == (clients_room.clients == CLIENTS)
+    assert f"ulimit -n {limit} " in clients_room.notice or clients_room.limit is None
 
 
 def test_no_limit() -> None:

@@ -27,10 +27,10 @@ def moves(
     """Return how many of node1's applications should move to each node."""
     mine = [f"i{number}" for number in range(loads["node1"] if own is None else own)]
     reporting = [node for node, load in loads.items() for _ in range(load)]
-    told = rebalancer.moves(reporting, mine, now)
-    assert len({instance for instance, _ in told}) == len(told)
-    assert {instance for instance, _ in told} <= set(mine)
-    return Counter(node for _, node in told)
+    moved = rebalancer.moves(reporting, mine, now)
+    assert len({instance for instance, _ in moved}) == len(moved)
+    assert {instance for instance, _ in moved} <= set(mine)
+    return Counter(node for _, node in moved)
 
 
 def test_a_node_that_comes_back_gets_its_share() -> None:
@@ -49,7 +49,7 @@ def test_nobody_is_sent_for_little() -> None:
     assert not moves(rebalancer, {"node1": 0, "node2": 50, "node3": 9})
 
 
-def test_who_did_not_go_is_left_in_peace() -> None:
+def test_an_application_that_did_not_move_is_not_asked_again_soon() -> None:
     """An application that did not move is asked again only after a long time."""
     rebalancer = settled("node1", NODES[:2])
     loads = {"node1": 30}
@@ -90,15 +90,15 @@ def test_it_comes_to_rest(movable: list[int], pinned: list[int], seed: int) -> N
     quiet = 0
     for turn in range(2000):
         reporting = [*where.values(), *fixed]
-        told = [
+        moved = [
             move
             for node, rebalancer in rebalancers.items()
             for move in rebalancer.moves(
                 reporting, [i for i, at in where.items() if at == node], 1000.0 * (turn + 1)
             )
         ]
-        where.update(told)
-        quiet = 0 if told else quiet + 1
+        where.update(moved)
+        quiet = 0 if moved else quiet + 1
         if quiet == 120:
             break
     assert quiet == 120

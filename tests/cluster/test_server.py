@@ -36,7 +36,7 @@ class Client:
     def __init__(self, role: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.side = ClientSide(role, "default", "a test")
         self.reader, self.writer = reader, writer
-        self.told: list[Any] = []
+        self.inbox: list[Any] = []
         self.made.append(self)
 
     @classmethod
@@ -53,15 +53,15 @@ class Client:
 
     async def next(self) -> Any:
         """Return the next message; None at the end."""
-        while not self.told:
+        while not self.inbox:
             try:
                 data = await self.reader.read(65536)
             except ConnectionError:
                 return None
             if not data:
                 return None
-            self.told += self.side.receive(data)
-        return self.told.pop(0)
+            self.inbox += self.side.receive(data)
+        return self.inbox.pop(0)
 
     async def rest(self) -> list[Any]:
         """Return all messages until the node closes."""
@@ -79,14 +79,14 @@ class Client:
     async def ask(self) -> dict[str, int]:
         """Return the last sequence of each instance by the rows of the node."""
         self.send(Query("process"))
-        found: dict[str, int] = {}
+        last_sequences: dict[str, int] = {}
         more = True
         while more:
             rows = await self.next()
             assert isinstance(rows, Rows)
-            found.update({row.instance: row.figures.processes for row in rows.rows})  # type: ignore[union-attr]
+            last_sequences.update({row.instance: row.figures.processes for row in rows.rows})  # type: ignore[union-attr]
             more = rows.more
-        return found
+        return last_sequences
 
     def kill(self) -> None:
         """End as a killed process does: the system closes the socket."""
@@ -354,7 +354,7 @@ def test_applications_leave_a_node_without_quorum() -> None:
     )
 
 
-def test_who_comes_again_and_again_without_quorum_costs_the_same() -> None:
+def test_reconnecting_without_quorum_takes_bounded_memory() -> None:
     """The memory of waiting reports depends on the number of processes, not on the time."""
 
     async def body(server: Server, state: FakeState) -> None:
@@ -375,7 +375,7 @@ def test_who_comes_again_and_again_without_quorum_costs_the_same() -> None:
     with_a_node_cut_off(body)
 
 
-def test_who_is_sent_elsewhere_has_time_to_get_there() -> None:
+def test_an_application_that_moves_has_time_to_arrive() -> None:
     """The acknowledgement names the node to move to; a process that then leaves has time to arrive there."""
 
     async def body(server: Server, state: FakeState) -> None:
@@ -657,7 +657,7 @@ def test_a_flood_of_reports_is_held_back() -> None:
     with_server(body)
 
 
-def test_who_holds_the_most_memory_goes_first(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_connection_that_holds_the_most_memory_is_closed_first(caplog: pytest.LogCaptureFixture) -> None:
     """Above the memory limit the connection that holds the most is closed; the others stay."""
 
     async def body(server: Server, state: FakeState) -> None:

@@ -157,7 +157,7 @@ args: ({path!r}, "a")
 
 
 @pytest.mark.slow
-def test_log_files_are_opened_anew(tmp_path: Path) -> None:
+def test_log_files_are_reopened(tmp_path: Path) -> None:
     """After SIGHUP the log goes to a new file of the same name; if none can be made, to the old one."""
     directory = tmp_path / "log"
     directory.mkdir()
@@ -251,8 +251,8 @@ def test_check_config_finds(
     path = tmp_path / "c.cfg"
     path.write_text(f"[connmon_service_a]\nname: a\n{line.format(tmp_path)}\nnodes:\n    n hostname=h\n")
     assert daemon.main(["--check-config", "-c", str(path)]) == 2
-    (said,) = capsys.readouterr().err.splitlines()
-    assert said.startswith(f"connmond: {path}: [connmon_service_a] {problem}")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"connmond: {path}: [connmon_service_a] {problem}")
 
 
 # --- systemd's files ----------------------------------------------------------------------
@@ -271,7 +271,7 @@ def test_unit(tmp_path: Path) -> None:
         assert arguments[0] != "verify" or not done.stderr
 
 
-def test_exit_codes_are_told() -> None:
+def test_help_has_the_exit_codes() -> None:
     """--help has the exit codes and the effect of SIGHUP."""
     done = subprocess.run(
         [sys.executable, "-m", "connmon.cluster.daemon", "--help"], capture_output=True, text=True

@@ -49,12 +49,12 @@ class Moving:
 @given(st.lists(st.one_of(st.just(None), st.integers(0, 20)), max_size=60))
 def test_a_digest_is_of_the_version_asked_for(steps: list[int | None]) -> None:
     """Each request is answered once, by the digest of its version or None; each digest is made once."""
-    state, told = Moving(), list[tuple[int, str | None, int]]()
+    state, answers = Moving(), list[tuple[int, str | None, int]]()
     digests = Digests(lambda: state.now)
     asked = 0
 
     def teller(version: int) -> Callable[[str | None], None]:
-        return lambda digest: told.append((version, digest, state.version))
+        return lambda digest: answers.append((version, digest, state.version))
 
     for version in steps:
         if version is None:
@@ -63,39 +63,39 @@ def test_a_digest_is_of_the_version_asked_for(steps: list[int | None]) -> None:
         else:
             asked += 1
             digests.ask(state, version, teller(version))
-    for version, digest, then in told:
+    for version, digest, then in answers:
         assert digest == (f"digest {version}" if version == then else None)
         assert then >= version
     assert len(state.made) == len(set(state.made))
     state.version = 100
     digests.moved(state)
-    assert len(told) == asked
+    assert len(answers) == asked
 
 
 def test_a_costly_digest_is_rarely_made() -> None:
     """After a digest that took T seconds none is made for REST * T; the last one is given again."""
-    state, told = Moving(), list[str | None]()
+    state, answers = Moving(), list[str | None]()
     state.cost = 0.1
     digests = Digests(lambda: state.now)
     for _ in range(3):
-        digests.ask(state, 0, told.append)
+        digests.ask(state, 0, answers.append)
     state.version = 1
-    digests.ask(state, 1, told.append)
+    digests.ask(state, 1, answers.append)
     state.now += REST * 0.1 + 0.001
-    digests.ask(state, 1, told.append)
-    assert told == ["digest 0"] * 3 + [None, "digest 1"]
+    digests.ask(state, 1, answers.append)
+    assert answers == ["digest 0"] * 3 + [None, "digest 1"]
 
 
-def test_who_gave_up_is_not_told() -> None:
+def test_a_request_that_was_given_up_is_not_answered() -> None:
     """A request that was given up leaves nothing behind."""
-    state, told = Moving(), list[str | None]()
+    state, answers = Moving(), list[str | None]()
     digests = Digests(lambda: state.now)
-    digests.ask(state, 1, told.append)
-    digests.give_up(1, told.append)
-    digests.give_up(1, told.append)
+    digests.ask(state, 1, answers.append)
+    digests.give_up(1, answers.append)
+    digests.give_up(1, answers.append)
     state.version = 1
     digests.moved(state)
-    assert (told, state.made) == ([], [])
+    assert (answers, state.made) == ([], [])
 
 
 # --- One node -----------------------------------------------------------------------------

@@ -72,17 +72,17 @@ def answer(node: NodeSide) -> bytes:
 
 def greet(client: ClientSide, node: NodeSide) -> list[bytes]:
     """Make the handshake; return its frames: hello, challenge, proof, welcome."""
-    said = [client.hello()]
-    node.receive(said[-1])
-    said.append(answer(node))
-    client.receive(said[-1])
+    transcript = [client.hello()]
+    node.receive(transcript[-1])
+    transcript.append(answer(node))
+    client.receive(transcript[-1])
     if node.role is None:
-        said.append(client.reply())
-        node.receive(said[-1])
-        said.append(answer(node))
-        client.receive(said[-1])
+        transcript.append(client.reply())
+        node.receive(transcript[-1])
+        transcript.append(answer(node))
+        client.receive(transcript[-1])
     assert node.role is not None and client.welcome is not None
-    return said
+    return transcript
 
 
 def greeted(role: Role = "application", **options: Any) -> tuple[ClientSide, NodeSide]:
@@ -96,7 +96,7 @@ def greeted(role: Role = "application", **options: Any) -> tuple[ClientSide, Nod
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("service", ["", "default"])
-def test_who_knows_the_secret_is_welcomed(role: Role, service: str) -> None:
+def test_a_client_with_the_secret_is_welcomed(role: Role, service: str) -> None:
     """In every role both sides prove the secret, and then messages go both ways."""
     client, node = greeted(role, service=service)
     for message in FROM_CLIENT[role]:
@@ -118,7 +118,7 @@ def test_a_wrong_secret_is_refused(role: Role) -> None:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_client_without_a_secret_is_told_so(role: Role) -> None:
+def test_a_client_without_a_secret_gets_the_reason(role: Role) -> None:
     """A node with a secret refuses a client without one; the reason says what the client needs."""
     client, node = sides(role, client=None)
     node.receive(client.hello())
@@ -127,7 +127,7 @@ def test_a_client_without_a_secret_is_told_so(role: Role) -> None:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_node_without_a_secret_is_told_so(role: Role) -> None:
+def test_a_client_of_a_node_without_a_secret_gets_the_reason(role: Role) -> None:
     """A node without a secret refuses a client that has one, with the reason."""
     client, node = sides(role, node=None)
     node.receive(client.hello())
@@ -168,7 +168,7 @@ def test_a_node_that_does_not_know_the_secret_gets_nothing(role: Role) -> None:
         assert copy.welcome is None
 
 
-def test_a_session_cannot_be_played_again() -> None:
+def test_a_clients_frames_cannot_be_replayed() -> None:
     """A client's frames are useless on another connection: the node's nonce is new."""
     client, node = sides()
     hello, _, proof, _ = greet(client, node)
@@ -180,7 +180,7 @@ def test_a_session_cannot_be_played_again() -> None:
     assert again.role is None
 
 
-def test_a_nodes_words_cannot_be_played_again() -> None:
+def test_a_nodes_frames_cannot_be_replayed() -> None:
     """A node's frames are useless for a client with a new nonce."""
     client, node = sides()
     _, challenge, _, welcome = greet(client, node)
@@ -191,7 +191,7 @@ def test_a_nodes_words_cannot_be_played_again() -> None:
         again.receive(welcome)
 
 
-def test_one_hears_not_oneself() -> None:
+def test_a_side_refuses_its_own_frames() -> None:
     """A side refuses its own frames."""
     client, node = greeted("peer", nonces=(b"x" * 32, b"x" * 32))
     own = client.frame(Ping())
@@ -203,7 +203,7 @@ def test_one_hears_not_oneself() -> None:
 
 
 @pytest.mark.parametrize("field", ["role", "service", "client", "nonce", "version"])
-def test_what_was_said_cannot_be_changed_on_the_way(field: str) -> None:
+def test_an_altered_hello_is_noticed(field: str) -> None:
     """An altered hello gives a wrong proof, even if the node accepts the hello."""
     client, node = sides("reader", service="")
     changed = {
@@ -223,7 +223,7 @@ def test_what_was_said_cannot_be_changed_on_the_way(field: str) -> None:
 @pytest.mark.parametrize(
     "challenge", [Challenge(1, "other", "node1", b"n" * 32), Challenge(1, "default", "x", b"n" * 32)]
 )
-def test_nor_can_the_challenge(challenge: Challenge) -> None:
+def test_an_altered_challenge_is_noticed(challenge: Challenge) -> None:
     """An altered challenge gives a wrong proof."""
     client, node = sides()
     node.receive(client.hello())
@@ -244,25 +244,25 @@ def test_nothing_is_read_before_the_proof() -> None:
         assert node.role is None
 
 
-def test_the_page_is_enough_to_speak_it() -> None:
+def test_the_page_is_enough_to_implement_it() -> None:
     """Proof and MACs are as docs/protocol.rst says, computed here from the page alone."""
     client, node = sides()
     hello, challenge, proof, welcome = greet(client, node)
-    said = hello + challenge
+    transcript = hello + challenge
 
     def mac(key: bytes, text: bytes) -> bytes:
         return hmac.new(key, text, hashlib.sha256).digest()
 
-    assert proof == frame(Proof(mac(SECRET, b"connmon client proof\0" + said)))
-    key = mac(SECRET, b"connmon node to client\0" + said)
+    assert proof == frame(Proof(mac(SECRET, b"connmon client proof\0" + transcript)))
+    key = mac(SECRET, b"connmon node to client\0" + transcript)
     payload = frame(Welcome(1, "default", "node1", "0.1.0"))[4:]
-    sealed = payload + mac(key, struct.pack(">Q", 0) + payload)[:16]
-    assert welcome == struct.pack(">I", len(sealed)) + sealed
-    key = mac(SECRET, b"connmon client to node\0" + said)
+    data = payload + mac(key, struct.pack(">Q", 0) + payload)[:16]
+    assert welcome == struct.pack(">I", len(data)) + data
+    key = mac(SECRET, b"connmon client to node\0" + transcript)
     client.frame(REPORT)
     payload = frame(REPORT)[4:]
-    sealed = payload + mac(key, struct.pack(">Q", 1) + payload)[:16]
-    assert client.frame(REPORT) == struct.pack(">I", len(sealed)) + sealed
+    data = payload + mac(key, struct.pack(">Q", 1) + payload)[:16]
+    assert client.frame(REPORT) == struct.pack(">I", len(data)) + data
 
 
 def test_the_secret_is_in_no_repr() -> None:
@@ -272,7 +272,7 @@ def test_the_secret_is_in_no_repr() -> None:
         assert SECRET.decode() not in repr(thing)
 
 
-# --- Sealed frames ------------------------------------------------------------------------
+# --- Frames with MACs ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -295,7 +295,7 @@ def test_a_frame_of_another_connection_is_refused() -> None:
         node.receive(client.frame(REPORT))
 
 
-def test_a_frame_without_a_seal_is_refused() -> None:
+def test_a_frame_without_a_mac_is_refused() -> None:
     """After the welcome neither a report nor a refusal is accepted without a MAC."""
     client, node = greeted()
     with pytest.raises(ProtocolError, match="MAC"):
@@ -308,12 +308,12 @@ def test_a_frame_without_a_seal_is_refused() -> None:
 def test_any_altered_byte_is_noticed(data: st.DataObject) -> None:
     """A changed byte anywhere in a frame with a MAC gives no message."""
     client, node = greeted()
-    sealed = bytearray(client.frame(REPORT))
-    position = data.draw(st.integers(0, len(sealed) - 1))
-    sealed[position] ^= data.draw(st.integers(1, 255))
+    altered = bytearray(client.frame(REPORT))
+    position = data.draw(st.integers(0, len(altered) - 1))
+    altered[position] ^= data.draw(st.integers(1, 255))
     # A length that was made longer waits for more; a real frame behind it does not help.
     with contextlib.suppress(ProtocolError):
-        assert node.receive(bytes(sealed)) == []
+        assert node.receive(bytes(altered)) == []
         assert node.receive(client.frame(REPORT) * 3) == []
 
 
@@ -321,17 +321,17 @@ def test_any_altered_byte_is_noticed(data: st.DataObject) -> None:
 def test_a_cut_frame_is_noticed(keep: int, fix_length: bool) -> None:
     """A cut frame waits for the rest; with a matching length it is refused."""
     client, node = greeted()
-    sealed = client.frame(REPORT)
-    payload = sealed[4 : 4 + keep % (len(sealed) - 4)]
+    data = client.frame(REPORT)
+    payload = data[4 : 4 + keep % (len(data) - 4)]
     if fix_length:
         with pytest.raises(ProtocolError, match="MAC"):
             node.receive(len(payload).to_bytes(4, "big") + payload)
     else:
-        assert node.receive(sealed[:4] + payload) == []
+        assert node.receive(data[:4] + payload) == []
 
 
 @given(st.lists(st.integers(0, 400), max_size=12))
-def test_any_split_of_a_sealed_stream_gives_the_same_messages(cuts: list[int]) -> None:
+def test_any_split_of_a_stream_with_macs_gives_the_same_messages(cuts: list[int]) -> None:
     """From the hello on, the messages do not depend on where TCP cuts the stream."""
     client, node = sides()
     stream = client.hello()
@@ -369,7 +369,7 @@ def test_random_bytes_raise_nothing_but_protocol_errors(state: str, chunks: list
     assert (node.role is not None) == (state == "welcomed")
 
 
-def test_a_frame_of_the_largest_size_has_room_for_its_seal() -> None:
+def test_a_frame_of_the_largest_size_has_room_for_its_mac() -> None:
     """The limit is on the payload: with its MAC a frame may be 16 bytes longer, and no more."""
     limit = frames.REPORT_BYTES
     for over in (0, 1):

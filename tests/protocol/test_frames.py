@@ -216,7 +216,7 @@ def test_nothing_is_read_until_the_hello_is_answered() -> None:
         (Hello(1, "reader", "other"), "service 'other'"),
     ],
 )
-def test_a_hello_that_does_not_fit_is_told_why(hello: Hello, reason: str) -> None:
+def test_a_wrong_hello_is_refused_with_the_reason(hello: Hello, reason: str) -> None:
     """Version, role and service are checked; the reason names what is wrong."""
     node = NodeSide()
     assert reason in (node.check(hello, "default") or "")
@@ -351,8 +351,8 @@ def example(dialogue: list[tuple[str, frames.Message, bytes]]) -> str:
     lines = []
     for who, message, data in dialogue:
         plain = msgspec.msgpack.decode(msgspec.msgpack.encode(message))
-        shown = [value.hex() if isinstance(value, bytes) else value for value in plain]
-        fields = msgspec.json.encode(shown).decode()
+        values = [value.hex() if isinstance(value, bytes) else value for value in plain]
+        fields = msgspec.json.encode(values).decode()
         lines.append(f"{who}:")
         lines += [f"    {line}" for line in textwrap.wrap(fields, 90, break_on_hyphens=False)]
         lines += [f"        {data[at : at + 16].hex(' ')}" for at in range(0, len(data), 16)]
@@ -369,23 +369,23 @@ def dialogue_with_a_secret() -> list[tuple[str, frames.Message, bytes]]:
     secret = b"0123456789abcdef0123456789abcdef"
     client = ClientSide("reader", "", "connmon", secret, bytes(range(32)))
     node = NodeSide(secret, bytes(range(32, 64)))
-    said: list[tuple[str, frames.Message, bytes]] = []
+    steps: list[tuple[str, frames.Message, bytes]] = []
 
-    def told(data: bytes) -> None:
+    def sent(data: bytes) -> None:
         (message,) = node.receive(data)
-        said.append(("reader", message, data))
+        steps.append(("reader", message, data))
 
-    told(client.hello())
+    sent(client.hello())
     challenge = node.challenge("default", "node1")
-    said.append(("node", msgspec.msgpack.decode(challenge[4:], type=Challenge), challenge))
+    steps.append(("node", msgspec.msgpack.decode(challenge[4:], type=Challenge), challenge))
     assert client.receive(challenge) == []
-    told(client.reply())
+    sent(client.reply())
     welcome = node.welcome("default", "node1", "0.1.0")
-    said += [("node", message, welcome) for message in client.receive(welcome)]
-    told(client.frame(Query("program")))
+    steps += [("node", message, welcome) for message in client.receive(welcome)]
+    sent(client.frame(Query("program")))
     refusal = node.frame(Refuse("the node is ending"))
-    said += [("node", message, refusal) for message in client.receive(refusal)]
-    return said
+    steps += [("node", message, refusal) for message in client.receive(refusal)]
+    return steps
 
 
 def test_the_example_with_a_secret_is_what_is_sent() -> None:
@@ -415,8 +415,8 @@ def test_the_limits_in_the_documentation_are_those_of_the_code() -> None:
     limits = (frames.HELLO_BYTES, frames.REPORT_BYTES, frames.QUERY_BYTES, frames.ANSWER_BYTES)
     for limit in limits:
         assert f"{limit:,}" in page
-    told = (Hello, Challenge, Proof, Welcome, Refuse, Report, Ack, Goodbye, Query, Rows)
-    for message in (*told, HistoryQuery, History, WaitsQuery, UsersQuery):
+    sent = (Hello, Challenge, Proof, Welcome, Refuse, Report, Ack, Goodbye, Query, Rows)
+    for message in (*sent, HistoryQuery, History, WaitsQuery, UsersQuery):
         tag = msgspec.inspect.type_info(message)
         assert isinstance(tag, msgspec.inspect.StructType)
         assert f"\n{tag.tag}\n" in page

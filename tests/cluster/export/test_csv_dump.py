@@ -104,15 +104,18 @@ def test_rotation(lengths: list[int], size: int, keep: int) -> None:
         for row in written:
             assert DumpFile(str(path), HEADING, size, keep).write(row)
         files = [Path(directory, f"x.csv.{number}") for number in range(keep, 0, -1)]
-        found = []
-        for file in [*(each for each in files if each.exists()), *([path] if written else [])]:
+        kept_rows = []
+        for file in [
+            *(old for old in files if old.exists()),
+            *([path] if written else []),
+        ]:
             text = file.read_text()
             assert text.startswith(HEADING)
             own = text[len(HEADING) :].splitlines(keepends=True)
             assert own
             assert len(text) <= size or len(own) == 1
-            found += own
-        assert found == written[len(written) - len(found) :]
+            kept_rows += own
+        assert kept_rows == written[len(written) - len(kept_rows) :]
         assert len(os.listdir(directory)) <= keep + 1
 
 
@@ -280,7 +283,7 @@ class Role:
         ("node", False, False, False),
     ],
 )
-def test_who_writes(by: str, quorum: bool, leads: bool, writes: bool, tmp_path: Path) -> None:
+def test_which_node_writes(by: str, quorum: bool, leads: bool, writes: bool, tmp_path: Path) -> None:
     """The leader writes, or every node, as configured; a node without quorum does not."""
     service = configured(tmp_path, f"csv_dump: {tmp_path}/x.csv", f"csv_by: {by}")
     file = open_dump(service)
