@@ -229,6 +229,7 @@ class ClientConnection(asyncio.Protocol):
         self._inbox_bytes = 0
         """Their memory."""
         self._answering: asyncio.Task[None] | None = None
+        """Kept because the event loop keeps no reference to it."""
         self._drained: asyncio.Future[None] | None = None
         self._state_since = self._received_at = owner.clock()
         self._frame_since: float | None = None

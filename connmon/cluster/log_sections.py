@@ -1,8 +1,8 @@
 """The sections [loggers], [handlers] and [formatters] of the config file: checked, then applied.
 
-`logging.config.fileConfig` applies them, and answers a mistake with a bare KeyError or worse. So
-whatever can be known before is checked here; every mistake is a ConfigError of one line that names the
-file, the section, the option and what is expected. Nothing is set up where there is one.
+`logging.config.fileConfig` applies them; it reports a mistake by a bare KeyError or worse. So mistakes are
+looked for first: each is a ConfigError of one line that names the file, the section, the option and
+what is expected. After a mistake nothing is set up.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _KINDS: Final = ("loggers", "handlers", "formatters")
 
 
 class _Mistake(Exception):
-    """What is wrong, beginning with where."""
+    """A mistake; the text begins with its place."""
 
 
 def set_up(path: str) -> None:
-    """Log as this file's sections say. Raises ConfigError."""
+    """Set up logging by the sections of this file. Raises ConfigError."""
     parser = configparser.ConfigParser()
     try:
         with open(path, encoding="utf-8-sig") as file:
@@ -36,12 +36,12 @@ def set_up(path: str) -> None:
             raise _Mistake(_handler_at_fault(parser) or f"[handlers]: {_words(error)}") from None
     except _Mistake as mistake:
         raise ConfigError(one_line(f"{path}: {mistake}")) from None
-    except (OSError, ValueError, configparser.Error) as error:  # it was read a moment ago
+    except (OSError, ValueError, configparser.Error) as error:  # the file has just been read
         raise ConfigError(one_line(f"{path}: cannot be read: {_words(error)}")) from None
 
 
 def problem(parser: configparser.ConfigParser) -> str | None:
-    """Return what is wrong with the sections, None where nothing is found."""
+    """Return the first mistake in the sections, None if there is none."""
     try:
         check(parser)
     except _Mistake as mistake:
@@ -50,7 +50,7 @@ def problem(parser: configparser.ConfigParser) -> str | None:
 
 
 def check(parser: configparser.ConfigParser) -> None:
-    """Raise _Mistake where `fileConfig` would fail, short of making the handlers."""
+    """Raise _Mistake if `fileConfig` would fail before it makes the handlers."""
     for kind in _KINDS:
         if not parser.has_section(kind):
             raise _Mistake(f"[{kind}]: missing; expected all of [loggers], [handlers] and [formatters]")
@@ -99,13 +99,13 @@ def _check_formatter(parser: configparser.ConfigParser, section: str, names: _Na
     if style not in ("%", "{", "$"):
         raise _Mistake(f"[{section}] style: {style!r} is not one of %, {{, $")
     name = _get(parser, section, "class")
-    made_by: Any = logging.Formatter
+    formatter: Any = logging.Formatter
     if name:
-        made_by = _evaluated(section, "class", lambda: logging.config._resolve(name))  # type: ignore[attr-defined]
-        if not callable(made_by):
+        formatter = _evaluated(section, "class", lambda: logging.config._resolve(name))  # type: ignore[attr-defined]
+        if not callable(formatter):
             raise _Mistake(f"[{section}] class: {name!r} is not a class")
     try:
-        made_by(form, date_form, style)
+        formatter(form, date_form, style)
     except Exception as error:
         raise _Mistake(f"[{section}] format: {_words(error)}") from None
 
@@ -115,17 +115,16 @@ def _handler_class(parser: configparser.ConfigParser, section: str) -> Callable[
         parser, section, "class", "a class of logging, as StreamHandler or handlers.SysLogHandler"
     )
 
-    def find() -> Any:
+    def resolve() -> Any:
         try:
             return eval(name, vars(logging))  # as fileConfig does
         except (AttributeError, NameError):
             return logging.config._resolve(name)  # type: ignore[attr-defined]
 
-    found = _evaluated(section, "class", find)
-    if not callable(found):
+    handler_class: Callable[..., Any] = _evaluated(section, "class", resolve)
+    if not callable(handler_class):
         raise _Mistake(f"[{section}] class: {name!r} is not a class")
-    kind: Callable[..., Any] = found
-    return kind
+    return handler_class
 
 
 def _arguments(parser: configparser.ConfigParser, section: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -140,7 +139,7 @@ def _arguments(parser: configparser.ConfigParser, section: str) -> tuple[tuple[A
 
 
 def _handler_at_fault(parser: configparser.ConfigParser) -> str | None:
-    """Make the handlers one by one, until one fails as it did in fileConfig; return why."""
+    """Make the handlers one by one; return the mistake of the first that fails, as in fileConfig."""
     for name in _names(parser, "handlers", "keys"):
         section = f"handler_{name}"
         args, kwargs = _arguments(parser, section)
@@ -202,7 +201,7 @@ def _evaluated(section: str, option: str, evaluate: Callable[[], Any]) -> Any:
 
 
 def _words(error: Exception) -> str:
-    """Return what Python says, with the kind of error where that says more than the text."""
+    """Return the error's text, with its class unless it is a system error."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,4 +1,4 @@
-"""What waits to be applied: in order, and bounded by how many processes there are."""
+"""The queue of reports: in order, and bounded by the number of processes."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def departure(instance: str, sequence: int = 1) -> Waiting[str]:
 
 
 def test_order() -> None:
-    """The oldest first, as many as go into the batch; a larger one goes alone."""
+    """The oldest entries are taken first, as many as fit; a larger one goes alone."""
     queue: BatchQueue[str] = BatchQueue()
     given = [report("a"), departure("b"), report("c", size=1000), report("d")]
-    for each in given:
-        assert queue.put(each) is None
+    for waiting in given:
+        assert queue.put(waiting) is None
     assert (len(queue), list(queue)) == (4, given)
     assert queue.take(20) == given[:2]
     assert queue.take(20) == given[2:3]
@@ -35,7 +35,7 @@ def test_order() -> None:
 
 
 def test_a_full_report_takes_the_place_of_an_earlier_one() -> None:
-    """It says all that the earlier one did. So however often an application comes again, one waits."""
+    """However often an application reconnects, one of its full reports waits."""
     queue: BatchQueue[str] = BatchQueue()
     first = report("a", 1)
     assert queue.put(first) is None
@@ -43,11 +43,14 @@ def test_a_full_report_takes_the_place_of_an_earlier_one() -> None:
     assert queue.put(report("a", 2)) is first
     for sequence in range(3, 100):
         assert queue.put(report("a", sequence)) is not None
-    assert [(each.message.instance, each.message.sequence) for each in queue] == [("b", 1), ("a", 99)]
+    assert [(waiting.message.instance, waiting.message.sequence) for waiting in queue] == [
+        ("b", 1),
+        ("a", 99),
+    ]
 
 
 def test_a_change_takes_no_place() -> None:
-    """It builds on what came before it, which has to be applied first."""
+    """A report of changes replaces none: the one before it must be applied first."""
     queue: BatchQueue[str] = BatchQueue()
     assert queue.put(report("a", 1)) is None
     assert queue.put(report("a", 2, base=1)) is None
@@ -55,7 +58,7 @@ def test_a_change_takes_no_place() -> None:
 
 
 def test_what_was_taken_is_out_of_reach() -> None:
-    """A report that is being applied is not dropped any more."""
+    """A report that was taken is not replaced."""
     queue: BatchQueue[str] = BatchQueue()
     queue.put(report("a", 1))
     (taken,) = queue.take(100)
@@ -65,16 +68,16 @@ def test_what_was_taken_is_out_of_reach() -> None:
 
 
 def test_one_departure_of_each() -> None:
-    """The latest; a report between does not change that, and is not replaced by one."""
+    """The latest departure of a process waits, whatever reports are in between; it replaces no report."""
     queue: BatchQueue[str] = BatchQueue()
     queue.put(departure("a", 1))
     queue.put(report("a", 2))
     assert queue.put(departure("a", 2)) == departure("a", 1)
-    assert [type(each.message) for each in queue] == [Report, Departure]
+    assert [type(waiting.message) for waiting in queue] == [Report, Departure]
 
 
 def test_a_histogram_weighs_what_it_takes_in_memory() -> None:
-    """Three bytes on the wire are an entry of a dict: a report must not take much more than it counts for."""
+    """The estimate for a histogram, whose counts take 3 bytes on the wire, is at least its memory."""
     times = Times(*[dict.fromkeys(range(180), 1) for _ in range(3)])
     pools = tuple(PoolReport(number, None, Gauges(), Totals(), Peaks(), times=times) for number in range(50))
     report = Report("i", 1, 0, 0.0, Peaks(), pools)

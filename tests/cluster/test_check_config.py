@@ -1,4 +1,4 @@
-"""`connmond --check-config` finds what a start would end with, in the same words, and changes nothing."""
+"""`connmond --check-config` reports what would prevent a start, in the same words, and changes nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NODE = "node1"
 
 
 def tree(directory: Path) -> dict[str, bytes | None]:
-    """Return all files and directories below it, with what is in them."""
+    """Return all files and directories of a tree, with their content."""
     return {
         str(path.relative_to(directory)): path.read_bytes() if path.is_file() else None
         for path in directory.rglob("*")
@@ -45,7 +45,7 @@ def checked(path: Path, *more: str) -> tuple[int, str, str]:
 
 
 def kept(path: Path, service: str = "default", node: str = NODE, state: bytes | None = None) -> None:
-    """Make a data_dir with a snapshot and a short log."""
+    """Make a data_dir with a checkpoint and a short log."""
     directory = DataDir(str(path), service, node)
     for index in (1, 2):
         directory.journal.add(b"\1x", index, 1)
@@ -189,7 +189,7 @@ def test_what_ends_a_start_is_found(
 
 @pytest.mark.slow
 def test_a_node_that_could_start_is_right(started: list[Connmond], tmp_path: Path) -> None:
-    """Beside a running node the check finds nothing wrong: the port and data_dir in use are its own."""
+    """While the node runs, the check finds nothing wrong: the port and data_dir in use are the node's."""
     authority = Authority(tmp_path)
     files = authority.sign("node", "localhost", days=90.5)
     path = write(
@@ -215,7 +215,7 @@ def test_a_node_that_could_start_is_right(started: list[Connmond], tmp_path: Pat
 
 
 def test_a_certificate_that_expires_soon_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Below 30 days the check asks for another certificate, and the exit code stays 0."""
+    """Below 30 days the check asks for a new certificate; the exit code stays 0."""
     files = Authority(tmp_path).sign("node", "localhost", days=3.5)
     path = write(
         tmp_path / "c.cfg", free_port(), f"ssl_certfile: {files.certificate}\nssl_keyfile: {files.key}\n"
@@ -242,7 +242,7 @@ def test_a_named_node_is_looked_for(
 def test_a_foreign_bind_is_found_for_the_node_that_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of several nodes only the one named by --node has to be able to listen here."""
+    """Of several nodes only the one of --node must be able to listen here."""
     path = tmp_path / "c.cfg"
     path.write_text(
         "[connmon_service_default]\nname: default\nnodes:\n    a hostname=h1 bind=127.0.0.1\n"
@@ -266,26 +266,26 @@ def test_a_directory_that_is_closed_to_this_user_is_found() -> None:
         free.mkdir()
         free.chmod(0o777)
         if user := os.geteuid():
-            found = denied(closed, file, free)
+            errors = denied(closed, file, free)
         else:
             os.seteuid(65534)
             try:
-                found = denied(closed, file, free)
+                errors = denied(closed, file, free)
             finally:
                 os.seteuid(user)
-    assert found == ["Permission denied"] * 3 + [""] * 3
+    assert errors == ["Permission denied"] * 3 + [""] * 3
 
 
 def denied(closed: Path, file: Path, free: Path) -> list[str | None]:
-    """Return what each check finds."""
-    found: list[str | None] = []
+    """Return the result of each check."""
+    errors: list[str | None] = []
     for check, path in (
         (check_directory, closed), (check_parent, closed / "x"), (check_file, file),
         (check_directory, free), (check_parent, free / "x"), (check_file, free / "x"),
     ):  # fmt: skip
         try:
             check(str(path))
-            found.append("")
+            errors.append("")
         except PermissionError as error:
-            found.append(error.strerror)
-    return found
+            errors.append(error.strerror)
+    return errors

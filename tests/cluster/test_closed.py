@@ -1,4 +1,4 @@
-"""A closed service, with real processes: connmond, an application, `connmon snapshot`."""
+"""A service with secret and TLS, with real processes: connmond, an application, `connmon snapshot`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ sys.stdin.read()
 
 
 class Application:
-    """A process with one open connection, and what it has logged."""
+    """A process with one open connection, and its log."""
 
     def __init__(self, url: str, log: Path, program: str = APPLICATION, *arguments: str) -> None:
         self._log = log
@@ -81,7 +81,7 @@ class Application:
 
 
 class Place:
-    """A directory with a closed node and those who talk to it."""
+    """A directory with a closed node and its clients."""
 
     def __init__(self, directory: Path, ends: contextlib.ExitStack) -> None:
         self.directory = directory
@@ -98,7 +98,7 @@ class Place:
         return path
 
     def config(self, more: str, name: str = "other.cfg") -> Path:
-        """Write a config file of the same node, as somebody else has it."""
+        """Write another client's config file for the same node."""
         path = self.directory / name
         path.write_text(self.plain + more)
         path.chmod(0o600)
@@ -117,7 +117,7 @@ class Place:
         return application
 
     def read(self, *options: str) -> tuple[int, str, str]:
-        """Return the exit code, the output and the errors of the real `connmon snapshot`."""
+        """Return exit code, output and errors of the real `connmon snapshot`."""
         done = subprocess.run(
             [command("connmon"), "snapshot", "--format", "json", *options],
             capture_output=True,
@@ -128,7 +128,7 @@ class Place:
         return done.returncode, done.stdout, done.stderr
 
     def programs(self, *options: str) -> dict[str, int]:
-        """Return how many connections each program has."""
+        """Return the number of connections of each program."""
         code, output, errors = self.read(*options)
         assert code == 0, errors
         return {row["program"]: row["connections"] for row in json.loads(output)["rows"]}
@@ -141,7 +141,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 
 def test_with_the_secret(place: Place) -> None:
-    """Application and reader with the secret work as ever, by config file, URL option and --secret-file."""
+    """Application and reader with the secret work, by config file, URL option and --secret-file."""
     secret = place.secret_file(SECRET)
     place.start(f"secret_file: {secret}\n")
     inline = place.config(f"secret: {SECRET}\n")
@@ -156,8 +156,8 @@ def test_with_the_secret(place: Place) -> None:
 
 
 def test_without_it_or_with_another(place: Place) -> None:
-    """Who has another secret or none neither reports nor reads, and is told so, on both sides; nobody
-    tells the secret."""
+    """A client with another secret or none neither reports nor reads, and both sides report why; no line
+    has the secret."""
     secret, wrong = place.secret_file(SECRET), place.secret_file(OTHER, "wrong")
     place.start(f"secret_file: {secret}\n")
     address = place.node.address
@@ -176,7 +176,7 @@ def test_without_it_or_with_another(place: Place) -> None:
 
 
 def test_a_node_without_the_secret(place: Place) -> None:
-    """An application and a reader that have a secret tell an open node nothing, and say why."""
+    """An application and a reader with a secret send an open node nothing, and report why."""
     secret = place.secret_file(SECRET)
     place.start("")
     options = ("--host", place.node.address)
@@ -190,7 +190,7 @@ def test_a_node_without_the_secret(place: Place) -> None:
 
 
 def test_the_secret_is_in_no_process_list(place: Place) -> None:
-    """Neither in the command lines on this host, nor in what is reported of processes."""
+    """The secret is neither in command lines on this host nor in reports."""
     secret = place.secret_file(SECRET)
     place.start(f"secret: {SECRET}\n")
     application = place.application(f"&connmon_addr={place.node.address}&connmon_secret_file={secret}")
@@ -204,7 +204,8 @@ def test_the_secret_is_in_no_process_list(place: Place) -> None:
 
 
 def test_a_secret_that_others_can_read(place: Place) -> None:
-    """connmond does not start with it (exit code 2), nor a reader; the application says so and goes on."""
+    """connmond does not start with such a secret (exit code 2), nor a reader; the application logs it and
+    goes on."""
     secret = place.secret_file(SECRET)
     secret.chmod(0o644)
     path = place.config(f"secret_file: {secret}\n")
@@ -223,7 +224,7 @@ def test_a_secret_that_others_can_read(place: Place) -> None:
 
 @pytest.mark.parametrize("with_secret", [False, True], ids=["tls", "tls and secret"])
 def test_with_tls(place: Place, with_secret: bool) -> None:
-    """With certificates of the right authority all works as ever, a secret beside it or not."""
+    """With certificates of the right authority everything works, with or without a secret."""
     authority = Authority(place.directory)
     files = authority.sign("node", "127.0.0.1")
     more = f"ssl_certfile: {files.certificate}\nssl_keyfile: {files.key}\nssl_cafile: {authority.file}\n"
@@ -242,8 +243,9 @@ def test_with_tls(place: Place, with_secret: bool) -> None:
     assert "Traceback" not in application.log
 
 
-def test_who_does_not_belong_to_a_service_with_tls(place: Place) -> None:
-    """No TLS, another authority, no certificate, another name: each is told why and reads nothing."""
+def test_a_client_with_wrong_tls_is_refused(place: Place) -> None:
+    """A client without TLS, of another authority, without a certificate or for another name gets the reason
+    and reads nothing."""
     authority, other = Authority(place.directory), Authority(place.directory, "other")
     files = authority.sign("node", "127.0.0.1")
     pair = f"ssl_certfile: {files.certificate}\nssl_keyfile: {files.key}\n"
@@ -269,7 +271,7 @@ def test_who_does_not_belong_to_a_service_with_tls(place: Place) -> None:
 
 
 def test_tls_towards_an_open_node(place: Place) -> None:
-    """A client with TLS tells a node without it nothing, and both say why."""
+    """A client with TLS sends nothing to a node without it, and both report why."""
     authority = Authority(place.directory)
     place.start("")
     path = place.config(f"ssl_cafile: {authority.file}\n")
@@ -281,7 +283,7 @@ def test_tls_towards_an_open_node(place: Place) -> None:
 
 
 def test_an_application_that_forks(place: Place) -> None:
-    """A child that was forked while TLS was in use reports over a connection of its own."""
+    """A child forked while TLS is in use reports over its own connection."""
     authority = Authority(place.directory)
     files = authority.sign("node", "127.0.0.1")
     place.start(
@@ -294,8 +296,8 @@ def test_an_application_that_forks(place: Place) -> None:
 
 
 def test_only_a_node_that_belongs_to_it_joins_the_group(tmp_path: Path) -> None:
-    """Nodes with the same secret and certificates link; one with another secret, none, or a certificate of
-    another authority joins nobody, and the logs of both sides say why."""
+    """Nodes with the same secret and certificates join; one with another secret, none, or a certificate of
+    another authority does not, and both sides log why."""
     authority, stranger = Authority(tmp_path), Authority(tmp_path, "stranger")
     files, evil = authority.sign("node", "127.0.0.1"), stranger.sign("evil", "127.0.0.1")
     ports = []
@@ -340,15 +342,15 @@ def test_only_a_node_that_belongs_to_it_joins_the_group(tmp_path: Path) -> None:
 
     with node("node1", good) as one, node("node2", good):
         wait_for(lambda: "ready service=" in one.read_text(), 20, "two of three")
-        for name, path, said in (
+        for name, path, line in (
             ("wrong", config("wrong.cfg", OTHER), "the secrets differ"),
             ("none", config("none.cfg", ""), "the client has none"),
             ("evil", config("evil.cfg", SECRET, evil), "certificate"),
         ):
             before = len(one.read_text())
             with node("node3", path) as three:
-                wait_for(lambda s=said, at=before: s in one.read_text()[at:], 20, f"node1 to refuse ({name})")  # type: ignore[misc]
-                wait_for(lambda s=said, t=three: s in t.read_text(), 20, f"node3 to hear it ({name})")  # type: ignore[misc]
+                wait_for(lambda s=line, at=before: s in one.read_text()[at:], 20, f"node1 to refuse ({name})")  # type: ignore[misc]
+                wait_for(lambda s=line, t=three: s in t.read_text(), 20, f"node3 to hear it ({name})")  # type: ignore[misc]
                 assert "ready service=" not in three.read_text()
             assert "node3 is linked" not in one.read_text()
         with node("node3", good) as three:
@@ -359,8 +361,8 @@ def test_only_a_node_that_belongs_to_it_joins_the_group(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["secret", "tls"])
-def test_who_says_nothing_is_closed(place: Place, tls: bool) -> None:
-    """The 5 s for the hello hold for who never proves anything, or never begins with TLS."""
+def test_a_silent_client_is_closed(place: Place, tls: bool) -> None:
+    """A client that never proves the secret, or never begins TLS, is closed after 5 s."""
     authority = Authority(place.directory)
     files = authority.sign("node", "127.0.0.1")
     more = f"ssl_certfile: {files.certificate}\nssl_keyfile: {files.key}\n" if tls else f"secret: {SECRET}\n"
@@ -371,17 +373,17 @@ def test_who_says_nothing_is_closed(place: Place, tls: bool) -> None:
             one.sendall(b"\x16\x03\x01")
         else:
             one.sendall(side.hello())
-        told = []
+        messages = []
         while data := one.recv(65536):
-            told += [] if tls else side.receive(data)
-        assert tls or told == [Refuse("no hello within 5 s")]
+            messages += [] if tls else side.receive(data)
+        assert tls or messages == [Refuse("no hello within 5 s")]
 
 
 def test_certificates_that_cannot_be_used(place: Place) -> None:
-    """connmond says which option, in one line, and ends with exit code 2."""
+    """connmond names the option in one line and exits with 2."""
     authority = Authority(place.directory)
     one, other = authority.sign("one", "h"), authority.sign("two", "h")
-    for more, said in (
+    for more, line in (
         (f"ssl_certfile: {one.certificate}\nssl_keyfile: {other.key}\n", "is not the key of the certificate"),
         (f"ssl_certfile: {place.directory}/x\nssl_keyfile: {one.key}\n", "cannot be read: No such file"),
         (f"ssl_cafile: {authority.file}\n", "a node needs ssl_certfile and ssl_keyfile"),
@@ -390,5 +392,5 @@ def test_certificates_that_cannot_be_used(place: Place) -> None:
         done = subprocess.run(
             [command("connmond"), "-c", str(path)], capture_output=True, text=True, timeout=20
         )
-        assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+        assert done.returncode == 2 and line in done.stderr and done.stderr.count("\n") == 1
         assert f"{path}: [connmon_service_default] ssl_" in done.stderr

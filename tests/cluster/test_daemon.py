@@ -1,4 +1,4 @@
-"""connmond as a real process: how it starts, what it says, how it ends."""
+"""connmond as a real process: its start, its log, its end."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Connmond:
         return "".join(self.lines)
 
     def wait_for(self, pattern: str) -> re.Match[str]:
-        """Return the match of a line that comes within the limit."""
+        """Return the match of a log line; wait for it."""
         deadline = time.monotonic() + LIMIT
         while (match := re.search(pattern, self.stderr)) is None:
             assert self.process.poll() is None, f"it has ended: {self.stderr}"
@@ -101,7 +101,7 @@ class Connmond:
 
 @pytest.fixture
 def started() -> Iterator[list[Connmond]]:
-    """The processes of a test; they are ended with it."""
+    """The processes of a test, which end with it."""
     processes: list[Connmond] = []
     yield processes
     for each in processes:
@@ -125,17 +125,17 @@ class Client:
     def __init__(self, port: int, role: str = "application") -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), LIMIT)
         self.side = ClientSide(role, "default")  # type: ignore[arg-type]
-        self.told: list[object] = []
+        self.inbox: list[object] = []
         self.socket.sendall(self.side.hello())
         self.next()
 
     def next(self) -> object:
-        while not self.told:
+        while not self.inbox:
             data = self.socket.recv(65536)
             if not data:
                 return None
-            self.told += self.side.receive(data)
-        return self.told.pop(0)
+            self.inbox += self.side.receive(data)
+        return self.inbox.pop(0)
 
     def __enter__(self) -> Client:
         return self
@@ -172,7 +172,7 @@ def test_a_signal_ends_it_with_clients_connected(
 
 
 def test_it_restarts_on_its_port_at_once(started: list[Connmond], tmp_path: Path) -> None:
-    """After a stop with clients, and after kill -9, the next one listens on the same port and counts anew."""
+    """After a stop with clients, and after kill -9, a new node listens on the same port and starts empty."""
     port = free_port()
     path = write(tmp_path / "c.cfg", port)
     for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGTERM):
@@ -189,7 +189,7 @@ def test_it_restarts_on_its_port_at_once(started: list[Connmond], tmp_path: Path
 
 @pytest.mark.slow
 def test_running_out_of_files_is_survived(started: list[Connmond], tmp_path: Path) -> None:
-    """Where no file descriptor is left, the log says so in few lines; with room again it goes on."""
+    """Without free file descriptors the node logs few lines; with room again it continues."""
     if not hasattr(resource, "prlimit"):
         lacking("prlimit", "run on Linux")
     port = free_port()
@@ -261,14 +261,14 @@ def test_a_mistake_in_the_file_is_one_line(
 
 
 def test_a_process_says_it_in_one_line_too(started: list[Connmond], tmp_path: Path) -> None:
-    """The real process exits with 2 and nothing but the line."""
+    """The real process exits with 2 and prints one line only."""
     node = run(started, "--config", str(tmp_path / "none.cfg"))
     assert node.end() == 2
     assert len(node.stderr.splitlines()) == 1
 
 
 def test_logging_sections_are_used(started: list[Connmond], tmp_path: Path) -> None:
-    """With [loggers] the log goes where the file says, the ready line too."""
+    """With [loggers] the log, and the ready line in it, goes where the config says."""
     log = tmp_path / "node.log"
     sections = f"""
 [loggers]

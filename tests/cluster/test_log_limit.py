@@ -1,4 +1,4 @@
-"""What the node logs of limits: one line when one begins to leave something out, and no flood of them."""
+"""Log lines about limits: one when a limit begins to leave something out, and no flood of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LIMIT_INTERVAL = LogSettings().limit_interval_seconds
 
 
 class Watch:
-    """The notices, and the lines logged since the last look."""
+    """The log of limits, and the lines since the last call."""
 
     def __init__(self, log: pytest.LogCaptureFixture) -> None:
         self.now = 0.0
@@ -27,7 +27,7 @@ class Watch:
 
 
 def test_one_line_when_a_limit_begins_to_leave_something_out(caplog: pytest.LogCaptureFixture) -> None:
-    """It names the limit, its value and how much is left out; nothing more while that goes on."""
+    """The line names the limit, its value and the number left out; it is not repeated."""
     watch = Watch(caplog)
     assert watch.look() == []
     (line,) = watch.look(pools=10)
@@ -42,7 +42,7 @@ def test_one_line_when_a_limit_begins_to_leave_something_out(caplog: pytest.LogC
 
 @pytest.mark.parametrize("name", (*COUNTED_LIMITS, *FORGETTING_LIMITS))
 def test_every_limit_has_a_line(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Whichever is reached; and one when nothing is left out any more."""
+    """Every limit has a line when it is reached, and one when it leaves nothing out any more."""
     watch = Watch(caplog)
     assert len(watch.look(**{name: 1})) == 1
     watch.now += LIMIT_INTERVAL
@@ -52,7 +52,7 @@ def test_every_limit_has_a_line(name: str, caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_a_limit_that_goes_to_and_fro_is_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
-    """The state at the end of the minute is, where it is another one than was logged."""
+    """A limit that changes often is logged once a minute, with its present state."""
     watch = Watch(caplog)
     lines = []
     for second in range(2 * int(LIMIT_INTERVAL) + 1):

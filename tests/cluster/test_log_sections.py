@@ -1,4 +1,4 @@
-"""Mistakes in [loggers], [handlers] and [formatters]: one line that says where, never a raw KeyError."""
+"""Mistakes in [loggers], [handlers] and [formatters] are one line with the place, never a raw KeyError."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def text(sections: dict[str, dict[str, str]]) -> str:
 
 
 def changed(section: str, option: str, value: str | None) -> dict[str, dict[str, str]]:
-    """Return the right sections but for one option; None: it is missing; no option: the section is."""
+    """Return valid sections with one option changed; None: without the option; no option: without the
+    section."""
     sections = {name: dict(options) for name, options in RIGHT.items()}
     if not option:
         del sections[section]
@@ -60,7 +61,7 @@ def changed(section: str, option: str, value: str | None) -> dict[str, dict[str,
 
 
 def test_right_sections() -> None:
-    """Nothing is found in what fileConfig takes."""
+    """Sections that fileConfig accepts have no mistake."""
     assert problem(parser(RIGHT)) is None
 
 
@@ -120,7 +121,7 @@ def test_a_mistake_is_one_line(
     started: list[Connmond],
     tmp_path: Path,
 ) -> None:
-    """The line names file, section and option; exit code 2, at the start and with --check-config."""
+    """The line names file, section and option; exit code 2, at start and with --check-config."""
     path = write(tmp_path / "c.cfg", free_port(), text(changed(section, option, value)))
     lines = []
     for more in (["--check-config"], []):
@@ -134,7 +135,7 @@ def test_a_mistake_is_one_line(
 
 @pytest.fixture
 def untouched_logging() -> Iterator[None]:
-    """Put back what fileConfig changes."""
+    """Restore the logging that fileConfig changes."""
     root = logging.getLogger()
     before = root.handlers[:], root.level
     yield
@@ -150,7 +151,7 @@ _VALUES = st.sampled_from(
 @pytest.mark.usefixtures("untouched_logging")
 @given(st.data())
 def test_what_passes_can_be_set_up(data: st.DataObject) -> None:
-    """Whatever is changed in a few places: either a mistake is named, or fileConfig takes the sections."""
+    """After any few changes either a mistake is named, or fileConfig accepts the sections."""
     sections = {name: dict(options) for name, options in RIGHT.items()}
     for _ in range(data.draw(st.integers(1, 3))):
         section = data.draw(st.sampled_from(sorted(sections)))
@@ -163,24 +164,24 @@ def test_what_passes_can_be_set_up(data: st.DataObject) -> None:
             case _:
                 sections[section][option] = data.draw(_VALUES)
     made = parser(sections)
-    found = problem(made)
-    if found is None:
+    mistake = problem(made)
+    if mistake is None:
         logging.config.fileConfig(made, disable_existing_loggers=False)
     else:
-        assert found.startswith("[") and "\n" not in found and "KeyError" not in found
+        assert mistake.startswith("[") and "\n" not in mistake and "KeyError" not in mistake
 
 
 @pytest.mark.parametrize(("section", "option"), [(name, option) for name in RIGHT for option in RIGHT[name]])
 def test_a_percent_sign_that_stands_alone(section: str, option: str) -> None:
-    """Wherever it is, it is a mistake that is named, or it is taken as it is."""
+    """A lone percent sign is a named mistake, or is used as it is."""
     sections = {name: dict(options) for name, options in RIGHT.items()}
     sections[section][option] = "%"
-    found = problem(parser(sections))
-    assert found is None or found.startswith(f"[{section}] {option}: ")
+    mistake = problem(parser(sections))
+    assert mistake is None or mistake.startswith(f"[{section}] {option}: ")
 
 
 def test_a_byte_order_mark_is_no_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The file may begin with one, as for everything else in it."""
+    """The file may begin with a byte order mark."""
     path = write(tmp_path / "c.cfg", free_port(), text(RIGHT))
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert daemon.main(["--check-config", "-c", str(path), "--node", "other"]) == 2

@@ -1,4 +1,4 @@
-"""A small limit on open files: what a node does with it, and what it says."""
+"""A small limit on open files: its effect on a node, and the log lines."""
 
 from __future__ import annotations
 
@@ -23,28 +23,29 @@ __all__ = ["started"]
 
 @given(st.integers(min_value=0, max_value=30_000), st.integers(min_value=0, max_value=8), st.booleans())
 def test_room(limit: int, peers: int, scrapes: bool) -> None:
-    """Clients, other nodes and scrapes fit into the limit together; a useless limit is refused by name."""
+    """Clients, other nodes and scrapes fit into the limit together; a useless limit is refused."""
     try:
-        found = room(limit, peers, scrapes)
+        clients_room = room(limit, peers, scrapes)
     except UsageError as error:
         assert f"ulimit -n {limit} " in str(error) and "LimitNOFILE=" in str(error)
         assert limit < 40 + peers * 4 + scrapes * 32 + FEWEST_CLIENTS
         return
-    assert FEWEST_CLIENTS <= found.clients <= CLIENTS
-    assert found.clients + 40 + peers * 4 + scrapes * 32 <= limit
-    assert (found.limit is None) == (found.clients == CLIENTS)
-    assert f"ulimit -n {limit} " in found.notice or found.limit is None
+    assert FEWEST_CLIENTS <= clients_room.clients <= CLIENTS
+    assert clients_room.clients + 40 + peers * 4 + scrapes * 32 <= limit
+    assert (clients_room.limit is None) == (clients_room.clients == CLIENTS)
+    assert f"ulimit -n {limit} " in clients_room.notice or clients_room.limit is None
 
 
 def test_no_limit() -> None:
-    """Without a limit on open files there is the one on clients, and nothing to say."""
+    """Without a limit on open files the limit on clients applies, and nothing is logged."""
     assert room(None) == Room(CLIENTS, None)
     assert room(None).notice == room(None).reason == ""
 
 
 @pytest.mark.slow
 def test_a_small_limit_is_named(started: list[Connmond], tmp_path: Path) -> None:
-    """With `ulimit -n 64` a node says how many clients it takes and why, also to one too many."""
+    """With `ulimit -n 64` a node logs how many clients it accepts and why, and tells a client above the
+    limit."""
     port = free_port()
     started.append(Connmond("--config", str(write(tmp_path / "c.cfg", port)), files=64))
     node = started[-1]
@@ -68,7 +69,7 @@ def test_a_small_limit_is_named(started: list[Connmond], tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_a_limit_that_leaves_no_room(started: list[Connmond], tmp_path: Path) -> None:
-    """A node that could take no client does not start, and --check-config says the same line."""
+    """A node with room for no client does not start; --check-config prints the same line."""
     path = write(tmp_path / "c.cfg", free_port())
     lines = []
     for more in ([], ["--check-config"]):
@@ -82,7 +83,7 @@ def test_a_limit_that_leaves_no_room(started: list[Connmond], tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_the_least_limit_is_enough(started: list[Connmond], tmp_path: Path) -> None:
-    """A node with the least limit, data_dir and a dump serves its clients, also while others knock."""
+    """A node with the least limit, data_dir and a dump serves its clients while others try to connect."""
     port = free_port()
     more = f"data_dir: {tmp_path}/data\ncsv_dump: {tmp_path}/dump.csv\n"
     started.append(Connmond("--config", str(write(tmp_path / "c.cfg", port, more)), files=44))

@@ -1,4 +1,4 @@
-"""Who is sent to another node: it ends with all nodes having as many, and nobody is sent to and fro."""
+"""Rebalancing: it ends with all nodes having about as many applications, without moving back and forth."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def settled(node: str, nodes: tuple[str, ...] = NODES, seed: int = 1) -> Rebalan
 def moves(
     rebalancer: Rebalancer, loads: dict[str, int], own: int | None = None, now: float = 100.0
 ) -> Counter[str]:
-    """Return to which node how many of node1's are to go."""
+    """Return how many of node1's applications should move to each node."""
     mine = [f"i{number}" for number in range(loads["node1"] if own is None else own)]
     reporting = [node for node, load in loads.items() for _ in range(load)]
-    told = rebalancer.moves(reporting, mine, now)
-    assert len({instance for instance, _ in told}) == len(told)
-    assert {instance for instance, _ in told} <= set(mine)
-    return Counter(node for _, node in told)
+    moved = rebalancer.moves(reporting, mine, now)
+    assert len({instance for instance, _ in moved}) == len(moved)
+    assert {instance for instance, _ in moved} <= set(mine)
+    return Counter(node for _, node in moved)
 
 
 def test_a_node_that_comes_back_gets_its_share() -> None:
-    """Those that have more share in what it lacks."""
+    """The nodes with more applications share in filling the one with the fewest."""
     rebalancer = settled("node1", NODES[:3])
     assert moves(rebalancer, {"node1": 30, "node2": 30, "node3": 0}) == {"node3": 10}
     assert moves(rebalancer, {"node1": 30, "node2": 3, "node3": 0}) == {"node3": 10}
@@ -42,15 +42,15 @@ def test_a_node_that_comes_back_gets_its_share() -> None:
 
 
 def test_nobody_is_sent_for_little() -> None:
-    """A difference of one, or of a tenth, is none; nor to a node that has more."""
+    """A difference of one, or of a tenth, causes no move, and no node with more gets any."""
     rebalancer = settled("node1", NODES[:3])
     assert not moves(rebalancer, {"node1": 2, "node2": 1, "node3": 1})
     assert not moves(rebalancer, {"node1": 1000, "node2": 950, "node3": 905})
     assert not moves(rebalancer, {"node1": 0, "node2": 50, "node3": 9})
 
 
-def test_who_did_not_go_is_left_in_peace() -> None:
-    """What knows this node alone, or cannot reach the other one, is asked again after a long while only."""
+def test_an_application_that_did_not_move_is_not_asked_again_soon() -> None:
+    """An application that did not move is asked again only after a long time."""
     rebalancer = settled("node1", NODES[:2])
     loads = {"node1": 30}
     assert sum(moves(rebalancer, loads, own=2).values()) == 2
@@ -61,7 +61,7 @@ def test_who_did_not_go_is_left_in_peace() -> None:
 
 
 def test_a_node_counts_when_its_link_has_lasted() -> None:
-    """One whose link comes and goes gets nobody, nor one that has gone."""
+    """A node whose peer link is unstable or gone gets no applications."""
     rebalancer = settled("node1", ("node1", "node2"))
     loads = {"node1": 30}
     assert not moves(rebalancer, loads, now=SETTLED - 1.0)
@@ -78,8 +78,8 @@ def test_a_node_counts_when_its_link_has_lasted() -> None:
     st.integers(0, 2**32),
 )
 def test_it_comes_to_rest(movable: list[int], pinned: list[int], seed: int) -> None:
-    """From any beginning, with applications that stay whatever they are asked: soon nobody moves any more,
-    and whoever could have moved is not clearly better off elsewhere."""
+    """From any start, with applications that never move, moving soon stops, and every application that can
+    move is then on a node that is not clearly fuller than another."""
     nodes = NODES[: len(movable)]
     rng = random.Random(seed)
     rebalancers = {node: settled(node, nodes, rng.randrange(2**32)) for node in nodes}
@@ -90,15 +90,15 @@ def test_it_comes_to_rest(movable: list[int], pinned: list[int], seed: int) -> N
     quiet = 0
     for turn in range(2000):
         reporting = [*where.values(), *fixed]
-        told = [
+        moved = [
             move
             for node, rebalancer in rebalancers.items()
             for move in rebalancer.moves(
                 reporting, [i for i, at in where.items() if at == node], 1000.0 * (turn + 1)
             )
         ]
-        where.update(told)
-        quiet = 0 if told else quiet + 1
+        where.update(moved)
+        quiet = 0 if moved else quiet + 1
         if quiet == 120:
             break
     assert quiet == 120

@@ -1,4 +1,4 @@
-"""The one port, in this process: what clients are told, what they cannot do."""
+"""The node's port, in this process: the answers to clients, and the limits."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ LIMIT = 20.0
 
 
 class Client:
-    """A client that sends what a test wants and keeps what it is told."""
+    """A client that sends any message and keeps the answers."""
 
     made: ClassVar[list[Client]] = []
-    """All of a test; with_server ends them."""
+    """The clients of a test; with_server ends them."""
 
     def __init__(self, role: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.side = ClientSide(role, "default", "a test")
         self.reader, self.writer = reader, writer
-        self.told: list[Any] = []
+        self.inbox: list[Any] = []
         self.made.append(self)
 
     @classmethod
@@ -53,15 +53,15 @@ class Client:
 
     async def next(self) -> Any:
         """Return the next message; None at the end."""
-        while not self.told:
+        while not self.inbox:
             try:
                 data = await self.reader.read(65536)
             except ConnectionError:
                 return None
             if not data:
                 return None
-            self.told += self.side.receive(data)
-        return self.told.pop(0)
+            self.inbox += self.side.receive(data)
+        return self.inbox.pop(0)
 
     async def rest(self) -> list[Any]:
         """Return all messages until the node closes."""
@@ -77,16 +77,16 @@ class Client:
         return ack
 
     async def ask(self) -> dict[str, int]:
-        """Return the last sequence of each instance as the node tells it."""
+        """Return the last sequence of each instance by the rows of the node."""
         self.send(Query("process"))
-        found: dict[str, int] = {}
+        last_sequences: dict[str, int] = {}
         more = True
         while more:
             rows = await self.next()
             assert isinstance(rows, Rows)
-            found.update({row.instance: row.figures.processes for row in rows.rows})  # type: ignore[union-attr]
+            last_sequences.update({row.instance: row.figures.processes for row in rows.rows})  # type: ignore[union-attr]
             more = rows.more
-        return found
+        return last_sequences
 
     def kill(self) -> None:
         """End as a killed process does: the system closes the socket."""
@@ -97,7 +97,7 @@ Body = Callable[[Server, FakeState], Awaitable[None]]
 
 
 def with_server(body: Body, lease: float = 15.0, **options: Any) -> None:
-    """Run `body` beside a started server, for at most `LIMIT` seconds."""
+    """Run `body` with a started server, for at most `LIMIT` seconds."""
     node = Node("node1", Address("127.0.0.1", 1), Address("127.0.0.1", 0))
     _run(body, Service("default", (node,), lease=lease), None, **options)
 
@@ -122,7 +122,7 @@ def _run(body: Body, service: Service, others: Any, **options: Any) -> None:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition; the limit is with_server's."""
+    """Wait for a condition; with_server's limit applies."""
     while not condition():
         await asyncio.sleep(0.005)
 
@@ -142,7 +142,7 @@ def watch(server: Server) -> list[Batch]:
 
 
 def test_a_report_is_acknowledged_and_a_query_shows_it() -> None:
-    """report -> ack after it was applied -> a reader sees it, with node, leader and quorum."""
+    """A report is acknowledged after it is applied; then a reader sees it, with node, leader and quorum."""
 
     async def body(server: Server, state: FakeState) -> None:
         application = await Client.connect(server)
@@ -157,7 +157,7 @@ def test_a_report_is_acknowledged_and_a_query_shows_it() -> None:
 
 
 def test_the_welcome_names_the_node() -> None:
-    """The welcome tells service and node; the service may be left open in the hello."""
+    """The welcome names service and node; the service of the hello may be empty."""
 
     async def body(server: Server, state: FakeState) -> None:
         client = await Client.connect(server, "reader", hello=False)
@@ -181,7 +181,7 @@ def test_hello_and_first_report_may_come_together() -> None:
 
 
 def test_a_gap_is_answered_with_a_wish_for_a_full_report() -> None:
-    """A report that builds on one that the group does not have is answered so, and a full one heals it."""
+    """A report whose base the group lacks is answered with a request for a full one, which helps."""
 
     async def body(server: Server, state: FakeState) -> None:
         client = await Client.connect(server)
@@ -196,7 +196,7 @@ def test_a_gap_is_answered_with_a_wish_for_a_full_report() -> None:
 
 
 def test_reports_of_the_same_moment_share_a_batch() -> None:
-    """What comes within the gathering time after a batch goes into the next one, together."""
+    """Reports within the gathering time after a batch share the next one."""
 
     async def body(server: Server, state: FakeState) -> None:
         clients = [await Client.connect(server) for _ in range(10)]
@@ -230,7 +230,7 @@ def test_a_batch_is_limited_in_bytes() -> None:
 
 
 def test_the_leaders_ticks_move_the_clock_while_nothing_is_reported() -> None:
-    """The replica's clock goes on by bounded steps without any client."""
+    """The replica's clock advances by bounded steps without any client."""
 
     async def body(server: Server, state: FakeState) -> None:
         batches = watch(server)
@@ -292,7 +292,7 @@ def test_queries_are_answered_in_order() -> None:
 
 
 def test_without_quorum_readers_are_answered_and_reports_wait() -> None:
-    """A node that has no leader says quorum False; reports are acknowledged once there is one."""
+    """A node without a leader answers with quorum False; reports are acknowledged once there is a leader."""
 
     async def body(server: Server, state: FakeState) -> None:
         reader, application = await Client.connect(server, "reader"), await Client.connect(server)
@@ -309,7 +309,7 @@ def test_without_quorum_readers_are_answered_and_reports_wait() -> None:
 
 
 class Elsewhere:
-    """The other nodes, as far as the server asks for them."""
+    """The other nodes, as the server uses them."""
 
     names = ("node2",)
 
@@ -325,14 +325,15 @@ class Elsewhere:
 
 
 def with_a_node_cut_off(body: Body, **options: Any) -> None:
-    """Run `body` beside the server of a node that is one of two and never sees the other."""
+    """Run `body` with the server of one of two nodes, which never reaches the other."""
 
     nodes = tuple(Node(f"node{n}", Address("127.0.0.1", n), Address("127.0.0.1", 0)) for n in (1, 2))
     _run(body, Service("default", nodes), Elsewhere(), **options)
 
 
 def test_applications_leave_a_node_without_quorum() -> None:
-    """Whose report waits there is told to try another node; readers stay, and nobody counts as ended."""
+    """An application whose report waits there must try another node; readers stay, and no process counts as
+    ended."""
 
     async def body(server: Server, state: FakeState) -> None:
         reader, application = await Client.connect(server, "reader"), await Client.connect(server)
@@ -353,8 +354,8 @@ def test_applications_leave_a_node_without_quorum() -> None:
     )
 
 
-def test_who_comes_again_and_again_without_quorum_costs_the_same() -> None:
-    """What waits for a quorum is bounded by how many processes there are, not by how long it takes."""
+def test_reconnecting_without_quorum_takes_bounded_memory() -> None:
+    """The memory of waiting reports depends on the number of processes, not on the time."""
 
     async def body(server: Server, state: FakeState) -> None:
         held: list[int] = []
@@ -374,8 +375,8 @@ def test_who_comes_again_and_again_without_quorum_costs_the_same() -> None:
     with_a_node_cut_off(body)
 
 
-def test_who_is_sent_elsewhere_has_time_to_get_there() -> None:
-    """The acknowledgement names the node; a process that leaves then has not ended for a while."""
+def test_an_application_that_moves_has_time_to_arrive() -> None:
+    """The acknowledgement names the node to move to; a process that then leaves has time to arrive there."""
 
     async def body(server: Server, state: FakeState) -> None:
         client = await Client.connect(server)
@@ -409,7 +410,7 @@ def test_goodbye_takes_the_process_out() -> None:
 
 
 def test_goodbye_is_honoured_though_the_client_closes_at_once() -> None:
-    """A process that does not wait for the answer has its last report applied, then leaves."""
+    """The last report of a process that closes at once is applied, then its departure."""
 
     async def body(server: Server, state: FakeState) -> None:
         client = await Client.connect(server)
@@ -424,7 +425,7 @@ def test_goodbye_is_honoured_though_the_client_closes_at_once() -> None:
 
 
 def test_a_killed_process_leaves() -> None:
-    """A connection that is reset or closed without goodbye takes its process out after the grace time."""
+    """A connection that is reset or closed without goodbye is a departure after the grace time."""
 
     async def body(server: Server, state: FakeState) -> None:
         killed, ended = await Client.connect(server), await Client.connect(server)
@@ -462,7 +463,7 @@ def test_a_process_that_comes_back_does_not_leave() -> None:
 
 
 def test_an_old_connection_that_ends_after_the_new_one_reported_is_no_departure() -> None:
-    """Only the connection on which the instance reported last speaks for it."""
+    """Only the end of the connection with the latest report is a departure."""
 
     async def body(server: Server, state: FakeState) -> None:
         old, new, other = [await Client.connect(server) for _ in range(3)]
@@ -479,7 +480,7 @@ def test_an_old_connection_that_ends_after_the_new_one_reported_is_no_departure(
 
 
 def test_a_silent_process_is_closed_but_not_departed() -> None:
-    """Silence for a lease ends the connection; whether the process is lost is the state's to judge."""
+    """Silence for a lease ends the connection; it is no departure: the state judges that."""
 
     async def body(server: Server, state: FakeState) -> None:
         client, reader = await Client.connect(server), await Client.connect(server, "reader")
@@ -510,7 +511,7 @@ def test_a_silent_process_is_closed_but_not_departed() -> None:
 def test_a_wrong_hello_is_refused_with_the_reason(
     hello: Hello, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The client is told why, the connection is closed, and one warning has the peer's address."""
+    """The client gets the reason, the connection is closed, and one warning has the address."""
 
     async def body(server: Server, state: FakeState) -> None:
         client = await Client.connect(server, hello=False)
@@ -567,7 +568,7 @@ def test_a_second_instance_on_one_connection_is_refused() -> None:
 
 
 def test_nothing_goes_after_goodbye() -> None:
-    """A report after the goodbye is against the protocol."""
+    """A report after the goodbye is refused."""
 
     async def body(server: Server, state: FakeState) -> None:
         client = await Client.connect(server)
@@ -581,7 +582,7 @@ def test_nothing_goes_after_goodbye() -> None:
 
 
 def test_no_hello_is_not_waited_for() -> None:
-    """A client that says nothing is closed; a reader that asks nothing may stay."""
+    """A client without a hello is closed; a reader without a question may stay."""
 
     async def body(server: Server, state: FakeState) -> None:
         reader = await Client.connect(server, "reader")
@@ -598,7 +599,7 @@ def test_no_hello_is_not_waited_for() -> None:
 
 
 def test_a_frame_that_is_never_completed_is_not_waited_for() -> None:
-    """Half a frame, and then nothing, ends the connection."""
+    """A frame that is not completed ends the connection."""
 
     async def body(server: Server, state: FakeState) -> None:
         client = await Client.connect(server, "reader")
@@ -612,7 +613,7 @@ def test_a_frame_that_is_never_completed_is_not_waited_for() -> None:
 
 
 def test_a_slow_reader_is_dropped() -> None:
-    """Who does not read its answers costs bounded memory, and is dropped in the end."""
+    """A reader that does not read its answers costs bounded memory, and is dropped."""
 
     async def body(server: Server, state: FakeState) -> None:
         slow, application = await Client.connect(server, "reader"), await Client.connect(server)
@@ -634,7 +635,7 @@ def test_a_slow_reader_is_dropped() -> None:
 
 
 def test_a_flood_of_reports_is_held_back() -> None:
-    """A client that does not wait for its acks is read no faster than its reports are applied."""
+    """A flooding client gets TCP backpressure: it is read no faster than its reports are applied."""
 
     async def body(server: Server, state: FakeState) -> None:
         flood, good = await Client.connect(server), await Client.connect(server)
@@ -656,8 +657,8 @@ def test_a_flood_of_reports_is_held_back() -> None:
     with_server(body)
 
 
-def test_who_holds_the_most_memory_goes_first(caplog: pytest.LogCaptureFixture) -> None:
-    """Above the limit the greediest connection is dropped; the modest ones stay."""
+def test_the_connection_that_holds_the_most_memory_is_closed_first(caplog: pytest.LogCaptureFixture) -> None:
+    """Above the memory limit the connection that holds the most is closed; the others stay."""
 
     async def body(server: Server, state: FakeState) -> None:
         good = await Client.connect(server)
@@ -674,7 +675,7 @@ def test_who_holds_the_most_memory_goes_first(caplog: pytest.LogCaptureFixture) 
 
 
 def test_a_report_that_swells_when_decoded_is_weighed_so() -> None:
-    """Many tiny pools, little on the wire and much in memory, count for what they take in memory."""
+    """A report with many tiny pools counts for the memory that it takes when decoded."""
 
     async def body(server: Server, state: FakeState) -> None:
         good, bad = await Client.connect(server), await Client.connect(server)
@@ -689,7 +690,7 @@ def test_a_report_that_swells_when_decoded_is_weighed_so() -> None:
 
 
 def test_clients_are_limited() -> None:
-    """One client too many is told so; when another leaves, there is room again."""
+    """A client above the limit gets the reason; after another leaves there is room again."""
 
     async def body(server: Server, state: FakeState) -> None:
         clients = [await Client.connect(server, "reader") for _ in range(3)]
@@ -705,7 +706,7 @@ def test_clients_are_limited() -> None:
 
 
 def test_a_flood_of_garbage_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    """Hundreds of bad clients make some twenty lines, short ones without control characters."""
+    """Hundreds of bad clients cause some twenty log lines, short and without control characters."""
 
     async def body(server: Server, state: FakeState) -> None:
         for _ in range(300):
@@ -720,7 +721,7 @@ def test_a_flood_of_garbage_does_not_fill_the_log(caplog: pytest.LogCaptureFixtu
 
 
 def test_a_state_that_raises_ends_the_connections_not_the_node(caplog: pytest.LogCaptureFixture) -> None:
-    """A batch that cannot be applied closes those it came from; the next ones go through."""
+    """A batch that cannot be applied closes the connections of its reports; later batches are applied."""
 
     async def body(server: Server, state: FakeState) -> None:
         bad, good = await Client.connect(server), await Client.connect(server)
@@ -768,7 +769,7 @@ def test_closing_ends_every_connection() -> None:
 
 @pytest.mark.parametrize("turns", range(5))
 def test_closing_while_work_comes_in_is_not_missed(turns: int) -> None:
-    """close() returns also when the pump is being woken at that very moment."""
+    """close() returns even if the batcher is being woken at that moment."""
 
     async def body(server: Server, state: FakeState) -> None:
         await until(lambda: server._batcher._tick_at is not None)
@@ -781,7 +782,7 @@ def test_closing_while_work_comes_in_is_not_missed(turns: int) -> None:
 
 
 def test_a_reader_gets_history_waits_and_users() -> None:
-    """The node samples by itself, and answers each of a reader's questions in its own kind."""
+    """The node samples without being asked, and answers each kind of question."""
 
     async def body(server: Server, state: FakeState) -> None:
         reader = await Client.connect(server, "reader")

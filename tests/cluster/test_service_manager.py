@@ -1,4 +1,4 @@
-"""The node as a service: readiness, watchdog, reload, and what its files for systemd say."""
+"""The node as a service: readiness, watchdog, reload, and the unit file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CONTRIB = Path(__file__).parents[2] / "contrib"
 
 
 class Watched(RunningNode):
-    """A node with more in its service's section."""
+    """A node with more options in its config."""
 
     def __init__(self, directory: Path, service: str = "", file: str = "") -> None:
         super().__init__(directory)
@@ -84,7 +84,7 @@ def a_service_manager(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
 
 @pytest.mark.slow
 def test_readiness_and_watchdog(manager: Notified, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The manager hears that the node listens, who leads, that the node lives, and that it ends."""
+    """The manager is notified that the node listens, who leads, that it works, and that it ends."""
     monkeypatch.setitem(nodes._ENVIRONMENT, "WATCHDOG_USEC", "300000")
     node = Watched(tmp_path)
     with running(node):
@@ -103,7 +103,7 @@ def test_readiness_and_watchdog(manager: Notified, tmp_path: Path, monkeypatch: 
 
 
 def _hears_more(manager: Notified) -> bool:
-    """Whether anything comes within a time in which the watchdog is fed several times."""
+    """Return whether a notification arrives within several watchdog intervals."""
     before = len(manager.hear())
     select.select([manager._sock], [], [], 0.5)
     return len(manager.hear()) > before
@@ -111,7 +111,7 @@ def _hears_more(manager: Notified) -> bool:
 
 @pytest.mark.slow
 def test_ready_without_quorum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A node that waits for the others is ready for the manager, and says that there is no quorum."""
+    """A node without quorum is ready for the manager, with "no quorum" as its status."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(f"\0connmon-{os.getpid()}-alone")
         sock.setblocking(False)
@@ -132,7 +132,7 @@ def test_ready_without_quorum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     "address", ["", "relative", "/no/such/socket", "@connmon-nobody-listens", "/" + "x" * 200]
 )
 def test_nobody_to_tell(address: str) -> None:
-    """Without a manager, or with one that does not listen, nothing happens."""
+    """Without a manager, or with one that does not listen, notifying does nothing."""
     manager = Manager({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "x"})
     manager.notify("READY=1")
     assert manager.watchdog_seconds is None
@@ -157,8 +157,8 @@ args: ({path!r}, "a")
 
 
 @pytest.mark.slow
-def test_log_files_are_opened_anew(tmp_path: Path) -> None:
-    """After SIGHUP the log goes to a new file of the same name; where none can be made, to the old one."""
+def test_log_files_are_reopened(tmp_path: Path) -> None:
+    """After SIGHUP the log goes to a new file of the same name; if none can be made, to the old one."""
     directory = tmp_path / "log"
     directory.mkdir()
     log = directory / "connmond.log"
@@ -181,7 +181,7 @@ def test_log_files_are_opened_anew(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_certificates_are_read_again(tmp_path: Path) -> None:
-    """After SIGHUP new clients meet the new certificate; one that is broken changes nothing."""
+    """After SIGHUP new clients get the new certificate; a broken one changes nothing."""
     first, second = Authority(tmp_path, "first"), Authority(tmp_path, "second")
     files = first.sign("node", "127.0.0.1", "localhost")
     node = Watched(tmp_path, f"ssl_certfile: {files.certificate}\nssl_keyfile: {files.key}\n")
@@ -247,19 +247,19 @@ def test_check_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_check_config_finds(
     line: str, problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What is wrong is one line with file, section and option, and exit code 2."""
+    """A mistake is one line with file, section and option, and exit code 2."""
     path = tmp_path / "c.cfg"
     path.write_text(f"[connmon_service_a]\nname: a\n{line.format(tmp_path)}\nnodes:\n    n hostname=h\n")
     assert daemon.main(["--check-config", "-c", str(path)]) == 2
-    (said,) = capsys.readouterr().err.splitlines()
-    assert said.startswith(f"connmond: {path}: [connmon_service_a] {problem}")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"connmond: {path}: [connmon_service_a] {problem}")
 
 
 # --- systemd's files ----------------------------------------------------------------------
 
 
 def test_unit(tmp_path: Path) -> None:
-    """systemd finds no fault in the unit, which runs as a user of its own and is closed well."""
+    """systemd accepts the unit, which runs as its own user and is sandboxed."""
     analyze = program("systemd-analyze")
     text = (CONTRIB / "connmond.service").read_text()
     assert "\nUser=connmon\n" in text
@@ -271,8 +271,8 @@ def test_unit(tmp_path: Path) -> None:
         assert arguments[0] != "verify" or not done.stderr
 
 
-def test_exit_codes_are_told() -> None:
-    """--help tells the exit codes and what SIGHUP does."""
+def test_help_has_the_exit_codes() -> None:
+    """--help has the exit codes and the effect of SIGHUP."""
     done = subprocess.run(
         [sys.executable, "-m", "connmon.cluster.daemon", "--help"], capture_output=True, text=True
     )

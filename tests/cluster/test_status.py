@@ -1,4 +1,4 @@
-"""What a node says of itself, its digests, and `connmon cluster-status` over three real nodes."""
+"""A node's status, its digests, and `connmon cluster-status` with three real nodes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.support.waiting import wait_for
 
 
 class Moving:
-    """A state of which only the version is looked at; a digest of it takes `cost` seconds."""
+    """A state with a version only; its digest takes `cost` seconds."""
 
     epoch = "e"
 
@@ -48,13 +48,13 @@ class Moving:
 
 @given(st.lists(st.one_of(st.just(None), st.integers(0, 20)), max_size=60))
 def test_a_digest_is_of_the_version_asked_for(steps: list[int | None]) -> None:
-    """Each who asks is told once, the digest of that version or None, and each digest is made once."""
-    state, told = Moving(), list[tuple[int, str | None, int]]()
+    """Each request is answered once, by the digest of its version or None; each digest is made once."""
+    state, answers = Moving(), list[tuple[int, str | None, int]]()
     digests = Digests(lambda: state.now)
     asked = 0
 
     def teller(version: int) -> Callable[[str | None], None]:
-        return lambda digest: told.append((version, digest, state.version))
+        return lambda digest: answers.append((version, digest, state.version))
 
     for version in steps:
         if version is None:
@@ -63,39 +63,39 @@ def test_a_digest_is_of_the_version_asked_for(steps: list[int | None]) -> None:
         else:
             asked += 1
             digests.ask(state, version, teller(version))
-    for version, digest, then in told:
+    for version, digest, then in answers:
         assert digest == (f"digest {version}" if version == then else None)
         assert then >= version
     assert len(state.made) == len(set(state.made))
     state.version = 100
     digests.moved(state)
-    assert len(told) == asked
+    assert len(answers) == asked
 
 
 def test_a_costly_digest_is_rarely_made() -> None:
-    """After a digest that took T seconds none is made for REST * T; the one made is told again."""
-    state, told = Moving(), list[str | None]()
+    """After a digest that took T seconds none is made for REST * T; the last one is given again."""
+    state, answers = Moving(), list[str | None]()
     state.cost = 0.1
     digests = Digests(lambda: state.now)
     for _ in range(3):
-        digests.ask(state, 0, told.append)
+        digests.ask(state, 0, answers.append)
     state.version = 1
-    digests.ask(state, 1, told.append)
+    digests.ask(state, 1, answers.append)
     state.now += REST * 0.1 + 0.001
-    digests.ask(state, 1, told.append)
-    assert told == ["digest 0"] * 3 + [None, "digest 1"]
+    digests.ask(state, 1, answers.append)
+    assert answers == ["digest 0"] * 3 + [None, "digest 1"]
 
 
-def test_who_gave_up_is_not_told() -> None:
-    """Nothing is kept for one who waits no more."""
-    state, told = Moving(), list[str | None]()
+def test_a_request_that_was_given_up_is_not_answered() -> None:
+    """A request that was given up leaves nothing behind."""
+    state, answers = Moving(), list[str | None]()
     digests = Digests(lambda: state.now)
-    digests.ask(state, 1, told.append)
-    digests.give_up(1, told.append)
-    digests.give_up(1, told.append)
+    digests.ask(state, 1, answers.append)
+    digests.give_up(1, answers.append)
+    digests.give_up(1, answers.append)
     state.version = 1
     digests.moved(state)
-    assert (told, state.made) == ([], [])
+    assert (answers, state.made) == ([], [])
 
 
 # --- One node -----------------------------------------------------------------------------
@@ -109,7 +109,7 @@ async def ask(client: Client, digest_at: int | None = None) -> NodeStatus:
 
 
 def test_a_node_says_how_it_is() -> None:
-    """Role, term, who reports to it and who watches; asking for a status makes no console of a reader."""
+    """A status has role, term, processes and readers; asking for it does not count as a console."""
 
     async def body(server: Any, state: FakeState) -> None:
         application = await Client.connect(server)
@@ -131,7 +131,7 @@ def test_a_node_says_how_it_is() -> None:
 
 @pytest.mark.slow
 def test_a_digest_is_waited_for() -> None:
-    """The digest is of the version asked for, also of one still to come; one that does not come is None."""
+    """The digest is of the version asked for, also of a future one; one that does not come is None."""
 
     async def body(server: Any, state: FakeState) -> None:
         reader = await Client.connect(server, "reader")
@@ -153,7 +153,7 @@ def test_a_digest_is_waited_for() -> None:
 
 
 def test_an_application_may_not_ask() -> None:
-    """A status is for readers."""
+    """An application that asks for a status is refused."""
 
     async def body(server: Any, state: FakeState) -> None:
         application = await Client.connect(server)
@@ -165,7 +165,7 @@ def test_an_application_may_not_ask() -> None:
 
 
 def test_a_reader_that_leaves_is_not_waited_for() -> None:
-    """Who asks for a digest to come and closes leaves nothing behind."""
+    """A reader that leaves while it waits for a digest leaves nothing behind."""
 
     async def body(server: Any, state: FakeState) -> None:
         reader = await Client.connect(server, "reader")
@@ -181,7 +181,7 @@ def test_a_reader_that_leaves_is_not_waited_for() -> None:
 
 
 def test_three_nodes_have_one_digest() -> None:
-    """Asked for the digest of one version to come, all nodes of a group tell the same."""
+    """All nodes of a group have the same digest of one future version."""
 
     async def body() -> None:
         async with Trio(state=State) as trio:
@@ -217,7 +217,7 @@ def _run(body: Callable[[], Awaitable[None]]) -> None:
 
 
 class Nodes:
-    """Three connmond processes, and the real command that asks them."""
+    """Three connmond processes, and the real `connmon cluster-status`."""
 
     def __init__(self, directory: Path) -> None:
         self.config = directory / "connmon.cfg"

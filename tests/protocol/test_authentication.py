@@ -1,4 +1,4 @@
-"""With a secret: who does not know it gets nowhere, and no frame can be touched on its way."""
+"""With a secret: a side without it gets nothing, and no frame can be altered on its way."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def sides(
 
 
 def answer(node: NodeSide) -> bytes:
-    """Return what the node says to a hello or a proof. Raises ProtocolError where that is no."""
+    """Return the node's answer to a hello or a proof. Raises ProtocolError for a refusal."""
     assert node.hello is not None
     if (reason := node.check(node.hello, "default")) is not None:
         raise ProtocolError(reason)
@@ -71,18 +71,18 @@ def answer(node: NodeSide) -> bytes:
 
 
 def greet(client: ClientSide, node: NodeSide) -> list[bytes]:
-    """Let both greet each other; return the frames that went over: hello, challenge, proof, welcome."""
-    said = [client.hello()]
-    node.receive(said[-1])
-    said.append(answer(node))
-    client.receive(said[-1])
+    """Make the handshake; return its frames: hello, challenge, proof, welcome."""
+    transcript = [client.hello()]
+    node.receive(transcript[-1])
+    transcript.append(answer(node))
+    client.receive(transcript[-1])
     if node.role is None:
-        said.append(client.reply())
-        node.receive(said[-1])
-        said.append(answer(node))
-        client.receive(said[-1])
+        transcript.append(client.reply())
+        node.receive(transcript[-1])
+        transcript.append(answer(node))
+        client.receive(transcript[-1])
     assert node.role is not None and client.welcome is not None
-    return said
+    return transcript
 
 
 def greeted(role: Role = "application", **options: Any) -> tuple[ClientSide, NodeSide]:
@@ -96,8 +96,8 @@ def greeted(role: Role = "application", **options: Any) -> tuple[ClientSide, Nod
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("service", ["", "default"])
-def test_who_knows_the_secret_is_welcomed(role: Role, service: str) -> None:
-    """Both sides prove it, whatever the role, and messages then go through both ways."""
+def test_a_client_with_the_secret_is_welcomed(role: Role, service: str) -> None:
+    """In every role both sides prove the secret, and then messages go both ways."""
     client, node = greeted(role, service=service)
     for message in FROM_CLIENT[role]:
         assert len(node.receive(client.frame(message))) == 1
@@ -107,7 +107,7 @@ def test_who_knows_the_secret_is_welcomed(role: Role, service: str) -> None:
 
 @pytest.mark.parametrize("role", ROLES)
 def test_a_wrong_secret_is_refused(role: Role) -> None:
-    """The node tells who has another secret so, and the client gets the reason."""
+    """A client with another secret gets the reason."""
     client, node = sides(role, client=OTHER)
     node.receive(client.hello())
     client.receive(answer(node))
@@ -118,8 +118,8 @@ def test_a_wrong_secret_is_refused(role: Role) -> None:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_client_without_a_secret_is_told_so(role: Role) -> None:
-    """A node with a secret does not welcome a client that has none, and says what it needs."""
+def test_a_client_without_a_secret_gets_the_reason(role: Role) -> None:
+    """A node with a secret refuses a client without one; the reason says what the client needs."""
     client, node = sides(role, client=None)
     node.receive(client.hello())
     with pytest.raises(ProtocolError, match=r"the client has none.*connmon_secret_file.*--secret-file"):
@@ -127,8 +127,8 @@ def test_a_client_without_a_secret_is_told_so(role: Role) -> None:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_node_without_a_secret_is_told_so(role: Role) -> None:
-    """A node that has none refuses a client that has one, and says so."""
+def test_a_client_of_a_node_without_a_secret_gets_the_reason(role: Role) -> None:
+    """A node without a secret refuses a client that has one, with the reason."""
     client, node = sides(role, node=None)
     node.receive(client.hello())
     with pytest.raises(ProtocolError, match="the client has a secret and the node has none"):
@@ -137,7 +137,7 @@ def test_a_node_without_a_secret_is_told_so(role: Role) -> None:
 
 @pytest.mark.parametrize("role", ROLES)
 def test_a_client_with_a_secret_never_goes_on_without(role: Role) -> None:
-    """A welcome without a challenge is not taken, and nothing but the hello was ever sent."""
+    """A welcome without a challenge is refused, and only the hello was sent."""
     client, node = sides(role, client=SECRET, node=None)
     node.receive(client.hello())
     with pytest.raises(ProtocolError, match="asks for none"):
@@ -149,7 +149,7 @@ def test_a_client_with_a_secret_never_goes_on_without(role: Role) -> None:
 
 @pytest.mark.parametrize("role", ROLES)
 def test_a_node_that_does_not_know_the_secret_gets_nothing(role: Role) -> None:
-    """Who only plays the node cannot seal the welcome: the client stops there."""
+    """A false node cannot compute the MAC of the welcome: the client stops there."""
     client, node = sides(role, node=OTHER)
     node.receive(client.hello())
     client.receive(answer(node))
@@ -168,8 +168,8 @@ def test_a_node_that_does_not_know_the_secret_gets_nothing(role: Role) -> None:
         assert copy.welcome is None
 
 
-def test_a_session_cannot_be_played_again() -> None:
-    """All that a client ever said is worth nothing on another connection: the node's nonce is new."""
+def test_a_clients_frames_cannot_be_replayed() -> None:
+    """A client's frames are useless on another connection: the node's nonce is new."""
     client, node = sides()
     hello, _, proof, _ = greet(client, node)
     again = NodeSide(SECRET, b"m" * 32)
@@ -180,8 +180,8 @@ def test_a_session_cannot_be_played_again() -> None:
     assert again.role is None
 
 
-def test_a_nodes_words_cannot_be_played_again() -> None:
-    """Nor what a node ever said, to a client whose nonce is new."""
+def test_a_nodes_frames_cannot_be_replayed() -> None:
+    """A node's frames are useless for a client with a new nonce."""
     client, node = sides()
     _, challenge, _, welcome = greet(client, node)
     again = ClientSide("application", "default", "test", SECRET, b"d" * 32)
@@ -191,8 +191,8 @@ def test_a_nodes_words_cannot_be_played_again() -> None:
         again.receive(welcome)
 
 
-def test_one_hears_not_oneself() -> None:
-    """A side's own frames, given back to it, are not the other's."""
+def test_a_side_refuses_its_own_frames() -> None:
+    """A side refuses its own frames."""
     client, node = greeted("peer", nonces=(b"x" * 32, b"x" * 32))
     own = client.frame(Ping())
     with pytest.raises(ProtocolError, match="MAC"):
@@ -203,8 +203,8 @@ def test_one_hears_not_oneself() -> None:
 
 
 @pytest.mark.parametrize("field", ["role", "service", "client", "nonce", "version"])
-def test_what_was_said_cannot_be_changed_on_the_way(field: str) -> None:
-    """A hello that was altered on its way proves nothing, even where the node would take it."""
+def test_an_altered_hello_is_noticed(field: str) -> None:
+    """An altered hello gives a wrong proof, even if the node accepts the hello."""
     client, node = sides("reader", service="")
     changed = {
         "role": Hello(1, "application", "", "test", b"c" * 32),
@@ -223,8 +223,8 @@ def test_what_was_said_cannot_be_changed_on_the_way(field: str) -> None:
 @pytest.mark.parametrize(
     "challenge", [Challenge(1, "other", "node1", b"n" * 32), Challenge(1, "default", "x", b"n" * 32)]
 )
-def test_nor_can_the_challenge(challenge: Challenge) -> None:
-    """The service and the name that the client was told are those that the node said."""
+def test_an_altered_challenge_is_noticed(challenge: Challenge) -> None:
+    """An altered challenge gives a wrong proof."""
     client, node = sides()
     node.receive(client.hello())
     answer(node)
@@ -234,7 +234,7 @@ def test_nor_can_the_challenge(challenge: Challenge) -> None:
 
 
 def test_nothing_is_read_before_the_proof() -> None:
-    """What is sent behind the hello, or in the proof's place, ends the connection unread."""
+    """A message after the hello, or instead of the proof, ends the connection unread."""
     for message in (REPORT, Query("program"), Hello(1, "application", "default", "", b"c" * 32)):
         client, node = sides()
         node.receive(client.hello())
@@ -244,40 +244,40 @@ def test_nothing_is_read_before_the_proof() -> None:
         assert node.role is None
 
 
-def test_the_page_is_enough_to_speak_it() -> None:
-    """Proof and seals are what docs/protocol.rst says, computed here from its words alone."""
+def test_the_page_is_enough_to_implement_it() -> None:
+    """Proof and MACs are as docs/protocol.rst says, computed here from the page alone."""
     client, node = sides()
     hello, challenge, proof, welcome = greet(client, node)
-    said = hello + challenge
+    transcript = hello + challenge
 
     def mac(key: bytes, text: bytes) -> bytes:
         return hmac.new(key, text, hashlib.sha256).digest()
 
-    assert proof == frame(Proof(mac(SECRET, b"connmon client proof\0" + said)))
-    key = mac(SECRET, b"connmon node to client\0" + said)
+    assert proof == frame(Proof(mac(SECRET, b"connmon client proof\0" + transcript)))
+    key = mac(SECRET, b"connmon node to client\0" + transcript)
     payload = frame(Welcome(1, "default", "node1", "0.1.0"))[4:]
-    sealed = payload + mac(key, struct.pack(">Q", 0) + payload)[:16]
-    assert welcome == struct.pack(">I", len(sealed)) + sealed
-    key = mac(SECRET, b"connmon client to node\0" + said)
+    data = payload + mac(key, struct.pack(">Q", 0) + payload)[:16]
+    assert welcome == struct.pack(">I", len(data)) + data
+    key = mac(SECRET, b"connmon client to node\0" + transcript)
     client.frame(REPORT)
     payload = frame(REPORT)[4:]
-    sealed = payload + mac(key, struct.pack(">Q", 1) + payload)[:16]
-    assert client.frame(REPORT) == struct.pack(">I", len(sealed)) + sealed
+    data = payload + mac(key, struct.pack(">Q", 1) + payload)[:16]
+    assert client.frame(REPORT) == struct.pack(">I", len(data)) + data
 
 
 def test_the_secret_is_in_no_repr() -> None:
-    """Whatever of it is printed, the secret and the keys are not in there."""
+    """No repr() shows the secret or a key."""
     client, node = greeted()
     for thing in (client, node, client._sent_macs, node._handshake, node._received_macs):
         assert SECRET.decode() not in repr(thing)
 
 
-# --- Sealed frames ------------------------------------------------------------------------
+# --- Frames with MACs ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("role", ROLES)
 def test_frames_out_of_their_order_are_refused(role: Role) -> None:
-    """A frame repeated, left out or moved ends the connection; the one before it counted."""
+    """A repeated, missing or moved frame ends the connection; the frame before it counts."""
     for order in ([0, 0], [1], [1, 0], [0, 2]):
         client, node = greeted(role)
         frames = [client.frame(FROM_CLIENT[role][0]) for _ in range(3)]
@@ -288,15 +288,15 @@ def test_frames_out_of_their_order_are_refused(role: Role) -> None:
 
 
 def test_a_frame_of_another_connection_is_refused() -> None:
-    """The same place in another connection with the same secret has another seal."""
+    """A frame of another connection with the same secret and number has another MAC."""
     client, _ = greeted(nonces=(b"1" * 32, b"2" * 32))
     _, node = greeted(nonces=(b"3" * 32, b"4" * 32))
     with pytest.raises(ProtocolError, match="MAC"):
         node.receive(client.frame(REPORT))
 
 
-def test_a_frame_without_a_seal_is_refused() -> None:
-    """After the welcome nothing is taken without one: neither a report nor a refusal."""
+def test_a_frame_without_a_mac_is_refused() -> None:
+    """After the welcome neither a report nor a refusal is accepted without a MAC."""
     client, node = greeted()
     with pytest.raises(ProtocolError, match="MAC"):
         node.receive(frame(REPORT))
@@ -306,33 +306,33 @@ def test_a_frame_without_a_seal_is_refused() -> None:
 
 @given(st.data())
 def test_any_altered_byte_is_noticed(data: st.DataObject) -> None:
-    """Whatever byte of a sealed frame is changed, wherever: no message comes out of it."""
+    """A changed byte anywhere in a frame with a MAC gives no message."""
     client, node = greeted()
-    sealed = bytearray(client.frame(REPORT))
-    position = data.draw(st.integers(0, len(sealed) - 1))
-    sealed[position] ^= data.draw(st.integers(1, 255))
+    altered = bytearray(client.frame(REPORT))
+    position = data.draw(st.integers(0, len(altered) - 1))
+    altered[position] ^= data.draw(st.integers(1, 255))
     # A length that was made longer waits for more; a real frame behind it does not help.
     with contextlib.suppress(ProtocolError):
-        assert node.receive(bytes(sealed)) == []
+        assert node.receive(bytes(altered)) == []
         assert node.receive(client.frame(REPORT) * 3) == []
 
 
 @given(st.integers(0, 10_000), st.booleans())
 def test_a_cut_frame_is_noticed(keep: int, fix_length: bool) -> None:
-    """A frame that was cut waits for the rest, or with its length made to fit is refused."""
+    """A cut frame waits for the rest; with a matching length it is refused."""
     client, node = greeted()
-    sealed = client.frame(REPORT)
-    payload = sealed[4 : 4 + keep % (len(sealed) - 4)]
+    data = client.frame(REPORT)
+    payload = data[4 : 4 + keep % (len(data) - 4)]
     if fix_length:
         with pytest.raises(ProtocolError, match="MAC"):
             node.receive(len(payload).to_bytes(4, "big") + payload)
     else:
-        assert node.receive(sealed[:4] + payload) == []
+        assert node.receive(data[:4] + payload) == []
 
 
 @given(st.lists(st.integers(0, 400), max_size=12))
-def test_any_split_of_a_sealed_stream_gives_the_same_messages(cuts: list[int]) -> None:
-    """Where TCP cuts the stream makes no difference, from the hello on."""
+def test_any_split_of_a_stream_with_macs_gives_the_same_messages(cuts: list[int]) -> None:
+    """From the hello on, the messages do not depend on where TCP cuts the stream."""
     client, node = sides()
     stream = client.hello()
     got: list[Any] = []
@@ -352,7 +352,7 @@ def test_any_split_of_a_sealed_stream_gives_the_same_messages(cuts: list[int]) -
 
 @given(st.sampled_from(["new", "challenged", "welcomed"]), st.lists(st.binary(max_size=200), max_size=4))
 def test_random_bytes_raise_nothing_but_protocol_errors(state: str, chunks: list[bytes]) -> None:
-    """Garbage at any moment is a ProtocolError or waits for more, on both sides; nobody gets in by it."""
+    """Garbage at any time, on both sides, is a ProtocolError or an incomplete frame, and opens nothing."""
     client, node = sides()
     if state != "new":
         node.receive(client.hello())
@@ -369,8 +369,8 @@ def test_random_bytes_raise_nothing_but_protocol_errors(state: str, chunks: list
     assert (node.role is not None) == (state == "welcomed")
 
 
-def test_a_frame_of_the_largest_size_has_room_for_its_seal() -> None:
-    """The limit is on the payload: sealed, a frame may be 16 bytes longer, and no more."""
+def test_a_frame_of_the_largest_size_has_room_for_its_mac() -> None:
+    """The limit is on the payload: with its MAC a frame may be 16 bytes longer, and no more."""
     limit = frames.REPORT_BYTES
     for over in (0, 1):
         _, node = greeted()

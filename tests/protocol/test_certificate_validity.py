@@ -1,4 +1,4 @@
-"""The dates of certificates, against the `cryptography` package, and whatever bytes come."""
+"""The dates of certificates, compared with the `cryptography` package, and of random bytes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DAY = 86400.0
     ("begins", "days"), [(-30.0, 90.0), (-3.0, -1.0), (1.0, 9000.0), (-20000.0, 20000.0)]
 )
 def test_dates_are_those_of_the_certificate(begins: float, days: float, tmp_path: Path) -> None:
-    """Both forms of a date (to 2049, and from 2050 on) are read, of each certificate in the file."""
+    """Both forms of a date (to 2049, and from 2050) are read, for each certificate of the file."""
     authority = Authority(tmp_path)
     files = authority.sign("node", "localhost", begins=begins, days=days)
     text = files.certificate.read_text() + files.key.read_text() + authority.file.read_text()
@@ -34,7 +34,7 @@ def test_dates_are_those_of_the_certificate(begins: float, days: float, tmp_path
 
 @given(st.binary(max_size=200))
 def test_what_is_no_certificate_has_no_dates(data: bytes) -> None:
-    """Nothing is raised, whatever stands between the lines of a certificate."""
+    """Other text between the lines of a certificate has no dates and raises nothing."""
     text = base64.b64encode(data).decode()
     for body in (text, data.decode("latin-1")):
         for found in validities(f"-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n"):
@@ -43,7 +43,7 @@ def test_what_is_no_certificate_has_no_dates(data: bytes) -> None:
 
 @given(st.integers(min_value=0, max_value=10_000), st.integers(min_value=0, max_value=255))
 def test_a_damaged_certificate_raises_nothing(position: int, value: int) -> None:
-    """A byte that is another one leads to other dates, or to none."""
+    """A changed byte gives other dates, or none."""
     body = bytearray(DER)
     body[position % len(body)] = value
     text = base64.b64encode(body).decode()
@@ -64,7 +64,7 @@ DER = _der()
 
 
 def test_judgement() -> None:
-    """A chain is as good as its worst certificate; of authorities one has to be valid."""
+    """A chain is as valid as its worst certificate; of authorities one must be valid."""
     good, past, future = Validity(0.0, 100 * DAY), Validity(0.0, 9 * DAY), Validity(20 * DAY, 200 * DAY)
     now = 10.5 * DAY
     assert judge([good], now).expires == "expires on 1970-04-11 00:00 UTC (in 89 days)"

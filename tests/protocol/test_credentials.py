@@ -1,4 +1,4 @@
-"""Secrets and certificates from files: what is refused, and what is said of it."""
+"""Secrets and certificates from files: what is refused, with which error."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def config_file(tmp_path: Path, more: str, mode: int = 0o600) -> Service:
 
 
 def problem(service: Service, node: bool = False) -> str:
-    """Return the one line that is said; nothing secret is in it."""
+    """Return the error, one line without the secret."""
     with pytest.raises(ConfigError) as caught:
         of_node(service) if node else of_client(service)
     text = str(caught.value)
@@ -53,25 +53,25 @@ def test_neither_secret_nor_tls() -> None:
 
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n", b" \t\n\n"])
 def test_white_space_at_the_end_of_a_secret_file_does_not_count(tmp_path: Path, end: bytes) -> None:
-    """However the file was written, the secret is what stands in it."""
+    """White space at the end of a secret_file does not count."""
     assert read_secret(closed(secret_file=secret_file(tmp_path, SECRET.encode() + end))) == SECRET.encode()
 
 
 def test_a_secret_in_the_config_file_is_the_same(tmp_path: Path) -> None:
-    """secret and secret_file are two ways to say the same."""
+    """secret and secret_file mean the same."""
     assert read_secret(config_file(tmp_path, f"secret: {SECRET}")) == SECRET.encode()
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o400, 0o640, 0o660])
 def test_owner_and_group_may_read_it(tmp_path: Path, mode: int) -> None:
-    """A group is how several programs share it."""
+    """A group may read the file: several programs share it that way."""
     assert read_secret(closed(secret_file=secret_file(tmp_path, mode=mode)))
     assert read_secret(config_file(tmp_path, f"secret: {SECRET}", mode))
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o604, 0o602, 0o666])
 def test_a_secret_that_others_have_access_to_is_refused(tmp_path: Path, mode: int) -> None:
-    """Be it a secret_file or a config file with the secret in it; the line says what to do."""
+    """A secret file or config file that others can read is refused; the line says what to do."""
     said = problem(closed(secret_file=secret_file(tmp_path, mode=mode)))
     assert said.startswith(f"secret_file: {tmp_path}/secret: others have access to it (mode {mode:04o})")
     assert f"chmod o= {tmp_path}/secret" in said
@@ -81,7 +81,7 @@ def test_a_secret_that_others_have_access_to_is_refused(tmp_path: Path, mode: in
 
 
 def test_a_config_file_without_a_secret_may_be_read_by_all(tmp_path: Path) -> None:
-    """It is the file with the secret in it that counts."""
+    """Only a config file with a secret in it must be closed to others."""
     path = secret_file(tmp_path)
     assert read_secret(config_file(tmp_path, f"secret_file: {path}", 0o644)) == SECRET.encode()
 
@@ -96,17 +96,17 @@ def test_a_config_file_without_a_secret_may_be_read_by_all(tmp_path: Path) -> No
     ],
 )
 def test_a_secret_that_is_none(tmp_path: Path, content: bytes, said: str) -> None:
-    """Too short to be one, or too long to be nothing else."""
+    """A secret that is too short, or a file that is too long, is refused."""
     assert said in problem(closed(secret_file=secret_file(tmp_path, content)))
 
 
 def test_a_short_secret_in_the_config_file(tmp_path: Path) -> None:
-    """The same holds there."""
+    """A short secret in the config file is refused too."""
     assert "[connmon_service_a] secret: is only 4 bytes" in problem(config_file(tmp_path, "secret: hush"))
 
 
 def test_a_secret_file_that_is_no_file(tmp_path: Path) -> None:
-    """Missing, a directory, a pipe (which is not waited for), a name that none can have."""
+    """A missing file, a directory, a pipe (which is not waited for) and an impossible name are refused."""
     assert "cannot be read: No such file" in problem(closed(secret_file=str(tmp_path / "x")))
     assert "is not a file" in problem(closed(secret_file=str(tmp_path)))
     os.mkfifo(tmp_path / "pipe", 0o600)
@@ -116,7 +116,7 @@ def test_a_secret_file_that_is_no_file(tmp_path: Path) -> None:
 
 
 def test_credentials_show_no_secret() -> None:
-    """repr() of what is handed around has none of it."""
+    """repr() of credentials does not show the secret."""
     assert "hush" not in repr(Credentials(SECRET.encode()))
 
 
@@ -124,7 +124,7 @@ def test_credentials_show_no_secret() -> None:
 
 
 def test_files_that_make_a_node(tmp_path: Path) -> None:
-    """Certificate and key make TLS; with an authority clients have to show a certificate."""
+    """Certificate and key make TLS; with an authority, clients must show a certificate."""
     authority = Authority(tmp_path)
     certificate, key = map(str, authority.sign("node", "localhost"))
     node = of_node(closed(ssl_certfile=certificate, ssl_keyfile=key))
@@ -134,7 +134,7 @@ def test_files_that_make_a_node(tmp_path: Path) -> None:
 
 
 def test_a_client_needs_the_key_only_where_it_shows_a_certificate(tmp_path: Path) -> None:
-    """Without ssl_cafile the node asks for none, and the node's key is not for every client to read."""
+    """Without ssl_cafile a client does not read the node's key, which not every client may."""
     authority = Authority(tmp_path)
     certificate, key = map(str, authority.sign("node", "localhost"))
     os.unlink(key)
@@ -145,14 +145,14 @@ def test_a_client_needs_the_key_only_where_it_shows_a_certificate(tmp_path: Path
 
 
 def test_an_authority_alone_is_no_node(tmp_path: Path) -> None:
-    """A client can do with it; a node cannot."""
+    """An authority alone is enough for a client and not for a node."""
     authority = str(Authority(tmp_path).file)
     assert of_client(closed(ssl_cafile=authority)).tls is not None
     assert "ssl_cafile: a node needs ssl_certfile" in problem(closed(ssl_cafile=authority), node=True)
 
 
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
-    """Each is one line that names the option and the file."""
+    """An unusable file is one line that names the option and the file."""
     authority = Authority(tmp_path)
     one, other = authority.sign("one", "h"), authority.sign("other", "h")
     locked = authority.sign("locked", "h", passphrase="hush")

@@ -1,4 +1,4 @@
-"""The protocol core: any bytes in, only messages or ProtocolError out."""
+"""Bytes and messages: any bytes give only messages or a ProtocolError."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from connmon.errors import ProtocolError
 from connmon.protocol import frames
+from connmon.protocol.batch import Batch
 from connmon.protocol.frames import (
     Ack,
     Challenge,
@@ -81,7 +82,7 @@ def test_a_dialogue_of_a_reader() -> None:
 
 
 def test_what_follows_the_hello_is_kept_for_after_the_welcome() -> None:
-    """A client may send its report with the hello; the node reads it once it has welcomed."""
+    """A client may send its report with the hello; the node reads it after the welcome."""
     node = NodeSide()
     (hello,) = node.receive(frame(Hello(1, "application", "default")) + frame(FULL))
     assert isinstance(hello, Hello)
@@ -95,7 +96,7 @@ def test_what_follows_the_hello_is_kept_for_after_the_welcome() -> None:
 def test_any_split_of_the_stream_gives_the_same_messages(
     messages: list[Report | Goodbye], data: st.DataObject
 ) -> None:
-    """Where TCP cuts the stream makes no difference."""
+    """The messages do not depend on where TCP cuts the stream."""
     stream = b"".join(map(frame, messages))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=12)))
     node = welcomed("application")
@@ -108,7 +109,7 @@ def test_any_split_of_the_stream_gives_the_same_messages(
 
 @given(st.sampled_from(["new", "application", "reader"]), st.lists(st.binary(max_size=200), max_size=5))
 def test_random_bytes_raise_nothing_but_protocol_errors(state: str, chunks: list[bytes]) -> None:
-    """Garbage is a ProtocolError or waits for more; no other exception, before and after the hello."""
+    """Garbage, before and after the hello, is a ProtocolError or an incomplete frame; no other exception."""
     node = NodeSide() if state == "new" else welcomed(state)
     try:
         for chunk in chunks:
@@ -120,7 +121,7 @@ def test_random_bytes_raise_nothing_but_protocol_errors(state: str, chunks: list
 
 @given(st.sampled_from(["new", "application", "reader"]), st.binary(max_size=300))
 def test_random_payloads_raise_nothing_but_protocol_errors(state: str, payload: bytes) -> None:
-    """A frame of the right length with anything inside is a message or a ProtocolError."""
+    """A whole frame with any payload is a message or a ProtocolError."""
     node = NodeSide() if state == "new" else welcomed(state)
     with contextlib.suppress(ProtocolError):
         node.receive(len(payload).to_bytes(4, "big") + payload)
@@ -142,7 +143,7 @@ def test_a_damaged_report_raises_nothing_but_protocol_errors(position: int, valu
     "counts", [{-1: 1}, {BUCKETS: 1}, {0: 0}, {0: -1}, {0: 2**53}, {0: 1.5}, {"0": 1}, [1, 2], None]
 )
 def test_histograms_out_of_range_are_refused(counts: Any) -> None:
-    """A bucket that is none, or a count that is none, never gets past the wire."""
+    """An invalid bucket or count is refused when it is decoded."""
     pool = msgspec.msgpack.decode(msgspec.msgpack.encode(FULL.pools[0]))
     pool[7] = [{}, {0: 1, BUCKETS - 1: 2**53 - 1}, {}]
     pool_report = msgspec.msgpack.decode(msgspec.msgpack.encode(pool), type=PoolReport)
@@ -166,7 +167,7 @@ def test_a_client_is_as_safe_from_its_node(data: bytes) -> None:
     [("new", frames.HELLO_BYTES), ("application", frames.REPORT_BYTES), ("reader", frames.QUERY_BYTES)],
 )
 def test_a_length_over_the_limit_is_refused_before_it_has_come(state: str, limit: int) -> None:
-    """Four bytes are enough to refuse a frame that would be too large; the limit itself is allowed."""
+    """The length alone refuses a frame that is too large; the limit itself is allowed."""
     node = NodeSide() if state == "new" else welcomed(state)
     assert node.receive(limit.to_bytes(4, "big")) == []
     node = NodeSide() if state == "new" else welcomed(state)
@@ -186,7 +187,7 @@ def test_a_length_over_the_limit_is_refused_before_it_has_come(state: str, limit
     ],
 )
 def test_a_role_sends_only_its_own_messages(role: str, message: frames.Message) -> None:
-    """A reader cannot report, an application cannot ask, and nobody says hello twice."""
+    """A reader cannot report, an application cannot ask, and a second hello is refused."""
     with pytest.raises(ProtocolError, match="cannot be read"):
         welcomed(role).receive(frame(message))
 
@@ -199,7 +200,7 @@ def test_nothing_but_a_hello_comes_first(message: frames.Message) -> None:
 
 
 def test_nothing_is_read_until_the_hello_is_answered() -> None:
-    """Bytes that come while the node has not decided are a ProtocolError."""
+    """Bytes that arrive before the node has answered are a ProtocolError."""
     node = NodeSide()
     node.receive(frame(Hello(1, "reader", "default")))
     with pytest.raises(ProtocolError, match="before its hello was answered"):
@@ -215,15 +216,15 @@ def test_nothing_is_read_until_the_hello_is_answered() -> None:
         (Hello(1, "reader", "other"), "service 'other'"),
     ],
 )
-def test_a_hello_that_does_not_fit_is_told_why(hello: Hello, reason: str) -> None:
-    """Version, role and service are checked, and the reason names what was wrong."""
+def test_a_wrong_hello_is_refused_with_the_reason(hello: Hello, reason: str) -> None:
+    """Version, role and service are checked; the reason names what is wrong."""
     node = NodeSide()
     assert reason in (node.check(hello, "default") or "")
 
 
 @pytest.mark.parametrize("service", ["", "default"])
 def test_a_hello_that_fits(service: str) -> None:
-    """The service may be left open."""
+    """The service may be empty."""
     assert NodeSide().check(Hello(1, "reader", service), "default") is None
 
 
@@ -248,9 +249,30 @@ def test_a_client_refuses_a_node_of_another_version() -> None:
     ],
 )
 def test_values_out_of_range_are_refused(report: Report) -> None:
-    """Decoding is validating: a number out of range or a text too long never gets past the wire."""
+    """A number out of range or a text too long is refused when it is decoded."""
     with pytest.raises(ProtocolError):
         welcomed("application").receive(frame(report))
+
+
+def test_unknown_elements_of_a_report_are_not_replicated() -> None:
+    """Elements of a newer version are ignored, and the batch has none of them, however deeply nested.
+
+    Another node might not be able to decode them, and would skip a batch that the others apply.
+    """
+    payload = bytearray(frame(FULL)[4:])
+    payload[0] += 1  # one element more
+    payload += b"\x91" * 500 + b"\x90"
+    (report,) = welcomed("application").receive(frames.framed(bytes(payload)))
+    assert report == FULL
+    batch = Batch("node1", "boot", 1, None, (report,))
+    assert msgspec.msgpack.encode(batch) == msgspec.msgpack.encode(Batch("node1", "boot", 1, None, (FULL,)))
+
+
+def test_bytes_after_a_report_are_refused() -> None:
+    """A payload is one message: bytes after it would become part of a batch."""
+    payload = frame(FULL)[4:] + b"\xc0"
+    with pytest.raises(ProtocolError, match="cannot be read"):
+        welcomed("application").receive(frames.framed(payload))
 
 
 def test_deep_nesting_is_refused() -> None:
@@ -302,7 +324,7 @@ def test_steps_out_of_order_are_errors_of_the_caller(secret: bytes | None) -> No
 
 
 def test_nothing_is_read_after_a_broken_rule() -> None:
-    """A side that has failed stays so: what follows the error is not read."""
+    """A side that has failed stays so; later bytes are not read."""
     node = welcomed("application")
     with pytest.raises(ProtocolError):
         node.receive(frame(Query("program")) + frame(FULL))
@@ -325,12 +347,12 @@ DIALOGUE: list[tuple[str, frames.Message]] = [
 
 
 def example(dialogue: list[tuple[str, frames.Message, bytes]]) -> str:
-    """Return a dialogue as the page shows it: who, what, and every byte of the frame."""
+    """Return a dialogue in the form of the page: sender, message, and every byte of the frame."""
     lines = []
     for who, message, data in dialogue:
         plain = msgspec.msgpack.decode(msgspec.msgpack.encode(message))
-        shown = [value.hex() if isinstance(value, bytes) else value for value in plain]
-        fields = msgspec.json.encode(shown).decode()
+        values = [value.hex() if isinstance(value, bytes) else value for value in plain]
+        fields = msgspec.json.encode(values).decode()
         lines.append(f"{who}:")
         lines += [f"    {line}" for line in textwrap.wrap(fields, 90, break_on_hyphens=False)]
         lines += [f"        {data[at : at + 16].hex(' ')}" for at in range(0, len(data), 16)]
@@ -343,37 +365,37 @@ def indented(text: str) -> str:
 
 
 def dialogue_with_a_secret() -> list[tuple[str, frames.Message, bytes]]:
-    """Return the page's other example, as both sides make it."""
+    """Return the page's example with a secret, made by both sides."""
     secret = b"0123456789abcdef0123456789abcdef"
     client = ClientSide("reader", "", "connmon", secret, bytes(range(32)))
     node = NodeSide(secret, bytes(range(32, 64)))
-    said: list[tuple[str, frames.Message, bytes]] = []
+    steps: list[tuple[str, frames.Message, bytes]] = []
 
-    def told(data: bytes) -> None:
+    def sent(data: bytes) -> None:
         (message,) = node.receive(data)
-        said.append(("reader", message, data))
+        steps.append(("reader", message, data))
 
-    told(client.hello())
+    sent(client.hello())
     challenge = node.challenge("default", "node1")
-    said.append(("node", msgspec.msgpack.decode(challenge[4:], type=Challenge), challenge))
+    steps.append(("node", msgspec.msgpack.decode(challenge[4:], type=Challenge), challenge))
     assert client.receive(challenge) == []
-    told(client.reply())
+    sent(client.reply())
     welcome = node.welcome("default", "node1", "0.1.0")
-    said += [("node", message, welcome) for message in client.receive(welcome)]
-    told(client.frame(Query("program")))
+    steps += [("node", message, welcome) for message in client.receive(welcome)]
+    sent(client.frame(Query("program")))
     refusal = node.frame(Refuse("the node is ending"))
-    said += [("node", message, refusal) for message in client.receive(refusal)]
-    return said
+    steps += [("node", message, refusal) for message in client.receive(refusal)]
+    return steps
 
 
 def test_the_example_with_a_secret_is_what_is_sent() -> None:
-    """Every byte of the sealed dialogue in docs/protocol.rst is what this code sends."""
+    """This code sends every byte of the dialogue with MACs in docs/protocol.rst."""
     page = (Path(__file__).parents[2] / "docs" / "protocol.rst").read_text(encoding="utf-8")
     assert indented(example(dialogue_with_a_secret())) in page
 
 
 def test_the_example_in_the_documentation_is_what_is_sent() -> None:
-    """Every byte of the dialogue in docs/protocol.rst is what this code sends, and both sides take it."""
+    """This code sends every byte of the dialogue in docs/protocol.rst, and both sides accept it."""
     page = (Path(__file__).parents[2] / "docs" / "protocol.rst").read_text(encoding="utf-8")
     dialogue = [(who, message, frame(message)) for who, message in DIALOGUE]
     assert indented(example(dialogue)) in page
@@ -387,14 +409,14 @@ def test_the_example_in_the_documentation_is_what_is_sent() -> None:
 
 
 def test_the_limits_in_the_documentation_are_those_of_the_code() -> None:
-    """Version and size limits are told as they are."""
+    """The page has the version and the size limits of the code."""
     page = (Path(__file__).parents[2] / "docs" / "protocol.rst").read_text(encoding="utf-8")
     assert f"This page describes version {frames.VERSION}." in page
     limits = (frames.HELLO_BYTES, frames.REPORT_BYTES, frames.QUERY_BYTES, frames.ANSWER_BYTES)
     for limit in limits:
         assert f"{limit:,}" in page
-    told = (Hello, Challenge, Proof, Welcome, Refuse, Report, Ack, Goodbye, Query, Rows)
-    for message in (*told, HistoryQuery, History, WaitsQuery, UsersQuery):
+    sent = (Hello, Challenge, Proof, Welcome, Refuse, Report, Ack, Goodbye, Query, Rows)
+    for message in (*sent, HistoryQuery, History, WaitsQuery, UsersQuery):
         tag = msgspec.inspect.type_info(message)
         assert isinstance(tag, msgspec.inspect.StructType)
         assert f"\n{tag.tag}\n" in page

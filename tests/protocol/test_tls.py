@@ -1,4 +1,4 @@
-"""TLS without sockets: who is let through, and what both sides are told where somebody is not."""
+"""TLS without sockets: which certificates are accepted, and the errors on both sides."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def client(
 
 
 def talk(one: Channel, other: Channel) -> tuple[bytes, str, str]:
-    """Let client and node talk; return what the node got, and what either says was wrong."""
+    """Connect client and node; return the bytes that the node gets, and the errors of both."""
     one.send(HELLO)
     got, wrong = b"", ["", ""]
     for _ in range(10):
@@ -62,7 +62,7 @@ def talk(one: Channel, other: Channel) -> tuple[bytes, str, str]:
 
 
 def test_both_sides_with_certificates_of_one_authority(tmp_path: Path) -> None:
-    """What the client means arrives, by the node's name and by its address; and the other way."""
+    """Data goes both ways, by the node's name and by its address."""
     authority = Authority(tmp_path)
     service = closed(authority.sign("node", "localhost", "127.0.0.1", "::1"), authority)
     for host in ("localhost", "localhost.", "127.0.0.1", "::1"):
@@ -74,14 +74,14 @@ def test_both_sides_with_certificates_of_one_authority(tmp_path: Path) -> None:
 
 
 def test_a_node_that_wants_no_certificate(tmp_path: Path) -> None:
-    """Without ssl_cafile at the node a client that trusts its authority needs nothing else."""
+    """If the node has no ssl_cafile, a client needs only its authority."""
     authority = Authority(tmp_path)
     files = authority.sign("node", "localhost")
     assert talk(client(closed(None, authority)), node(closed(files, None))) == (HELLO, "", "")
 
 
 def test_a_node_of_another_authority(tmp_path: Path) -> None:
-    """The client stops before it has said a word, and both say why."""
+    """The client stops before it sends data, and both sides report why."""
     mine, other = Authority(tmp_path), Authority(tmp_path, "other")
     got, at_client, at_node = talk(
         client(closed(mine.sign("client"), mine)), node(closed(other.sign("node", "localhost"), other))
@@ -92,14 +92,14 @@ def test_a_node_of_another_authority(tmp_path: Path) -> None:
 
 
 def test_a_certificate_that_nobody_vouches_for(tmp_path: Path) -> None:
-    """Without ssl_cafile it is the system's authorities that count."""
+    """Without ssl_cafile the system's authorities count."""
     files = Authority(tmp_path).sign("node", "localhost")
     got, at_client, _ = talk(client(closed(files, None)), node(closed(files, None)))
     assert got == b"" and "certificate is not accepted" in at_client
 
 
 def test_a_node_of_another_name(tmp_path: Path) -> None:
-    """The certificate has to name the host that the client meant."""
+    """The certificate must name the host that the client connects to."""
     authority = Authority(tmp_path)
     service = closed(authority.sign("node", "localhost", "127.0.0.1"), authority)
     for host, said in (("node2.example", "node2.example"), ("127.0.0.2", "127.0.0.2")):
@@ -108,7 +108,7 @@ def test_a_node_of_another_name(tmp_path: Path) -> None:
 
 
 def test_an_expired_certificate(tmp_path: Path) -> None:
-    """The node's and the client's: the side that does not take it says so, and the other hears it."""
+    """An expired certificate of either side is refused, and the other side learns it."""
     authority = Authority(tmp_path)
     old, good = authority.sign("old", "localhost", expired=True), authority.sign("good", "localhost")
     got, at_client, at_node = talk(client(closed(good, authority)), node(closed(old, authority)))
@@ -119,7 +119,7 @@ def test_an_expired_certificate(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_a_client_without_a_certificate(tmp_path: Path, version: ssl.TLSVersion) -> None:
-    """A node with ssl_cafile takes nobody who shows none, and the client is told what it needs."""
+    """A node with ssl_cafile refuses a client without a certificate, and the client learns what it needs."""
     authority = Authority(tmp_path)
 
     def tune(context: ssl.SSLContext) -> None:
@@ -133,7 +133,7 @@ def test_a_client_without_a_certificate(tmp_path: Path, version: ssl.TLSVersion)
 
 
 def test_a_client_of_another_authority(tmp_path: Path) -> None:
-    """A certificate is not enough; it has to be signed by the right one."""
+    """A certificate must be signed by the right authority."""
     mine, other = Authority(tmp_path), Authority(tmp_path, "other")
     service = closed(mine.sign("node", "localhost"), mine)
     stranger = replace(closed(other.sign("client"), mine))
@@ -144,7 +144,7 @@ def test_a_client_of_another_authority(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
 def test_older_than_1_2(tmp_path: Path) -> None:
-    """TLS 1.1 is refused, and both sides say why."""
+    """TLS 1.1 is refused, and both sides report why."""
     authority = Authority(tmp_path)
     service = closed(authority.sign("node", "localhost"), None)
 
@@ -157,7 +157,8 @@ def test_older_than_1_2(tmp_path: Path) -> None:
 
 
 def test_a_side_without_tls_is_noticed_at_its_first_byte(tmp_path: Path) -> None:
-    """The node can still tell a client so in the client's own words; a client says what is missing."""
+    """The first plain byte is noticed; the node can still send a plain refusal, and a client reports what is
+    missing."""
     authority = Authority(tmp_path)
     service = closed(authority.sign("node", "localhost"), authority)
     one, other = client(service), node(service)
@@ -173,7 +174,7 @@ def test_a_side_without_tls_is_noticed_at_its_first_byte(tmp_path: Path) -> None
 def test_random_bytes_raise_nothing_but_protocol_errors(
     tmp_path: Path, chunks: list[bytes], begun: bool, record: bool
 ) -> None:
-    """Garbage, before, in and after the handshake, is a ProtocolError or waits for more."""
+    """Garbage before, in and after the handshake is a ProtocolError or an incomplete record."""
     authority = Authority(tmp_path)
     service = closed(authority.sign("node", "localhost"), None)
     one, other = client(closed(None, authority)), node(service)
@@ -191,7 +192,7 @@ def test_random_bytes_raise_nothing_but_protocol_errors(
 
 
 def test_an_altered_record_is_noticed(tmp_path: Path) -> None:
-    """One wrong bit on the way: nothing of it is read."""
+    """A record with a wrong bit is not read."""
     authority = Authority(tmp_path)
     service = closed(authority.sign("node", "localhost"), None)
     one, other = client(closed(None, authority)), node(service)
@@ -204,7 +205,7 @@ def test_an_altered_record_is_noticed(tmp_path: Path) -> None:
 
 
 def test_a_host_that_no_certificate_can_name(tmp_path: Path) -> None:
-    """It is a ProtocolError of this one node, not an accident."""
+    """A host name that no certificate can have is a ProtocolError of this one node."""
     context = of_client(closed(None, Authority(tmp_path))).tls
     assert context is not None
     with pytest.raises(ProtocolError, match="no certificate can be for this host name"):

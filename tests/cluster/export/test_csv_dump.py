@@ -1,4 +1,4 @@
-"""The CSV dump: what is written, by whom, and what a disk that is full does to it."""
+"""The CSV dump: which rows are written, by which node, and what a full disk does."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_only_what_has_changed() -> None:
 
 
 def test_token_service_and_unknown() -> None:
-    """Token, service and node are in each row where they are asked for; what is not known is empty."""
+    """Token, service and node are in each row if configured; unknown values are empty."""
     rows = ChangedRows(
         ("token", "service", "node", "capacity", "host"), {"token": "T", "service": "s", "node": "n"}
     )
@@ -69,7 +69,7 @@ def test_token_service_and_unknown() -> None:
 
 
 def test_file_that_grows(tmp_path: Path) -> None:
-    """The heading is there once, also after a restart, and the file is closed to others."""
+    """The heading is written once, also after a restart, and the file is closed to others."""
     path = tmp_path / "x.csv"
     for row in ("1,2\n", "3,4\n"):
         assert DumpFile(str(path), HEADING, 1000, 2).write(row)
@@ -78,7 +78,7 @@ def test_file_that_grows(tmp_path: Path) -> None:
 
 
 def test_half_a_row_is_cut_off(tmp_path: Path) -> None:
-    """What a crash left of a row is not continued."""
+    """Half a row, left by a crash, is cut off."""
     path = tmp_path / "x.csv"
     path.write_text(HEADING + "1,2\n3")
     DumpFile(str(path), HEADING, 1000, 2).write("5,6\n")
@@ -99,27 +99,30 @@ def test_other_columns_begin_a_new_file(tmp_path: Path) -> None:
 
 @given(st.lists(st.integers(1, 30), max_size=60), st.integers(20, 80), st.integers(0, 3))
 def test_rotation(lengths: list[int], size: int, keep: int) -> None:
-    """Files keep to their size and begin with the heading; the newest rows are kept, each once."""
+    """Files stay within their size and begin with the heading; the newest rows are kept, once."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "x.csv")
         written = [f"{number},{'x' * length}\n" for number, length in enumerate(lengths)]
         for row in written:
             assert DumpFile(str(path), HEADING, size, keep).write(row)
         files = [Path(directory, f"x.csv.{number}") for number in range(keep, 0, -1)]
-        found = []
-        for file in [*(each for each in files if each.exists()), *([path] if written else [])]:
+        kept_rows = []
+        for file in [
+            *(old for old in files if old.exists()),
+            *([path] if written else []),
+        ]:
             text = file.read_text()
             assert text.startswith(HEADING)
             own = text[len(HEADING) :].splitlines(keepends=True)
             assert own
             assert len(text) <= size or len(own) == 1
-            found += own
-        assert found == written[len(written) - len(found) :]
+            kept_rows += own
+        assert kept_rows == written[len(written) - len(kept_rows) :]
         assert len(os.listdir(directory)) <= keep + 1
 
 
 def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """A full disk is one warning however long it lasts; no half row stays; with room again it goes on."""
+    """A full disk is one warning; no half row stays; with room again writing continues."""
     path = tmp_path / "x.csv"
     file = DumpFile(str(path), HEADING, 1000, 2)
     assert file.write("1,2\n")
@@ -155,7 +158,7 @@ def configured(tmp_path: Path, *settings: str) -> Any:
 
 
 def test_columns(tmp_path: Path) -> None:
-    """Without columns there are some; the token's where there is one."""
+    """Without csv_columns there are default ones, the token only if there is one."""
     service = configured(tmp_path, "csv_dump: x", "csv_token: T")
     assert columns_of(service) == DEFAULT_COLUMNS
     assert columns_of(configured(tmp_path, "csv_dump: x")) == tuple(
@@ -187,7 +190,7 @@ def test_columns(tmp_path: Path) -> None:
 def test_mistakes(
     settings: tuple[str, ...], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A setting that cannot be is one line with file, section and option, without the token; exit code 2."""
+    """An invalid setting is one line with file, section and option, without the token; exit code 2."""
     filled = [setting.format(tmp_path) for setting in settings]
     with pytest.raises(ConfigError):
         open_dump(configured(tmp_path, *filled))
@@ -239,7 +242,7 @@ def an_application() -> Iterator[Any]:
 
 @pytest.mark.slow
 def test_a_node_dumps(tmp_path: Path, application: Any) -> None:
-    """A node writes a row when something has changed, and it says what the snapshot says."""
+    """A node writes a row when something has changed, with the values of the snapshot."""
     node = Dumping(
         tmp_path, "csv_token: run 7", "csv_columns: timestamp token program connections checkouts_total"
     )
@@ -262,7 +265,7 @@ def test_a_node_dumps(tmp_path: Path, application: Any) -> None:
 
 
 class Role:
-    """A replica, and a node's port, as far as a dump looks at them."""
+    """A replica and a node's port, as a dump uses them."""
 
     def __init__(self, quorum: bool, is_leader: bool) -> None:
         self.status = Status(quorum=quorum, role=RaftRole.LEADER if is_leader else RaftRole.FOLLOWER)
@@ -281,8 +284,8 @@ class Role:
         ("node", False, False, False),
     ],
 )
-def test_who_writes(by: str, quorum: bool, leads: bool, writes: bool, tmp_path: Path) -> None:
-    """The leader writes, or every node, as configured; none without quorum."""
+def test_which_node_writes(by: str, quorum: bool, leads: bool, writes: bool, tmp_path: Path) -> None:
+    """The leader writes, or every node, as configured; a node without quorum does not."""
     service = configured(tmp_path, f"csv_dump: {tmp_path}/x.csv", f"csv_by: {by}")
     file = open_dump(service)
     assert file is not None
@@ -300,7 +303,7 @@ def test_who_writes(by: str, quorum: bool, leads: bool, writes: bool, tmp_path: 
 @pytest.mark.slow
 @pytest.mark.parametrize("by", ["leader", "node"])
 def test_without_quorum_nothing_is_dumped(by: str, tmp_path: Path) -> None:
-    """A node without quorum writes nothing but the empty file that it made sure of."""
+    """A node without quorum writes no rows; the file is made at start."""
     node = Dumping(tmp_path, f"csv_by: {by}")
     node.config.write_text(node.config.read_text() + f"    node2 hostname=localhost:{_free_port()}\n")
     node.which = ("--node", "node1")

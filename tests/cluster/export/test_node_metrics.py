@@ -1,4 +1,4 @@
-"""The metrics: the page, and a node that serves it."""
+"""The metrics: the page, and access to it."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ HOSTILE = 'a\\"\n}{\x00\r\x1b[2J\u202e=1,b="'
 
 def samples(page: str) -> dict[str, list[tuple[dict[str, str], float]]]:
     """Return labels and values by name of the sample, as Prometheus's own client reads them."""
-    found: dict[str, list[tuple[dict[str, str], float]]] = {}
+    parsed: dict[str, list[tuple[dict[str, str], float]]] = {}
     for family in text_string_to_metric_families(page):
         for sample in family.samples:
-            found.setdefault(sample.name, []).append((sample.labels, sample.value))
-    return found
+            parsed.setdefault(sample.name, []).append((sample.labels, sample.value))
+    return parsed
 
 
 def fleet(*rows: ProgramRow | DatabaseRow) -> str:
@@ -73,27 +73,27 @@ LATELY = ("checkouts_per_second", "recent_timeouts")
 def test_the_numbers_of_a_snapshot() -> None:
     """Metrics have the names and the numbers of a snapshot, with labels host and program, and never a pid."""
     page = fleet(ProgramRow("ctl1", "nova-api", "connected", FIGURES_1))
-    found = samples(page)
+    parsed = samples(page)
     labels = {"host": "ctl1", "program": "nova-api"}
     for name, value in SHOWN_1.items():
         if name in (*STATES, *BY_LIMIT, *QUANTILES, *LATELY):
             continue
-        assert found[f"connmon_{name}"] == [(labels, value)], name
-    assert {row[0]["state"]: row[1] for row in found["connmon_connections"]} == {
+        assert parsed[f"connmon_{name}"] == [(labels, value)], name
+    assert {row[0]["state"]: row[1] for row in parsed["connmon_connections"]} == {
         "idle": 45, "checked_out": 31, "detached": 2,
     }  # fmt: skip
-    assert {row[0]["state"]: row[1] for row in found["connmon_processes"]} == {"connected": 8, "lost": 0}
+    assert {row[0]["state"]: row[1] for row in parsed["connmon_processes"]} == {"connected": 8, "lost": 0}
     assert "pid" not in page
 
 
 def test_databases() -> None:
-    """Databases have the same metrics by another prefix; unknown parts of their names are empty."""
+    """Databases have the same metrics with another prefix; unknown parts of their names are empty."""
     rows = (
         DatabaseRow("mysql", "db", 3306, "nova", 2, "connected", FIGURES_1),
         DatabaseRow("sqlite", None, None, None, 1, "connected", FIGURES_1),
     )
-    found = samples(fleet(*rows))
-    first, second = found["connmon_database_checkouts_total"]
+    parsed = samples(fleet(*rows))
+    first, second = parsed["connmon_database_checkouts_total"]
     assert first == (
         {"dialect": "mysql", "database_host": "db", "database_port": "3306", "database": "nova"},
         88213,
@@ -107,32 +107,32 @@ def ill(*words: VerdictWord) -> Figures:
 
 
 def test_verdicts() -> None:
-    """Each verdict has a sample of 1 while it stands; programs are counted by their gravest."""
+    """A verdict has a sample of 1 while it lasts; programs are counted by the gravest."""
     page = fleet(
         ProgramRow("ctl1", "nova-api", "connected", ill("LEAK", "SATURATED")),
         ProgramRow("ctl1", HOSTILE, "connected", ill("SATURATED")),
         ProgramRow("ctl2", "well", "connected", FIGURES_1),
         DatabaseRow("mysql", "db", 3306, "nova", 2, "connected", ill("OVERCOMMIT")),
     )
-    found = samples(page)
+    parsed = samples(page)
     nova = {"host": "ctl1", "program": "nova-api"}
-    assert found["connmon_verdict"][:2] == [
+    assert parsed["connmon_verdict"][:2] == [
         ({**nova, "verdict": "LEAK"}, 1),
         ({**nova, "verdict": "SATURATED"}, 1),
     ]
-    assert len(found["connmon_verdict"]) == 3
-    counts = {labels["verdict"]: value for labels, value in found["connmon_verdicts"]}
+    assert len(parsed["connmon_verdict"]) == 3
+    counts = {labels["verdict"]: value for labels, value in parsed["connmon_verdicts"]}
     assert counts == {**dict.fromkeys(get_args(VerdictWord), 0), "LEAK": 1, "SATURATED": 1}
-    ((labels, value),) = found["connmon_database_verdict"]
+    ((labels, value),) = parsed["connmon_database_verdict"]
     assert (labels["database"], labels["verdict"], value) == ("nova", "OVERCOMMIT", 1)
     promtool("check", "metrics", stdin=page.encode())
 
 
 def test_no_verdict_of_a_healthy_fleet() -> None:
-    """Without verdicts there is no sample of any, and each is counted as 0."""
-    found = samples(fleet(ProgramRow("h", "p", "connected", FIGURES_1)))
-    assert "connmon_verdict" not in found
-    assert {value for _, value in found["connmon_verdicts"]} == {0}
+    """A healthy fleet has no sample of a verdict, and all are counted as 0."""
+    parsed = samples(fleet(ProgramRow("h", "p", "connected", FIGURES_1)))
+    assert "connmon_verdict" not in parsed
+    assert {value for _, value in parsed["connmon_verdicts"]} == {0}
 
 
 def test_unknown_is_left_out() -> None:
@@ -144,9 +144,9 @@ def test_unknown_is_left_out() -> None:
             "gauges": figures.gauges._replace(unbounded=1),
         }
     )
-    found = samples(fleet(ProgramRow("h", "p", "connected", unlimited)))
-    assert "connmon_capacity" not in found
-    assert "connmon_pools" in found
+    parsed = samples(fleet(ProgramRow("h", "p", "connected", unlimited)))
+    assert "connmon_capacity" not in parsed
+    assert "connmon_pools" in parsed
 
 
 def test_what_each_limit_leaves_out() -> None:
@@ -154,8 +154,8 @@ def test_what_each_limit_leaves_out() -> None:
     page = limits_text(State().left_out() | {"pools": 10}, State().forgotten | {"gone": 3})
     forgotten = {labels["limit"]: value for labels, value in samples(page)["connmon_forgotten_total"]}
     assert forgotten == {"ended": 0, "gone": 3}
-    found = {labels["limit"]: value for labels, value in samples(page)["connmon_left_out"]}
-    assert found == {"processes": 0, "pools": 10, "connections": 0, "room": 0}
+    parsed = {labels["limit"]: value for labels, value in samples(page)["connmon_left_out"]}
+    assert parsed == {"processes": 0, "pools": 10, "connections": 0, "room": 0}
     promtool("check", "metrics", stdin=page.encode())
 
 
@@ -163,17 +163,17 @@ def test_of_what_is_lost_the_present_is_left_out() -> None:
     """A program whose processes are all lost has no samples of its present, but its maxima and counters."""
     lost = msgspec.structs.replace(FIGURES_1, processes=0, lost_processes=2)
     row = ProgramRow("h", "p", "lost", lost)
-    found = samples(fleet(row, DatabaseRow("mysql", "db", 3306, "nova", 1, "lost", lost)))
+    parsed = samples(fleet(row, DatabaseRow("mysql", "db", 3306, "nova", 1, "lost", lost)))
     for prefix in ("connmon", "connmon_database"):
         for name in (*PRESENT, "connections"):
-            assert f"{prefix}_{name}" not in found
-        assert {row[0]["state"]: row[1] for row in found[f"{prefix}_processes"]} == {
+            assert f"{prefix}_{name}" not in parsed
+        assert {row[0]["state"]: row[1] for row in parsed[f"{prefix}_processes"]} == {
             "connected": 0,
             "lost": 2,
         }
-        assert found[f"{prefix}_max_connections"][0][1] == 80
-        assert found[f"{prefix}_checkouts_total"][0][1] == 88213
-        assert found[f"{prefix}_last_report_seconds"][0][1] == 0.8
+        assert parsed[f"{prefix}_max_connections"][0][1] == 80
+        assert parsed[f"{prefix}_checkouts_total"][0][1] == 88213
+        assert parsed[f"{prefix}_last_report_seconds"][0][1] == 0.8
 
 
 def test_hostile_names() -> None:
@@ -181,8 +181,8 @@ def test_hostile_names() -> None:
     page = fleet(
         ProgramRow(HOSTILE, HOSTILE, "connected", FIGURES_1), ProgramRow("h", "p", "gone", FIGURES_1)
     )
-    found = samples(page)["connmon_checkouts_total"]
-    assert len(found) == 2
+    parsed = samples(page)["connmon_checkouts_total"]
+    assert len(parsed) == 2
     assert all(line.isprintable() for line in page.splitlines())
     promtool("check", "metrics", stdin=page.encode())
 
@@ -190,61 +190,61 @@ def test_hostile_names() -> None:
 @settings(max_examples=50)
 @given(st.lists(st.tuples(st.text(), st.text()), unique=True))
 def test_any_names(names: list[tuple[str, str]]) -> None:
-    """No two samples have the same labels, whatever programs are called."""
+    """No two samples have the same labels, whatever the names: that would invalidate the page."""
     rows = [ProgramRow(host, program, "connected", FIGURES_1) for host, program in names]
     rows += [
         ProgramRow("a\x00", "b", "connected", FIGURES_1),
         ProgramRow("a\\x00", "b", "connected", FIGURES_1),
     ]
-    found = [tuple(sorted(labels.items())) for labels, _ in samples(fleet(*rows))["connmon_pools"]]
-    assert len(set(found)) == len(found)
+    parsed = [tuple(sorted(labels.items())) for labels, _ in samples(fleet(*rows))["connmon_pools"]]
+    assert len(set(parsed)) == len(parsed)
     printable = {(host, program) for host, program in names if (host + program).isprintable()}
-    assert printable <= {(dict(labels)["host"], dict(labels)["program"]) for labels in found}
+    assert printable <= {(dict(labels)["host"], dict(labels)["program"]) for labels in parsed}
 
 
 @given(st.text(st.characters(exclude_categories=["C", "Z"])))
 def test_label(text: str) -> None:
-    """A label's value is read back as it was."""
+    """A label has the same value when it is read."""
     ((labels, _),) = samples(f"x{{a={label(text)}}} 1\n")["x"]
     assert labels == {"a": text}
 
 
 def test_histograms() -> None:
-    """Histograms of waits, holds and connects have fixed buckets, cumulated; no empty one is there."""
+    """Histograms of waits, holds and connects have fixed cumulative buckets; empty ones are left out."""
     page = fleet(
         ProgramRow("h", "p", "connected", FIGURES_1),
         ProgramRow("h", "timed", "connected", FIGURES_1),
         DatabaseRow("mysql", "db", 3306, "timed", 2, "connected", FIGURES_1),
     )
-    found = samples(page)
+    parsed = samples(page)
     for prefix in ("connmon", "connmon_database"):
-        buckets = {float(labels["le"]): value for labels, value in found[f"{prefix}_hold_seconds_bucket"]}
+        buckets = {float(labels["le"]): value for labels, value in parsed[f"{prefix}_hold_seconds_bucket"]}
         assert buckets[0.001] == 5
         assert min(buckets) == 0.001
         assert buckets[100.0] == 5
         assert buckets[math.inf] == 7
         assert list(buckets.values()) == sorted(buckets.values())
-        assert [value for _, value in found[f"{prefix}_hold_seconds_count"]] == [7]
-        assert [value for _, value in found[f"{prefix}_hold_seconds_sum"]] == [4.321]
-        assert {float(labels["le"]) for labels, _ in found[f"{prefix}_connect_seconds_bucket"]} == {
-            each for each in buckets if 0.001 <= each <= 10 or each == math.inf
+        assert [value for _, value in parsed[f"{prefix}_hold_seconds_count"]] == [7]
+        assert [value for _, value in parsed[f"{prefix}_hold_seconds_sum"]] == [4.321]
+        assert {float(labels["le"]) for labels, _ in parsed[f"{prefix}_connect_seconds_bucket"]} == {
+            bound for bound in buckets if 0.001 <= bound <= 10 or bound == math.inf
         }
-        assert [value for _, value in found[f"{prefix}_connect_seconds_sum"]] == [9.001]
-        assert f"{prefix}_wait_seconds_count" not in found
-        assert f"{prefix}_wait_seconds_sum" not in found
+        assert [value for _, value in parsed[f"{prefix}_connect_seconds_sum"]] == [9.001]
+        assert f"{prefix}_wait_seconds_count" not in parsed
+        assert f"{prefix}_wait_seconds_sum" not in parsed
     promtool("check", "metrics", stdin=page.encode())
 
 
 @given(st.lists(st.floats(0, 3000), min_size=1, max_size=30))
 def test_histogram_counts(seconds: list[float]) -> None:
-    """A bucket counts what took no longer than its bound."""
+    """A bucket counts durations up to its bound, for any choice of bounds."""
     made = Fleet()
     made.take(("program", "h", "p"), FIGURES_1, Times(*[of(seconds)] * 3), 1.0)
-    found = samples("".join(made.pages()))
-    assert [value for _, value in found["connmon_wait_seconds_sum"]] == [5.0]
+    parsed = samples("".join(made.pages()))
+    assert [value for _, value in parsed["connmon_wait_seconds_sum"]] == [5.0]
     for name in ("wait", "hold", "connect"):
-        for labels, value in found[f"connmon_{name}_seconds_bucket"]:
-            assert value == sum(each <= float(labels["le"]) for each in seconds)
+        for labels, value in parsed[f"connmon_{name}_seconds_bucket"]:
+            assert value == sum(bound <= float(labels["le"]) for bound in seconds)
 
 
 # --- A node -------------------------------------------------------------------------------
@@ -266,7 +266,7 @@ class Measured(RunningNode):
             return page
 
     def value(self, name: str, **labels: str) -> float | None:
-        """Return a sample's value, whatever other labels it has; None where there is none."""
+        """Return a sample's value, with any further labels; None if there is none."""
         for had, value in samples(self.page()).get(name, []):
             if labels.items() <= had.items():
                 return value
@@ -313,7 +313,7 @@ def load(node: Measured, directory: Path, program: str = "loaded") -> Iterator[N
 
 @pytest.mark.slow
 def test_rules_and_their_tests() -> None:
-    """The alert rules are right by promtool, and alert when they should and not otherwise."""
+    """promtool accepts the alert rules; they alert when they should and only then."""
     promtool("check", "rules", str(CONTRIB / "alerts.yml"))
     promtool("test", "rules", str(CONTRIB / "alerts_test.yml"))
     rules = (CONTRIB / "alerts.yml").read_text()
@@ -329,7 +329,7 @@ def test_rules_and_their_tests() -> None:
     "scene", ["warm pools", "a restart of all nodes", "a rolling deploy of an application"]
 )
 def test_no_rule_fires_where_all_is_well(scene: str, tmp_path: Path) -> None:
-    """In what happens to healthy programs no rule fires at any time, where one on a threshold does."""
+    """In scenes of healthy programs no rule fires, while a plain threshold would."""
     tested = (CONTRIB / "alerts_test.yml").read_text()
     (calm,) = re.findall(rf"  - name: calm - {scene}\n.*?(?=^  - name:|\Z)", tested, re.M | re.S)
     assert 'ALERTS{alertstate="firing"}' in calm and "exp_samples: []" in calm
@@ -427,7 +427,7 @@ def test_counters_never_go_back(node: Measured) -> None:
 
 @pytest.mark.slow
 def test_its_own_figures(node: Measured) -> None:
-    """The node tells its role, term, reports, batches, latency, clients and memory."""
+    """The node has metrics of its role, term, reports, batches, latency, clients and memory."""
     for name in ("term", "applied_index", "uptime_seconds", "batches_total", "command_seconds_count",
                  "resident_memory_bytes", "quorum"):  # fmt: skip
         assert (node.value(f"connmon_node_{name}") or 0) > 0, name
@@ -445,7 +445,7 @@ GARBAGE = [
 
 @pytest.mark.slow
 def test_hammered_with_garbage_and_slow_clients(node: Measured) -> None:
-    """Garbage, and clients that say or read nothing, harm neither node nor scrapes, and fill no log."""
+    """Garbage and idle clients harm neither node nor scrapes, and do not fill the log."""
     before = len(node.log)
     idle = []
     try:
@@ -468,8 +468,8 @@ def test_hammered_with_garbage_and_slow_clients(node: Measured) -> None:
             idle.append(socket.create_connection(("127.0.0.1", node.metrics), 5))
         assert "connmon_node_info" in node.page()
     finally:
-        for each in idle:
-            each.close()
+        for bound in idle:
+            bound.close()
     assert node.rows("program") is not None
     assert "Traceback" not in node.log
     assert len(node.log) - before < 2000
@@ -484,7 +484,7 @@ def _page_or_none(node: Measured) -> str | None:
 
 @pytest.mark.slow
 def test_without_quorum(tmp_path: Path) -> None:
-    """A node without quorum tells of itself, and nothing of the fleet."""
+    """A node without quorum has its own metrics and none of the fleet."""
     node = Measured(tmp_path)
     text = node.config.read_text()
     node.config.write_text(text + f"    node2 hostname=localhost:{_free_port()}\n")
@@ -492,9 +492,9 @@ def test_without_quorum(tmp_path: Path) -> None:
     try:
         node.begin()
         page = wait_for(lambda: _page_or_none(node), 15, "the page") or ""
-        found = samples(page)
-        assert found["connmon_node_quorum"] == [({}, 0)]
-        assert not [name for name in found if not name.startswith("connmon_node_")]
+        parsed = samples(page)
+        assert parsed["connmon_node_quorum"] == [({}, 0)]
+        assert not [name for name in parsed if not name.startswith("connmon_node_")]
     finally:
         node.remove()
 
