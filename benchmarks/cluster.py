@@ -1,16 +1,16 @@
-"""What a cluster of three connmond takes and how fast it is, beside naive replication.
+"""Cost and speed of a cluster of three connmond, compared with naive replication.
 
     python benchmarks/cluster.py [--quick] [--rate N] [--json FILE]
 
-Exit code 1 where a count is wrong: a report that was not acknowledged, or a node that does not show
-exactly what was reported. The targets are shown and not judged.
+Exit code 1 if a count is wrong: a report was not acknowledged, or a node does not show exactly what was
+reported. The targets are printed and not judged.
 
 Rules kept here:
 
-- Everything is on loopback and on two cores, this process included, which is all applications and readers.
-- What connmond does under load and what stock PySyncObj does (benchmarks/naive.py) take turns, in
-  slices of some seconds, with all six processes alive.
-- A report is visible when a reader has the answer that shows it; of the three nodes the last one counts.
+- Everything is on loopback and on two cores, also this process, which is all applications and readers.
+- The load on connmond and the load on stock PySyncObj (benchmarks/naive.py) take turns, in slices of some
+  seconds, while all six processes run.
+- A report is visible when a reader has the answer that shows it; the last of the three nodes counts.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ from simulated import (
     until,
 )
 
-#: Events per second in naive replication's open run; and calls on their way from each node,
-#: one run after the other, of which the fastest counts as its ceiling.
+#: Events per second in naive replication's run at a fixed rate; and pending calls from each node in the other
+#: runs, of which the fastest counts as its ceiling.
 NAIVE_RATE: Final = 1000
 NAIVE_PENDING: Final = (300, 1000, 3000, 10_000)
-#: One in so many reports under load, at random, is looked for on every node.
+#: One in this many reports under load, at random, is looked for on every node.
 PROBED: Final = 100
-#: Connections per process, and how many in all in each step, of the measurement of memory.
+#: The measurement of memory: connections per process, and connections added in each step.
 PER_PROCESS: Final = 100
 MEMORY_STEP: Final = 10_000
 
@@ -81,7 +81,7 @@ Figures = dict[str, Any]
 
 
 def spread(values: Sequence[float]) -> Figures:
-    """Return p50, p99 and the worst."""
+    """Return count, p50, p99 and the worst."""
     if not values:
         return {"count": 0, "p50": None, "p99": None, "worst": None}
     ordered = sorted(values)
@@ -91,11 +91,11 @@ def spread(values: Sequence[float]) -> Figures:
 
 def by_role(cluster: Cluster, values: dict[str, float]) -> Figures:
     """Return the leader's value and the larger one of the followers'."""
-    return {"leader": values[cluster.leader], "follower": max(values[each] for each in cluster.followers())}
+    return {"leader": values[cluster.leader], "follower": max(values[name] for name in cluster.followers())}
 
 
 async def visible(cluster: Cluster, application: Application, every: float) -> float:
-    """Return seconds from the report that was just sent until every node shows it."""
+    """Return the seconds from the report just sent until every node shows it."""
     sent_at, checkouts = application.sent_at, application.checkouts
     seen = await asyncio.gather(
         *(reader.shows(application.instance, checkouts, every) for reader in cluster.readers.values())
@@ -104,7 +104,7 @@ async def visible(cluster: Cluster, application: Application, every: float) -> f
 
 
 async def idle(cluster: Cluster, extent: Extent) -> Figures:
-    await asyncio.sleep(2)  # what starting has left to do
+    await asyncio.sleep(2)  # until the work of the start is done
     usage = Usage({name: cluster.pid(name) for name in NAMES})
     await asyncio.sleep(extent.idle)
     return by_role(cluster, usage.percent())
@@ -122,13 +122,13 @@ async def quiet(cluster: Cluster, applications: Sequence[Application], extent: E
 
 
 def acknowledged(cluster: Cluster, applications: Sequence[Application]) -> Figures:
-    """Return the latencies since this was last asked, and forget them."""
-    took = [each for application in applications for each in application.latencies]
+    """Return the latencies since the last call, and forget them."""
+    latencies = [latency for application in applications for latency in application.latencies]
     for application in applications:
         application.latencies.clear()
     return {
-        "leader": spread([seconds for node, seconds in took if node == cluster.leader]),
-        "follower": spread([seconds for node, seconds in took if node != cluster.leader]),
+        "leader": spread([seconds for node, seconds in latencies if node == cluster.leader]),
+        "follower": spread([seconds for node, seconds in latencies if node != cluster.leader]),
     }
 
 
@@ -136,7 +136,7 @@ def acknowledged(cluster: Cluster, applications: Sequence[Application]) -> Figur
 
 
 def be_application(config: str) -> None:
-    """Be a process with a watched engine: each line on stdin is one checkout, answered with its time."""
+    """Run as a process with a watched engine: each line on stdin is one checkout, answered with its time."""
     from sqlalchemy import create_engine
     from sqlalchemy.pool import QueuePool
 
@@ -159,27 +159,28 @@ async def events(cluster: Cluster, extent: Extent) -> Figures:
         assert program.stdin is not None and program.stdout is not None
         program.stdin.write(b"\n")
         at, count = json.loads(await program.stdout.readline())
-        left, end = set(NAMES), time.monotonic() + WAIT
-        while left and time.monotonic() < end:
-            for name in sorted(left):
+        missing, end = set(NAMES), time.monotonic() + WAIT
+        while missing and time.monotonic() < end:
+            for name in sorted(missing):
                 for row in await cluster.readers[name].processes(program="event"):
                     if row.process.pid == program.pid and row.figures.totals.checkouts >= count:
-                        left.discard(name)
+                        missing.discard(name)
             await asyncio.sleep(0.01)
-        if left:
+        if missing:
             raise Wrong(f"a checkout was not visible on every node within {WAIT:g} s")
         return time.monotonic() - float(at)
 
     async def samples(program: asyncio.subprocess.Process) -> list[float]:
         await sample(program)  # it connects first
-        took = []
+        durations = []
         for _ in range(extent.events):
             await asyncio.sleep(random.uniform(0.1, 1.1))
-            took.append(await sample(program))
-        return took
+            durations.append(await sample(program))
+        return durations
 
     try:
-        return spread([each for took in await asyncio.gather(*map(samples, programs)) for each in took])
+        runs = await asyncio.gather(*map(samples, programs))
+        return spread([duration for durations in runs for duration in durations])
     finally:
         for program in programs:
             assert program.stdin is not None
@@ -187,22 +188,22 @@ async def events(cluster: Cluster, extent: Extent) -> Figures:
             await program.wait()
 
 
-# --- Under load, by turns with naive replication ----------------------------------------------
+# --- Under load, in turns with naive replication ----------------------------------------------
 
 
 async def load(cluster: Cluster, applications: Sequence[Application], rate: float, seconds: float) -> Figures:
-    """Have `rate` processes report once a second each; see that all is acknowledged."""
+    """Have `rate` processes report once a second each. Raises Wrong if a report is not acknowledged."""
     usage = Usage({**{name: cluster.pid(name) for name in NAMES}, "generator": os.getpid()})
-    before = [(each.sent, each.acknowledged, each.coalesced) for each in applications]
+    before = [(one.sent, one.acknowledged, one.coalesced) for one in applications]
     began, due = time.monotonic(), 0
-    # Each by itself, whatever became of the one before, so that a stall is not seen as one slow report.
+    # Probes do not wait for one another, so that a stall is not seen as one slow report.
     probes: list[asyncio.Future[float]] = []
     while (passed := time.monotonic() - began) < seconds:
         while due < passed * rate:
             application = applications[due % len(applications)]
             free = not application.waiting
             application.work()
-            # At random: every hundredth would come at the same moment of the nodes' batches each time.
+            # At random: every hundredth would always come at the same moment of the nodes' batches.
             if free and random.random() < 1 / PROBED:
                 probes.append(asyncio.ensure_future(visible(cluster, application, 0.01)))
             due += 1
@@ -211,7 +212,7 @@ async def load(cluster: Cluster, applications: Sequence[Application], rate: floa
     seen = await asyncio.gather(*probes)
     await settle(applications)
     sent, answered, coalesced = (
-        sum(getattr(each, name) - values[at] for each, values in zip(applications, before, strict=True))
+        sum(getattr(one, name) - values[at] for one, values in zip(applications, before, strict=True))
         for at, name in enumerate(("sent", "acknowledged", "coalesced"))
     )
     if sent != answered:
@@ -226,13 +227,13 @@ class Naive:
     """Three processes of naive.py."""
 
     def __init__(self, log: Path) -> None:
-        """What they log goes to `log`: under load that is not little."""
+        """Start them. Their logs, which are long under load, go to `log`."""
         addresses = [f"{HOST}:{port}" for port in free_ports(len(NAMES))]
         script = str(Path(__file__).with_name("naive.py"))
         with log.open("wb") as output:
             self.processes = [
                 launched(
-                    [sys.executable, script, own, *(each for each in addresses if each != own)],
+                    [sys.executable, script, own, *(address for address in addresses if address != own)],
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output, text=True,
                 )
                 for own in addresses
@@ -251,7 +252,7 @@ class Naive:
 
     async def ready(self) -> None:
         end = time.monotonic() + WAIT
-        while not all(each["ready"] for each in await self.order("count")):
+        while not all(answer["ready"] for answer in await self.order("count")):
             if time.monotonic() > end:
                 raise Wrong("naive replication found no leader")
             await asyncio.sleep(0.2)
@@ -265,7 +266,7 @@ class Naive:
 async def turns(
     cluster: Cluster, applications: Sequence[Application], extent: Extent, rate: float
 ) -> tuple[Figures, Figures]:
-    """Measure both under load, by turns."""
+    """Measure both under load, in turns."""
     log = cluster.config.with_name("naive.log")
     naive = Naive(log)
     ours: list[Figures] = []
@@ -277,29 +278,29 @@ async def turns(
         for _ in range(extent.slices):
             ours.append(await load(cluster, applications, rate, extent.slice))
             opened.append(await naive.order("rate", NAIVE_RATE / len(NAMES), extent.slice / 2))
-            for pending, found in closed.items():
-                found.append(await naive.order("ceiling", pending, extent.slice / 2))
-        applied = [each["applied"] for each in await naive.order("count")]
+            for pending, runs in closed.items():
+                runs.append(await naive.order("ceiling", pending, extent.slice / 2))
+        applied = [answer["applied"] for answer in await naive.order("count")]
     finally:
         naive.close()
-    told = {
+    load_figures = {
         **acknowledged(cluster, applications),
-        "visible": spread([each for figures in ours for each in figures["seen"]]),
+        "visible": spread([seconds for figures in ours for seconds in figures["seen"]]),
         "cpu": {
-            who: statistics.mean(each["cpu"][who] for each in ours)
+            who: statistics.mean(figures["cpu"][who] for figures in ours)
             for who in ("leader", "follower", "generator")
         },
-        "rate": statistics.mean(each["rate"] for each in ours),
-        **{name: sum(each[name] for each in ours) for name in ("sent", "acknowledged", "coalesced")},
+        "rate": statistics.mean(figures["rate"] for figures in ours),
+        **{name: sum(figures[name] for figures in ours) for name in ("sent", "acknowledged", "coalesced")},
         "events_per_report": EVENTS,
     }
     ceilings = {
-        pending: statistics.median(sum(each["done"] / each["seconds"] for each in nodes) for nodes in found)
-        for pending, found in closed.items()
+        pending: statistics.median(sum(node["done"] / node["seconds"] for node in nodes) for nodes in runs)
+        for pending, runs in closed.items()
     }
     best = max(ceilings, key=lambda pending: ceilings[pending])
-    everything = [node for found in (opened, *closed.values()) for nodes in found for node in nodes]
-    return told, {
+    everything = [node for runs in (opened, *closed.values()) for nodes in runs for node in nodes]
+    return load_figures, {
         "rate": NAIVE_RATE,
         "latency": latency_of(opened),
         "cpu": cpu_of(opened),
@@ -317,7 +318,7 @@ async def turns(
 
 
 def latency_of(runs: Sequence[Any]) -> Figures:
-    return spread([each for nodes in runs for node in nodes for each in node["latencies"]])
+    return spread([latency for nodes in runs for node in nodes for latency in node["latencies"]])
 
 
 def cpu_of(runs: Sequence[Any]) -> float:
@@ -328,7 +329,7 @@ def cpu_of(runs: Sequence[Any]) -> float:
 
 
 async def recovery(cluster: Cluster, extent: Extent) -> Figures:
-    """Kill the leader again and again; see when reports are acknowledged and all have quorum."""
+    """Kill the leader repeatedly; measure until reports are acknowledged and all nodes have quorum."""
     applications = [Application(number, program="survivor") for number in range(9)]
     cluster.applications += applications
     for number, application in enumerate(applications):
@@ -337,22 +338,22 @@ async def recovery(cluster: Cluster, extent: Extent) -> Figures:
     working = True
 
     async def keep_on(application: Application) -> None:
-        """Report five times a second; go to another node where one does not answer."""
+        """Report five times a second; go to another node if this one does not answer."""
         while working:
             if application.lost:
-                name = random.choice([each for each in NAMES if each != application.node])
+                name = random.choice([node for node in NAMES if node != application.node])
                 with contextlib.suppress(OSError):
                     await application.to(name, cluster.ports[name])
             application.work()
             await asyncio.sleep(0.05 if application.lost else 0.2)
 
-    tasks = [asyncio.ensure_future(keep_on(each)) for each in applications]
+    tasks = [asyncio.ensure_future(keep_on(application)) for application in applications]
     reports: list[float] = []
     quorums: list[float] = []
     whole: list[float] = []
     for _ in range(extent.kills):
         await cluster.well()
-        await asyncio.sleep(1.5)  # peers that were just started do not vote yet
+        await asyncio.sleep(1.5)  # nodes that have just started do not vote yet
         await cluster.well()
         old, killed = cluster.leader, time.monotonic()
         cluster.kill(old)
@@ -366,7 +367,7 @@ async def recovery(cluster: Cluster, extent: Extent) -> Figures:
 
         async def answered(killed: float = killed) -> float:
             await until(
-                lambda: all(each.answered_for > killed for each in applications),
+                lambda: all(application.answered_for > killed for application in applications),
                 "reports to be acknowledged again", 0.005,
             )  # fmt: skip
             return time.monotonic()
@@ -382,8 +383,8 @@ async def recovery(cluster: Cluster, extent: Extent) -> Figures:
     await cluster.well()
     await settle(applications)
     await compare(cluster, applications)
-    for each in applications:
-        each.close()
+    for application in applications:
+        application.close()
     return {
         name: {"median": statistics.median(values), "worst": max(values), "all": values}
         for name, values in (("acknowledged", reports), ("quorum", quorums), ("both", whole))
@@ -391,9 +392,9 @@ async def recovery(cluster: Cluster, extent: Extent) -> Figures:
 
 
 async def memory(cluster: Cluster, extent: Extent) -> Figures:
-    """Return bytes that a node grows by for each 10,000 connections."""
+    """Return by how many bytes a node grows for each 10,000 connections."""
     applications: list[Application] = []
-    found: list[dict[str, int]] = []
+    sizes: list[dict[str, int]] = []
     for step in range(extent.steps + 1):
         if step:
             more = [
@@ -403,112 +404,110 @@ async def memory(cluster: Cluster, extent: Extent) -> Figures:
             await spread_out(cluster, more)
             applications += more
         await asyncio.sleep(2)
-        found.append({name: psutil.Process(cluster.pid(name)).memory_info().rss for name in NAMES})
+        sizes.append({name: psutil.Process(cluster.pid(name)).memory_info().rss for name in NAMES})
     await compare(cluster, applications)
-    for each in applications:
-        each.close()
+    for application in applications:
+        application.close()
     return {
-        "rss": found,
-        "first": by_role(cluster, {name: found[1][name] - found[0][name] for name in NAMES}),
+        "rss": sizes,
+        "first": by_role(cluster, {name: sizes[1][name] - sizes[0][name] for name in NAMES}),
         "each": by_role(
-            cluster, {name: (found[-1][name] - found[0][name]) / extent.steps for name in NAMES}
+            cluster, {name: (sizes[-1][name] - sizes[0][name]) / extent.steps for name in NAMES}
         ),
     }  # fmt: skip
 
 
 async def spread_out(cluster: Cluster, applications: Sequence[Application]) -> None:
-    """Connect them to the nodes by turns, and have each report everything."""
+    """Connect the applications to the nodes in turn, and have each send a full report."""
     cluster.applications += applications
     for at in range(0, len(applications), 50):
-        some = [(NAMES[n % 3], each) for n, each in enumerate(applications[at : at + 50], at)]
-        await asyncio.gather(*(each.to(name, cluster.ports[name]) for name, each in some))
-        for _, each in some:
-            each.work()
+        some = [(NAMES[n % 3], application) for n, application in enumerate(applications[at : at + 50], at)]
+        await asyncio.gather(*(application.to(name, cluster.ports[name]) for name, application in some))
+        for _, application in some:
+            application.work()
     await settle(applications)
 
 
-# --- Telling ------------------------------------------------------------------------------------
+# --- Printing -----------------------------------------------------------------------------------
 
 
-def _ms(found: Figures) -> str:
-    if not found["count"]:
+def _ms(figures: Figures) -> str:
+    if not figures["count"]:
         return "nothing measured"
-    return f"p50 {1000 * found['p50']:.1f} ms, p99 {1000 * found['p99']:.1f} ms ({found['count']})"
+    return f"p50 {1000 * figures['p50']:.1f} ms, p99 {1000 * figures['p99']:.1f} ms ({figures['count']})"
 
 
-def _seconds(found: Figures) -> str:
-    return f"median {found['median']:.2f} s, worst {found['worst']:.2f} s ({len(found['all'])})"
+def _seconds(figures: Figures) -> str:
+    return f"median {figures['median']:.2f} s, worst {figures['worst']:.2f} s ({len(figures['all'])})"
 
 
-def table(told: Figures) -> Iterator[str]:
-    """Yield the lines that are shown."""
+def table(results: Figures) -> Iterator[str]:
+    """Yield the lines of the printed table."""
 
     def line(name: str, value: str, target: str = "") -> str:
         return f"  {name:<38}{value:<46}{'target: ' + target if target else ''}".rstrip()
 
     cpu = "leader {leader:.1f} %, follower {follower:.1f} %"
-    if "idle" in told:
+    if "idle" in results:
         yield "idle"
-        yield line("CPU per node, of a core", cpu.format(**told["idle"]), "at most 2 %")
-    if "quiet" in told:
+        yield line("CPU per node, of a core", cpu.format(**results["idle"]), "at most 2 %")
+    if "quiet" in results:
         yield "one report at a time"
-        yield line("report acknowledged, by the leader", _ms(told["quiet"]["leader"]))
-        yield line("report acknowledged, by a follower", _ms(told["quiet"]["follower"]))
-        yield line("report visible on every node", _ms(told["quiet"]["visible"]), "p99 300 ms")
-    if "events" in told:
-        yield line("event in an application visible", _ms(told["events"]), "p99 1300 ms")
-    if "load" in told:
-        found = told["load"]
-        yield f"under load, {found['events_per_report']} events in each report"
-        rate = f"{found['rate']:.0f}/s, {found['acknowledged']} of {found['sent']} acknowledged"
+        yield line("report acknowledged, by the leader", _ms(results["quiet"]["leader"]))
+        yield line("report acknowledged, by a follower", _ms(results["quiet"]["follower"]))
+        yield line("report visible on every node", _ms(results["quiet"]["visible"]), "p99 300 ms")
+    if "events" in results:
+        yield line("event in an application visible", _ms(results["events"]), "p99 1300 ms")
+    if "load" in results:
+        load = results["load"]
+        yield f"under load, {load['events_per_report']} events in each report"
+        rate = f"{load['rate']:.0f}/s, {load['acknowledged']} of {load['sent']} acknowledged"
         yield line("reports", rate, "1000/s, all")
-        yield line("report acknowledged, by the leader", _ms(found["leader"]))
-        yield line("report acknowledged, by a follower", _ms(found["follower"]))
-        yield line("report visible on every node", _ms(found["visible"]), "p99 300 ms")
-        yield line("held back, into the next report", str(found["coalesced"]))
-        yield line("CPU per node, of a core", cpu.format(**found["cpu"]))
-        yield line("CPU of the generator", f"{found['cpu']['generator']:.1f} %")
-    if "naive" in told:
-        found = told["naive"]
+        yield line("report acknowledged, by the leader", _ms(load["leader"]))
+        yield line("report acknowledged, by a follower", _ms(load["follower"]))
+        yield line("report visible on every node", _ms(load["visible"]), "p99 300 ms")
+        yield line("held back for the next report", str(load["coalesced"]))
+        yield line("CPU per node, of a core", cpu.format(**load["cpu"]))
+        yield line("CPU of the generator", f"{load['cpu']['generator']:.1f} %")
+    if "naive" in results:
+        naive = results["naive"]
         yield "stock PySyncObj, one replicated call per event"
-        yield line(f"{found['rate']} events/s: latency", _ms(found["latency"]))
-        yield line(f"{found['rate']} events/s: CPU per node", f"{found['cpu']:.1f} %")
-        yield line("ceiling, on three nodes together", f"{found['ceiling']:.0f} events/s")
-        yield line(
-            "ceiling: CPU per node", f"{found['ceiling_cpu']:.0f} %, {found['pending']} calls on their way"
-        )
-        yield line("ceiling: latency", _ms(found["ceiling_latency"]))
-        applied = ", ".join(map(str, found["applied"]))
-        yield line("warnings in its log", f"{len(found['logged'])} lines")
-        yield line("acknowledged; applied per node", f"{found['acknowledged']} of {found['sent']}; {applied}")
-    if "recovery" in told:
+        yield line(f"{naive['rate']} events/s: latency", _ms(naive["latency"]))
+        yield line(f"{naive['rate']} events/s: CPU per node", f"{naive['cpu']:.1f} %")
+        yield line("ceiling, sum of three nodes", f"{naive['ceiling']:.0f} events/s")
+        yield line("ceiling: CPU per node", f"{naive['ceiling_cpu']:.0f} %, {naive['pending']} pending calls")
+        yield line("ceiling: latency", _ms(naive["ceiling_latency"]))
+        applied = ", ".join(map(str, naive["applied"]))
+        yield line("warnings in its log", f"{len(naive['logged'])} lines")
+        yield line("acknowledged; applied per node", f"{naive['acknowledged']} of {naive['sent']}; {applied}")
+    if "recovery" in results:
         yield "kill -9 of the leader"
-        yield line("until all reports are acknowledged", _seconds(told["recovery"]["acknowledged"]))
-        yield line("until the others have quorum", _seconds(told["recovery"]["quorum"]))
-        yield line("until both", _seconds(told["recovery"]["both"]), "3 s")
-    if "memory" in told:
-        each = {who: size / 1e6 for who, size in told["memory"]["each"].items()}
+        yield line("until all reports are acknowledged", _seconds(results["recovery"]["acknowledged"]))
+        yield line("until the others have quorum", _seconds(results["recovery"]["quorum"]))
+        yield line("until both", _seconds(results["recovery"]["both"]), "3 s")
+    if "memory" in results:
+        megabytes = {who: size / 1e6 for who, size in results["memory"]["each"].items()}
         yield "memory"
         yield line(
             "per 10,000 connections, half held",
-            "leader {leader:.1f} MB, follower {follower:.1f} MB".format(**each),
+            "leader {leader:.1f} MB, follower {follower:.1f} MB".format(**megabytes),
         )
 
 
-async def measure(extent: Extent, rate: float, directory: Path, told: Figures) -> None:
-    """Measure everything, into `told`. Raises Wrong where a count is."""
+async def measure(extent: Extent, rate: float, directory: Path, results: Figures) -> None:
+    """Measure everything, into `results`. Raises Wrong if a count is wrong."""
     async with Cluster(directory / "first") as cluster:
-        told["idle"] = await idle(cluster, extent)
+        results["idle"] = await idle(cluster, extent)
         async with reporting(cluster, len(NAMES)) as applications:
-            told["quiet"] = await quiet(cluster, applications, extent)
+            results["quiet"] = await quiet(cluster, applications, extent)
             await compare(cluster, applications)
-        told["events"] = await events(cluster, extent)
+        results["events"] = await events(cluster, extent)
         async with reporting(cluster, max(len(NAMES), round(rate))) as applications:
-            told["load"], told["naive"] = await turns(cluster, applications, extent, rate)
+            results["load"], results["naive"] = await turns(cluster, applications, extent, rate)
             await compare(cluster, applications)
-        told["recovery"] = await recovery(cluster, extent)
+        results["recovery"] = await recovery(cluster, extent)
     async with Cluster(directory / "second") as cluster:
-        told["memory"] = await memory(cluster, extent)
+        results["memory"] = await memory(cluster, extent)
 
 
 @contextlib.asynccontextmanager
@@ -519,15 +518,15 @@ async def reporting(cluster: Cluster, count: int) -> AsyncIterator[list[Applicat
         acknowledged(cluster, applications)
         yield applications
     finally:
-        for each in applications:
-            each.close()
+        for application in applications:
+            application.close()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a first look: about a minute")
     parser.add_argument("--rate", type=float, default=1000, help="reports per second (default: %(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures to FILE, too")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures to FILE")
     parser.add_argument("--application", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.application:
@@ -541,17 +540,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(
         f"Python {platform.python_version()}, {len(cores)} cores, load {load_before:.1f} before\n", flush=True
     )
-    told: Figures = {"python": platform.python_version(), "cores": len(cores), "load_before": load_before}
+    results: Figures = {"python": platform.python_version(), "cores": len(cores), "load_before": load_before}
     wrong = ""
     with tempfile.TemporaryDirectory(prefix="connmon-cluster-") as name:
         try:
-            asyncio.run(measure(QUICK if options.quick else FULL, options.rate, Path(name), told))
+            asyncio.run(measure(QUICK if options.quick else FULL, options.rate, Path(name), results))
         except (Wrong, asyncio.TimeoutError) as error:
-            wrong = str(error) or "nothing came in time"
-    print("\n".join(table(told)))
+            wrong = str(error) or "no answer came in time"
+    print("\n".join(table(results)))
     print(f"\nWRONG: {wrong}" if wrong else "\nEvery report was acknowledged, and every node shows them all.")
     if options.json:
-        Path(options.json).write_text(json.dumps({**told, "wrong": wrong or None}, indent=1) + "\n")
+        Path(options.json).write_text(json.dumps({**results, "wrong": wrong or None}, indent=1) + "\n")
     return 1 if wrong else 0
 
 

@@ -1,16 +1,16 @@
-"""What the console costs with 5,000 programs and 100,000 connections, and what it costs the node.
+"""Cost of the console and of the node that it reads, with 5,000 programs and 100,000 connections.
 
     python benchmarks/console.py [--programs N] [--connections N] [--seconds S] [--json FILE]
 
-Three things are measured, with one real node (connmond's own server, alone in its group) that holds so many
-processes, one for each program:
+One real node (connmond's own server, alone in its group) has one process for each program. Measured are:
 
-- a frame: state -> styled lines, of each large view, and what a new picture costs before it can be drawn;
-- the real console in a pseudo-terminal, its CPU time at rest and while the fleet reports;
-- the acknowledgement of a report, while nobody asks and while readers ask: the kinds take turns in short
-  slices, so that what else the machine does hits all of them alike.
+- drawing a screen, from the state to styled lines, for each large view, and the work that a new snapshot
+  needs before;
+- the CPU time of the real console in a pseudo-terminal, at rest and while the fleet reports;
+- the acknowledgement of a report, without readers and with each kind of reader. The kinds take turns in
+  short slices, so that other load on the machine affects all of them alike.
 
-Targets stand beside the figures and are not judged.
+Targets are printed next to the figures and not judged.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from connmon.protocol.values import Gauges, Peaks, Totals
 from connmon.reader.client import connect
 
 INFO = PoolInfo("mysql+pymysql://n@db1/n", "mysql", "db1", 3306, "n", "QueuePool", 5, 30, 30.0)
-#: Seconds for which each kind of load is measured before the next has its turn.
+#: Seconds of measurement of one kind of reader before the next has its turn.
 SLICE = 2.0
 
 
@@ -73,7 +73,7 @@ def report(number: int, sequence: int, connections: int) -> Report:
     )  # fmt: skip
 
 
-# --- The node, a process of its own ------------------------------------------------------------
+# --- The node, in a separate process -----------------------------------------------------------
 
 
 async def node(programs: int, connections: int) -> None:
@@ -89,7 +89,7 @@ async def node(programs: int, connections: int) -> None:
     sequence = [0] * programs
     batches = 0
 
-    async def say(numbers: range) -> None:
+    async def apply_reports(numbers: range) -> None:
         nonlocal batches
         batches += 1
         for number in numbers:
@@ -98,25 +98,25 @@ async def node(programs: int, connections: int) -> None:
         await replica.propose(Batch("loader", "loader", batches, None, reports))
 
     for begin in range(0, programs, 100):
-        await say(range(begin, min(begin + 100, programs)))
+        await apply_reports(range(begin, min(begin + 100, programs)))
     print(server.port, flush=True)
     loop = asyncio.get_running_loop()
     live = False
     at = 0
 
-    def told() -> None:
+    def read_order() -> None:
         nonlocal live
         line = sys.stdin.readline()
         if not line:
             os._exit(0)
         live = line.strip() == "live"
 
-    loop.add_reader(sys.stdin.fileno(), told)
+    loop.add_reader(sys.stdin.fileno(), read_order)
     while True:
         await asyncio.sleep(0.1)
-        if live:  # every process reports once in five seconds, as the plugin's sign of life
+        if live:  # every process reports once in five seconds, like an idle plugin
             step = max(1, programs // 50)
-            await say(range(at, min(at + step, programs)))
+            await apply_reports(range(at, min(at + step, programs)))
             at = 0 if at + step >= programs else at + step
 
 
@@ -124,7 +124,7 @@ async def node(programs: int, connections: int) -> None:
 
 
 def timed(call: Callable[[], Any], times: int) -> float:
-    """Return the median of so many calls, in ms."""
+    """Return the median of `times` calls, in ms."""
     taken = []
     for _ in range(times):
         began = time.perf_counter()
@@ -133,8 +133,8 @@ def timed(call: Callable[[], Any], times: int) -> float:
     return statistics.median(taken) * 1000
 
 
-def frame_times(nodes: list[Node]) -> dict[str, float]:
-    found: dict[str, float] = {}
+def screen_times(nodes: list[Node]) -> dict[str, float]:
+    figures: dict[str, float] = {}
     client = connect(nodes, "default")
     client.timeout = 120.0
     for want in (Want("program"), Want("process"), Want("connection")):
@@ -146,20 +146,20 @@ def frame_times(nodes: list[Node]) -> dict[str, float]:
         shown = state.refreshed(shown, refresh)
         shown = state.fitted(shown, layout.layout(shown, 200, 50).panes)
         many = len(refresh.tables[want])
-        what = f"{many} {want.by} rows"
-        found[f"frame, {what}"] = timed(lambda shown=shown: views.view(shown, 200, 50), 30)
-        found[f"rows of an answer where nothing changed, {what}"] = timed(
+        size = f"{many} {want.by} rows"
+        figures[f"screen, {size}"] = timed(lambda shown=shown: views.view(shown, 200, 50), 30)
+        figures[f"rows of an answer without changes, {size}"] = timed(
             lambda source=source: source.rows(frozenset()), 5
         )
-        found[f"a new picture in order, {what}"] = timed(
+        figures[f"a new snapshot in order, {size}"] = timed(
             lambda shown=shown, refresh=refresh: state.refreshed(shown, refresh), 5
         )
     client.close()
-    return found
+    return figures
 
 
 def console(port: int, seconds: float) -> float:
-    """Return the CPU that a real console takes, in percent of a core, once it has all rows."""
+    """Return the CPU time of a real console that has all rows, in percent of a core."""
     program = (
         "import sys; from connmon.config import Address, Node; from connmon.console import app; "
         f"address = Address('127.0.0.1', {port}); sys.exit(app.run([Node('node1', address, address)], ''))"
@@ -199,7 +199,7 @@ def console(port: int, seconds: float) -> float:
 
 
 def acknowledged(port: int, seconds: float) -> list[float]:
-    """Report all the time from one application; return how long each acknowledgement took, in ms."""
+    """Report continuously from one application; return how long each acknowledgement took, in ms."""
     side = frames.ClientSide("application", "default")
     taken: list[float] = []
     with socket.create_connection(("127.0.0.1", port)) as sock:
@@ -211,30 +211,30 @@ def acknowledged(port: int, seconds: float) -> list[float]:
         number = 0
         while time.monotonic() < end:
             number += 1
-            told = Report(
+            message = Report(
                 instance, number, 0, 1.0, Peaks(), process=Process("probe", "probe", 1, 1, None, None, None)
             )
             began = time.perf_counter()
-            sock.sendall(side.frame(told))
-            while not any(isinstance(message, frames.Ack) for message in side.receive(sock.recv(65536))):
+            sock.sendall(side.frame(message))
+            while not any(isinstance(answer, frames.Ack) for answer in side.receive(sock.recv(65536))):
                 pass
             taken.append((time.perf_counter() - began) * 1000)
     return taken
 
 
 class Asking:
-    """Readers, processes of their own, that ask until they are ended."""
+    """A reader of one kind, in a separate process, that asks until the block ends."""
 
     def __init__(self, port: int, kind: str) -> None:
         self._process = (
             None
-            if kind == "nobody asks"
+            if kind == "no reader asks"
             else subprocess.Popen([sys.executable, __file__, "--ask", kind, str(port)], stdin=subprocess.PIPE)
         )
 
     def __enter__(self) -> Asking:
         if self._process is not None:
-            time.sleep(0.5)  # it has to be there first
+            time.sleep(0.5)  # it has to start first
         return self
 
     def __exit__(self, *raised: object) -> None:
@@ -243,11 +243,11 @@ class Asking:
             self._process.communicate()
 
 
-KINDS = ("nobody asks", "changed programs", "changed connections", "waits", "history", "all connections anew")
+KINDS = ("no reader asks", "changed programs", "changed connections", "waits", "history", "all connections")
 
 
 def ask(kind: str, port: int) -> None:
-    """Ask as a console does: once a second, only "anew" as fast as it can."""
+    """Ask as a console does, once a second; for all connections, as fast as possible."""
     address = Address("127.0.0.1", port)
     client = connect([Node("node1", address, address)], "default")
     client.timeout = 60.0
@@ -260,10 +260,10 @@ def ask(kind: str, port: int) -> None:
             for _ in client.ask(WaitsQuery(30.0)):
                 pass
         else:
-            since = 0 if kind == "all connections anew" else version
+            since = 0 if kind == "all connections" else version
             for rows in client.ask(Query(by, epoch, since)):
                 version, epoch = rows.version, rows.epoch
-        if kind != "all connections anew":
+        if kind != "all connections":
             time.sleep(1.0)
 
 
@@ -271,19 +271,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--programs", type=int, default=5_000)
     parser.add_argument("--connections", type=int, default=100_000)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each look at the console's CPU")
+    parser.add_argument(
+        "--seconds", type=float, default=20.0, help="of each measurement of the console's CPU time"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json")
     parser.add_argument("--node", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--ask", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    each = max(1, arguments.connections // arguments.programs)
+    per_program = max(1, arguments.connections // arguments.programs)
     if arguments.node:
-        asyncio.run(node(arguments.programs, each))
+        asyncio.run(node(arguments.programs, per_program))
     if arguments.ask:
         ask(arguments.ask[0], int(arguments.ask[1]))
-    found: dict[str, Any] = {}
-    total = arguments.programs * each
+    figures: dict[str, Any] = {}
+    total = arguments.programs * per_program
     print(f"{arguments.programs} programs, {total} connections; load {os.getloadavg()[0]:.1f}")
     command = [sys.executable, __file__, "--node", "--programs", str(arguments.programs),
                "--connections", str(arguments.connections)]  # fmt: skip
@@ -292,15 +294,15 @@ def main() -> int:
     try:
         port = int(served.stdout.readline())
         address = Address("127.0.0.1", port)
-        for name, ms in frames([Node("node1", address, address)]).items():
-            found[name] = ms
-            print(f"{name:70} {ms:9.1f} ms{'   (target: 50)' if name.startswith('frame') else ''}")
+        for name, ms in screen_times([Node("node1", address, address)]).items():
+            figures[name] = ms
+            print(f"{name:70} {ms:9.1f} ms{'   (target: 50)' if name.startswith('screen') else ''}")
         for name in ("at rest", "live"):
             served.stdin.write(f"{name.rsplit(maxsplit=1)[-1]}\n")
             served.stdin.flush()
-            found[f"console, {name}"] = cpu = console(port, arguments.seconds)
-            what = "(target: 2)" if name == "at rest" else "(a fifth of all rows changes every second)"
-            print(f"{'CPU of the console, ' + name:70} {cpu:9.1f} %    {what}")
+            figures[f"console, {name}"] = cpu = console(port, arguments.seconds)
+            note = "(target: 2)" if name == "at rest" else "(a fifth of all rows changes every second)"
+            print(f"{'CPU of the console, ' + name:70} {cpu:9.1f} %    {note}")
         taken: dict[str, list[float]] = {kind: [] for kind in KINDS}
         for _ in range(arguments.rounds):
             for kind in KINDS:
@@ -309,7 +311,7 @@ def main() -> int:
         for kind, times in taken.items():
             times.sort()
             middle, late = statistics.median(times), times[int(len(times) * 0.99)]
-            found[f"acknowledged while {kind}"] = {"p50": middle, "p99": late, "max": times[-1]}
+            figures[f"acknowledged while {kind}"] = {"p50": middle, "p99": late, "max": times[-1]}
             print(f"acknowledged while {kind:51} p50 {middle:6.1f}  p99 {late:6.1f}  max {times[-1]:6.1f} ms")
     finally:
         served.stdin.close()
@@ -317,7 +319,7 @@ def main() -> int:
         served.wait()
         served.stdout.close()
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps(found, indent=1))
+        Path(arguments.json).write_text(json.dumps(figures, indent=1))
     return 0
 
 

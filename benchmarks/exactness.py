@@ -1,21 +1,22 @@
-"""What three tools say of one pool, beside what is so: connections open, held and idle, threads that wait.
+"""Compare what three tools say about one pool with the truth: connections open, held, idle, threads waiting.
 
     python benchmarks/exactness.py
 
-Needs sqlalchemy-collectd, opentelemetry-instrumentation-sqlalchemy, opentelemetry-sdk and setuptools
-beside connmon; what is not installed is left out. Exit code 1 where connmon is wrong.
+Besides connmon it needs sqlalchemy-collectd, opentelemetry-instrumentation-sqlalchemy, opentelemetry-sdk and
+setuptools; a tool that is not installed is left out. Exit code 1 if connmon is wrong.
 
 Rules kept here:
 
-- What is so is counted by the driver's connections themselves (open) and by the script (held, waiting);
-  idle is open without held.
-- Every tool is asked for the same steps in a process of its own; connmon by a real connmond, when it has
-  had time for a report, the others directly.
-- A tool that does not tell a figure gets a dash for it.
+- The driver's connections themselves count the truth (open), and the script (held, waiting); idle is open
+  minus held.
+- Every tool sees the same steps in a separate process. connmon is read from a real connmond, after time for a
+  report; the others directly.
+- A figure that a tool does not report is a dash.
 """
 
 from __future__ import annotations
 
+import argparse
 import gc
 import importlib.util
 import json
@@ -44,7 +45,7 @@ TOOLS = {
 
 
 class Counts(NamedTuple):
-    """What is so, or what a tool says; None: it does not say it."""
+    """The truth, or a tool's figures; None: the tool does not report it."""
 
     open: int
     held: int
@@ -53,7 +54,7 @@ class Counts(NamedTuple):
 
 
 class Counted(sqlite3.Connection):
-    """A connection of which it is known whether it is open."""
+    """A connection; `open` has all connections that are open."""
 
     open: ClassVar[weakref.WeakSet[Counted]] = weakref.WeakSet()
 
@@ -67,7 +68,7 @@ class Counted(sqlite3.Connection):
 
 
 def steps(engine: Engine) -> Iterator[tuple[str, Counts]]:
-    """Do something with the engine's pool of two, say what, and what should be seen; until it is asked on."""
+    """Use the engine's pool of two; after each step yield its name and the truth."""
 
     def truth(held: int, waiting: int = 0) -> Counts:
         gc.collect()
@@ -94,10 +95,10 @@ def steps(engine: Engine) -> Iterator[tuple[str, Counts]]:
     with engine.connect():
         engine.dispose(close=False)
     del connection
-    yield "dispose(close=False), and what was left of the pool is garbage", truth(0)
+    yield "dispose(close=False), the pool is garbage", truth(0)
 
 
-#: An engine that is watched, what asks the tool, and what ends what was started for it.
+#: A watched engine, a function that asks the tool, and one that ends the tool's processes.
 Watched = tuple[Engine, Callable[[], Counts], Callable[[], object]]
 
 
@@ -117,7 +118,7 @@ def connmon(engine_url: str, options: dict[str, Any]) -> Watched:
 
     def ask() -> Counts:
         time.sleep(2.5)
-        # Not the script: sqlalchemy-collectd has one of the same name.
+        # The module, not the script: sqlalchemy-collectd has a script of the same name.
         program = "import sys; from connmon.commands.cli import main; sys.exit(main(sys.argv[1:]))"
         arguments = ["snapshot", "--host", f"127.0.0.1:{port}", "--format", "json"]
         output = subprocess.check_output([sys.executable, "-c", program, *arguments])
@@ -162,7 +163,7 @@ def opentelemetry(engine_url: str, options: dict[str, Any]) -> Watched:
 
 
 def run(tool: str) -> None:
-    """Print, as JSON, step, truth and what the tool says, a line for each."""
+    """Print a line of JSON for each step: its name, the truth and the tool's figures."""
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as place:
         options: dict[str, Any] = {
@@ -177,15 +178,18 @@ def run(tool: str) -> None:
             end()
 
 
-def shown(counts: list[int | None]) -> str:
+def formatted(counts: list[int | None]) -> str:
     return " ".join(f"{'-' if count is None else count:>4}" for count in counts)
 
 
 def main() -> int:
-    if len(sys.argv) > 1:
-        run(sys.argv[1])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("tool", nargs="?", choices=TOOLS, help=argparse.SUPPRESS)
+    tool_to_run = parser.parse_args().tool
+    if tool_to_run:
+        run(tool_to_run)
         return 0
-    found: dict[str, list[Any]] = {}
+    results: dict[str, list[Any]] = {}
     for tool, module in TOOLS.items():
         try:
             installed = importlib.util.find_spec(module) is not None
@@ -195,20 +199,18 @@ def main() -> int:
             print(f"{tool}: not installed")
             continue
         output = subprocess.check_output([sys.executable, __file__, tool], text=True)
-        found[tool] = [json.loads(line) for line in output.splitlines()]
-    first = next(iter(found.values()))
-    print(
-        f"{'open, held, idle, waiting':62}  {'what is so':19}  " + "  ".join(f"{tool:25}" for tool in found)
-    )
+        results[tool] = [json.loads(line) for line in output.splitlines()]
+    first = next(iter(results.values()))
+    print(f"{'open, held, idle, waiting':62}  {'actual':19}  " + "  ".join(f"{tool:25}" for tool in results))
     for number, (step, truth, _) in enumerate(first):
         cells = []
-        for lines in found.values():
+        for lines in results.values():
             assert lines[number][1] == truth, "not the same steps"
-            said = lines[number][2]
-            wrong = any(a != b for a, b in zip(said, truth, strict=True) if a is not None)
-            cells.append(f"{shown(said)}{' wrong' if wrong else '':5}")
-        print(f"{step:62}  {shown(truth)}  " + "  ".join(f"{cell:25}" for cell in cells))
-    return int(any(truth != said for _, truth, said in found.get("connmon", [])))
+            counts = lines[number][2]
+            wrong = any(a != b for a, b in zip(counts, truth, strict=True) if a is not None)
+            cells.append(f"{formatted(counts)}{' wrong' if wrong else '':5}")
+        print(f"{step:62}  {formatted(truth)}  " + "  ".join(f"{cell:25}" for cell in cells))
+    return int(any(truth != counts for _, truth, counts in results.get("connmon", [])))
 
 
 if __name__ == "__main__":

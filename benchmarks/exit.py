@@ -1,10 +1,10 @@
-"""How much longer a short program takes to end with connmon, by what its node does.
+"""How much longer a short program takes to end with connmon, by the state of its node.
 
     python benchmarks/exit.py [--rounds N] [--life SECONDS]
 
-A program uses its pool once, lives for `--life` seconds and ends; timed is from its last line until the
-process is no more. A round runs one program of each kind, in random order; quoted are the medians, and the
-median of the differences to the program without connmon of the same round. "without, once more" is the
+A program uses its pool once, runs for `--life` seconds and ends. The time is from its last line to the end of
+the process. A round runs one program of each kind, in random order. The result is the medians, and the median
+of the differences from the program without connmon in the same round. "without, once more" is the
 measurement's error.
 """
 
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--life", type=float, default=0.3)
     arguments = parser.parse_args()
-    found: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    times: dict[str, list[float]] = {kind: [] for kind in KINDS}
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory())
         silent = stack.enter_context(socket.create_server((HOST, 0)))
@@ -89,15 +89,15 @@ def main() -> None:
             }
             for _ in range(arguments.rounds):
                 for kind in random.sample(KINDS, len(KINDS)):
-                    found[kind].append(ends(urls[kind], arguments.life))
+                    times[kind].append(ends(urls[kind], arguments.life))
         finally:
             process.resume()
     print(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, {arguments.rounds} rounds")
     print(f"{'milliseconds from the last line to the end':44} {'median':>7} {'longer':>7} {'p90':>7}")
     for kind in KINDS:
-        longer = [a - b for a, b in zip(found[kind], found["without connmon"], strict=True)]
+        longer = [a - b for a, b in zip(times[kind], times["without connmon"], strict=True)]
         p90 = sorted(longer)[len(longer) * 9 // 10]
-        median = statistics.median(found[kind])
+        median = statistics.median(times[kind])
         print(f"{kind:44} {median:7.1f} {statistics.median(longer):7.1f} {p90:7.1f}")
 
 

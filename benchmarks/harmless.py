@@ -1,18 +1,18 @@
-"""What an application feels of connmon when its node is well, away, stopped, out of reach, or mad.
+"""Effect of connmon on an application when its node is well, down, stopped, unreachable, or misbehaves.
 
     python benchmarks/harmless.py [--rounds N] [--events N] [--exits N]
 
-Run as root, with iproute2 and iptables, for the node behind a firewall that swallows everything; it is
-in a network namespace made for that.
+Run it as root, with iproute2 and iptables, to include a node behind a firewall that drops everything, in a
+network namespace made for this.
 
-Rules kept here, since the machine is noisier than what is measured:
+Rules kept here, since the machine's noise is larger than the effect:
 
-- Every condition is a process of its own, all live at the same time, and one of them runs without
-  connmon a second time: what it shows is the error. A round runs, for each in random order, a slice of
-  it and one of the process without connmon; what counts is the ratio within such a pair.
-- p99 is of single statements, within a slice; told is the median over all slices.
-- Memory is looked at after the first tenth of the events, and after the last.
-- An exit is timed from the word to end until the process is no more.
+- Every condition has its own process. All of them run at the same time, and a second one without connmon
+  shows the error. For each condition, in random order, a round runs one slice of its process and one of the
+  process without connmon; the ratio within such a pair counts.
+- p99 is over single statements within a slice; the figure is the median over all slices.
+- Memory is read after the first tenth of the events, and after the last.
+- An exit is timed from the order to end until the end of the process.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ NAMESPACE: Final = f"connmon-harmless-{os.getpid()}"
 
 
 def work(address: str, database: str) -> None:
-    """Answer each line on stdin, the number of statements, with what they took; end with it."""
+    """Answer each line on stdin, a number of statements, with their times; end when stdin ends."""
     logging.disable()
     url = f"sqlite:///{database}"
     if address:
@@ -79,7 +79,7 @@ def _memory() -> int:
 
 
 class Worker:
-    """One measured process, seen from here."""
+    """The handle of one measured process."""
 
     def __init__(self, address: str, database: Path, prefix: Sequence[str] = ()) -> None:
         self._process = subprocess.Popen(
@@ -110,7 +110,7 @@ class Worker:
 
 @contextlib.contextmanager
 def _bad_node(behave: Callable[[socket.socket], None]) -> Iterator[str]:
-    """Listen, and treat each client like that, in a thread of its own."""
+    """Listen, and treat each client with `behave`, in a separate thread."""
     listener = socket.create_server((HOST, 0), backlog=64)
     kept: list[socket.socket] = []
 
@@ -155,7 +155,7 @@ def _nothing(client: socket.socket) -> None:
 
 @contextlib.contextmanager
 def _firewall() -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Make a network in which nothing ever answers; give an address in it and how to run there."""
+    """Create a network in which nothing answers; yield an address in it and the command prefix."""
     inside = ("ip", "netns", "exec", NAMESPACE)
     subprocess.run(["ip", "netns", "add", NAMESPACE], check=True)
     try:
@@ -168,14 +168,14 @@ def _firewall() -> Iterator[tuple[str, tuple[str, ...]]]:
 
 @contextlib.contextmanager
 def _stopped(directory: Path) -> Iterator[str]:
-    """Run a node, and stop it as a debugger would; it listens, and never answers."""
+    """Run a node and stop it as a debugger does: it listens, and never answers."""
     directory.mkdir()
     with connmond(directory) as address:
-        found = subprocess.run(
+        listing = subprocess.run(
             ["pgrep", "-f", f"^[^ ]*python.* -m connmon.cluster.daemon --config {directory}/"],
             capture_output=True, text=True,
         )  # fmt: skip
-        pids = [int(pid) for pid in found.stdout.split()]
+        pids = [int(pid) for pid in listing.stdout.split()]
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
         try:
@@ -187,7 +187,7 @@ def _stopped(directory: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def conditions(directory: Path) -> Iterator[dict[str, tuple[str, tuple[str, ...]]]]:
-    """Give, for each condition that can be made here, the node's address and what to run under."""
+    """Yield, for each condition that is possible here, the node's address and the command prefix."""
     with contextlib.ExitStack() as stack:
         well = directory / "well"
         well.mkdir()
@@ -202,17 +202,17 @@ def conditions(directory: Path) -> Iterator[dict[str, tuple[str, tuple[str, ...]
             "answers a byte a second": stack.enter_context(_bad_node(_slowly)),
             "accepts, says nothing": stack.enter_context(_bad_node(_nothing)),
         }
-        found: dict[str, tuple[str, tuple[str, ...]]] = {name: (where, ()) for name, where in made.items()}
+        places: dict[str, tuple[str, tuple[str, ...]]] = {name: (where, ()) for name, where in made.items()}
         if os.geteuid() == 0 and shutil.which("ip") and shutil.which("iptables"):
-            found["behind a firewall"] = stack.enter_context(_firewall())
-        yield {name: found[name] for name in CONDITIONS if name in found}
+            places["behind a firewall"] = stack.enter_context(_firewall())
+        yield {name: places[name] for name in CONDITIONS if name in places}
 
 
 # --- Measuring ------------------------------------------------------------------------------
 
 
 def feel(places: dict[str, tuple[str, tuple[str, ...]]], directory: Path, rounds: int) -> None:
-    """Print what statements take under each condition, beside the process without connmon."""
+    """Print the times of statements under each condition, compared with the process without connmon."""
     bare, *others = places
     workers = {
         name: Worker(address, directory / f"{number}.db", prefix)
@@ -226,10 +226,10 @@ def feel(places: dict[str, tuple[str, tuple[str, ...]]], directory: Path, rounds
     for _ in range(rounds):
         for name in random.sample(others, len(others)):
             took: dict[str, tuple[float, float, float, int]] = {}
-            for each in random.sample([bare, name], 2):
-                took[each] = workers[each].run(SLICE)
-                absolute[each].append(took[each][:2])
-                largest[each] = max(largest[each], took[each][2])
+            for condition in random.sample([bare, name], 2):
+                took[condition] = workers[condition].run(SLICE)
+                absolute[condition].append(took[condition][:2])
+                largest[condition] = max(largest[condition], took[condition][2])
             ratios[name]["mean"].append(took[name][0] / took[bare][0])
             ratios[name]["p99"].append(took[name][1] / took[bare][1])
     print(f"SELECT 1 on SQLite, {rounds} rounds of {SLICE} statements; ratios to the process without connmon")
@@ -246,7 +246,7 @@ def feel(places: dict[str, tuple[str, tuple[str, ...]]], directory: Path, rounds
 
 
 def memory(places: dict[str, tuple[str, tuple[str, ...]]], directory: Path, events: int) -> None:
-    """Print the memory of a process after a tenth of so many checkouts and checkins, and after all."""
+    """Print the memory of a process after a tenth of `events` checkouts and checkins, and after all."""
     first, all_of_them = events // 20, events // 2
     print(f"\nresident memory, MiB, after {first:,} and after {all_of_them:,} statements of 2 events each")
     for number, (name, (address, prefix)) in enumerate(places.items()):
@@ -265,7 +265,7 @@ def exits(places: dict[str, tuple[str, tuple[str, ...]]], directory: Path, times
             worker = Worker(places[name][0], directory / f"exit{number}.db", places[name][1])
             worker.run(50)
             took[name].append(worker.end())
-    print(f"\nend of the process, ms, {times} times each (to reach: never 500 ms more than without)")
+    print(f"\nend of the process, ms, {times} times each (target: never 500 ms more than without)")
     for name, seconds in took.items():
         middle, most = statistics.median(seconds) * 1000, max(seconds) * 1000
         print(f"  {name:24}median {middle:6.0f}   longest {most:6.0f}")
@@ -274,7 +274,9 @@ def exits(places: dict[str, tuple[str, tuple[str, ...]]], directory: Path, times
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=60, help="default: %(default)s")
-    parser.add_argument("--events", type=int, default=1_000_000, help="of the look at memory (%(default)s)")
+    parser.add_argument(
+        "--events", type=int, default=1_000_000, help="of the measurement of memory (%(default)s)"
+    )
     parser.add_argument("--exits", type=int, default=7, help="ends of each process (default: %(default)s)")
     parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
     options: Any = parser.parse_args(argv)

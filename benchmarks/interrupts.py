@@ -1,11 +1,11 @@
-"""How many exceptions of a signal handler the application gets, with and without connmon.
+"""How many exceptions of a signal handler reach the application, with and without connmon.
 
     python benchmarks/interrupts.py [--alarms N]
 
 A loop checks connections of a pool out and in, over a driver that does nothing, while a timer raises a time
-limit at random moments, as Celery's soft limit does. Counted is how many of them reach the loop: SQLAlchemy
-itself catches those that land where it gives a connection back. Programs take turns, in slices; after it,
-what connmon counts is set against what the driver knows.
+limit at random moments, as Celery's soft limit does. The result is how many of them reach the loop:
+SQLAlchemy itself catches those that arrive while it returns a connection. The loops take turns, in slices. At
+the end connmon's counts are compared with the driver's.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from tests.support.fake_dbapi import Database
 
 
 class TimeLimit(Exception):
-    """What the handler raises."""
+    """Raised by the signal handler."""
 
 
 class Loop:
-    """An engine, and how its loop has fared."""
+    """An engine, and the alarms of its loop: all, and those that reached it."""
 
     def __init__(self, trace: Any) -> None:
         self.database = Database()

@@ -1,10 +1,10 @@
-"""How often the line of a leak is known: a program that leaks one of so many connections, in real time.
+"""How often the call site of a leak is known: a program leaks a part of its connections, in real time.
 
     python benchmarks/leaks.py [--leaks 100]
 
-Fifty checkouts a second come at random from ten lines, and one in ten is never given back. The line reported
-for each leaked connection is compared with the one that took it. Then the same at 1,000 checkouts a second,
-where a sample is noted. Each is printed next to what the present place of the holder would have said.
+Fifty checkouts a second come at random from ten call sites, and one in ten is never returned. The call site
+reported for each leaked connection is compared with the line that took it. Then the same at 1,000 checkouts a
+second, where a sample is noted. Each result is printed next to what the present place of the holder shows.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def line_{n}(engine):
 
 
 def lines() -> list[Any]:
-    """Return ten functions of a module of their own, each with one line that takes a connection."""
+    """Return ten functions of a separate module, each with one line that takes a connection."""
     names: dict[str, Any] = {}
     source = "".join(_LINES.format(n=number) for number in range(10))
     exec(compile(source, str(Path(__file__).with_name("shop.py")), "exec"), names)
@@ -42,7 +42,7 @@ def lines() -> list[Any]:
 
 
 def run(leaks: int, per_second: float, one_in: int) -> tuple[int, int, int]:
-    """Return how many leaks there were, of how many the line is right, and of how many the present place."""
+    """Return the number of leaks, and for how many call site and present place are the right line."""
     engine = Database().engine(QueuePool, pool_size=leaks + 5, max_overflow=0)
     ledger = Ledger("i", threading.Lock, time.monotonic, holder)
     ledger.process.wake = lambda: None
@@ -87,8 +87,8 @@ def main() -> int:
     for per_second, one_in in ((50, 10), (1_000, 100)):
         there, right, now = run(leaks, per_second, one_in)
         print(
-            f"{per_second:5,} checkouts/s: {there} leaks, {right} with the line that took them; "
-            f"the present place of the holder is that line of {now}"
+            f"{per_second:5,} checkouts/s: {there} leaks, {right} with the right call site; "
+            f"the present place of the holder is that line for {now}"
         )
         wrong |= per_second < 100 and right < 0.99 * there
     return int(wrong)

@@ -1,10 +1,10 @@
-"""What a scrape of many programs takes, and whether reports have to wait for it.
+"""How long a scrape of many programs takes, and whether reports have to wait for it.
 
     python benchmarks/metrics.py [--programs N] [--scrapes N] [--json FILE]
 
-One real connmond has the programs in its replica, each told of by one simulated process, which all
-report between two scrapes, and some all the while. The targets are shown and not judged. Exit code 1
-where a page has not exactly the programs and totals that were reported.
+One real connmond has the programs in its replica, each reported by one simulated process. All processes
+report between two scrapes, and some of them during the scrapes. The targets are printed and not judged. Exit
+code 1 if a page does not have exactly the programs and totals that were reported.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from connmon.protocol.reports import PoolInfo, PoolReport, Process, Report
 from connmon.protocol.values import Gauges, Peaks, Times, Totals
 
 CHECKOUTS: Final = 7
-#: Waits, holds and connects that reach up to half a second.
+#: Waits, holds and connects of up to half a second.
 TIMES: Final = Times(*[{number: number for number in range(60, 117)}] * 3)
 #: Processes that report while pages are made, and how often.
 PROBES: Final = 20
@@ -41,7 +41,7 @@ EVERY: Final = 0.2
 
 
 class One(_Speaker):
-    """One process that is a program of its own."""
+    """One process, the only one of its program."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -69,21 +69,21 @@ class One(_Speaker):
 
 
 def scrape(port: int, programs: int) -> tuple[float, int]:
-    """Return seconds and bytes of a scrape, in a process of its own. Raises Wrong."""
+    """Return seconds and bytes of a scrape; it runs in a separate process. Raises Wrong."""
     began = time.perf_counter()
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
         page = answer.read()
     took = time.perf_counter() - began
-    told = [
+    checkouts = [
         float(line.rpartition(b" ")[2]) for line in re.findall(rb"^connmon_checkouts_total\{.*$", page, re.M)
     ]
-    if len(told) != programs or set(told) != {float(CHECKOUTS)}:
-        raise Wrong(f"the page tells of {len(told)} programs, with {sum(told):.0f} checkouts in all")
+    if len(checkouts) != programs or set(checkouts) != {float(CHECKOUTS)}:
+        raise Wrong(f"the page has {len(checkouts)} programs, with {sum(checkouts):.0f} checkouts in all")
     return took, len(page)
 
 
 async def everyone(ones: list[One]) -> None:
-    """Have each of these report once."""
+    """Have each of these processes report once."""
     for at in range(0, len(ones), 200):
         some = ones[at : at + 200]
         for one in some:
@@ -93,7 +93,7 @@ async def everyone(ones: list[One]) -> None:
 
 
 async def probe(ones: list[One], over: Callable[[], bool]) -> list[float]:
-    """Have these report until it is over; return what each acknowledgement took."""
+    """Have these processes report until it is over; return the seconds of each acknowledgement."""
 
     async def go(one: One) -> list[float]:
         one.took.clear()
@@ -103,7 +103,7 @@ async def probe(ones: list[One], over: Callable[[], bool]) -> list[float]:
             await asyncio.sleep(EVERY)
         return one.took
 
-    return [took for each in await asyncio.gather(*map(go, ones)) for took in each]
+    return [seconds for durations in await asyncio.gather(*map(go, ones)) for seconds in durations]
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -146,12 +146,12 @@ async def measure(programs: int, scrapes: int) -> dict[str, Any]:
             async def scraping(scraper: ProcessPoolExecutor) -> None:
                 nonlocal size
                 for _ in range(scrapes):
-                    await everyone(ones[PROBES:])  # so that nothing is as the last scrape left it
+                    await everyone(ones[PROBES:])  # so that everything has changed since the last scrape
                     seconds, size = await loop.run_in_executor(scraper, scrape, metrics, programs)
                     took.append(seconds)
-                    await asyncio.sleep(1.0)  # longer than a page is served again
+                    await asyncio.sleep(1.0)  # longer than the node reuses a page
 
-            # Not in this process, whose own work would be taken for the node's.
+            # In a separate process: the work of this one would delay the scrape.
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as scraper:
                 await loop.run_in_executor(scraper, scrape, metrics, programs)
                 ended = asyncio.ensure_future(scraping(scraper))
@@ -189,11 +189,11 @@ def main() -> int:
     print(f"{figures['programs']} programs, a page of {size:.1f} MB, load {figures['load']:.1f}")
     for name, text in (
         ("scrape_seconds", "a scrape (target: at most 500 ms)"),
-        ("report_seconds_without_scrapes", "a report until acknowledged, nobody scrapes"),
-        ("report_seconds_with_scrapes", "the same, scraped all the while"),
+        ("report_seconds_without_scrapes", "a report until acknowledged, without scrapes"),
+        ("report_seconds_with_scrapes", "a report until acknowledged, with scrapes"),
     ):
-        shown = "  ".join(f"{key} {value * 1000:.0f} ms" for key, value in figures[name].items())
-        print(f"{text}: {shown}")
+        values = "  ".join(f"{key} {value * 1000:.0f} ms" for key, value in figures[name].items())
+        print(f"{text}: {values}")
     if options.json:
         Path(options.json).write_text(json.dumps(figures, indent=2) + "\n")
     return 0

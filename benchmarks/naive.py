@@ -1,14 +1,14 @@
-"""What benchmarks/cluster.py compares with: one replicated call per event on stock PySyncObj.
+"""Naive replication for benchmarks/cluster.py: one replicated call per event on stock PySyncObj.
 
     python benchmarks/naive.py SELF OTHER...      (addresses host:port of Raft; cluster.py starts it)
 
-Everything is as PySyncObj has it by default: its TCP transport, its thread, its settings. The events
-come from inside the process, so it is spared what connmond does beside: taking reports from applications.
+PySyncObj has all its defaults: its TCP transport, its thread, its settings. The events come from inside the
+process, so it does not have connmond's work of receiving reports from applications.
 
 One JSON array per line on stdin is one order, answered with one line:
 
 - ["rate", N, S]: N events per second for S seconds
-- ["ceiling", N, S]: for S seconds, and a third of it before, always N events on their way
+- ["ceiling", N, S]: for S seconds, and a third of that before, always N pending events
 - ["count"]: how many events this replica has applied, and whether it knows a leader
 """
 
@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from pysyncobj import FAIL_REASON, SyncObj, replicated
 
-#: Seconds for the last callbacks to come; with stock PySyncObj some may never.
+#: Seconds to wait for the last callbacks; with stock PySyncObj some may never come.
 DRAIN: Final = 5.0
 EVENT: Final = ("0123456789abcdef0123456789abcdef", 1, "checkout")
 
@@ -35,7 +35,7 @@ class Naive(SyncObj):  # type: ignore[misc]
         self.applied = 0
 
     @replicated  # type: ignore[untyped-decorator]
-    def event(self, instance: str, pool: int, kind: str) -> None:
+    def event(self, instance: str, pool: int, name: str) -> None:
         self.applied += 1
 
 
@@ -76,7 +76,7 @@ class Run:
             time.sleep(0.002)
 
     def at_most(self, pending: int, seconds: float) -> None:
-        self._keep(pending, seconds / 3)  # until as many are on their way as will be
+        self._keep(pending, seconds / 3)  # until the number of pending events is steady
         self.mark()
         self._keep(pending, seconds)
 
@@ -89,11 +89,11 @@ class Run:
             self.moved.wait(0.01)
 
     def mark(self) -> None:
-        """What comes before this is not measured."""
+        """Start the measurement here."""
         self._mark = len(self.latencies), time.process_time(), time.monotonic()
 
     def measured(self) -> dict[str, float]:
-        """Return events done since the mark, CPU as a share of one core, and seconds."""
+        """Return the events done since the mark, CPU as a share of one core, and seconds."""
         done, cpu, began = self._mark
         seconds = time.monotonic() - began
         return {

@@ -1,11 +1,11 @@
-"""What real servers and tools are called by connmon, compared with what a person would call them.
+"""Compare connmon's names of real servers and tools with the names that a person would give them.
 
     python benchmarks/names.py [--kit KIT ...] [--venv KIT=DIRECTORY ...] [--only TEXT] [--rst FILE]
 
 Each is started on loopback with one of two small sites, `shop` and `blog`, that use an engine with
-`plugin=connmon`; the name is that of `connmon snapshot --by process --format json` for every process of its
-tree. An environment is made for each kit (what is installed together), unless one is given that has it
-already, with this connmon in it. Exit code 1 where a name is wrong, nothing was shown, or a kit could not be
+`plugin=connmon`. The name comes from `connmon snapshot --by process --format json`, for every process of its
+tree. Each kit (packages that are installed together) gets its own environment, unless `--venv` names one that
+has the kit and this connmon already. Exit code 1 if a name is wrong or missing, or a kit could not be
 installed.
 """
 
@@ -32,7 +32,7 @@ from overhead import HOST, _port, connmond
 
 ROOT = Path(__file__).resolve().parents[1]
 
-#: What is installed together. Apache's headers (apache2-dev) are needed for mod_wsgi, a compiler for uWSGI.
+#: Packages that are installed together. mod_wsgi needs Apache's headers (apache2-dev), uWSGI a compiler.
 KITS: Mapping[str, tuple[str, ...]] = {
     "python": (),
     "web": ("gunicorn", "uvicorn", "hypercorn", "daphne", "waitress", "flask", "django"),
@@ -155,17 +155,17 @@ def scratch(name):
 
 @dataclass(frozen=True)
 class Start:
-    """A command, and what a person would call what it runs."""
+    """A command, and the name that a person would give its program."""
 
     kit: str
     command: str
     right: str
     site: str = "shop"
-    """In whose directory; "": above both."""
+    """The site in whose directory it starts; "": the directory above both."""
     environ: Mapping[str, str] = field(default_factory=dict)
     stdin: str = ""
     rights: tuple[str, ...] = ()
-    """Where it starts several programs: what each is called."""
+    """If it starts several programs: the name of each."""
 
 
 MULTIPROCESSING = [
@@ -263,11 +263,11 @@ def make_sites(base: Path) -> None:
             file.write_text(text)
     for directory in (base, *base.rglob("*")):
         if directory.is_dir():
-            directory.chmod(0o755)  # Apache's processes are somebody else's
+            directory.chmod(0o755)  # Apache's processes run as another user
 
 
 def make_environment(kit: str, directory: Path) -> Path:
-    """Make an environment with the kit and this connmon; return its bin."""
+    """Create an environment with the kit and this connmon; return its bin directory."""
     print(f"making an environment for {kit}: {' '.join(KITS[kit])}", file=sys.stderr, flush=True)
     subprocess.run([sys.executable, "-m", "venv", str(directory)], check=True)
     pip = [str(directory / "bin/python"), "-m", "pip", "install", "-q"]
@@ -332,7 +332,7 @@ def tree(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End it and all that it has started."""
+    """End the process and all processes that it has started."""
     children = tree(process)
     process.terminate()
     psutil.wait_procs(children[:1], 2)
@@ -346,7 +346,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def ask(port: int) -> None:
-    """Ask for a page, so that a worker uses its pool."""
+    """Request a page, so that a worker uses its pool."""
     with contextlib.suppress(OSError, http.client.HTTPException):
         connection = http.client.HTTPConnection(HOST, port, timeout=2)
         connection.request("GET", "/")
@@ -362,20 +362,20 @@ def snapshot(config: Path, by: str) -> list[dict[str, Any]]:
     return rows
 
 
-def shown(config: Path, pids: set[int]) -> dict[int, str]:
-    """Return the program's name of each of these processes that is shown."""
+def program_names(config: Path, pids: set[int]) -> dict[int, str]:
+    """Return the program's name of each of these processes that the node knows."""
     return {row["pid"]: row["program"] for row in snapshot(config, "process") if row["pid"] in pids}
 
 
 def connects(config: Path) -> dict[str, int]:
-    """Return how often each program has connected, those that have ended included."""
+    """Return how often each program has connected, including programs that have ended."""
     return {row["program"]: row["connects_total"] for row in snapshot(config, "program")}
 
 
 def run(start: Start, bin: Path, base: Path, limit: float) -> str:
-    """Start it; return the names that are shown, "" where none was within the limit."""
+    """Start it; return its programs' names, or "" if there was none within the limit."""
     port = _port()
-    found: dict[int, str] = {}
+    names_by_pid: dict[int, str] = {}
     seen: set[int] = set()
     settled = None
     config = base / "connmon.cfg"
@@ -383,28 +383,29 @@ def run(start: Start, bin: Path, base: Path, limit: float) -> str:
     with started(start, bin, base, port) as process:
         deadline = time.monotonic() + limit
         while time.monotonic() < deadline:
-            ask(port)  # what serves nothing is not there
+            ask(port)  # a worker that serves nothing does not report
             if start.rights:
                 ask(port + 1)
             pids = {child.pid for child in tree(process)}
             seen |= pids
-            before = len(found)
-            found |= shown(config, seen)
-            if len(found) > before or settled is None:
-                settled = time.monotonic() if len(set(found.values())) >= max(1, len(start.rights)) else None
+            before = len(names_by_pid)
+            names_by_pid |= program_names(config, seen)
+            if len(names_by_pid) > before or settled is None:
+                complete = len(set(names_by_pid.values())) >= max(1, len(start.rights))
+                settled = time.monotonic() if complete else None
             elif time.monotonic() > settled + 1.5:  # no other process of it is coming
                 break
             if process.poll() is not None:
                 break
             time.sleep(0.3)
-    names = set(found.values())
-    if not names:  # it was over before it was seen: its last report is there all the same
+    names = set(names_by_pid.values())
+    if not names:  # it ended before it was seen, but its last report is there
         names = {name for name, number in connects(config).items() if number > before_it.get(name, 0)}
     return ", ".join(sorted(names))
 
 
 def typed(start: Start) -> str:
-    """Return the command as a person would type it, without where it listens."""
+    """Return the command as a person would type it, without the address on which it listens."""
     environ = {key: value for key, value in start.environ.items() if not key.startswith(("OS_", "PORT_"))}
     words = [*(f"{key}={shlex.quote(value)}" for key, value in environ.items()), start.command]
     words = [word.replace(" EXPRESS", "").replace("daphne -b 127.0.0.1", "daphne") for word in words]
@@ -423,11 +424,17 @@ def table(rows: list[tuple[str, str, str, bool]]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kit", action="append", choices=KITS, help="only these (default: all)")
-    parser.add_argument("--venv", action="append", default=[], metavar="KIT=DIRECTORY", help="has it already")
+    parser.add_argument(
+        "--venv",
+        action="append",
+        default=[],
+        metavar="KIT=DIRECTORY",
+        help="an environment that has the kit already",
+    )
     parser.add_argument("--only", default="", metavar="TEXT", help="only commands with this in them")
     parser.add_argument("--limit", type=float, default=40.0, help="seconds to wait for a name (default: 40)")
     parser.add_argument("--rst", type=Path, metavar="FILE", help="write the table for the documentation")
-    parser.add_argument("--log", action="store_true", help="print what a command printed, where it is wrong")
+    parser.add_argument("--log", action="store_true", help="print the output of a command with a wrong name")
     arguments = parser.parse_args()
     given = {kit: Path(path) / "bin" for kit, _, path in (word.partition("=") for word in arguments.venv)}
     rows: list[tuple[str, str, str, bool]] = []

@@ -1,24 +1,23 @@
-"""What it costs an application to be watched: per checkout + checkin, per statement, and beside them.
+"""Overhead of the plugin in an application: per checkout + checkin, per statement, and in other threads.
 
     python benchmarks/overhead.py [--quick] [--rounds N] [--load LOAD] [--json FILE] [--instructions]
-    python benchmarks/overhead.py --beside      what importing it takes, and its thread with 100 connections
+    python benchmarks/overhead.py --background  time of the import, and of its thread with 100 connections
 
-Exit code 1 where connmond has not counted what happened, or a ConnectionEvents listener is
-registered; the targets of time are shown and not judged.
+Exit code 1 if connmond has not counted exactly the checkouts, or a ConnectionEvents listener is registered.
+The targets of time are printed and not judged.
 
-Rules kept here, since the machine is noisier than what is measured:
+Rules kept here, since the machine's noise is larger than the overhead:
 
-- Every variant is a process of its own, and all of them live at the same time. A round runs, for
-  each variant in random order, a slice of some milliseconds of it and one of the bare variant
-  beside it, in random order as well. What counts is the ratio within such a pair; told are the
-  median of all of them, and the quartiles.
-- Two processes that do the same differ by some percent, for as long as they live (where their
-  memory lies, how their dicts hash). So all are replaced several times (`GENERATIONS`), and one
-  variant is bare as well: what it shows as added is the error.
-- connmon is measured as it is used: reporter thread running, reports going to a real connmond.
-  At the end connmond must know as many checkouts as the processes say they did.
-- CPU is of the whole process. Threads beside the main one are told apart as well: the median does
-  not see what comes once a second.
+- Every variant has its own process, and all of them run at the same time. For each variant, in random order,
+  a round runs a slice of some milliseconds of it and one of the bare variant, in random order as well. The
+  ratio within such a pair counts; the figures are the median of all pairs, and the quartiles.
+- Two processes that do the same differ by some percent for their whole life (the place of their memory, the
+  hashes of their dicts). So all are replaced several times (`GENERATIONS`), and a second variant is bare as
+  well: its overhead is the error.
+- connmon is measured in its usual state: its reporter thread runs, and reports go to a real connmond. At the
+  end connmond has to know exactly the checkouts of the processes.
+- CPU time covers the whole process. The CPU time of other threads is printed as well, since a median does
+  not see an event that comes once a second.
 """
 
 from __future__ import annotations
@@ -74,7 +73,7 @@ VARIANTS: Final[dict[str, tuple[str, str]]] = {
     "listeners": ("two empty listeners", "sqlalchemy"),
     "connmon": ("connmon", "connmon"),
     "collectd": ("sqlalchemy-collectd", "sqlalchemy_collectd"),
-    # greenlet: it imports sqlalchemy.ext.asyncio, and SQLAlchemy 2.1 does not bring it along.
+    # greenlet: it imports sqlalchemy.ext.asyncio, and SQLAlchemy 2.1 does not install greenlet.
     "opentelemetry": ("opentelemetry", "opentelemetry.instrumentation.sqlalchemy opentelemetry.sdk greenlet"),
 }
 #: Title, statements per slice, and connmon's target as a ratio of CPU time.
@@ -89,31 +88,31 @@ LOADS: Final[dict[str, tuple[str, int, float | None]]] = {
 TOGETHER: Final = 8
 SHARED: Final = 4
 FIRST: Final = TOGETHER
-"""Statements before any is measured."""
+"""Statements before the first measured one."""
 PREPARING: Final = {"orm": 2}
-"""Checkouts before those: of making the table, and of looking for the object."""
-#: What the reporter's thread and the import may take: a share of a core, and seconds beyond SQLAlchemy.
+"""Checkouts before those: to create the table, and to look for the object."""
+#: Targets of the reporter's thread and of the import: a share of a core, and seconds on top of SQLAlchemy.
 REPORTER_TARGET: Final = 0.002
 IMPORT_TARGET: Final = 0.060
 GENERATIONS: Final = 12
 WARM: Final = 5
-"""One in so many statements of a slice is run once more before it, unmeasured."""
+"""Before a slice, one in this many of its statements runs unmeasured."""
 HOST: Final = "127.0.0.1"
 #: Makes a program die with the benchmark.
 LAUNCH: Final = str(Path(__file__).resolve().parents[1] / "tests" / "support" / "launch.py")
 WAIT: Final = 30.0
-"""Seconds that anything is waited for."""
+"""Limit in seconds of every wait."""
 
 
 class NotInstalled(Exception):
-    """What a part of the benchmark needs is not on this machine."""
+    """A requirement of a part of the benchmark is not on this machine."""
 
 
 # --- The process that is measured ---------------------------------------------------------
 
 
 class DummyDBAPI:
-    """A driver that does nothing: what is left is the pool."""
+    """A driver that does nothing, so that only the pool is measured."""
 
     paramstyle = "qmark"
     Error = Exception
@@ -138,7 +137,7 @@ class DummyDialect(DefaultDialect):
 
 
 def make_engine(variant: str, url: URL, report_to: str, load: str = "pool") -> Engine:
-    """Return an engine watched by a variant as its own documentation says."""
+    """Return an engine that a variant watches, set up as the variant's documentation says."""
     registry.register("dummy", __name__, "DummyDialect")
     options: dict[str, Any] = {} if load == "asyncio" else {"poolclass": QueuePool}
     if load in ("threads", "asyncio"):
@@ -163,9 +162,9 @@ def make_engine(variant: str, url: URL, report_to: str, load: str = "pool") -> E
 
 
 def _opentelemetry(engine: Engine) -> None:
-    """Trace and count with the SDK; what is exported is thrown away, so that costs nothing here."""
+    """Trace and count with the SDK; exports are discarded, so they cost nothing here."""
     base = "opentelemetry"
-    # Not by import statements: where they are not installed, mypy would not like those.
+    # No import statements: mypy would reject them if the packages are not installed.
     api_metrics, api_trace, sdk_metrics, readers, resources, sdk_trace, processors, instrumentation = map(
         importlib.import_module,
         (
@@ -188,15 +187,15 @@ def _opentelemetry(engine: Engine) -> None:
     traces = sdk_trace.TracerProvider(resource=own)
     traces.add_span_processor(processors.BatchSpanProcessor(Nowhere()))
     api_trace.set_tracer_provider(traces)
-    nowhere = open(os.devnull, "w")  # noqa: SIM115  # as long as the process lives
+    nowhere = open(os.devnull, "w")  # noqa: SIM115  # it is open as long as the process runs
     reader = readers.PeriodicExportingMetricReader(readers.ConsoleMetricExporter(nowhere))
     api_metrics.set_meter_provider(sdk_metrics.MeterProvider(resource=own, metric_readers=[reader]))
-    # 0.66b1 says it wants SQLAlchemy < 2.1, and works with 2.1 all the same.
+    # 0.66b1 requires SQLAlchemy < 2.1, but works with 2.1.
     instrumentation.SQLAlchemyInstrumentor().instrument(engine=engine, skip_dep_check=True)
 
 
 def runner(engine: Engine, load: str) -> Callable[[int], Any]:
-    """Return what runs so many statements."""
+    """Return a function that runs a number of statements."""
     if load == "threads":
         return _in_threads(engine)
     if load == "asyncio":
@@ -211,7 +210,7 @@ def runner(engine: Engine, load: str) -> Callable[[int], Any]:
 
 
 def _statement(engine: Engine, load: str) -> Callable[[], Any]:
-    """Return what is run once per statement."""
+    """Return a function that runs one statement."""
     if load == "pool":
         connect = engine.raw_connection
         return lambda: connect().close()
@@ -253,7 +252,7 @@ def _in_threads(engine: Engine) -> Callable[[int], Any]:
     def some(count: int) -> None:
         for _ in range(count):
             connection = connect()
-            time.sleep(0.0)  # while it holds it: the others get their turn, and wait
+            time.sleep(0.0)  # while it holds the connection: other threads run, and wait for one
             connection.close()
 
     def run(count: int) -> None:
@@ -283,19 +282,19 @@ def _in_tasks(engine: Engine) -> Callable[[int], Any]:
 
 
 def connection_listeners(engine: Engine) -> list[str]:
-    """Return the names of the ConnectionEvents that somebody listens to."""
+    """Return the names of the ConnectionEvents that have a listener."""
     dispatch: Any = engine.dispatch
-    found = [name for name in dispatch._event_names if len(getattr(dispatch, name))]
-    return found + ["_has_events"] * bool(engine._has_events)
+    names = [name for name in dispatch._event_names if len(getattr(dispatch, name))]
+    return names + ["_has_events"] * bool(engine._has_events)
 
 
 def warming(statements: int) -> int:
-    """Return how many statements are run unmeasured before so many."""
+    """Return how many statements run unmeasured before this many measured ones."""
     return TOGETHER * max(1, statements // WARM // TOGETHER)
 
 
 def work(variant: str, load: str, url: str, report_to: str) -> None:
-    """Be a measured process: each number on stdin is answered with what so many statements took."""
+    """Run as a measured process: answer each number on stdin with the time of that many statements."""
     logging.disable()  # sqlalchemy-collectd's own warnings would be measured as well
     answer = os.fdopen(os.dup(1), "w", buffering=1)
     engine = make_engine(variant, make_url(url), report_to, load)
@@ -304,7 +303,7 @@ def work(variant: str, load: str, url: str, report_to: str) -> None:
     print(json.dumps(connection_listeners(engine)), file=answer)
     for line in sys.stdin:
         statements = int(line)
-        # What ran less lately would be slower for that alone: its code and data have left the caches.
+        # A process that ran less recently would be slower: its code and data have left the caches.
         run(warming(statements))
         others = time.process_time_ns() - time.thread_time_ns()
         wall, cpu = time.perf_counter_ns(), time.process_time_ns()
@@ -313,7 +312,7 @@ def work(variant: str, load: str, url: str, report_to: str) -> None:
         print(json.dumps([cpu, wall, others]), file=answer)
 
 
-# --- What it takes beside it --------------------------------------------------------------
+# --- Nodes and servers --------------------------------------------------------------------
 
 
 def _port() -> int:
@@ -344,14 +343,14 @@ def _running(command: list[str], log: Path, ready: Callable[[], bool]) -> Iterat
 
 @contextlib.contextmanager
 def connmond(directory: Path) -> Iterator[str]:
-    """Run a node; give its address."""
+    """Run a node; yield its address."""
     address, log = f"{HOST}:{_port()}", directory / "connmond.log"
     config = directory / "connmon.cfg"
     config.write_text(
         "[connmon_service_default]\nname: default\n\n"
         f"nodes:\n    node1 hostname={address} bind={HOST}\n"
     )  # fmt: skip
-    # By its module: sqlalchemy-collectd installs a script of the name connmon as well.
+    # The module, not the script: sqlalchemy-collectd installs a script named connmon as well.
     command = [sys.executable, "-m", "connmon.cluster.daemon", "--config", str(config)]
     with _running(command, log, lambda: b"ready service=" in log.read_bytes()):
         yield address
@@ -359,7 +358,7 @@ def connmond(directory: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def mariadb(directory: Path) -> Iterator[str]:
-    """Run a MariaDB server with everything in `directory`; give the URL. Raises NotInstalled."""
+    """Run a MariaDB server with all files in `directory`; yield its URL. Raises NotInstalled."""
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/libexec"])
     server, install = (shutil.which(name, path=path) for name in ("mariadbd", "mariadb-install-db"))
     if server is None or install is None or importlib.util.find_spec("pymysql") is None:
@@ -389,20 +388,20 @@ def mariadb(directory: Path) -> Iterator[str]:
 
 
 def known_checkouts(address: str) -> int:
-    """Return what connmond has counted, over all processes, ended ones included."""
+    """Return the checkouts that connmond has counted, over all processes, ended ones included."""
     command = [
         sys.executable, "-c", "import sys; from connmon.commands.cli import main; sys.exit(main())",
         "snapshot", "--host", address, "--format", "json",
     ]  # fmt: skip
-    found = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=WAIT)
-    return int(json.loads(found.stdout)["totals"]["checkouts_total"] or 0)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=WAIT)
+    return int(json.loads(done.stdout)["totals"]["checkouts_total"] or 0)
 
 
 # --- Measuring ----------------------------------------------------------------------------
 
 
 class Worker:
-    """One measured process, seen from here."""
+    """The handle of one measured process."""
 
     def __init__(self, variant: str, load: str, url: str, report_to: str) -> None:
         self._process = subprocess.Popen(
@@ -413,7 +412,7 @@ class Worker:
         self.listeners: list[str] = []
         self.statements = 0
         self.others = 0
-        """CPU nanoseconds, until the last slice, of threads beside the main one."""
+        """CPU nanoseconds, until the last slice, of all threads but the main one."""
 
     def _read(self) -> Any:
         assert self._process.stdout is not None
@@ -423,12 +422,12 @@ class Worker:
         return json.loads(line)
 
     def started(self) -> None:
-        """Wait until it has started."""
+        """Wait until the process has started."""
         self.listeners = self._read()
         self.statements = FIRST + PREPARING.get(self._load, 0)
 
     def run(self, statements: int) -> tuple[float, float]:
-        """Run a slice; return nanoseconds per statement, of CPU and by the clock."""
+        """Run a slice; return nanoseconds per statement, of CPU and of the clock."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{statements}\n")
         self._process.stdin.flush()
@@ -453,23 +452,23 @@ class Row:
     cpu_ratios: list[float] = field(default_factory=list)
     wall_ratios: list[float] = field(default_factory=list)
     others: float = 0.0
-    """CPU milliseconds per second of threads beside the main one."""
+    """CPU milliseconds per second of all threads but the main one."""
     instructions: float | None = None
     """Per statement, of user code."""
     missing: bool = False
 
     def summary(self) -> dict[str, Any]:
         """Return medians and quartiles."""
-        found: dict[str, Any] = {"variant": self.variant, "missing": self.missing}
+        summary: dict[str, Any] = {"variant": self.variant, "missing": self.missing}
         if self.cpu:
-            found["cpu_ns"] = statistics.median(self.cpu)
-            found["others_ms_per_second"] = self.others
+            summary["cpu_ns"] = statistics.median(self.cpu)
+            summary["others_ms_per_second"] = self.others
             for name in ("cpu_ratios", "wall_ratios"):
                 low, middle, high = statistics.quantiles(getattr(self, name), n=4, method="inclusive")
-                found[name] = {"median": middle, "quartiles": [low, high]}
+                summary[name] = {"median": middle, "quartiles": [low, high]}
         if self.instructions is not None:
-            found["instructions"] = self.instructions
-        return found
+            summary["instructions"] = self.instructions
+        return summary
 
 
 @dataclass
@@ -484,7 +483,7 @@ def measure(
     load: str, rounds: int, chosen: set[str], urls: dict[str, str], url: str, rng: random.Random
 ) -> Measured:
     """Run one load with all variants that are installed, interleaved."""
-    rows = {each: Row(each, missing=each not in urls) for each in VARIANTS if each in chosen}
+    rows = {name: Row(name, missing=name not in urls) for name in VARIANTS if name in chosen}
     result = Measured(load, list(rows.values()))
     count = LOADS[load][1]
     shares = _shares(rounds, GENERATIONS)
@@ -493,14 +492,14 @@ def measure(
         try:
             for worker in workers.values():
                 worker.started()
-            for worker in workers.values():  # warm: caches, and what the interpreter specialises
+            for worker in workers.values():  # warm up the caches and the interpreter's specialisation
                 worker.run(2 * count)
             started = time.monotonic()
             others = {variant: worker.others for variant, worker in workers.items()}
             for _ in range(share):
                 for variant in rng.sample(sorted(set(urls) - {"bare"}), len(urls) - 1):
                     pair = rng.sample(["bare", variant], 2)
-                    took = {each: workers[each].run(count) for each in pair}
+                    took = {name: workers[name].run(count) for name in pair}
                     rows["bare"].cpu.append(took["bare"][0])
                     rows[variant].cpu.append(took[variant][0])
                     rows[variant].cpu_ratios.append(took[variant][0] / took["bare"][0])
@@ -526,15 +525,15 @@ def _shares(rounds: int, parts: int) -> list[int]:
 def instructions(
     variant: str, load: str, url: str, report_to: str, directory: Path
 ) -> tuple[float | None, int]:
-    """Return user instructions per statement, all threads, and how many statements were run for that.
+    """Return the user instructions per statement, over all threads, and how many statements ran for that.
 
-    Two runs of different length are told apart, so what starts and ends a process cancels out;
-    the median of three such, since memory lies elsewhere each time. None: nothing here counts them.
+    It is the difference of two runs of different length, so the start and end of a process cancel out; the
+    median of three differences, since memory has other places each time. None: nothing here can count.
     """
     counter = _counter(directory / "instructions")
     if counter is None:
         return None, 0
-    statements, found = 0, []
+    statements, figures = 0, []
     for _ in range(3):
         counts = []
         for factor in (2, 12):
@@ -549,12 +548,12 @@ def instructions(
             if match is None:
                 return None, statements
             counts.append(int(match[1]))
-        found.append((counts[1] - counts[0]) / (10 * LOADS[load][1] * (1 + 1 / WARM)))
-    return statistics.median(found), statements
+        figures.append((counts[1] - counts[0]) / (10 * LOADS[load][1] * (1 + 1 / WARM)))
+    return statistics.median(figures), statements
 
 
 def _counter(output: Path) -> tuple[list[str], str] | None:
-    """Return the tool that counts instructions, and where on its stderr the number stands."""
+    """Return the command that counts instructions, and the pattern of the number on its stderr."""
     perf = shutil.which("perf")
     if perf is not None:
         command, pattern = [perf, "stat", "-x,", "-e", "instructions:u", "--"], r"(?m)^(\d+),,instructions"
@@ -567,7 +566,7 @@ def _counter(output: Path) -> tuple[list[str], str] | None:
     return None
 
 
-# --- Beside the statements ----------------------------------------------------------------
+# --- In the background --------------------------------------------------------------------
 
 _IMPORT: Final = "import time; a = time.perf_counter(); import {}; print(time.perf_counter() - a)"
 _BARE: Final = "sqlalchemy, sqlalchemy.dialects.mysql.pymysql, socket, threading, logging"
@@ -593,40 +592,40 @@ print((others() - before) / (time.perf_counter_ns() - began))
 """
 
 
-def beside(rounds: int) -> int:
-    """Print what the import takes beyond SQLAlchemy's, and the reporter's thread with 100 connections."""
+def background(rounds: int) -> int:
+    """Print the cost of the import on top of SQLAlchemy's, and of the reporter with 100 connections."""
 
-    def said(*command: str) -> float:
+    def output(*command: str) -> float:
         done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True)
         return float(done.stdout)
 
     took: dict[str, list[float]] = {_BARE: [], _WATCHED: []}
     for _ in range(rounds):
         for modules in random.sample([*took], 2):
-            took[modules].append(said("-c", _IMPORT.format(modules)))
+            took[modules].append(output("-c", _IMPORT.format(modules)))
     bare, watched = (statistics.median(took[modules]) for modules in (_BARE, _WATCHED))
     print(f"import, medians of {rounds}: SQLAlchemy with PyMySQL {bare * 1000:.0f} ms, with connmon ", end="")
     print(f"{(watched - bare) * 1000:+.0f} ms   target: at most +{IMPORT_TARGET * 1000:.0f} ms", flush=True)
     with tempfile.TemporaryDirectory(prefix="connmon-overhead-") as name, connmond(Path(name)) as address:
         plain = f"sqlite:///{name}/x.db"
-        for kind in ("idle", "busy"):
+        for use in ("idle", "busy"):
             shares: dict[str, list[float]] = {"without": [], "with": []}
             for _ in range(3):
-                shares["without"].append(said("-c", _HUNDRED, "5", plain, kind))
+                shares["without"].append(output("-c", _HUNDRED, "5", plain, use))
                 shares["with"].append(
-                    said("-c", _HUNDRED, "10", f"{plain}?plugin=connmon&connmon_addr={address}", kind)
+                    output("-c", _HUNDRED, "10", f"{plain}?plugin=connmon&connmon_addr={address}", use)
                 )
             without, reporter = (100 * statistics.median(shares[which]) for which in ("without", "with"))
-            what = "all at rest" if kind == "idle" else "each used 10 times a second"
+            text_of_use = "all at rest" if use == "idle" else "each used 10 times a second"
             print(
-                f"threads beside the main one, 100 connections, {what}: {without:.3f} % of a core without "
+                f"other threads, 100 connections, {text_of_use}: {without:.3f} % of a core without "
                 f"connmon, {reporter:.3f} % with it   target: at most {REPORTER_TARGET * 100:.1f} %",
                 flush=True,
             )
     return 0
 
 
-# --- Telling ------------------------------------------------------------------------------
+# --- Printing -----------------------------------------------------------------------------
 
 
 def table(measured: Measured) -> Iterator[str]:
@@ -641,10 +640,10 @@ def table(measured: Measured) -> Iterator[str]:
         if row.missing:
             yield f"{label}not installed"
             continue
-        found = row.summary()
+        summary = row.summary()
         yield (
-            f"{label}{found['cpu_ns'] / 1000:8.2f}  {_ratio(found['cpu_ratios']):<19}"
-            f"{_ratio(found['wall_ratios']):<19}{row.others:8.2f} ms/s"
+            f"{label}{summary['cpu_ns'] / 1000:8.2f}  {_ratio(summary['cpu_ratios']):<19}"
+            f"{_ratio(summary['wall_ratios']):<19}{row.others:8.2f} ms/s"
             + (f"{row.instructions:8.0f} x{row.instructions / bare:.2f}" if row.instructions and bare else "")
         ) + (f"   target: at most x{target:.2f}" if row.variant == "connmon" and target else "")
     names = sorted(set(measured.connmon_listeners))
@@ -653,18 +652,18 @@ def table(measured: Measured) -> Iterator[str]:
     yield ""
 
 
-def _ratio(found: dict[str, Any]) -> str:
-    low, high = found["quartiles"]
-    return f"x{found['median']:.3f} [{low:.2f} {high:.2f}]" if low != high else f"x{found['median']:.3f}"
+def _ratio(ratio: dict[str, Any]) -> str:
+    low, high = ratio["quartiles"]
+    return f"x{ratio['median']:.3f} [{low:.2f} {high:.2f}]" if low != high else f"x{ratio['median']:.3f}"
 
 
 def check(measured: Sequence[Measured], address: str) -> bool:
-    """Say whether connmond got all that happened, and return it."""
-    expected = sum(each.connmon_checkouts for each in measured)
+    """Print and return whether connmond has counted exactly the checkouts."""
+    expected = sum(one.connmon_checkouts for one in measured)
     limit = time.monotonic() + WAIT
     while (known := known_checkouts(address)) != expected and time.monotonic() < limit:
         time.sleep(0.2)
-    verdict = "all of them" if known == expected else f"NOT the {expected} that there were"
+    verdict = "all of them" if known == expected else f"NOT the real {expected}"
     print(f"connmond counted {known} checkouts of the connmon rows: {verdict}")
     return known == expected
 
@@ -681,17 +680,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=120, help="rounds of each load (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="20 rounds: a first look")
     parser.add_argument("--load", choices=[*LOADS], action="append", help="default: all")
-    parser.add_argument("--beside", action="store_true", help="the import and the reporter's thread instead")
-    parser.add_argument("--only", choices=[*VARIANTS], action="append", help="variants beside the bare one")
-    parser.add_argument("--instructions", action="store_true", help="count these as well (perf or valgrind)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures to FILE, too")
+    parser.add_argument(
+        "--background", action="store_true", help="the import and the reporter's thread instead"
+    )
+    parser.add_argument("--only", choices=[*VARIANTS], action="append", help="variants besides the bare one")
+    parser.add_argument(
+        "--instructions", action="store_true", help="count instructions as well (perf or valgrind)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="also write the figures to FILE")
     parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.work:
         work(*options.work)
         return 0
-    if options.beside:
-        return beside(5 if options.quick else 15)
+    if options.background:
+        return background(5 if options.quick else 15)
     rounds = min(options.rounds, 20) if options.quick else options.rounds
     chosen = {"bare", *(options.only or VARIANTS)}
     measured: list[Measured] = []
@@ -715,7 +718,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if load in ("orm", "asyncio"):
                 driver = "aiosqlite" if load == "asyncio" else "pysqlite"
                 url = f"sqlite+{driver}:///{directory}/{load}.db"
-            if load == "orm":  # before all workers find at once that its table is missing
+            if load == "orm":  # before all workers try to create its table at once
                 _orm(create_engine(url))
             if load == "asyncio" and not _installed("aiosqlite greenlet"):
                 print(f"{LOADS[load][0]}: aiosqlite or greenlet not installed\n")
@@ -726,23 +729,23 @@ def main(argv: Sequence[str] | None = None) -> int:
                 except NotInstalled as error:
                     print(f"{LOADS[load][0]}: {error} not installed\n")
                     continue
-            found = measure(load, rounds, chosen, report_to, url, random.Random())
+            result = measure(load, rounds, chosen, report_to, url, random.Random())
             if options.instructions:
-                for row in found.rows:
+                for row in result.rows:
                     if not row.missing:
                         where = report_to[row.variant]
                         row.instructions, ran = instructions(row.variant, load, url, where, directory)
-                        found.connmon_checkouts += ran if row.variant == "connmon" else 0
-            measured.append(found)
-            print("\n".join(table(found)), flush=True)
+                        result.connmon_checkouts += ran if row.variant == "connmon" else 0
+            measured.append(result)
+            print("\n".join(table(result)), flush=True)
         if "connmon" in installed and measured:
             good = check(measured, report_to["connmon"]) and not any(
-                each.connmon_listeners for each in measured
+                one.connmon_listeners for one in measured
             )
     if options.json:
         document = {
             "sqlalchemy": sqlalchemy.__version__, "python": sys.version.split()[0], "rounds": rounds,
-            "loads": [{**asdict(each), "rows": [row.summary() for row in each.rows]} for each in measured],
+            "loads": [{**asdict(one), "rows": [row.summary() for row in one.rows]} for one in measured],
         }  # fmt: skip
         Path(options.json).write_text(json.dumps(document, indent=1) + "\n")
     return 0 if good else 1

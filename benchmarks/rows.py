@@ -5,15 +5,15 @@
 It fills a node's state with reports as the plugin encodes them, and times, without a network:
 
 - the node: from a query to the bytes of the answer's frames;
-- the reader: from these bytes to the rows of the view;
+- the reader: from these bytes to the view's rows;
 - the console: from the reader's table to the lines of the screen;
 - a report: from the plugin's bytes to the replicated command, and until it is applied;
 - a checkpoint: the state to bytes and back;
 - the memory of the state and of the reader.
 
 Between two refreshes 1 % of the processes report a change of 10 % of their connections, and one second
-passes. Figures are medians over all rounds. `--compare` sets them next to those that an earlier run has
-written with `--json`. Compare runs on the same machine only, and with the same options.
+passes. Figures are medians over all rounds. `--compare` prints them next to those that an earlier run has
+written with `--json`. Compare only runs on the same machine with the same options.
 
 Only `Path`, `Node`, `Reader` and `Console` call connmon; where its names change, they change with them.
 """
@@ -58,13 +58,13 @@ from connmon.protocol.values import CHECKED_OUT, IDLE, Gauges, Peaks, Times, Tot
 SERVICE: Final = "default"
 #: Bytes that a reader takes from its socket at once.
 RECEIVE_BYTES: Final = 256 * 1024
-#: Rows of the first table on the screen, for a refresh that needs the ages of these only.
+#: Rows of the first table on the screen, for a refresh that needs only their ages.
 SCREEN_ROWS: Final = 46
 #: Connections of the one large report.
 LARGE_REPORT: Final = 1_000
 #: Reports in the batch of small ones.
 SMALL_REPORTS: Final = 100
-#: Rounds of the reports for each round of the others: they are short.
+#: Rounds of the reports for each round of the other measurements, since reports are short.
 REPORT_ROUNDS: Final = 5
 STACK_FRAMES: Final = 8
 CALL_SITES: Final = 12
@@ -81,7 +81,7 @@ def call_site(process: int, number: int) -> str:
 
 
 def connection_of(process: int, number: int, pool: int, sequence: int) -> Connection:
-    """Return one connection; every second one is held, and every tenth has a stack."""
+    """Return one connection. Every second one is held, and every tenth has a stack."""
     drawn = random.Random(process * 1_000_003 + number * 1_009 + sequence)
     server_id, age = 10_000 + process * 1_000 + number, round(drawn.uniform(60, 86_400), 3)
     if number % 2:
@@ -148,7 +148,7 @@ def pool_report_of(process: int, number: int, connections: int, sequence: int, f
 def report_of(process: int, sequence: int, size: int, changed: Iterable[int] | None = None) -> Report:
     """Return a report of a process with two pools and `size` connections.
 
-    `changed`: the numbers of the connections that have changed since the report before; None: a full report.
+    `changed`: the numbers of the connections that have changed since the last report; None: a full report.
     """
     full = changed is None
     return Report(
@@ -186,7 +186,7 @@ def report_of(process: int, sequence: int, size: int, changed: Iterable[int] | N
 
 
 def some(drawn: random.Random, size: int, part: float) -> list[int]:
-    """Return the numbers of this part of so many connections, in order."""
+    """Return random numbers of this part of `size` connections, in order."""
     return sorted(drawn.sample(range(size), max(1, round(size * part))))
 
 
@@ -263,7 +263,7 @@ class Node:
         assert self.version > before, "the batch was not applied"
 
     def take(self, reports: Iterable[Report] = ()) -> None:
-        """Apply these reports in batches; without any, one batch in which only time passes."""
+        """Apply these reports in batches; without reports, one batch in which only time passes."""
         for report in reports:
             self.path.queue(self.path.sent(report))
         batch = self.path.batch() or self.path.tick()
@@ -357,16 +357,16 @@ class Console:
 
 
 class Sequel(NamedTuple):
-    """The bytes of what a reader gets: everything, and then for each refresh what changed."""
+    """The bytes of the answers to a reader: everything, and then the changes for each refresh."""
 
     complete: bytes
     changes: list[bytes]
     quiet: list[bytes]
-    """After each of them: only time has passed."""
+    """The answer after each change: only time has passed."""
 
 
 class Figures:
-    """What was measured, in the order of the table."""
+    """The measured values, in the order of the table."""
 
     def __init__(self) -> None:
         self._values: dict[str, tuple[str, list[float]]] = {}
@@ -388,7 +388,7 @@ class Figures:
 
 
 class Laps:
-    """A stopwatch: the time of each part, and in the end of all of them, as one round of a step."""
+    """A stopwatch for one round of a step: the time of each part, and at the end their sum."""
 
     def __init__(self, figures: Figures, step: str, factor: float = 1e3, unit: str = "ms") -> None:
         self._figures, self._step, self._factor, self._unit = figures, step, factor, unit
@@ -410,7 +410,7 @@ class Laps:
 
 
 def filled(connections: int, processes: int) -> tuple[Node, int]:
-    """Return a node that has so many connections, and how many each process has."""
+    """Return a node with `connections` connections, and how many each process has."""
     size = connections // processes
     node = Node()
     node.take(report_of(process, 1, size) for process in range(processes))
@@ -486,7 +486,7 @@ def measure_checkpoint(figures: Figures, node: Node, rounds: int) -> bytes:
 
 
 def measure_reports(figures: Figures, node: Node, options: argparse.Namespace) -> None:
-    """Measure the way of reports into the state that is full already; times are per report."""
+    """Measure the way of reports into a state that is full already; times are per report."""
     first = 1_000_000
     drawn = random.Random(2)
     small = options.connections // options.processes
@@ -563,7 +563,7 @@ def measure_reader(figures: Figures, sequel: Sequel, connections: int) -> None:
 
 
 def measure_console(figures: Figures, sequel: Sequel, connections: int) -> None:
-    """Measure refreshes of the view: by held time, and in an order that does not depend on ages."""
+    """Measure refreshes of the view: ordered by held time, and in an order that does not depend on ages."""
     for _ in sequel.changes:
         console = Console(200, 50, "held_seconds")
         console.apply(sequel.complete)
@@ -591,7 +591,7 @@ def refresh(figures: Figures, step: str, console: Console, connections: int) -> 
 
 
 def measure_memory(figures: Figures, sequel: Sequel, checkpoint: bytes) -> None:
-    """Measure what is held, by tracemalloc: bytes of Python objects."""
+    """Measure the memory of Python objects, by tracemalloc."""
 
     def grown(step: str, call: Callable[[], Any]) -> Any:
         gc.collect()
@@ -607,7 +607,7 @@ def measure_memory(figures: Figures, sequel: Sequel, checkpoint: bytes) -> None:
         reader.apply(sequel.complete)
         return reader, reader.rows() if rows else None
 
-    def shown() -> Console:
+    def drawn() -> Console:
         console = Console(200, 50, "held_seconds")
         console.apply(sequel.complete)
         console.order(console.rows())
@@ -617,7 +617,7 @@ def measure_memory(figures: Figures, sequel: Sequel, checkpoint: bytes) -> None:
     grown("node's state", lambda: Node.restored(checkpoint))
     grown("reader's table", lambda: read(False))
     grown("reader's table and rows", lambda: read(True))
-    grown("console's table, rows and order", shown)
+    grown("console's table, rows and order", drawn)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -647,7 +647,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-# --- Shown --------------------------------------------------------------------------------------
+# --- Printing -----------------------------------------------------------------------------------
 
 
 def form(value: float) -> str:
@@ -663,17 +663,17 @@ def table(measured: dict[str, Any]) -> list[str]:
 
 
 def compared(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return both figures of each step, and the second as a part of the first."""
+    """Return a line for each step: both figures, and their ratio."""
     lines = []
     if before["options"] != now["options"]:
         lines.append(f"NOT THE SAME OPTIONS: {before['options']} before, {now['options']} now")
     lines.append(f"{'':66}    {'before':32} {'now':32} ratio")
     for step in [*before["steps"], *(step for step in now["steps"] if step not in before["steps"])]:
         old, new = before["steps"].get(step), now["steps"].get(step)
-        shown = [f"{'-' if figure is None else ranged(figure):32}" for figure in (old, new)]
+        cells = [f"{'-' if figure is None else ranged(figure):32}" for figure in (old, new)]
         both = old is not None and new is not None and old["median"] > 0
         ratio = f"x{new['median'] / old['median']:.2f}" if both else "-"
-        lines.append(f"{step:66} {(old or new)['unit']:2} {shown[0]} {shown[1]} {ratio}")
+        lines.append(f"{step:66} {(old or new)['unit']:2} {cells[0]} {cells[1]} {ratio}")
     return lines
 
 

@@ -1,9 +1,9 @@
-"""Whether real services show the right line: python benchmarks/services.py [service ...]
+"""Check the call sites of real services: python benchmarks/services.py [service ...]
 
-Each is installed from PyPI into an environment of its own (kept in --directory), with connmon as it is
-here, and runs its own functions on a database of its own (SQLite). Of each query the line that is shown is
-compared to the right one: the line of the service's function that a person would go to. Prints a table;
-exit code 1 where a line is wrong.
+Each service is installed from PyPI into its own environment (kept in --directory), with this connmon, and
+runs its own functions on its own database (SQLite). The call site of each query is compared with the right
+line: the line of the service's function that a person would open. It prints a table; exit code 1 if a line is
+wrong.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SERVICES = {
 }
 
 
-#: Ours must be no files: those would be an application that calls the service as its library.
+#: Our code must not be in files: it would be an application that calls the service as its library.
 RUN = """
 import sys, types
 del sys.argv[0]
@@ -43,7 +43,7 @@ exec(compile(open(sys.argv[0]).read(), "<queries>", "exec"))
 
 
 def environment(directory: Path, service: str) -> Path:
-    """Return the Python of the service's environment, made where it is not there."""
+    """Return the Python of the service's environment, and create the environment if it is missing."""
     python = directory / service / "bin" / "python"
     if not python.exists():
         venv.create(directory / service, with_pip=True)
@@ -52,12 +52,14 @@ def environment(directory: Path, service: str) -> Path:
     if not ready.exists():
         subprocess.run([*pip, *SERVICES[service]], check=True)
         ready.touch()
-    subprocess.run([*pip, "--editable", str(HERE.parent)], check=True)  # which may be another checkout by now
+    subprocess.run(
+        [*pip, "--editable", str(HERE.parent)], check=True
+    )  # the checkout may be another one by now
     return python
 
 
 def rows(python: Path, service: str, verbose: bool) -> list[dict[str, str]]:
-    """Run the service's queries, and return what was shown of each and what is right."""
+    """Run the service's queries; return the call site and the right line of each."""
     program = HERE / "services" / f"{service}_queries.py"
     with tempfile.TemporaryDirectory() as directory:
         result = subprocess.run(
@@ -96,7 +98,7 @@ def main() -> int:
         "--directory", type=Path, default=Path("services"), help="where the environments are kept"
     )
     parser.add_argument("--rst", action="store_true", help="a table for the documentation")
-    parser.add_argument("--verbose", action="store_true", help="what the services write to stderr as well")
+    parser.add_argument("--verbose", action="store_true", help="also print the services' standard error")
     options = parser.parse_args()
     wrong = 0
     table = [("service", "query", "line shown", "right line", "ok")]

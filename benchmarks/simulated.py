@@ -1,10 +1,10 @@
-"""Parts of benchmarks/cluster.py: nodes that can be killed, simulated applications, readers that look.
+"""Parts of benchmarks/cluster.py: nodes that can be killed, simulated applications, and readers.
 
 Rules kept here:
 
-- The applications speak connmon.protocol.frames and keep the reporter's rules: one report without an
-  answer at most, absolute totals, a full report first on each connection and where one is asked for.
-- All of them and the readers live on one event loop. Times are by the monotonic clock.
+- The applications speak connmon.protocol.frames and keep the reporter's rules: at most one unacknowledged
+  report, absolute totals, a full report first on each connection and whenever the node asks for one.
+- Applications and readers run on one event loop. Times are from the monotonic clock.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ HOST: Final = "127.0.0.1"
 NAMES: Final = ("node1", "node2", "node3")
 #: Makes a program die with the benchmark.
 LAUNCH: Final = str(Path(__file__).resolve().parents[1] / "tests" / "support" / "launch.py")
-#: Seconds that anything is waited for.
+#: Limit in seconds of every wait.
 WAIT: Final = 30.0
-#: Checkouts between two reports of one process: what naive replication would send one by one.
+#: Checkouts between two reports of one process; naive replication would send them one by one.
 EVENTS: Final = 50
-#: Outside what the system gives to outgoing connections, which could take a killed node's port.
+#: Outside the system's range for outgoing connections, which could take a killed node's port.
 PORTS: Final = range(20000, 32000)
 
 
 class Wrong(Exception):
-    """A count is not what it has to be, or something did not come about."""
+    """A count is wrong, or an expected event did not happen."""
 
 
 async def until(condition: Callable[[], Any], what: str, every: float = 0.01, limit: float = WAIT) -> None:
@@ -56,13 +56,13 @@ async def until(condition: Callable[[], Any], what: str, every: float = 0.01, li
 
 
 def free_ports(count: int) -> list[int]:
-    found: list[int] = []
+    ports: list[int] = []
     for port in random.sample(PORTS, 1000):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind((HOST, port))
-            found.append(port)
-        if len(found) == count:
-            return found
+            ports.append(port)
+        if len(ports) == count:
+            return ports
     raise Wrong(f"no free ports from {PORTS.start} to {PORTS.stop - 1}")
 
 
@@ -72,7 +72,7 @@ def launched(command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
 
 
 class Cluster:
-    """Three connmond on loopback, each a process; used as `async with`, all well inside."""
+    """Three connmond on loopback, each a process. Used by `async with`; inside the block all are well."""
 
     def __init__(self, directory: Path) -> None:
         self.ports = dict(zip(NAMES, free_ports(len(NAMES)), strict=True))
@@ -82,7 +82,7 @@ class Cluster:
         lines = (
             f"    {name} hostname={HOST}:{port} bind={HOST}:{port}\n" for name, port in self.ports.items()
         )
-        # The lease is longer than what the applications are silent while the others are measured.
+        # The lease is longer than the applications' silence during the other measurements.
         self.config.write_text(
             f"[connmon_service_default]\nname: default\nlease: 120\nnodes:\n{''.join(lines)}"
         )
@@ -90,13 +90,13 @@ class Cluster:
         self.readers: dict[str, Reader] = {}
         self.leader = ""
         self.applications: list[Application] = []
-        """All that have ever reported."""
+        """All applications that have ever reported."""
 
     def pid(self, name: str) -> int:
         return self._processes[name].pid
 
     def start(self, name: str) -> None:
-        # By its module: sqlalchemy-collectd installs a script of the name connmon as well.
+        # The module, not the script: sqlalchemy-collectd installs a script named connmon as well.
         command = [
             sys.executable, "-m", "connmon.cluster.daemon", "--config", str(self.config), "--node", name,
         ]  # fmt: skip
@@ -104,7 +104,7 @@ class Cluster:
             self._processes[name] = launched(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def kill(self, name: str) -> None:
-        """kill -9."""
+        """End the node by kill -9."""
         process = self._processes.pop(name)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -114,7 +114,7 @@ class Cluster:
         return [name for name in NAMES if name != self.leader]
 
     async def well(self) -> None:
-        """Wait until all nodes are there and follow one leader."""
+        """Wait until all nodes run and follow one leader."""
         end = time.monotonic() + WAIT
         while time.monotonic() < end:
             for name in NAMES:
@@ -122,10 +122,10 @@ class Cluster:
                     with contextlib.suppress(OSError):
                         self.readers[name] = await Reader.connect(self.ports[name])
             with contextlib.suppress(OSError):
-                told = [await self.readers[name].status() for name in NAMES if name in self.readers]
-                leaders = {each.leader for each in told}
-                if len(told) == len(NAMES) and len(leaders) == 1 and all(
-                    each.quorum and not each.lag and not each.unlinked for each in told
+                statuses = [await self.readers[name].status() for name in NAMES if name in self.readers]
+                leaders = {status.leader for status in statuses}
+                if len(statuses) == len(NAMES) and len(leaders) == 1 and all(
+                    status.quorum and not status.lag and not status.unlinked for status in statuses
                 ):  # fmt: skip
                     self.leader = leaders.pop() or ""
                     if self.leader:
@@ -153,7 +153,7 @@ class Cluster:
 
 
 class Usage:
-    """CPU of processes from now on."""
+    """The CPU time of processes since its creation."""
 
     def __init__(self, pids: dict[str, int]) -> None:
         self._processes = {name: psutil.Process(pid) for name, pid in pids.items()}
@@ -162,7 +162,7 @@ class Usage:
 
     def _now(self) -> dict[str, float]:
         times = {name: process.cpu_times() for name, process in self._processes.items()}
-        return {name: each.user + each.system for name, each in times.items()}
+        return {name: used.user + used.system for name, used in times.items()}
 
     def percent(self) -> dict[str, float]:
         """Return percent of one core by name."""
@@ -171,7 +171,7 @@ class Usage:
 
 
 class _Speaker(asyncio.Protocol):
-    """One connection to a node, as application or reader."""
+    """One client connection to a node, as application or reader."""
 
     def __init__(self) -> None:
         self._side: ClientSide | None = None
@@ -179,7 +179,7 @@ class _Speaker(asyncio.Protocol):
         self.lost = False
 
     async def open(self, port: int, role: Any) -> None:
-        """Connect and be welcomed. Raises OSError."""
+        """Connect, and wait for the welcome. Raises OSError."""
         self._side, self.lost = ClientSide(role, "default"), False
         transport, _ = await asyncio.get_running_loop().create_connection(lambda: self, HOST, port)
         self._transport = transport
@@ -214,7 +214,7 @@ class _Speaker(asyncio.Protocol):
 
 
 class Reader(_Speaker):
-    """Asks one node, one question at a time."""
+    """A reader of one node; it sends one query at a time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -238,13 +238,13 @@ class Reader(_Speaker):
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(ConnectionError("the node has gone"))
 
-    async def _ask(self, question: Any) -> list[Any]:
+    async def _ask(self, query: Any) -> list[Any]:
         async with self._turn:
             if self.lost:
                 raise ConnectionError("the node has gone")
             self._parts = []
             self._answer = asyncio.get_running_loop().create_future()
-            self.write(question)
+            self.write(query)
             try:
                 await self._answer
             finally:
@@ -260,16 +260,16 @@ class Reader(_Speaker):
         return [row for part in parts for row in part.rows if isinstance(row, ProcessRow)]
 
     async def checkouts(self, programs: Collection[str]) -> dict[str, int]:
-        """Return what these programs have counted on all hosts, ended processes included."""
-        found = dict.fromkeys(programs, 0)
+        """Return the checkouts of these programs on all hosts, ended processes included."""
+        totals = dict.fromkeys(programs, 0)
         for part in await self._ask(Query("program")):
             for row in part.rows:
-                if isinstance(row, ProgramRow) and row.program in found:
-                    found[row.program] += row.figures.totals.checkouts
-        return found
+                if isinstance(row, ProgramRow) and row.program in totals:
+                    totals[row.program] += row.figures.totals.checkouts
+        return totals
 
     async def shows(self, instance: str, checkouts: int, every: float) -> float:
-        """Look every so many seconds; return when this was visible here. Raises Wrong."""
+        """Query every `every` seconds; return the time when this was visible here. Raises Wrong."""
         end = time.monotonic() + WAIT
         while time.monotonic() < end:
             for row in await self.processes(instance=instance):
@@ -280,7 +280,7 @@ class Reader(_Speaker):
 
 
 class Application(_Speaker):
-    """One process with one pool, as its reporter speaks."""
+    """One process with one pool, which sends reports like the plugin's reporter."""
 
     def __init__(self, number: int, connections: int = 10, busy: int = 1, program: str = "simulated") -> None:
         super().__init__()
@@ -289,13 +289,13 @@ class Application(_Speaker):
         self.checkouts = 0
         self.sent = self.acknowledged = self.coalesced = 0
         self.latencies: list[tuple[str, float]] = []
-        """Node, and seconds from report to acknowledgement."""
+        """The node, and the seconds from report to acknowledgement."""
         self.waiting = False
         self.sent_at = self.answered_for = 0.0
-        """When the last report was sent; when the last one acknowledged was."""
+        """When the last report was sent, and when the last acknowledged one was."""
         self.program = program
         self._number, self._connections, self._busy = number, connections, busy
-        self._sequence = self._told = 0
+        self._sequence = self._reported = 0
         self._full = True
         self._held = 0
 
@@ -305,7 +305,7 @@ class Application(_Speaker):
         await self.open(port, "application")
 
     def work(self) -> None:
-        """Have events happen, and report them unless a report is on its way still."""
+        """Count more events, and report them unless a report is unacknowledged."""
         self.checkouts += EVENTS
         if self.waiting or self.lost:
             self.coalesced += 1
@@ -313,15 +313,15 @@ class Application(_Speaker):
             self._report()
 
     def settled(self) -> bool:
-        """Whether all that happened has been acknowledged; report what has not been."""
-        if not self.waiting and not self.lost and self._told != self.checkouts:
+        """Return whether all events are acknowledged; report those that are not."""
+        if not self.waiting and not self.lost and self._reported != self.checkouts:
             self._report()
-        return not self.waiting and self._told == self.checkouts
+        return not self.waiting and self._reported == self.checkouts
 
     def _report(self) -> None:
         before, self._held = self._held, (self._held + 1) % self._connections
-        held = {(self._held + each) % self._connections for each in range(self._busy)}
-        told = (
+        held = {(self._held + offset) % self._connections for offset in range(self._busy)}
+        changed = (
             range(self._connections)
             if self._full
             else sorted({before, (before + self._busy) % self._connections})
@@ -347,7 +347,7 @@ class Application(_Speaker):
                     "Thread-7 (worker)" if number in held else None,
                     "nova/db/main/api.py:412 instance_get" if number in held else None,
                 )
-                for number in told
+                for number in changed
             ), (),
             Process(
                 f"ctl{self._number % 3 + 1}", self.program, 1000 + self._number, 1, "nova",
@@ -356,7 +356,7 @@ class Application(_Speaker):
         )  # fmt: skip
         self.waiting, self.sent_at = True, time.monotonic()
         self.sent += 1
-        self._told = self.checkouts
+        self._reported = self.checkouts
         self.write(report)
 
     def heard(self, message: Any) -> None:
@@ -364,7 +364,7 @@ class Application(_Speaker):
             return
         self.waiting = False
         if message.full:
-            self.sent -= 1  # it counts for nothing; the full one takes its place
+            self.sent -= 1  # it was not applied; the full one replaces it
             self._full = True
             self._report()
             return
@@ -375,35 +375,35 @@ class Application(_Speaker):
 
 
 async def settle(applications: Sequence[Application]) -> None:
-    """Wait until all that happened has been acknowledged. Raises Wrong."""
+    """Wait until all events are acknowledged. Raises Wrong."""
 
     def settled() -> bool:
-        return not [each for each in applications if not each.settled()]  # asks each of them
+        return not [one for one in applications if not one.settled()]  # a list, to call every settled()
 
     await until(settled, "all reports to be acknowledged")
 
 
 async def compare(cluster: Cluster, applications: Sequence[Application]) -> None:
-    """See that every node shows these processes and no others, and exactly what was counted. Raises Wrong.
+    """Check that every node shows exactly these processes with their counts. Raises Wrong.
 
-    And that the programs' totals have what the processes counted that have ended.
+    The programs' totals have to include the counts of processes that have ended.
     """
-    now = {each.instance: each.checkouts for each in applications}
+    now = {application.instance: application.checkouts for application in applications}
     ever: dict[str, int] = {}
-    for each in cluster.applications:
-        ever[each.program] = ever.get(each.program, 0) + each.checkouts
+    for application in cluster.applications:
+        ever[application.program] = ever.get(application.program, 0) + application.checkouts
     for name in NAMES:
         end = time.monotonic() + WAIT
         while True:
             rows = await cluster.readers[name].processes()
-            shown = {row.instance: row.figures.totals.checkouts for row in rows}
+            reported = {row.instance: row.figures.totals.checkouts for row in rows}
             totals = await cluster.readers[name].checkouts(ever)
-            if shown == now and totals == ever:
+            if reported == now and totals == ever:
                 break
             if time.monotonic() > end:
-                wrong = sum(shown.get(each) != now.get(each) for each in {*shown, *now})
+                wrong = sum(reported.get(key) != now.get(key) for key in {*reported, *now})
                 raise Wrong(
-                    f"{name} shows {wrong} of {len(now)} processes otherwise than they are, "
-                    f"and as totals of the programs {totals} instead of {ever}"
+                    f"{name} shows wrong figures for {wrong} of {len(now)} processes, "
+                    f"and the programs' totals {totals} instead of {ever}"
                 )
             await asyncio.sleep(0.1)

@@ -3,18 +3,19 @@
 #
 # Rules kept here:
 #
-# - What is done twice is done once, and unstack leaves each file as it would be without the plugin.
-# - An option that somebody else has told of connmon is left alone.
-# - It works under errexit and nounset, and shows no password where devstack traces.
+# - Running it twice is the same as running it once, and unstack leaves each file as it would be without the
+#   plugin.
+# - An option that contains connmon already, set by somebody else, stays as it is.
+# - It works under errexit and nounset, and shows no password when devstack traces.
 
 _XTRACE_CONNMON=$(set +o | grep xtrace)
 set +o xtrace
 
 CONNMON_MARK="# Written by the connmon plugin of devstack."
 
-# --- What a value is with connmon, and without
+# --- Values with and without connmon
 
-# connmon_options: the options that every service is told.
+# connmon_options: print the options for every service.
 function connmon_options {
     local options=""
     [[ $CONNMON_SERVICE == default ]] || options+="&connmon_service=$CONNMON_SERVICE"
@@ -23,12 +24,12 @@ function connmon_options {
     echo "${options#&}"
 }
 
-# connmon_and A B: both parameters, or the one that is not empty.
+# connmon_and A B: print both parameters, or the one that is not empty.
 function connmon_and {
     echo "$1${1:+${2:+&}}$2"
 }
 
-# connmon_without PARAMETERS: the others.
+# connmon_without PARAMETERS: print the parameters that are not connmon's.
 function connmon_without {
     local part kept=""
     local -a parts
@@ -42,7 +43,7 @@ function connmon_without {
     echo "$kept"
 }
 
-# connmon_url_without URL
+# connmon_url_without URL: print the URL without connmon.
 function connmon_url_without {
     local scheme=${1%%://*} rest=${1#*://} login="" query=""
     # A question mark may be in the password.
@@ -58,7 +59,7 @@ function connmon_url_without {
     echo "${scheme%_connmon}://$login$rest${query:+?}$query"
 }
 
-# connmon_url_with URL
+# connmon_url_with URL: print the URL with connmon.
 function connmon_url_with {
     local scheme=${1%%://*} rest=${1#*://} options sep="?"
     options=$(connmon_options)
@@ -67,7 +68,7 @@ function connmon_url_with {
     echo "$scheme://$rest${options:+$sep}$options"
 }
 
-# connmon_value with|without OPTION VALUE
+# connmon_value with|without OPTION VALUE: print the value of the option with or without connmon.
 function connmon_value {
     case $2/$1 in
         connection_parameters/with) connmon_and "$3" "$(connmon_and plugin=connmon "$(connmon_options)")" ;;
@@ -79,7 +80,7 @@ function connmon_value {
 
 # --- The files
 
-# connmon_revert FILE SECTION OPTION: have it as it would be without the plugin.
+# connmon_revert FILE SECTION OPTION: restore the option as it would be without the plugin.
 function connmon_revert {
     local file=$1 section=$2 option=$3 value reverted
     [[ -f $file ]] || return 0
@@ -96,13 +97,13 @@ function connmon_revert {
     fi
 }
 
-# connmon_changed FILE SECTION: the options there that the plugin has changed.
+# connmon_changed FILE SECTION: print the options there that the plugin has changed.
 function connmon_changed {
     [[ -f $CONNMON_CHANGED ]] || return 0
     awk -F '\t' -v file="$1" -v section="$2" '$1 == file && $2 == section { print $3 }' "$CONNMON_CHANGED"
 }
 
-# connmon_note FILE SECTION OPTION: it is changed from now on.
+# connmon_note FILE SECTION OPTION: note that the plugin changes this option.
 function connmon_note {
     local line
     line=$(printf '%s\t%s\t%s' "$1" "$2" "$3")
@@ -110,12 +111,12 @@ function connmon_note {
     grep -qxF -e "$line" "$CONNMON_CHANGED" 2>/dev/null || echo "$line" >>"$CONNMON_CHANGED"
 }
 
-# connmon_watch FILE SECTION: have the database of that section watched, if there is one.
+# connmon_watch FILE SECTION: watch the database of that section, if it has one.
 function connmon_watch {
     local file=$1 section=$2 option value
     local -a options=(connection_parameters)
     [[ -f $file && -n $(iniget "$file" "$section" connection) ]] || return 0
-    # Settings may be others than the last time.
+    # The settings may have changed since the last run.
     for option in $(connmon_changed "$file" "$section"); do
         connmon_revert "$file" "$section" "$option"
     done
@@ -123,7 +124,7 @@ function connmon_watch {
         if [[ $(iniget "$file" "$section" "$option") == *connmon* ]]; then
             value=$(iniget "$file" "$section" "$option")
             if [[ $value != "$(connmon_value without "$option" "$value")" ]]; then
-                echo "connmon: $option in [$section] of $file has connmon already, and is left alone"
+                echo "connmon: $option in [$section] of $file has connmon already, and stays as it is"
                 return 0
             fi
         fi
@@ -132,15 +133,14 @@ function connmon_watch {
     for option in "${options[@]}"; do
         value=$(iniget "$file" "$section" "$option")
         [[ -n $value || $option == connection_parameters ]] || continue
-        # First the note: what is noted and was not done can be reverted, the other way round it is left for good.
+        # The note comes first: a noted option that was not changed can be reverted, but not the reverse.
         connmon_note "$file" "$section" "$option"
         iniset "$file" "$section" "$option" "$(connmon_value with "$option" "$value")"
     done
 }
 
-# connmon_name UWSGI_FILE PROGRAM FILE SECTION...: the processes of this uWSGI are shown as PROGRAM, the
-# name of the service. Others read FILE too, so it is told by the environment, which
-# oslo.config reads first.
+# connmon_name UWSGI_FILE PROGRAM FILE SECTION...: show the processes of this uWSGI as PROGRAM, the name of the
+# service. Other programs read FILE too, so the name goes into the environment, which oslo.config reads first.
 function connmon_name {
     local ini=$1 program=$2 file=$3 section value
     shift 3
@@ -150,7 +150,7 @@ function connmon_name {
         [[ -n $(connmon_changed "$file" "$section") ]] || continue
         value=$(connmon_and "$(iniget "$file" "$section" connection_parameters)" "connmon_program=$program")
         connmon_note "$ini" uwsgi env
-        # To uWSGI, a % begins a placeholder.
+        # In uWSGI's files a % begins a placeholder.
         iniadd_literal "$ini" uwsgi env "OS_${section^^}__CONNECTION_PARAMETERS=${value//%/%%}"
     done
 }
@@ -192,14 +192,14 @@ function connmon_watch_service {
     esac
 }
 
-# connmon_unwatch: have all that was changed as it would be without the plugin.
+# connmon_unwatch: restore all changed options as they would be without the plugin.
 function connmon_unwatch {
     local file section option
     [[ -f $CONNMON_CHANGED ]] || return 0
     while IFS=$'\t' read -r file section option; do
         connmon_revert "$file" "$section" "$option"
     done <"$CONNMON_CHANGED"
-    # devstack copies it from another one when it starts nova-compute.
+    # devstack copies this file from another one when it starts nova-compute.
     if [[ -n ${NOVA_CPU_CONF:-} ]]; then
         for section in database api_database; do
             connmon_revert "$NOVA_CPU_CONF" "$section" connection_parameters
@@ -210,14 +210,14 @@ function connmon_unwatch {
 
 # --- The node
 
-# connmon_config_is_ours: whether the config file is there, and the plugin has written it.
+# connmon_config_is_ours: succeed if the config file exists and the plugin has written it.
 function connmon_config_is_ours {
     [[ -f $CONNMON_CONFIG && $(head -n 1 "$CONNMON_CONFIG") == "$CONNMON_MARK" ]]
 }
 
 function connmon_configure {
     if [[ -e $CONNMON_CONFIG ]] && ! connmon_config_is_ours; then
-        echo "connmon: $CONNMON_CONFIG is there already, and is used as it is"
+        echo "connmon: $CONNMON_CONFIG exists already, and is used unchanged"
         return 0
     fi
     {
@@ -237,7 +237,7 @@ function connmon_start {
     run_process connmond "$connmond --config $CONNMON_CONFIG --service $CONNMON_SERVICE"
 }
 
-# --- What devstack asks for
+# --- devstack's phases
 
 if is_service_enabled connmon; then
     case "$1 ${2:-}" in
@@ -246,11 +246,11 @@ if is_service_enabled connmon; then
             pip_install "$CONNMON_DIR"
             connmon_configure
             connmon_start
-            # It is started before the phase in which all others are configured.
+            # keystone starts before the phase in which all other services are configured.
             connmon_watch_service keystone
             ;;
         "stack post-config")
-            echo_summary "Having connmon watch the services"
+            echo_summary "Setting up connmon in the services"
             for _connmon_service in keystone nova neutron cinder glance placement; do
                 connmon_watch_service "$_connmon_service"
             done

@@ -8,7 +8,7 @@ project = "connmon"
 author = "the connmon authors"
 version = release = __version__
 extensions = ["sphinx.ext.autodoc"]
-# No pages of other projects are read while these are built, so these names lead nowhere.
+# The build reads no pages of other projects, so these names have no target.
 nitpick_ignore = [
     ("py:class", "Engine"),
     ("py:class", "AsyncEngine"),

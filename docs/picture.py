@@ -1,10 +1,10 @@
-"""Render a screen of the console as SVG: the picture of the README.
+"""Render a screen of the console as SVG: the image in the README.
 
-    python -m tests.support.made_fleet    # a node with the made fleet of the tests; it prints its port, then:
+    python -m tests.support.made_fleet    # run a node with the tests' fleet; it prints its port
     python docs/picture.py docs/console.svg --host 127.0.0.1:PORT
 
-The real console runs in a pseudo-terminal of 100 x 24; pyte keeps what an eye would see of it, and
-that is drawn, character by character, with its colours.
+The real console runs in a pseudo-terminal of 100 x 24. pyte keeps its screen, which is drawn character by
+character, with its colours.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from xml.sax.saxutils import escape
 import pyte
 
 COLUMNS, LINES = 100, 24
-#: Pixels of one character.
+#: Size of a character in pixels.
 WIDE, HIGH = 8, 17
 SECONDS = 6.0
 COLOURS = {
@@ -35,7 +35,7 @@ GROUND = "#141414"
 
 
 def captured(arguments: list[str], keys: str) -> pyte.Screen:
-    """Return the screen of `connmon` after these keys and some seconds."""
+    """Return the screen of `connmon`, some seconds after these keys."""
     screen = pyte.Screen(COLUMNS, LINES)
     stream = pyte.ByteStream(screen)
     master, slave = pty.openpty()
@@ -63,7 +63,7 @@ def captured(arguments: list[str], keys: str) -> pyte.Screen:
 
 
 def svg(screen: pyte.Screen) -> str:
-    """Return the screen as SVG: a rectangle for each run that has a ground, a text for each run."""
+    """Return the screen as SVG: a text for each run of one style, and a rectangle for its background."""
     width, height = COLUMNS * WIDE + 16, LINES * HIGH + 16
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '

@@ -1,7 +1,7 @@
-"""Asks for the call site at checkouts. Run within a program of `benchmarks/services.py`, not by itself.
+"""Determine the call site at checkouts. It runs within a program of `benchmarks/services.py`, not by itself.
 
-Of each query it is asked three times: with nothing known of the process but its stack (as under mod_wsgi and
-uWSGI), as of a process that was started by the service's own script, and with connmon_project.
+It does so three times for each query: from the stack alone (as under mod_wsgi and uWSGI), as in a process
+that the service's own script started, and with connmon_project.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def of(package: str) -> None:
 
 
 def right_line(file: str, function: str, fragment: str) -> str:
-    """Return "file:line function" of the last line of the function that has this fragment in it."""
+    """Return "file:line function" for the last line of the function that contains the fragment."""
     path = next(path for root in sys.path if (path := Path(root) / file).is_file())
     text = path.read_text()
     for node in ast.walk(ast.parse(text)):
@@ -55,7 +55,7 @@ def begin() -> None:
 
 
 def end(how: str, file: str, function: str, fragment: str) -> None:
-    """Print what was shown of the first checkout since `begin`, and what is right."""
+    """Print the call site of the first checkout since `begin`, and the right line."""
     global _shown
     shown, _shown = _shown or ["no checkout"], None
     wrong = sorted(set(shown) - {right := right_line(file, function, fragment)})
@@ -65,7 +65,7 @@ def end(how: str, file: str, function: str, fragment: str) -> None:
 
 
 def ask(how: str, query: Callable[[], Any], file: str, function: str, fragment: str) -> None:
-    """Run the query; the right line is the one of this function that has this fragment in it."""
+    """Run the query; the right line is the line of this function that contains the fragment."""
     begin()
     try:
         query()
