@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from connmon.version import __version__
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 __all__ = ["__version__", "attach"]
-
-__version__ = "1.0.0.dev0"
 
 
 def attach(engine: Engine | AsyncEngine, **options: object) -> None:
@@ -30,6 +29,7 @@ def attach(engine: Engine | AsyncEngine, **options: object) -> None:
     :raises sqlalchemy.exc.ArgumentError: an option is unknown or its value is wrong, or ``engine`` is not an
         engine.
     """
-    # Imported on use and by name: every part of connmon imports the version above, and only applications have
-    # the plugin and SQLAlchemy loaded.
-    import_module("connmon.plugin.engine").attach(engine, **options)
+    # Imported on use: the commands import this package too, and load neither the plugin nor SQLAlchemy.
+    from connmon.plugin.engine import attach as attach_engine
+
+    attach_engine(engine, **options)

@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol
 
-from connmon import __version__
 from connmon.errors import ProtocolError, one_line
 from connmon.protocol.credentials import Credentials, TlsChannel, nonce
 from connmon.protocol.frames import Ack, FromClient, Goodbye, Hello, NodeSide, Proof, Refuse
@@ -33,6 +32,7 @@ from connmon.protocol.frames import State as HandshakeState
 from connmon.protocol.queries import History, HistoryQuery, NodeStatus, Question, RowsQuery, StatusQuery
 from connmon.protocol.reports import Report
 from connmon.protocol.rows import Rows
+from connmon.version import __version__
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from connmon import __version__, signals
+from connmon import signals
 from connmon.cluster import check_config, startup
 from connmon.cluster.export.csv_dump import Dump, open_dump
 from connmon.cluster.export.dump_file import DumpFile
@@ -36,6 +36,7 @@ from connmon.cluster.state.machine import State
 from connmon.config import DEFAULT_SERVICE, Config, Node, Service, load
 from connmon.errors import ProtocolError, UsageError
 from connmon.protocol.credentials import Credentials, of_client
+from connmon.version import __version__
 
 logger = logging.getLogger("connmon.connmond")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from connmon import __version__
 from connmon.cluster.raft.status import Role, Status
 from connmon.cluster.state.machine import State
 from connmon.protocol.queries import NodeStatus
 from connmon.protocol.values import NodeRole
+from connmon.version import __version__
 
 _ROLES: Final[Mapping[Role, NodeRole]] = {
     Role.LEADER: "leader",

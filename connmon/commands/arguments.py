@@ -11,10 +11,10 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NoReturn, TypeAlias
 
-from connmon import __version__
 from connmon.address import ServerMax, parse_server_max
 from connmon.errors import ConfigError, UsageError
 from connmon.protocol.values import GROUPINGS
+from connmon.version import __version__
 
 if TYPE_CHECKING:
     _Commands: TypeAlias = argparse._SubParsersAction["_Parser"]

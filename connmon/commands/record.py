@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from connmon import __version__
 from connmon.config import Service
 from connmon.errors import ConnmonError, UsageError
 from connmon.protocol.credentials import Credentials
@@ -27,6 +26,7 @@ from connmon.reader.cluster_status import ask
 from connmon.reader.recording import COMPLETE_EVERY, RECORDED, RecordedSnapshot, encode, first_line
 from connmon.rotating_file import RotatingFile
 from connmon.signals import Terminated, terminable
+from connmon.version import __version__
 
 #: Between two questions to all nodes for their status.
 STATUS_SECONDS: Final = 10.0

@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
-from connmon import __version__, process_info
+from connmon import process_info
 from connmon.config import Service
 from connmon.errors import ConfigError
 from connmon.interrupts import interrupted
@@ -41,6 +41,7 @@ from connmon.plugin.uplink import Uplink, UplinkSettings
 from connmon.plugin.uplink_socket import READ, UplinkSocket
 from connmon.protocol.credentials import Credentials, of_client
 from connmon.protocol.reports import Process, Usage
+from connmon.version import __version__
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar, final
 
-from connmon import __version__
 from connmon.config import Node
 from connmon.errors import PeerError, ProtocolError, RefusedError, UnreachableError
 from connmon.protocol.credentials import OPEN, Credentials, nonce
@@ -35,6 +34,7 @@ from connmon.protocol.rows import Rows
 from connmon.protocol.snapshot import Snapshot
 from connmon.protocol.text import printable
 from connmon.protocol.values import Grouping
+from connmon.version import __version__
 
 S = TypeVar("S")
 T = TypeVar("T")
