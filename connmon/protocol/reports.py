@@ -163,7 +163,7 @@ class SiteReport(Struct, frozen=True, array_like=True):
     call_site: Text
     """"(other)": all call sites that are not reported one by one."""
     held: Count = 0
-    """Connections that it holds now."""
+    """Connections that it holds now. Nodes do not use this and `longest`: they look at the connections."""
     longest: Seconds | None = None
     """For how many seconds it has held the one held longest. None: it holds none."""
     waiting: Count = 0
