@@ -71,6 +71,7 @@ ERRORS = (
     "UsageError",
     "ConnmonError",
     "damaged",
+    "_DamagedError",
     "_complain",
     "UnreachableError",
     "_Mistake",

@@ -27,7 +27,7 @@ from connmon.cluster.log_limit import Notices, system_reason
 from connmon.cluster.open_files import Room, current_limit, raise_limit, room
 from connmon.cluster.raft.member import check_pysyncobj
 from connmon.cluster.raft.replica import Replica
-from connmon.cluster.raft.storage import DataDir, Trial
+from connmon.cluster.raft.storage import DataDir, check_data_dir
 from connmon.cluster.raft.transport import Peers
 from connmon.cluster.server import Server
 from connmon.cluster.service_manager import Manager, reload
@@ -130,7 +130,7 @@ def _check(config: Config, service_name: str | None, node_name: str | None) -> i
         check_dump(service)
         if service.data_dir is not None:
             names = [node.name for node in nodes]
-            if Trial(service.data_dir, service.name, names, service.origin).running:
+            if check_data_dir(service.data_dir, service.name, names, service.origin):
                 notes.append(f"data_dir {service.data_dir} is in use, as by a running node: not looked into")
         count = len(service.nodes)
         print(f"service {service.name}: {count} node{'s' if count > 1 else ''}")
