@@ -75,6 +75,7 @@ ERRORS = (
     "ConnmonError",
     "damaged",
     "complain",
+    "_DamagedError",
     "UnreachableError",
     "_Mistake",
 )

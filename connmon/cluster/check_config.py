@@ -8,7 +8,7 @@ from typing import TextIO
 
 from connmon.cluster import startup
 from connmon.cluster.export.csv_dump import check_dump
-from connmon.cluster.raft.storage import Trial
+from connmon.cluster.raft.storage import check_data_dir
 from connmon.cluster.writable import can_bind, check_file
 from connmon.config import DEFAULT_SERVICE, Config, Node, Service
 from connmon.errors import one_line
@@ -50,7 +50,7 @@ def _notes(service: Service, nodes: tuple[Node, ...]) -> list[str]:
     check_dump(service)
     if service.data_dir is not None:
         names = [node.name for node in nodes]
-        if Trial(service.data_dir, service.name, names, service.origin).running:
+        if check_data_dir(service.data_dir, service.name, names, service.origin):
             notes.append(f"data_dir {service.data_dir} is in use, as by a running node: not looked into")
     return notes
 

@@ -1,4 +1,4 @@
-"""What member.py relies on in pysyncobj without its being documented, and whether a pysyncobj has it.
+"""The private parts of pysyncobj that member.py relies on, and whether a pysyncobj has them.
 
 The tables name private methods with their parameters, private attributes, and the fields of messages. They
 are compared with the names and texts in pysyncobj's compiled functions, which needs no source files and takes

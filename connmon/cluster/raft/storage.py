@@ -26,9 +26,9 @@ import os
 import struct
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 FORMAT: Final = 1
 #: Between two attempts to write again what could not be written.
 DISK_RETRY_SECONDS: Final = 5.0
-#: The file that has the checkpoint.
+_JOURNAL_FILE: Final = "journal"
 _CHECKPOINT_FILE: Final = "snapshot"
 
 _MAGIC: Final = b"connmonJ"
@@ -57,110 +57,52 @@ _decoder: Final = msgspec.msgpack.Decoder(Checkpoint)
 _Entry = tuple[bytes, int, int]
 
 
-class DataDir:
-    """The directory of a node, locked until `close`. It is the group's store (follower.Store).
+class _Directory:
+    """The files of a data_dir, and the errors that name it."""
 
-    Raises ConfigError if the directory cannot be made, locked or used.
-    """
-
-    def __init__(self, path: str, service: str, node: str, origin: str = "") -> None:
-        self._begin(path, service, (node,), origin)
-
-    def _begin(self, path: str, service: str, nodes: Sequence[str], origin: str) -> None:
+    def __init__(self, path: str, origin: str) -> None:
         self.path = Path(path)
         self._where = f"{origin} " if origin else ""
-        self._lock = -1
-        self._unwritten: Checkpoint | None = None
-        """What is still to be written; None: the file is up to date."""
-        self._kept: Checkpoint | None = None
-        """What the file had when the directory was opened, until `load`."""
-        try:
-            self._open(service, nodes)
-        except OSError as error:
-            self.close()
-            raise self._error(
-                f"{error.strerror or error}; name a directory that connmond may write to"
-            ) from None
-        except BaseException:
-            self.close()
-            raise
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.path} unwritten={self._unwritten!r}>"
-
-    def _error(self, problem: str) -> ConfigError:
+    def error(self, problem: str) -> ConfigError:
         return ConfigError(f"{self._where}data_dir {one_line(str(self.path))}: {problem}")
 
     def damaged(self, problem: str) -> ConfigError:
-        return self._error(
+        return self.error(
             f"{problem}; move its files away to start this node without them: the other nodes, or else "
             "the applications, bring the present back"
         )
 
-    def _open(self, service: str, nodes: Sequence[str]) -> None:
-        if not self._make():
-            return
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """Raise ConfigError for each OSError in the block."""
+        try:
+            yield
+        except OSError as error:
+            problem = f"{error.strerror or error}; name a directory that connmond may write to"
+            raise self.error(problem) from None
+
+    def names(self) -> set[str]:
+        """Return the names of its files. Raises OSError and ConfigError."""
         if not self.path.is_dir():
-            raise self._error("not a directory; name a directory that is this node's own")
-        identity, names = self.path / "identity", set(os.listdir(self.path)) - {"lost+found"}
+            raise self.error("not a directory; name a directory that is this node's own")
+        names = set(os.listdir(self.path)) - {"lost+found"}
         if "identity" not in names and names - {"lock", "journal", "identity.tmp"}:
-            raise self._error("holds files but no identity of a connmon node; name an empty directory")
-        if not self._hold():
-            return
-        self._probe()
-        fresh = "identity" not in names
-        if not fresh:
-            self._check(identity.read_bytes(), service, nodes)
-            if "journal" not in names:
-                raise self.damaged("the journal is missing")
-        elif "journal" in names and (self.path / "journal").stat().st_size > _BLOCK:
-            raise self.damaged("the identity is missing")
-        self._kept = self._read_checkpoint()
-        self._open_journal(fresh, service, nodes)
+            raise self.error("holds files but no identity of a connmon node; name an empty directory")
+        return names
 
-    def _make(self) -> bool:
-        """Make the directory. Return whether its files can be read."""
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(self.path, 0o700)
+    def check_owner(self, names: set[str], service: str, nodes: Sequence[str]) -> bool:
+        """Return whether one of the nodes has it; False: nobody has. Raises OSError and ConfigError."""
+        if "identity" not in names:
+            if "journal" in names and (self.path / "journal").stat().st_size > _BLOCK:
+                raise self.damaged("the identity is missing")
+            return False
+        self._check_identity((self.path / "identity").read_bytes(), service, nodes)
+        if "journal" not in names:
+            raise self.damaged("the journal is missing")
         return True
 
-    def _hold(self) -> bool:
-        """Lock the directory. Return whether its files can be read."""
-        self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise self._error("in use by another connmond; each node needs a directory of its own") from None
-        return True
-
-    def _probe(self) -> None:
-        """Raise OSError if no file can be written into the directory."""
-        self._write("probe", b"x")
-        os.unlink(self.path / "probe")
-
-    def _open_journal(self, fresh: bool, service: str, nodes: Sequence[str]) -> None:
-        self.journal = Journal(self, fresh)
-        try:
-            self._compare(self.journal)
-            if fresh:
-                owner = {"connmon": "data_dir", "format": FORMAT, "service": service, "node": nodes[0]}
-                self._write("identity", json.dumps(owner).encode() + b"\n")
-        except BaseException:
-            self.journal._destroy()
-            raise
-
-    def _compare(self, journal: Journal) -> None:
-        """Raise ConfigError if checkpoint and journal do not belong together."""
-        first = int(journal[0][1]) if len(journal) else 0
-        checkpoint = self._kept
-        if first > 1 and checkpoint is None:
-            raise self.damaged("the checkpoint is missing")
-        if checkpoint is not None and checkpoint.index < first:
-            raise self.damaged("the checkpoint is older than the journal")
-        if journal.commit > max(journal.last, 1 if checkpoint is None else checkpoint.index):
-            raise self.damaged("the journal is truncated")
-
-    def _check(self, data: bytes, service: str, nodes: Sequence[str]) -> None:
+    def _check_identity(self, data: bytes, service: str, nodes: Sequence[str]) -> None:
         try:
             identity: Any = json.loads(data)
             known, form = identity["connmon"] == "data_dir", int(identity["format"])
@@ -170,17 +112,52 @@ class DataDir:
         if not known:
             raise self.damaged("the identity is damaged")
         if form != FORMAT:
-            raise self._error(
+            raise self.error(
                 f"in format {form}, {FORMAT} is known here; run the version of connmon that wrote it"
             )
         if owner[0] != service or owner[1] not in nodes:
             expected = " or ".join(map(repr, nodes))
-            raise self._error(
+            raise self.error(
                 f"belongs to node {one_line(owner[1])!r} of service {one_line(owner[0])!r}, not to node "
                 f"{expected} of service {service!r}; name a directory that is this node's own"
             )
 
-    def _read_checkpoint(self) -> Checkpoint | None:
+    def write_identity(self, service: str, node: str) -> None:
+        owner = {"connmon": "data_dir", "format": FORMAT, "service": service, "node": node}
+        self.replace("identity", json.dumps(owner).encode() + b"\n")
+
+    def replace(self, name: str, *parts: bytes) -> None:
+        """Replace a file as a whole. If that raises OSError, the old file stays."""
+        temporary = self.path / f"{name}.tmp"
+        try:
+            with temporary.open("wb") as file:
+                file.writelines(parts)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path / name)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+
+    def probe(self) -> None:
+        """Raise OSError if no file can be written."""
+        self.replace("probe", b"x")
+        os.unlink(self.path / "probe")
+
+    def write_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Replace the checkpoint. Raises OSError."""
+        body = msgspec.msgpack.encode(checkpoint)
+        header = _CHECKPOINT_HEADER.pack(_CHECKPOINT_MAGIC, FORMAT, len(body), zlib.crc32(body))
+        self.replace(_CHECKPOINT_FILE, header, body)
+        logger.debug("data_dir %s: wrote %r", self.path, checkpoint)
+
+    def remove_checkpoint(self) -> None:
+        """Remove the checkpoint, if there is one. Raises OSError."""
+        (self.path / _CHECKPOINT_FILE).unlink(missing_ok=True)
+
+    def read_checkpoint(self) -> Checkpoint | None:
+        """Return the checkpoint, if there is one. Raises OSError and ConfigError."""
         try:
             data = (self.path / _CHECKPOINT_FILE).read_bytes()
         except FileNotFoundError:
@@ -200,27 +177,85 @@ class DataDir:
         except (msgspec.MsgspecError, ValueError):
             raise self.damaged("the checkpoint is damaged") from None
 
-    def _write(self, name: str, *parts: bytes) -> None:
-        """Replace a file as a whole. If that raises OSError, the old file stays."""
-        temporary = self.path / f"{name}.tmp"
+    def read_journal(self) -> _JournalContent:
+        """Return what the journal has. Raises OSError and ConfigError."""
         try:
-            with temporary.open("wb") as file:
-                file.writelines(parts)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path / name)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+            content = _parse_journal((self.path / _JOURNAL_FILE).read_bytes())
+        except _DamagedError as error:
+            raise self.damaged(str(error)) from None
+        if content.behind:
+            logger.warning(
+                "data_dir %s: the disk was full when the node ended; what came then is not in it", self.path
+            )
+        return content
+
+    def check_pair(self, checkpoint: Checkpoint | None, journal: _JournalContent) -> None:
+        """Raise ConfigError if checkpoint and journal do not belong together."""
+        if journal.first > 1 and checkpoint is None:
+            raise self.damaged("the checkpoint is missing")
+        if checkpoint is not None and checkpoint.index < journal.first:
+            raise self.damaged("the checkpoint is older than the journal")
+        if journal.commit > max(journal.last, 1 if checkpoint is None else checkpoint.index):
+            raise self.damaged("the journal is truncated")
+
+
+class DataDir:
+    """The directory of a node, locked until `close`. It is the group's store (follower.Store).
+
+    Raises ConfigError if the directory cannot be made, locked or used.
+    """
+
+    def __init__(self, path: str, service: str, node: str, origin: str = "") -> None:
+        self._directory = directory = _Directory(path, origin)
+        self._unwritten: Checkpoint | None = None
+        """What is still to be written; None: the file is up to date."""
+        self._kept: Checkpoint | None = None
+        """What the file had when the directory was opened, until `load`."""
+        self._lock = -1
+        try:
+            with directory.errors():
+                self._open(directory, service, node)
+        except BaseException:
+            self.close()
             raise
+
+    def __repr__(self) -> str:
+        return f"<DataDir {self._directory.path} {self.journal!r} unwritten={self._unwritten!r}>"
+
+    def _open(self, directory: _Directory, service: str, node: str) -> None:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(directory.path, 0o700)
+        names = directory.names()
+        self._lock = os.open(directory.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise directory.error(
+                "in use by another connmond; each node needs a directory of its own"
+            ) from None
+        directory.probe()
+        content: _JournalContent | None = None
+        if directory.check_owner(names, service, (node,)):
+            self._kept = directory.read_checkpoint()
+            content = directory.read_journal()
+            directory.check_pair(self._kept, content)
+        self.journal = Journal(directory, content, self.flush)
+        if content is None:
+            try:
+                directory.write_identity(service, node)
+            except BaseException:
+                self.journal._destroy()
+                raise
+
+    def damaged(self, problem: str) -> ConfigError:
+        """Return the error that the files cannot be used, and what to do."""
+        return self._directory.damaged(problem)
 
     def close(self) -> None:
         """Unlock the directory."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
-
-    # --- follower.Store ---
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Keep this from now on. Never raises: what the disk does not take is written later."""
@@ -240,68 +275,119 @@ class DataDir:
         """Keep nothing."""
         self._unwritten = None
         try:
-            (self.path / _CHECKPOINT_FILE).unlink(missing_ok=True)
+            self._directory.remove_checkpoint()
         except OSError as error:
             self.journal.fall_behind(error)
 
     def flush(self) -> None:
         """Write what is still to be written. Raises OSError."""
-        checkpoint = self._unwritten
-        if checkpoint is not None:
-            body = msgspec.msgpack.encode(checkpoint)
-            header = _CHECKPOINT_HEADER.pack(_CHECKPOINT_MAGIC, FORMAT, len(body), zlib.crc32(body))
-            self._write(_CHECKPOINT_FILE, header, body)
+        if self._unwritten is not None:
+            self._directory.write_checkpoint(self._unwritten)
             self._unwritten = None
-            logger.debug("data_dir %s: wrote %r", self.path, checkpoint)
 
 
-class Trial(DataDir):
-    """The checks of `DataDir` without making, writing or locking anything.
+def check_data_dir(path: str, service: str, nodes: Sequence[str], origin: str = "") -> bool:
+    """Make the checks of `DataDir` without making, writing or locking anything.
 
-    `nodes`: any of these may own the directory. Raises ConfigError as `DataDir` does, and if the node could
-    not load the checkpoint.
+    `nodes`: any of these may own the directory. Returns whether a node runs there, whose files are then not
+    read. Raises ConfigError as `DataDir` does, and if the node could not load the checkpoint.
     """
-
-    def __init__(self, path: str, service: str, nodes: Sequence[str], origin: str = "") -> None:
-        self.running = False
-        """A node has the directory; its files were not read."""
-        self._begin(path, service, nodes, origin)
-        self.close()
-
-    def _make(self) -> bool:
-        if os.path.lexists(self.path):
+    directory = _Directory(path, origin)
+    with directory.errors():
+        if not os.path.lexists(path):
+            check_parent(path)
+            return False
+        names = directory.names()
+        if _is_locked(directory.path / "lock"):
             return True
-        check_parent(str(self.path))
+        check_directory(path)
+        if not directory.check_owner(names, service, nodes):
+            return False
+        checkpoint = directory.read_checkpoint()
+        directory.check_pair(checkpoint, directory.read_journal())
+        if checkpoint is not None:
+            try:
+                State.load(checkpoint.state)
+            except ProtocolError as error:
+                raise directory.damaged(str(error)) from None
         return False
 
-    def _hold(self) -> bool:
-        try:
-            lock = os.open(self.path / "lock", os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return True
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.running = True
-            return False
-        finally:
-            os.close(lock)
+
+def _is_locked(path: Path) -> bool:
+    try:
+        lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
+    finally:
+        os.close(lock)
+    return False
 
-    def _probe(self) -> None:
-        check_directory(str(self.path))
 
-    def _open_journal(self, fresh: bool, service: str, nodes: Sequence[str]) -> None:
-        if fresh:
-            return
-        journal = Journal(self, False, read_only=True)
-        os.close(journal._file)
-        self._compare(journal)
-        if self._kept is not None:
-            try:
-                State.load(self._kept.state)
-            except ProtocolError as error:
-                raise self.damaged(str(error)) from None
+# --- the journal ----------------------------------------------------------------------------
+
+
+class _DamagedError(Exception):
+    """A journal cannot be read; the message says why."""
+
+
+class _JournalContent(NamedTuple):
+    """What a journal's file has."""
+
+    entries: list[_Entry]
+    ends: list[int]
+    """Where each entry ends, in bytes from the file's start."""
+    end: int
+    """Where the log ends; bytes after that do not count."""
+    term: int
+    vote: str | None
+    commit: int
+    behind: bool
+    """The disk was full when the node ended."""
+
+    @property
+    def first(self) -> int:
+        return self.entries[0][1] if self.entries else 0
+
+    @property
+    def last(self) -> int:
+        return self.entries[-1][1] if self.entries else 0
+
+
+def _parse_journal(data: bytes) -> _JournalContent:
+    """Return what a journal has. Raises _DamagedError."""
+    if len(data) < _BLOCK:
+        raise _DamagedError("the journal is truncated")
+    magic, form, end, term, commit, voted, behind, size = _HEADER.unpack_from(data)
+    block = data[: _BLOCK - 4]
+    if magic != _MAGIC or zlib.crc32(block) != int.from_bytes(data[_BLOCK - 4 : _BLOCK], "little"):
+        raise _DamagedError("the journal is damaged")
+    if form != FORMAT:
+        raise _DamagedError(f"the journal is in format {form}, {FORMAT} is known here")
+    vote = block[_HEADER.size : _HEADER.size + size].decode() if voted else None
+    if len(data) < end:
+        raise _DamagedError("the journal is truncated")
+    entries: list[_Entry] = []
+    ends: list[int] = []
+    at = _BLOCK
+    while at < end:
+        length, check = _RECORD.unpack_from(data, at) if at + _RECORD.size <= end else (0, 0)
+        at += _RECORD.size
+        body = data[at : at + length]
+        at += length
+        if length < _ENTRY.size or at > end or zlib.crc32(body) != check:
+            raise _DamagedError("the journal is damaged")
+        index, entry_term = _ENTRY.unpack_from(body)
+        if entries and index != entries[-1][1] + 1:
+            raise _DamagedError("the journal is damaged")
+        entries.append((body[_ENTRY.size :], index, entry_term))
+        ends.append(at)
+    return _JournalContent(
+        entries=entries, ends=ends, end=end, term=term, vote=vote, commit=commit, behind=behind
+    )
 
 
 def _record(entry: _Entry) -> bytes:
@@ -311,76 +397,46 @@ def _record(entry: _Entry) -> bytes:
 
 
 class Journal:
-    """The log, in memory and on disk: a journal for pysyncobj, by its method names (log.Journal)."""
+    """The log, in memory and on disk: a journal for pysyncobj, by its method names (log.Journal).
 
-    def __init__(self, directory: DataDir, fresh: bool, read_only: bool = False) -> None:
+    `content` is what the file has; None: it is made. `flush_checkpoint` writes the checkpoint if the disk has
+    not taken it yet; it raises OSError.
+    """
+
+    def __init__(
+        self,
+        directory: _Directory,
+        content: _JournalContent | None,
+        flush_checkpoint: Callable[[], None],
+    ) -> None:
         self._directory = directory
-        self._path = directory.path / "journal"
-        self._entries: list[_Entry] = []
-        self._ends: list[int] = []
-        self._term = 0
-        self._vote: str | None = None
-        self.commit = 1
-        self._end = _BLOCK
-        self._dirty = False
+        self._flush_checkpoint = flush_checkpoint
         self.behind = False
         """The disk has not taken everything."""
-        self.forgetful = fresh
+        self.forgetful = content is None or content.behind
         """Whether it may have voted without knowing: this member must not vote for a while."""
         self._retry_at = 0.0
-        flags = (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC
-        flags |= os.O_CREAT | os.O_TRUNC if fresh else 0
-        self._file = os.open(self._path, flags, 0o600)
-        try:
-            if fresh:
+        self._dirty = False
+        fresh = content is None
+        if content is None:
+            content = _JournalContent([], [], end=_BLOCK, term=0, vote=None, commit=1, behind=False)
+        self._entries, self._ends, self._end = content.entries, content.ends, content.end
+        self._term, self._vote, self.commit = content.term, content.vote, content.commit
+        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_TRUNC if fresh else 0)
+        self._file = os.open(directory.path / _JOURNAL_FILE, flags, 0o600)
+        if fresh:
+            try:
                 self._write_header()
-            else:
-                self._read()
-        except BaseException:
-            os.close(self._file)
-            raise
+            except BaseException:
+                os.close(self._file)
+                raise
 
     def __repr__(self) -> str:
-        return f"<Journal {self._path} {len(self)} entries, last {self.last}, behind={self.behind}>"
+        return f"<Journal {len(self)} entries, last {self.last}, behind={self.behind}>"
 
     @property
     def last(self) -> int:
         return self._entries[-1][1] if self._entries else 0
-
-    def _read(self) -> None:
-        damaged = self._directory.damaged
-        data = self._path.read_bytes()
-        if len(data) < _BLOCK:
-            raise damaged("the journal is truncated")
-        magic, form, end, self._term, self.commit, voted, behind, size = _HEADER.unpack_from(data)
-        block = data[: _BLOCK - 4]
-        if magic != _MAGIC or zlib.crc32(block) != int.from_bytes(data[_BLOCK - 4 : _BLOCK], "little"):
-            raise damaged("the journal is damaged")
-        if form != FORMAT:
-            raise damaged(f"the journal is in format {form}, {FORMAT} is known here")
-        self._vote = block[_HEADER.size : _HEADER.size + size].decode() if voted else None
-        if len(data) < end:
-            raise damaged("the journal is truncated")
-        at = _BLOCK
-        while at < end:
-            length, check = _RECORD.unpack_from(data, at) if at + _RECORD.size <= end else (0, 0)
-            at += _RECORD.size
-            body = data[at : at + length]
-            at += length
-            if length < _ENTRY.size or at > end or zlib.crc32(body) != check:
-                raise damaged("the journal is damaged")
-            index, term = _ENTRY.unpack_from(body)
-            if self._entries and index != self.last + 1:
-                raise damaged("the journal is damaged")
-            self._entries.append((body[_ENTRY.size :], index, term))
-            self._ends.append(at)
-        self._end = end
-        if behind:
-            self.forgetful = True
-            logger.warning(
-                "data_dir %s: the disk was full when the node ended; what came then is not in it",
-                self._directory.path,
-            )
 
     def _header(self, end: int, behind: bool) -> bytes:
         vote = (self._vote or "").encode()
@@ -415,8 +471,8 @@ class Journal:
             parts.append(_record(entry))
             end += len(parts[-1])
             ends.append(end)
-        self._directory._write("journal", self._header(end, False) + b"".join(parts))
-        file = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        self._directory.replace(_JOURNAL_FILE, self._header(end, False), *parts)
+        file = os.open(self._directory.path / _JOURNAL_FILE, os.O_RDWR | os.O_CLOEXEC)
         os.close(self._file)
         self._file, self._ends, self._end, self._dirty = file, ends, end, False
 
@@ -490,7 +546,7 @@ class Journal:
     def onOneSecondTimer(self) -> None:
         if self.behind and time.monotonic() >= self._retry_at:
             try:
-                self._directory.flush()
+                self._flush_checkpoint()
                 self._rewrite()
             except OSError as error:
                 self.fall_behind(error)

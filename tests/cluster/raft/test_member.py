@@ -1,4 +1,4 @@
-"""What is relied on in pysyncobj without being documented, and how a pysyncobj without it is refused."""
+"""The private parts of pysyncobj that member.py relies on, and how a pysyncobj without them is refused."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ PRIVATE_CALLED = [
 
 @pytest.mark.parametrize("name", [*pysyncobj_check.REPLACED, *PRIVATE_CALLED])
 def test_private_methods_are_there(name: str) -> None:
-    """Those that are replaced are still called by their names, those that are called still exist."""
+    """pysyncobj calls the replaced methods by their names, and has the methods that are called."""
     assert callable(getattr(pysyncobj.SyncObj, f"_SyncObj__{name}"))
     if name in pysyncobj_check.REPLACED:
         assert f"self.__{name}(" in inspect.getsource(pysyncobj.syncobj)
@@ -61,7 +61,7 @@ def test_what_member_uses_is_in_its_tables() -> None:
 
 
 def test_private_attributes_are_there() -> None:
-    """Each that is read or written has been set by pysyncobj."""
+    """pysyncobj sets each attribute that is read or written."""
     made = a_member()
     for name in pysyncobj_check.ATTRIBUTES:
         assert hasattr(made._core, f"_SyncObj__{name}"), name
@@ -69,7 +69,7 @@ def test_private_attributes_are_there() -> None:
 
 
 def test_what_is_stubbed_out_is_used() -> None:
-    """pysyncobj takes its clock, pipes, poller and journal's term from where they were replaced."""
+    """pysyncobj uses the replaced clock, pipes, poller and journal's term."""
     source = inspect.getsource(pysyncobj.syncobj)
     assert "monotonicTime()" in source
     assert source.count("PIPE_NOTIFIER_ENABLED") >= 3
@@ -95,7 +95,7 @@ def test_the_socket_module_is_as_it_was() -> None:
     ],
 )
 def test_messages_go_through_pysyncobj_and_back(message: messages.Message) -> None:
-    """What pysyncobj sends is what the other node's pysyncobj takes."""
+    """The two translations are inverse to each other."""
     assert member.from_pysyncobj(member.to_pysyncobj(message)) == message
 
 
