@@ -8,11 +8,11 @@ Rules:
 - The leader adds a Tick to its batches, at least one every `tick_seconds`: the time passed by its own
   monotonic clock, bounded.
 
-A report is decoded on arrival, which validates it, and encoded again in the batch. Passing its bytes on as
-msgspec.Raw would save 54 of the 3,600 us that a report of 1,000 connections takes from its bytes until it is
-applied. It would also replicate bytes that no node has checked: unknown elements at a struct's end are
-ignored when decoded, but a deep nesting in them exceeds the recursion limit of one Python and not of
-another. One replica would skip a batch that the others apply.
+A report is decoded on arrival, which validates it, and encoded again in the batch. For a report of 1,000
+connections that takes 250 us and 57 us; each replica decodes it once more. Passing its bytes on as
+msgspec.Raw would save 53 us, and would replicate bytes that no node has checked: unknown elements at a
+struct's end are ignored when decoded, but a deep nesting in them exceeds the recursion limit of one Python
+and not of another. One replica would skip a batch that the others apply.
 """
 
 from __future__ import annotations

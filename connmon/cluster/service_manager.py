@@ -42,6 +42,9 @@ class Manager:
             with contextlib.suppress(ValueError):
                 self.watchdog_seconds = max(0, int(environ.get("WATCHDOG_USEC", ""))) / 1e6 or None
 
+    def __repr__(self) -> str:
+        return f"<Manager at {self._address or 'no address'}, watchdog {self.watchdog_seconds} s>"
+
     def notify(self, *lines: str) -> None:
         """Send these assignments."""
         if not self._address.startswith(("/", "@")):

@@ -158,7 +158,7 @@ HANDSHAKE: Final[dict[bool, dict[State, dict[type[Struct], State]]]] = {
 }
 
 
-class _Open(NamedTuple):
+class _Allowed(NamedTuple):
     """The messages of one side after the welcome, and their largest payload in bytes."""
 
     messages: Any
@@ -166,18 +166,18 @@ class _Open(NamedTuple):
 
 
 #: After the welcome: role -> side -> its messages.
-OPEN_MESSAGES: Final[dict[str, dict[str, _Open]]] = {
+OPEN_MESSAGES: Final[dict[str, dict[str, _Allowed]]] = {
     "application": {
-        "client": _Open(Union[Report, Goodbye], REPORT_BYTES),
-        "node": _Open(Union[Ack, Refuse], HELLO_BYTES),
+        "client": _Allowed(Union[Report, Goodbye], REPORT_BYTES),
+        "node": _Allowed(Union[Ack, Refuse], HELLO_BYTES),
     },
     "reader": {
-        "client": _Open(Question, QUERY_BYTES),
-        "node": _Open(Union[Rows, NodeStatus, History, Refuse], ANSWER_BYTES),
+        "client": _Allowed(Question, QUERY_BYTES),
+        "node": _Allowed(Union[Rows, NodeStatus, History, Refuse], ANSWER_BYTES),
     },
     "peer": {
-        "client": _Open(msgspec.Raw, PEER_BYTES),
-        "node": _Open(msgspec.Raw, PEER_BYTES),
+        "client": _Allowed(msgspec.Raw, PEER_BYTES),
+        "node": _Allowed(msgspec.Raw, PEER_BYTES),
     },
 }
 
@@ -194,7 +194,7 @@ _PROOF: Final[_Decoder] = msgspec.msgpack.Decoder(Proof)
 _REFUSE: Final[_Decoder] = msgspec.msgpack.Decoder(Refuse)
 _ANSWER: Final[_Decoder] = msgspec.msgpack.Decoder(Union[Welcome, Refuse])
 _ANSWER_WITH_SECRET: Final[_Decoder] = msgspec.msgpack.Decoder(Union[Challenge, Welcome, Refuse])
-_OPEN: Final[dict[tuple[str, str], tuple[_Decoder, int]]] = {
+_OPEN_DECODERS: Final[dict[tuple[str, str], tuple[_Decoder, int]]] = {
     (role, side): (msgspec.msgpack.Decoder(sent.messages), sent.limit)
     for role, sides in OPEN_MESSAGES.items()
     for side, sent in sides.items()
@@ -407,7 +407,7 @@ class NodeSide(_Side):
         self._send(welcome)
         assert self.hello is not None
         self.role = self.hello.role  # type: ignore[assignment]  # `check` has compared it
-        self._decoder, self._limit = _OPEN[self.hello.role, "client"]
+        self._decoder, self._limit = _OPEN_DECODERS[self.hello.role, "client"]
         if self._handshake is not None:
             self._sent_macs = self._handshake.node_macs()
         return self._frame(welcome)
@@ -526,7 +526,7 @@ class ClientSide(_Side):
             self._decoder, self._limit = _ANSWER, HELLO_BYTES + MAC_BYTES
         elif isinstance(message, Welcome):
             self.welcome = message
-            self._decoder, self._limit = _OPEN[self._role, "node"]
+            self._decoder, self._limit = _OPEN_DECODERS[self._role, "node"]
         return message
 
     def _decoded_proof(self, payload: bytes) -> Welcome | Refuse:

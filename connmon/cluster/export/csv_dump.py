@@ -146,6 +146,9 @@ class Dump:
         self._rows = ChangedRows(columns_of(service), fixed)
         self._snapshot = Snapshot("program")
 
+    def __repr__(self) -> str:
+        return f"<Dump to {self._file!r}>"
+
     async def run(self) -> None:
         """Write changed rows, until cancelled."""
         while True:

@@ -48,6 +48,9 @@ class Metrics:
         self._making: asyncio.Task[bytes] | None = None
         server.on_command(self._applied)
 
+    def __repr__(self) -> str:
+        return f"<Metrics: {self._reports} reports in {self._batches} batches>"
+
     def _applied(self, batch: Batch, seconds: float) -> None:
         self._batches += 1
         self._reports += len(batch.reports)
