@@ -472,7 +472,7 @@ def url_options(query: Mapping[str, str | Iterable[str]]) -> UrlOptions:
 
     Raises ConfigError with option and value.
     """
-    given: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for key, value in query.items():
         if not key.startswith("connmon_"):
             continue
@@ -486,10 +486,10 @@ def url_options(query: Mapping[str, str | Iterable[str]]) -> UrlOptions:
         if not values[0]:
             raise _error(f"{key}=: empty; expected a value, or no such option")
         try:
-            given[key.removeprefix("connmon_")] = convert(values[0])
+            options[key.removeprefix("connmon_")] = convert(values[0])
         except ConfigError as error:
             raise _error(f"{key}={values[0]}: {error}") from None
-    return UrlOptions(**given)
+    return UrlOptions(**options)
 
 
 def _driver(text: str) -> str:
