@@ -11,7 +11,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from connmon import config
 from connmon.address import Address, parse_address
 from connmon.cluster.state.judging import thresholds_of
 from connmon.config import BUILT_IN, Config, Node, Service, UrlOptions, direct, load, url_options
@@ -32,13 +31,12 @@ nodes:
 """
 
 
-@pytest.fixture(autouse=True)
-def no_system_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Replace /etc/connmon.cfg by a file that is missing until a test writes it."""
+@pytest.fixture(name="default_path")
+def a_default_path(tmp_path: Path) -> str:
+    """Return a path in place of /etc/connmon.cfg; the file is missing until a test writes it."""
     path = tmp_path / "etc" / "connmon.cfg"
     path.parent.mkdir()
-    monkeypatch.setattr(config, "DEFAULT_PATH", str(path))
-    return path
+    return str(path)
 
 
 def write(directory: Path, text: str | bytes) -> str:
@@ -147,9 +145,9 @@ def test_direct() -> None:
 # --- Which file ---------------------------------------------------------------------------
 
 
-def test_built_in_default() -> None:
+def test_built_in_default(default_path: str) -> None:
     """Without a file there is service default with one node, as documented."""
-    default = load(environ={})
+    default = load(environ={}, default_path=default_path)
     assert (default.path, default.logging) == (None, False)
     assert default.service("default") == Service(
         "default", (Node("node1", Address("localhost", 5800), Address("0.0.0.0", 5800)),)
@@ -159,21 +157,21 @@ def test_built_in_default() -> None:
     )
 
 
-def test_order_of_files(tmp_path: Path, no_system_config: Path) -> None:
+def test_order_of_files(tmp_path: Path, default_path: str) -> None:
     """The argument takes precedence over $CONNMON_CONFIG, that over /etc/connmon.cfg, that over the
     default."""
     paths = []
     for name in ("given", "environment", "etc"):
-        path = tmp_path / name if name != "etc" else no_system_config
+        path = tmp_path / name if name != "etc" else Path(default_path)
         path.write_text(BUILT_IN.replace("name: default", f"name: {name}"))
         paths.append(str(path))
     given, environment, etc = paths
     assert load(given, {"CONNMON_CONFIG": environment}).services[0].name == "given"
     assert load(None, {"CONNMON_CONFIG": environment}).services[0].name == "environment"
-    assert load(None, {"CONNMON_CONFIG": ""}).services[0].name == "etc"
-    assert load(None, {}).path == etc
-    no_system_config.unlink()
-    assert load(None, {}).path is None
+    assert load(None, {"CONNMON_CONFIG": ""}, default_path).services[0].name == "etc"
+    assert load(None, {}, default_path).path == etc
+    Path(default_path).unlink()
+    assert load(None, {}, default_path).path is None
 
 
 def test_environment_is_read_when_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,17 +193,17 @@ def test_missing_named_file_is_error(tmp_path: Path) -> None:
         assert str(caught.value).startswith(f"{message}: cannot be read: ")
 
 
-def test_unreadable_system_file_is_error(no_system_config: Path) -> None:
+def test_unreadable_system_file_is_error(default_path: str) -> None:
     """/etc/connmon.cfg may be missing; where it exists it must be readable."""
-    no_system_config.mkdir()
+    Path(default_path).mkdir()
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
-        load(environ={})
+        load(environ={}, default_path=default_path)
 
 
-def test_explicit_system_file_is_error_when_missing(no_system_config: Path) -> None:
+def test_explicit_system_file_is_error_when_missing(default_path: str) -> None:
     """/etc/connmon.cfg must exist where an argument names it."""
     with pytest.raises(ConfigError, match="cannot be read: No such file or directory"):
-        load(str(no_system_config), {})
+        load(default_path, {}, default_path)
 
 
 def test_endless_file_is_error() -> None:
@@ -455,12 +453,12 @@ def test_unknown_service_and_node(tmp_path: Path) -> None:
     assert there.service("default").node("node2").address == Address("192.168.1.206", 5800)
 
 
-def test_unknown_service_of_built_in_default(no_system_config: Path) -> None:
+def test_unknown_service_of_built_in_default(default_path: str) -> None:
     """An error about the built-in default says why it is used."""
     with pytest.raises(ConfigError) as caught:
-        load(environ={}).service("x")
+        load(environ={}, default_path=default_path).service("x")
     assert str(caught.value) == (
-        f"built-in default (there is no {no_system_config}): no service 'x'; the services there are: default"
+        "built-in default (there is no /etc/connmon.cfg): no service 'x'; the services there are: default"
     )
 
 
@@ -528,10 +526,10 @@ def test_bad_url_option(option: str, value: str | tuple[str, ...], message: str)
     assert str(caught.value).isprintable()
 
 
-def test_url_options_resolve(tmp_path: Path) -> None:
+def test_url_options_resolve(tmp_path: Path, default_path: str) -> None:
     """The options give the service: by address, else from the file; their secret file is used."""
     path = write(tmp_path, CLUSTER + "secret: s\n")
-    assert url_options({}).resolve({}).name == "default"
+    assert url_options({}).resolve({}, default_path).name == "default"
     assert url_options({"connmon_addr": "h", "connmon_service": "x"}).resolve({}) == direct("h")
     assert url_options({"connmon_config": path}).resolve({}).secret == "s"
     assert url_options({}).resolve({"CONNMON_CONFIG": path}).secret == "s"
