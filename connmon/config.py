@@ -172,13 +172,15 @@ def direct(address: str) -> Service:
 # --- The file -----------------------------------------------------------------------------
 
 
-def load(path: str | None = None, environ: Mapping[str, str] = os.environ) -> Config:
+def load(
+    path: str | None = None, environ: Mapping[str, str] = os.environ, default_path: str = DEFAULT_PATH
+) -> Config:
     """Return the configuration of `path`, else $CONNMON_CONFIG, else /etc/connmon.cfg, else the built-in.
 
     Only /etc/connmon.cfg may be missing. Raises ConfigError for any mistake in it.
     """
     named = path if path is not None else environ.get(ENVIRONMENT) or None
-    used = DEFAULT_PATH if named is None else named
+    used = default_path if named is None else named
     text = _read(used, missing_ok=named is None)
     return _parse(BUILT_IN, None) if text is None else _parse(text, used)
 
@@ -451,13 +453,13 @@ class UrlOptions:
     driver: str | None = None
     """Of `<dialect>+connmon://`; None: the dialect's default."""
 
-    def resolve(self, environ: Mapping[str, str] = os.environ) -> Service:
+    def resolve(self, environ: Mapping[str, str] = os.environ, default_path: str = DEFAULT_PATH) -> Service:
         """Return the service to report to. Raises ConfigError."""
         if self.addr is not None:
             service = direct(str(self.addr))
         else:
             try:
-                service = load(self.config, environ).service(self.service)
+                service = load(self.config, environ, default_path).service(self.service)
             except ConfigError as error:
                 option = "connmon_service" if self.config is None else "connmon_config"
                 value = self.service if self.config is None else self.config
@@ -472,7 +474,7 @@ def url_options(query: Mapping[str, str | Iterable[str]]) -> UrlOptions:
 
     Raises ConfigError with option and value.
     """
-    given: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for key, value in query.items():
         if not key.startswith("connmon_"):
             continue
@@ -486,10 +488,10 @@ def url_options(query: Mapping[str, str | Iterable[str]]) -> UrlOptions:
         if not values[0]:
             raise _error(f"{key}=: empty; expected a value, or no such option")
         try:
-            given[key.removeprefix("connmon_")] = convert(values[0])
+            options[key.removeprefix("connmon_")] = convert(values[0])
         except ConfigError as error:
             raise _error(f"{key}={values[0]}: {error}") from None
-    return UrlOptions(**given)
+    return UrlOptions(**options)
 
 
 def _driver(text: str) -> str:

@@ -1,4 +1,4 @@
-"""connmon/config.py and connmon/address.py: what is read, and what each mistake is told as."""
+"""connmon/config.py and connmon/address.py: the values that are read, and the error of each mistake."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from connmon import config
 from connmon.address import Address, parse_address
 from connmon.cluster.state.judging import thresholds_of
 from connmon.config import BUILT_IN, Config, Node, Service, UrlOptions, direct, load, url_options
@@ -32,13 +31,12 @@ nodes:
 """
 
 
-@pytest.fixture(autouse=True)
-def no_system_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stand in for /etc/connmon.cfg, which is not there until a test writes it."""
+@pytest.fixture(name="default_path")
+def a_default_path(tmp_path: Path) -> str:
+    """Return a path in place of /etc/connmon.cfg; the file is missing until a test writes it."""
     path = tmp_path / "etc" / "connmon.cfg"
     path.parent.mkdir()
-    monkeypatch.setattr(config, "DEFAULT_PATH", str(path))
-    return path
+    return str(path)
 
 
 def write(directory: Path, text: str | bytes) -> str:
@@ -57,7 +55,7 @@ def service(directory: Path, options: str) -> Service:
 
 
 def problem(directory: Path, text: str | bytes) -> str:
-    """Return the one line that is said of the text, without the file's name in front."""
+    """Return the error line of the text, without the name of the file."""
     path = write(directory, text)
     with pytest.raises(ConfigError) as caught:
         load(path, {})
@@ -83,13 +81,13 @@ def problem(directory: Path, text: str | bytes) -> str:
     ],
 )
 def test_address_is_parsed(text: str, expected: Address) -> None:
-    """Host, host:port and bracketed IPv6 are addresses, with 5800 where no port is written."""
+    """Host, host:port and bracketed IPv6 are addresses; the default port is 5800."""
     assert parse_address(text) == expected
     assert parse_address(str(expected)) == expected
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "'' has no host; expected HOST:PORT"),
         (":5800", "':5800' has no host; expected HOST:PORT"),
@@ -112,15 +110,15 @@ def test_address_is_parsed(text: str, expected: Address) -> None:
         ("a..b", "'a..b': 'a..b' is not a host name or IP address"),
     ],
 )
-def test_bad_address_is_refused(text: str, said: str) -> None:
-    """What is no address is refused with what is wrong in it."""
+def test_bad_address_is_refused(text: str, message: str) -> None:
+    """A text that is no address is refused with the reason."""
     with pytest.raises(ConfigError) as caught:
         parse_address(text)
-    assert str(caught.value) == said
+    assert str(caught.value) == message
 
 
 def test_address_without_default_port() -> None:
-    """Where there is no default port, one has to be written."""
+    """Without a default port the text must have one."""
     assert parse_address("h:9", None) == Address("h", 9)
     with pytest.raises(ConfigError, match="'h' has no port; expected HOST:PORT"):
         parse_address("h", None)
@@ -147,9 +145,9 @@ def test_direct() -> None:
 # --- Which file ---------------------------------------------------------------------------
 
 
-def test_built_in_default() -> None:
-    """Without any file there is service default with one node, as the documentation has it."""
-    default = load(environ={})
+def test_built_in_default(default_path: str) -> None:
+    """Without a file there is service default with one node, as documented."""
+    default = load(environ={}, default_path=default_path)
     assert (default.path, default.logging) == (None, False)
     assert default.service("default") == Service(
         "default", (Node("node1", Address("localhost", 5800), Address("0.0.0.0", 5800)),)
@@ -159,20 +157,21 @@ def test_built_in_default() -> None:
     )
 
 
-def test_order_of_files(tmp_path: Path, no_system_config: Path) -> None:
-    """The path given wins over $CONNMON_CONFIG, that over /etc/connmon.cfg, that over the default."""
+def test_order_of_files(tmp_path: Path, default_path: str) -> None:
+    """The argument takes precedence over $CONNMON_CONFIG, that over /etc/connmon.cfg, that over the
+    default."""
     paths = []
     for name in ("given", "environment", "etc"):
-        path = tmp_path / name if name != "etc" else no_system_config
+        path = tmp_path / name if name != "etc" else Path(default_path)
         path.write_text(BUILT_IN.replace("name: default", f"name: {name}"))
         paths.append(str(path))
     given, environment, etc = paths
     assert load(given, {"CONNMON_CONFIG": environment}).services[0].name == "given"
     assert load(None, {"CONNMON_CONFIG": environment}).services[0].name == "environment"
-    assert load(None, {"CONNMON_CONFIG": ""}).services[0].name == "etc"
-    assert load(None, {}).path == etc
-    no_system_config.unlink()
-    assert load(None, {}).path is None
+    assert load(None, {"CONNMON_CONFIG": ""}, default_path).services[0].name == "etc"
+    assert load(None, {}, default_path).path == etc
+    Path(default_path).unlink()
+    assert load(None, {}, default_path).path is None
 
 
 def test_environment_is_read_when_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,29 +181,29 @@ def test_environment_is_read_when_called(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_missing_named_file_is_error(tmp_path: Path) -> None:
-    """A file that was named has to be there, whether by argument or by environment."""
+    """A file that an argument or the environment names must exist."""
     path = str(tmp_path / "nowhere.cfg")
     for named, environ in ((path, None), (None, path)):
         with pytest.raises(ConfigError) as caught:
             load(named, {"CONNMON_CONFIG": environ} if environ else {})
         assert str(caught.value) == f"{path}: cannot be read: No such file or directory"
-    for odd, said in (("", "''"), ("a\0b", r"a\x00b")):
+    for odd, message in (("", "''"), ("a\0b", r"a\x00b")):
         with pytest.raises(ConfigError) as caught:
             load(odd)
-        assert str(caught.value).startswith(f"{said}: cannot be read: ")
+        assert str(caught.value).startswith(f"{message}: cannot be read: ")
 
 
-def test_unreadable_system_file_is_error(no_system_config: Path) -> None:
-    """/etc/connmon.cfg may be missing; but when it is there, it has to be readable."""
-    no_system_config.mkdir()
+def test_unreadable_system_file_is_error(default_path: str) -> None:
+    """/etc/connmon.cfg may be missing; where it exists it must be readable."""
+    Path(default_path).mkdir()
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
-        load(environ={})
+        load(environ={}, default_path=default_path)
 
 
-def test_explicit_system_file_is_error_when_missing(no_system_config: Path) -> None:
-    """Naming /etc/connmon.cfg oneself means that it has to be there."""
+def test_explicit_system_file_is_error_when_missing(default_path: str) -> None:
+    """/etc/connmon.cfg must exist where an argument names it."""
     with pytest.raises(ConfigError, match="cannot be read: No such file or directory"):
-        load(str(no_system_config), {})
+        load(default_path, {}, default_path)
 
 
 def test_endless_file_is_error() -> None:
@@ -217,7 +216,8 @@ def test_endless_file_is_error() -> None:
 
 
 def test_cluster(tmp_path: Path) -> None:
-    """Nodes are lines, comments and blank ones between; bind is 0.0.0.0 and the hostname's port."""
+    """Nodes are lines, with comments and blank lines between; bind defaults to 0.0.0.0 and the hostname's
+    port."""
     anywhere = Address("0.0.0.0", 5800)
     assert read(tmp_path, CLUSTER).service("default").nodes == (
         Node("node1", Address("192.168.1.205", 5800), anywhere),
@@ -227,7 +227,7 @@ def test_cluster(tmp_path: Path) -> None:
 
 
 def test_bind_takes_port_of_hostname(tmp_path: Path) -> None:
-    """A bind without port takes the hostname's."""
+    """A bind without a port has the hostname's."""
     (node,) = (
         read(tmp_path, "[connmon_service_a]\nname=a\nnodes:\n n hostname=h:7 bind=[::]\n").services[0].nodes
     )
@@ -250,14 +250,14 @@ def test_all_options(tmp_path: Path) -> None:
 
 
 def test_defaults(tmp_path: Path) -> None:
-    """What is not given is None, and the lease is 15 s."""
+    """An option that is not given is None; the lease is 15 s."""
     given = service(tmp_path, "")
     assert given == Service("a", given.nodes)
     assert given.lease == 15.0
 
 
 def test_logging_sections_are_left_alone(tmp_path: Path) -> None:
-    """Sections of Python's logging are allowed and noticed, whatever is in them."""
+    """Sections of Python's logging are allowed, with any content, and noted."""
     logging = "".join(
         f"[{name}]\nkeys=root\nformat=%(asctime)s\n"
         for name in ("loggers", "handlers", "formatters", "logger_root", "handler_console", "formatter_f")
@@ -267,7 +267,7 @@ def test_logging_sections_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_forms_that_editors_make(tmp_path: Path) -> None:
-    """A byte order mark, CRLF, and the whole text indented change nothing."""
+    """A byte order mark, CRLF and indentation of the whole text make no difference."""
     expected = read(tmp_path, CLUSTER).services
     assert read(tmp_path, b"\xef\xbb\xbf" + CLUSTER.encode()).services == expected
     assert read(tmp_path, CLUSTER.replace("\n", "\r\n")).services == expected
@@ -275,18 +275,18 @@ def test_forms_that_editors_make(tmp_path: Path) -> None:
 
 
 def test_two_services(tmp_path: Path) -> None:
-    """A file may have several services; each is found by its name, not by its section's."""
+    """A file may have several services; each is found by its `name`, not by its section's."""
     both = read(
         tmp_path, CLUSTER + CLUSTER.replace("service_default", "service_x").replace(": default", ": b")
     )
-    assert [each.name for each in both.services] == ["default", "b"]
+    assert [service_.name for service_ in both.services] == ["default", "b"]
     assert both.service("b").origin.endswith("test.cfg: [connmon_service_x]")
     assert both.service("b").nodes == both.service("default").nodes
     assert hash(both.service("b")) != hash(both.service("default"))
 
 
 def test_secret_is_not_shown(tmp_path: Path) -> None:
-    """A secret is not in the repr() of anything, nor in an error about its own line."""
+    """A secret is in no repr(), and not in an error about its own line."""
     path = write(tmp_path, CLUSTER + "secret: hunter2\n")
     assert load(path, {}).services[0].secret == "hunter2"
     assert "hunter2" not in repr(load(path, {}))
@@ -311,7 +311,7 @@ LINES = LINE.replace("expected", "expected indented lines like")
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "no service; expected a section [connmon_service_NAME]"),
         ("[loggers]\n", "no service; expected a section [connmon_service_NAME]"),
@@ -413,22 +413,22 @@ LINES = LINE.replace("expected", "expected indented lines like")
         ),
     ],
 )  # fmt: skip
-def test_mistake_is_one_line(tmp_path: Path, text: str | bytes, said: str) -> None:
-    """Every mistake is one line: file, section, option, what was given, what is expected."""
-    assert problem(tmp_path, text) == said
+def test_mistake_is_one_line(tmp_path: Path, text: str | bytes, message: str) -> None:
+    """Every mistake is one line: file, section, option, value, and what is expected."""
+    assert problem(tmp_path, text) == message
 
 
 def test_nodes_that_are_not_indented(tmp_path: Path) -> None:
-    """Node lines without indentation are options to the parser; the error knows better."""
-    said = problem(tmp_path, HEAD + "nodes:\nn hostname=h\n")
-    assert "n hostname: unknown option (the lines of nodes are indented)" in said
+    """Node lines without indentation are options to the parser; the error says that they must be indented."""
+    message = problem(tmp_path, HEAD + "nodes:\nn hostname=h\n")
+    assert "n hostname: unknown option (the lines of nodes are indented)" in message
 
 
 @pytest.mark.parametrize("lease", ["abc", "0", "-1", "nan", "inf", "15s"])
 def test_lease_is_positive_number(tmp_path: Path, lease: str) -> None:
     """A lease is a number of seconds above 0."""
-    said = problem(tmp_path, f"{HEAD}lease: {lease}\n{NODE}")
-    assert said == f"[connmon_service_a] lease: '{lease}' is not a number of seconds above 0"
+    message = problem(tmp_path, f"{HEAD}lease: {lease}\n{NODE}")
+    assert message == f"[connmon_service_a] lease: '{lease}' is not a number of seconds above 0"
 
 
 def test_mistake_in_another_service(tmp_path: Path) -> None:
@@ -437,7 +437,7 @@ def test_mistake_in_another_service(tmp_path: Path) -> None:
 
 
 def test_unknown_service_and_node(tmp_path: Path) -> None:
-    """A name that is not there is told with those that are; so is a node left out among several."""
+    """The error for an unknown service or node lists the known ones, also where no node is named."""
     path = write(tmp_path, CLUSTER)
     there = load(path, {})
     with pytest.raises(UsageError) as caught:
@@ -453,12 +453,12 @@ def test_unknown_service_and_node(tmp_path: Path) -> None:
     assert there.service("default").node("node2").address == Address("192.168.1.206", 5800)
 
 
-def test_unknown_service_of_built_in_default(no_system_config: Path) -> None:
-    """An error about the built-in default says why it is that."""
+def test_unknown_service_of_built_in_default(default_path: str) -> None:
+    """An error about the built-in default says why it is used."""
     with pytest.raises(ConfigError) as caught:
-        load(environ={}).service("x")
+        load(environ={}, default_path=default_path).service("x")
     assert str(caught.value) == (
-        f"built-in default (there is no {no_system_config}): no service 'x'; the services there are: default"
+        "built-in default (there is no /etc/connmon.cfg): no service 'x'; the services there are: default"
     )
 
 
@@ -476,7 +476,7 @@ def test_unknown_service_of_built_in_default(no_system_config: Path) -> None:
     ).map(lambda lines: "\n".join(lines).encode())
 )  # fmt: skip
 def test_any_file_is_read_or_refused(tmp_path: Path, content: bytes) -> None:
-    """Any bytes at all give a configuration or a ConfigError of one line, and nothing else."""
+    """Any bytes give a configuration or a ConfigError of one line."""
     path = write(tmp_path, content)
     try:
         assert load(path, {}).services
@@ -489,7 +489,7 @@ def test_any_file_is_read_or_refused(tmp_path: Path, content: bytes) -> None:
 
 
 def test_url_options() -> None:
-    """All options are taken from the query; others are left to the driver."""
+    """All connmon_ options of the query are read; others are ignored."""
     assert url_options({"charset": "utf8", "plugin": ("connmon", "x")}) == UrlOptions()
     assert url_options(
         {
@@ -505,7 +505,7 @@ def test_url_options() -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "said"),
+    ("option", "value", "message"),
     [
         ("connmon_adr", "h", "connmon_adr=h: unknown option; possible are connmon_service, connmon_addr,"),
         ("connmon_", "h", "connmon_=h: unknown option; possible are connmon_service, connmon_addr,"),
@@ -518,18 +518,18 @@ def test_url_options() -> None:
         ("connmon_program", "a\nb", r"connmon_program=a\nb: 'a\nb' is not a name; expected at most 256"),
     ],
 )
-def test_bad_url_option(option: str, value: str | tuple[str, ...], said: str) -> None:
+def test_bad_url_option(option: str, value: str | tuple[str, ...], message: str) -> None:
     """A wrong option is one line that names it and its value."""
     with pytest.raises(ConfigError) as caught:
         url_options({option: value})
-    assert str(caught.value).startswith(said)
+    assert str(caught.value).startswith(message)
     assert str(caught.value).isprintable()
 
 
-def test_url_options_resolve(tmp_path: Path) -> None:
-    """The options give the service: by address, else from the file; the secret file is theirs."""
+def test_url_options_resolve(tmp_path: Path, default_path: str) -> None:
+    """The options give the service: by address, else from the file; their secret file is used."""
     path = write(tmp_path, CLUSTER + "secret: s\n")
-    assert url_options({}).resolve({}).name == "default"
+    assert url_options({}).resolve({}, default_path).name == "default"
     assert url_options({"connmon_addr": "h", "connmon_service": "x"}).resolve({}) == direct("h")
     assert url_options({"connmon_config": path}).resolve({}).secret == "s"
     assert url_options({}).resolve({"CONNMON_CONFIG": path}).secret == "s"
@@ -538,7 +538,7 @@ def test_url_options_resolve(tmp_path: Path) -> None:
 
 
 def test_url_options_resolve_mistakes(tmp_path: Path) -> None:
-    """What cannot be resolved names the option, its value, and the file."""
+    """An error names the option, its value, and the file."""
     path = write(tmp_path, CLUSTER)
     with pytest.raises(ConfigError) as caught:
         url_options({"connmon_service": "x"}).resolve({"CONNMON_CONFIG": path})
@@ -552,7 +552,7 @@ def test_url_options_resolve_mistakes(tmp_path: Path) -> None:
 
 
 def test_import_is_light() -> None:
-    """An application that imports it gets no socket, no asyncio, no logging, no msgspec with it."""
+    """Importing it imports no socket, asyncio, logging or msgspec."""
     program = (
         "import sys; import connmon.config; heavy = "
         "{'socket', 'asyncio', 'logging', 'threading', 'msgspec', 'sqlalchemy'}; "
@@ -573,14 +573,14 @@ def test_import_is_light() -> None:
 
 
 def test_server_max(tmp_path: Path) -> None:
-    """How many connections database servers take, each with a port or for all of its host's."""
-    found = service(tmp_path, "server_max: db1=500, 10.0.0.9:3306=151 [::1]:5432=100\n").server_max
-    assert dict(found) == {("db1", None): 500, ("10.0.0.9", 3306): 151, ("::1", 5432): 100}
+    """The limits of database servers are read, with a port or for all servers of a host."""
+    maxima = service(tmp_path, "server_max: db1=500, 10.0.0.9:3306=151 [::1]:5432=100\n").server_max
+    assert dict(maxima) == {("db1", None): 500, ("10.0.0.9", 3306): 151, ("::1", 5432): 100}
 
 
 @pytest.mark.parametrize("value", ["db1", "db1=", "=5", "db1=many", "db1:x=5", "db1=-1", "192.168.1=5"])
 def test_a_wrong_server_max(value: str, tmp_path: Path) -> None:
-    """What is no maximum is one line that names the option and what was expected."""
+    """A wrong maximum is one line that names the option and what is expected."""
     with pytest.raises(ConfigError, match=r"server_max: "):
         service(tmp_path, f"server_max: {value}\n")
 
@@ -589,7 +589,7 @@ def test_a_wrong_server_max(value: str, tmp_path: Path) -> None:
 
 
 def test_thresholds_of_verdicts(tmp_path: Path) -> None:
-    """They are set per service; without them they are those of the rules."""
+    """Thresholds are set per service; the defaults are those of the rules."""
     plain = service(tmp_path, "")
     assert thresholds_of(plain) == Thresholds()
     given = service(
@@ -614,7 +614,7 @@ def test_thresholds_of_verdicts(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_threshold(line: str, problem: str, tmp_path: Path) -> None:
-    """It is one line that names the option and what was expected."""
+    """A wrong threshold is one line that names the option and what is expected."""
     with pytest.raises(ConfigError) as error:
         service(tmp_path, f"{line}\n")
     assert str(error.value).endswith(problem)

@@ -1,4 +1,4 @@
-"""Which server is meant: URLs, rows, users' words, and what drivers say of their connections."""
+"""Database servers: as URLs, rows and users name them, and as drivers report them."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ from connmon.protocol.reports import PoolInfo, ServerAddress
 def test_servers_of_urls(
     dialect: str, driver: str, host: str | None, port: int | None, query: dict[str, Any], servers: str
 ) -> None:
-    """A URL decides on its servers, or leaves that to something else; then it decides on none."""
+    """A URL names its servers, or none where files or the environment decide."""
     assert joined(servers_in_url(dialect, driver, host, port, query)) == servers
 
 
 def test_port_of_the_environment() -> None:
-    """Where PGPORT or a service could name the port, a URL without one does not decide."""
+    """A URL without a port names no server where PGPORT or a service could name the port."""
     for name in ("PGPORT", "PGSERVICE"):
         assert servers_in_url("postgresql", "psycopg", "db", None, {}, {name: "1"}) == ()
         assert servers_in_url("postgresql", "psycopg", "db", 5432, {}, {name: "1"}) != ()
@@ -82,20 +82,20 @@ servers = st.builds(DatabaseServer, hosts, st.one_of(st.none(), st.integers(1, 6
 
 @given(st.lists(servers, min_size=1, max_size=4))
 def test_what_is_printed_is_taken(several: list[DatabaseServer]) -> None:
-    """--database takes servers as they are printed."""
+    """--database takes servers in their printed form."""
     assert parse_servers(joined(several)) == tuple(map(comparable, several))
 
 
 @pytest.mark.parametrize("text", ["", ",", "a,", "/s:99999", "/s\n", "a:0", "/a:1:b,c d"])
 def test_no_server(text: str) -> None:
-    """What names no server is refused in one line."""
+    """A text that names no server is refused in one line."""
     with pytest.raises(ConfigError) as caught:
         parse_servers(text)
     assert str(caught.value).isprintable()
 
 
 def test_not_known_is_no_server() -> None:
-    """A server that is not known is none: not the local one, and not one that can be named."""
+    """An unknown server is not the local one, and cannot be named."""
     for dialect in ("mysql", "postgresql", "sqlite"):
         cells = {"dialect": dialect, "database_host": None, "database_port": None}
         assert servers_of(cells) == ()
@@ -104,7 +104,7 @@ def test_not_known_is_no_server() -> None:
 
 
 def test_sockets_are_compared_by_their_directory() -> None:
-    """/var/run is /run, and slashes too many do not count."""
+    """/var/run is /run, and repeated slashes are one."""
     assert plain("/var/run/postgresql/") == plain("/run//postgresql") == "/run/postgresql"
     assert plain("/var/runner") == "/var/runner"
     assert DatabaseServer("/run/postgresql", 5432).local
@@ -114,7 +114,7 @@ def test_sockets_are_compared_by_their_directory() -> None:
 
 
 class Connection:
-    """A connection as PyMySQL's is."""
+    """A connection with PyMySQL's attributes."""
 
     host, port, unix_socket, host_info = "10.0.0.9", 3306, None, "socket"
 
@@ -137,9 +137,9 @@ def entry() -> Any:
 
 
 def met(location: Location, connection: Any) -> Any:
-    found = entry()
-    location.meet(found, connection)
-    return found
+    entry_ = entry()
+    location.meet(entry_, connection)
+    return entry_
 
 
 PYMYSQL = Driver("mysql", "pymysql")
@@ -148,24 +148,24 @@ PYMYSQL = Driver("mysql", "pymysql")
 @pytest.mark.parametrize("driver", [*drivers._DRIVERS, "pysqlite", "another"])
 @pytest.mark.parametrize("connection", [None, object(), SimpleNamespace(info=None, host=1, unix_socket=2)])
 def test_a_driver_that_says_nothing(driver: str, connection: Any) -> None:
-    """What a driver does not say is not known; nothing is raised."""
+    """A value that a driver does not give is unknown; nothing is raised."""
     ask = Driver("mysql", driver)
     assert (ask(connection), ask.session(connection)) == (None, None)
     assert ask.server(connection).server == UNKNOWN
 
 
 def test_the_driver_wins_over_the_url() -> None:
-    """Where the driver names another server than the URL, the pool and the connection are at that."""
+    """Where the driver names another server than the URL, pool and connection are at the driver's."""
     location = Location(info("db", 3306), PYMYSQL)
-    found = met(location, Connection())
+    entry_ = met(location, Connection())
     now = location.described(info("db", 3306))
     assert (now.database_host, now.database_port) == ("10.0.0.9", 3306)
-    assert location.address_of(found, now) is None
+    assert location.address_of(entry_, now) is None
     assert location.described(now) is now
 
 
 def test_the_name_of_the_url_stays() -> None:
-    """A driver that says the same, or knows an address only, leaves the URL's name as it is."""
+    """A driver that says the same, or knows only an address, leaves the URL's name."""
     given = info("DB.example", 3306)
     location = Location(given, PYMYSQL)
     met(location, Connection(host="db.example."))
@@ -182,7 +182,7 @@ def test_the_name_of_the_url_stays() -> None:
 
 
 def test_a_pool_at_several_servers() -> None:
-    """A creator may lead anywhere: the pool is at all servers that were seen, each connection at its own."""
+    """With a creator the pool is at all servers of its connections, each connection at its own."""
     location, given = Location(info(), PYMYSQL), info()
     assert location.described(given) is given
     one = met(location, Connection())
@@ -201,7 +201,7 @@ def test_a_pool_at_several_servers() -> None:
 
 
 def test_the_database_is_the_drivers_too() -> None:
-    """A creator may lead to another database than the URL's; of several none can be named."""
+    """With a creator the database may differ from the URL's; of several none is named."""
     location, given = Location(info(), PYMYSQL), info()
     met(location, Connection(db=None))
     assert location.described(given).database == "x"
@@ -213,7 +213,7 @@ def test_the_database_is_the_drivers_too() -> None:
 
 
 def test_a_connection_that_was_not_asked_is_nowhere() -> None:
-    """Where nothing but a connection could say where it is, and it has not, that is not known."""
+    """Where only a connection could name the server, and there was none, the server is unknown."""
     location = Location(info(), PYMYSQL)
     met(location, Connection())
     now = location.described(info())
@@ -223,7 +223,7 @@ def test_a_connection_that_was_not_asked_is_nowhere() -> None:
 
 @pytest.mark.parametrize("number", [-5, LARGEST_BACKEND + 1, 2**32 - 1])
 def test_ids_of_a_pooler(number: int) -> None:
-    """An id that no PostgreSQL can have shows a pooler; then no id at that place is the server's."""
+    """An id that no PostgreSQL can have shows a pooler; then no id there is the server's."""
     location = Location(info("db", 5432, "postgresql"), Driver("postgresql", "psycopg"))
 
     def connection(number: int, host: str = "db") -> Any:
@@ -239,45 +239,49 @@ def test_ids_of_a_pooler(number: int) -> None:
 
 
 def test_an_id_is_read_again_while_held_and_once_after() -> None:
-    """A driver may connect again under the pool; the new session is as old as that was seen."""
+    """After a driver's own reconnect the new session is as old as that was seen."""
     location, connection = Location(info(), PYMYSQL), Connection(7)
-    found = met(location, connection)
+    entry_ = met(location, connection)
     connection.number = 8
-    location.read_session_again(found, 200.0)
-    assert (found.server_id, found.opened) == (7, 100.0)  # nobody has had it since
-    found.checkouts, found.since = 1, 150.0
-    location.read_session_again(found, 200.0)
-    assert (found.server_id, found.opened) == (8, 200.0)
+    location.read_session_again(entry_, 200.0)
+    assert (entry_.server_id, entry_.opened) == (7, 100.0)  # nobody has had it since
+    entry_.checkouts, entry_.since = 1, 150.0
+    location.read_session_again(entry_, 200.0)
+    assert (entry_.server_id, entry_.opened) == (8, 200.0)
     connection.number = 9
     connection.host = "db2"
-    found.since, found.checkouts = 0.0, 2
-    location.read_session_again(found, 201.0)
-    assert (found.server_id, found.opened, found.server) == (9, 201.0, DatabaseServer("db2", 3306))
+    entry_.since, entry_.checkouts = 0.0, 2
+    location.read_session_again(entry_, 201.0)
+    assert (entry_.server_id, entry_.opened, entry_.server) == (
+        9,
+        201.0,
+        DatabaseServer("db2", 3306),
+    )
     # What happens between a report and the giving back is seen with the next report.
-    found.since = 201.5
-    location.read_session_again(found, 202.0)
-    found.since, connection.number = 0.0, 10
-    location.read_session_again(found, 203.0)
-    assert (found.server_id, found.opened) == (10, 203.0)
+    entry_.since = 201.5
+    location.read_session_again(entry_, 202.0)
+    entry_.since, connection.number = 0.0, 10
+    location.read_session_again(entry_, 203.0)
+    assert (entry_.server_id, entry_.opened) == (10, 203.0)
     connection.number = 11
-    location.read_session_again(found, 204.0)
-    assert found.server_id == 10
+    location.read_session_again(entry_, 204.0)
+    assert entry_.server_id == 10
     connection.number = None  # cut off, and not connected again yet
-    found.since = 205.0
-    location.read_session_again(found, 206.0)
-    assert (found.server_id, found.opened) == (None, 203.0)
+    entry_.since = 205.0
+    location.read_session_again(entry_, 206.0)
+    assert (entry_.server_id, entry_.opened) == (None, 203.0)
 
 
 def test_the_connection_is_not_kept() -> None:
     """Neither the entry nor the location keeps the driver's connection alive."""
     location, connection = Location(info(), PYMYSQL), Connection()
-    found, dead = met(location, connection), weakref.ref(connection)
+    entry_, dead = met(location, connection), weakref.ref(connection)
     del connection
     gc.collect()
     assert dead() is None
-    found.since = 1.0
-    location.read_session_again(found, 2.0)
-    assert found.server_id == 7
+    entry_.since = 1.0
+    location.read_session_again(entry_, 2.0)
+    assert entry_.server_id == 7
 
 
 @pytest.mark.parametrize(
@@ -300,7 +304,7 @@ def test_the_connection_is_not_kept() -> None:
     ],
 )
 def test_what_a_report_could_not_take(attributes: dict[str, Any], server: DatabaseServer) -> None:
-    """Whatever a driver says, what is reported of it is within the wire's bounds."""
+    """Any value of a driver is reported within the protocol's bounds."""
     connection = Connection(2**60, **attributes)
     assert PYMYSQL.server(connection).server == server
     assert PYMYSQL.session(connection) is None
@@ -308,7 +312,7 @@ def test_what_a_report_could_not_take(attributes: dict[str, Any], server: Databa
 
 
 def test_the_far_end_of_a_descriptor(tmp_path: Any) -> None:
-    """The driver's socket stays open and as it is, whatever the application's default timeout."""
+    """The driver's socket stays open and unchanged, whatever the application's default timeout."""
     path = str(tmp_path / "s")
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as sock:
         listener.bind(path)

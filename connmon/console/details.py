@@ -16,8 +16,8 @@ from connmon.console.lines import VERDICT_ROLES, Field, Line, Role, flow, wrappe
 from connmon.console.row_words import name, problems, reason, verdict
 from connmon.console.rows import CallSiteRow, TableRow, WaitRow, fields
 from connmon.protocol.document import JsonConnection
+from connmon.protocol.text import HOLDER_WORDS
 from connmon.protocol.text import short_duration as duration
-from connmon.protocol.values import HolderIn
 
 #: More lines than all fields of a row need.
 MOST_LINES: Final = 10_000
@@ -31,13 +31,6 @@ _APART: Final = frozenset({
 _NAMES: Final[Mapping[str, str]] = {
     "rss_bytes": "memory", "server_max": "server's maximum", "started_seconds": "running",
 }  # fmt: skip
-_HOLDER_IN: Final[Mapping[HolderIn, str]] = {
-    "database": "in the database",
-    "application": "in the application's own work",
-    "waiting": "waiting for another connection of a pool",
-    "elsewhere": "elsewhere: the function that took it has returned",
-    "ended": "its thread or task has ended",
-}
 
 
 class Details(NamedTuple):
@@ -125,7 +118,7 @@ def _holder(row: TableRow) -> list[tuple[str, str, Role]]:
     lines: list[tuple[str, str, Role]] = []
     if row.call_site:
         lines.append(("taken in", row.call_site, "warn"))
-    now = _HOLDER_IN.get(row.holder_in, "") if row.holder_in else ""
+    now = HOLDER_WORDS[row.holder_in].now if row.holder_in else ""
     if row.holder_site:
         now += f"{', ' if now else ''}at {row.holder_site}"
     if row.holder_in == "ended":

@@ -9,7 +9,7 @@
 - Session ids are reused, by MySQL after a restart, by PostgreSQL at any time. A session that is younger than
   the connection, or on a server that is, does not belong to the connection.
 - What a lost process believes is not known: its connections account for sessions, but are not missing.
-- A session that waits for a lock is listed with the sessions that it waits for, whoever has them, by the
+- A session that waits for a lock is listed with the sessions that it waits for, of any program, by the
   last look.
 - Each session of the list is in exactly one place: accounted + unowned + unsettled = sessions.
 """

@@ -72,17 +72,17 @@ def _driver_limits(driver: str, settings: DatabaseSettings) -> dict[str, Any]:
     return dict(limits.get(driver, {}))
 
 
-def parse_url(given: str) -> URL:
+def parse_url(given_url: str) -> URL:
     """Return the URL of a database server. Raises UsageError, which quotes nothing of the URL."""
     expected = (
         "expected DIALECT://USER@HOST:PORT/DATABASE with DIALECT mysql, mariadb or postgresql; "
         "special characters of the password written as in applications' URLs: @ as %40, / as %2F, : as %3A"
     )
     # More than one "@" means that part of a password would be taken for a host, and shown.
-    if given.partition("?")[0].count("@") > 1 or not given.isprintable():
+    if given_url.partition("?")[0].count("@") > 1 or not given_url.isprintable():
         raise UsageError(f"URL: not to be understood; {expected}")
     try:
-        url = make_url(given)
+        url = make_url(given_url)
     except (ArgumentError, ValueError):
         raise UsageError(f"URL: not to be understood; {expected}") from None
     if url.get_backend_name() not in FAMILIES:

@@ -13,18 +13,12 @@ from typing import Any, Final
 from connmon.database.documents import Whois
 from connmon.database.lock_chains import in_words
 from connmon.database_address import DatabaseServer, named, servers_of
-from connmon.protocol.text import csv_cell, printable, short_age
+from connmon.protocol.text import HOLDER_WORDS, csv_cell, printable, short_age
 
 #: Characters of the names on the left.
 _NAME_WIDTH: Final = 10
 #: How many of the sessions that it blocks the text has.
 BLOCKED_LINES: Final = 5
-_PLACES: Final = {
-    "database": "in the database",
-    "application": "in the application",
-    "waiting": "waiting for another connection",
-}
-
 #: The keys of a CSV row. `kind`: session (a connection that has it, or the server's words about it), blocker,
 #: blocked (a session that waits for it).
 CSV_KEYS: Final = (
@@ -114,7 +108,7 @@ def _state(row: Mapping[str, Any]) -> str:
 def _holder_place(row: Mapping[str, Any]) -> str | None:
     """Return where the holder is now: in the database, at which call site."""
     holder_in, call_site = row.get("holder_in"), row.get("holder_site")
-    place = _PLACES.get(str(holder_in), holder_in)
+    place = None if holder_in is None else HOLDER_WORDS[holder_in].brief
     return " ".join(filter(None, (place, call_site))) or None
 
 

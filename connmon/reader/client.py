@@ -5,7 +5,7 @@
 - Every wait is limited: connecting to one address, and one whole answer, however its bytes trickle in.
   (Only the resolver of names keeps its own limit.)
 - A connection is closed after any error, and after an answer that was not read to its end: the next answer
-  could not be told from the rest of this one.
+  could not be distinguished from the rest of this one.
 - A peer's words in an error are one line, sanitized for the terminal.
 - Each change of state is one line of the logger at DEBUG (`connmon -v`).
 """

@@ -1,4 +1,4 @@
-"""`connmon`: what its arguments do, what it prints, and how it ends."""
+"""`connmon`: its arguments, its output, and its exit codes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 def run(*arguments: str, code: str = "", **changes: str) -> subprocess.CompletedProcess[str]:
-    """Run `connmon` as a process of its own, without a terminal."""
+    """Run `connmon` as a process, without a terminal."""
     return subprocess.run(
         command(*arguments, code=code),
         capture_output=True,
@@ -111,7 +111,7 @@ def test_service_node_and_config(node: Node, tmp_path: Path, capsys: pytest.Capt
 
 
 def test_every_command_that_reads_takes_the_options_of_reading() -> None:
-    """Which node to read is said alike everywhere; -n is the node, never a count."""
+    """Every command that reads has the same options for the node; -n is the node, never a count."""
     (commands,) = (a for a in argument_parser()._actions if isinstance(a, argparse._SubParsersAction))
     reading = {
         "-s", "--service", "-H", "--host", "-n", "--node", "-c", "--config", "--secret-file",
@@ -136,7 +136,7 @@ def test_a_node_may_have_a_number_for_a_name(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_verbose_tells_which_nodes_are_tried(node: Node, tmp_path: Path) -> None:
-    """-v adds lines on stderr, never the secret; stdout is the same, and without it nothing is said."""
+    """-v logs each step of the connection on stderr, without the secret; stdout stays the same."""
     secret = "0123456789abcdef-never-shown"
     file = tmp_path / "secret"
     file.write_text(secret)
@@ -232,7 +232,7 @@ def test_verbose_of_the_console_goes_to_a_file(tmp_path: Path) -> None:
 
 
 def test_console_without_a_terminal(node: Node) -> None:
-    """Without a terminal the console is one plain table, and curses is not even imported."""
+    """Without a terminal the console is one plain table, and curses is not imported."""
     seen = "print([name for name in ('curses', 'connmon.console') if name in sys.modules], file=sys.stderr)"
     for arguments in (["--host", str(node.address)], ["console", "-H", str(node.address)]):
         done = run(*arguments, code=seen, TERM="xterm-256color")
@@ -242,7 +242,7 @@ def test_console_without_a_terminal(node: Node) -> None:
 
 
 def test_snapshot_imports_little(node: Node) -> None:
-    """A snapshot imports neither the console, nor what runs in applications or nodes."""
+    """A snapshot imports nothing of the console, the plugin or the cluster."""
     names = (
         "curses",
         "connmon.console",
@@ -268,7 +268,7 @@ def test_locale_that_cannot_write_a_name() -> None:
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
-    """--version and --help print and end well; later issues' commands are not offered."""
+    """--version and --help print and exit with 0."""
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"connmon {connmon.__version__}\n"
     assert cli.main(["--help"]) == 0
@@ -287,7 +287,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.fixture(name="calls")
 def fake_rooms(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """Console and demo only note how they were called."""
+    """Replace console and demo by functions that record their arguments."""
     calls: list[tuple[Any, ...]] = []
     console, demo = ModuleType("connmon.console.app"), ModuleType("connmon.commands.demo.run")
 
@@ -314,7 +314,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch, *, there: bool) -> None:
 def test_console_is_run(
     calls: list[tuple[Any, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a terminal the console is the default command, and is told the nodes and the service."""
+    """On a terminal the console is the default command, and gets the nodes and the service."""
     terminal(monkeypatch, there=True)
     with nobody("a") as a, nobody("b") as b:
         path = config(tmp_path, a, b)
@@ -333,7 +333,7 @@ def test_console_is_run(
 def test_console_takes_no_options_of_the_batch_output(
     calls: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What only printing can do is refused on a terminal, with what to add."""
+    """Options of printed snapshots are refused on a screen; the error names --batch."""
     terminal(monkeypatch, there=True)
     for option in (["--times", "3"], ["--by", "host"], ["--format", "json"], ["--verbose"]):
         assert cli.main(["-H", "h", *option]) == 2
@@ -345,7 +345,7 @@ def test_console_takes_no_options_of_the_batch_output(
 def test_batch_output(
     node: Node, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """-b prints plainly, also on a terminal; -t says how often; json is one document per line."""
+    """-b prints plain snapshots, also on a terminal; -t is their number; JSON is one document per line."""
     terminal(monkeypatch, there=True)
     monkeypatch.setattr(output, "terminal_width", lambda: None)
     host = str(node.address)
@@ -363,7 +363,7 @@ def test_batch_output(
 
 
 def test_batch_output_goes_on_without_a_node(capsys: pytest.CaptureFixture[str]) -> None:
-    """A picture that nobody gives is one line; the exit code is the last one's."""
+    """A snapshot that no node gives is one line; the exit code is that of the last snapshot."""
     with nobody() as gone:
         assert cli.main(["-H", str(gone.address), "-b", "-t", "2", "--interval", "0.1"]) == 1
     out, err = capsys.readouterr()
@@ -401,7 +401,7 @@ def test_console_on_a_dumb_terminal(
 
 @pytest.mark.parametrize("there", [True, False])
 def test_demo_is_run(calls: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
-    """The demo is told whether it is to end by itself: without a terminal."""
+    """Without a terminal the demo ends by itself."""
     terminal(monkeypatch, there=there)
     assert cli.main(["demo"]) == 0
     assert cli.main(["demo", "--chaos"]) == 0
@@ -446,7 +446,7 @@ USAGE = [
 
 @pytest.mark.parametrize(("arguments", "reason"), USAGE)
 def test_usage_errors(arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A wrong argument or configuration is one line on stderr, and 2."""
+    """A wrong argument or configuration is one line on stderr, and exit code 2."""
     assert cli.main(arguments) == 2
     output = capsys.readouterr()
     assert output.out == ""
@@ -467,7 +467,7 @@ def test_usage_error_as_a_process(tmp_path: Path) -> None:
 
 
 def test_no_node_reachable() -> None:
-    """No node to read is one line that names each node, and 1."""
+    """Where no node can be read, one line names each node, and the exit code is 1."""
     with nobody() as down:
         for arguments in (
             ["--host", str(down.address)],
@@ -482,7 +482,7 @@ def test_no_node_reachable() -> None:
 
 
 def test_interrupted() -> None:
-    """Ctrl-C while a node keeps it waiting: quiet, and 130."""
+    """Ctrl-C during a wait for a node prints nothing, and the exit code is 130."""
     reached = threading.Event()
 
     def mute(sock: socket.socket) -> None:
@@ -504,7 +504,7 @@ def test_interrupted() -> None:
 
 
 def test_broken_pipe() -> None:
-    """A reader of the output that goes away is no error to talk about."""
+    """Where the reader of the output goes away, nothing is printed on stderr."""
     many = rows(rows=tuple(rows(f"program-{n}").rows[0] for n in range(5000)))
     with serving(welcoming(many)) as node:
         process = subprocess.Popen(
@@ -522,7 +522,7 @@ def test_broken_pipe() -> None:
 
 
 def test_full_disk(node: Node) -> None:
-    """Output that cannot be written is one line, and 1."""
+    """Where the output cannot be written, one line says so, and the exit code is 1."""
     if not os.path.exists("/dev/full"):
         lacking("/dev/full", "run on Linux")
     with open("/dev/full", "w") as full:
@@ -539,7 +539,7 @@ def test_full_disk(node: Node) -> None:
 
 
 def test_without_any_streams(node: Node) -> None:
-    """Started without stdin, stdout and stderr it does not fail for that."""
+    """It runs without stdin, stdout and stderr."""
     shell = 'exec "$@" <&- >&- 2>&-'
     done = subprocess.run(
         ["sh", "-c", shell, "sh", *command("-H", str(node.address))], env=environment(), timeout=60

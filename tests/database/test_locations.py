@@ -123,7 +123,7 @@ def by_tcp(server: Server, driver: str, **query: Any) -> URL:
 
 
 def elsewhere(server: Server, driver: str) -> URL:
-    """A URL that names a server that is not there."""
+    """A URL that names a missing server."""
     return by_tcp(server, driver).set(host="elsewhere.invalid", port=1)
 
 
@@ -133,14 +133,14 @@ def nowhere(server: Server, driver: str, **query: Any) -> URL:
 
 
 def socket_of(server: Server) -> Place:
-    """What a connection by the server's socket is to be at."""
+    """Return the expected place of a connection by the server's socket."""
     if server.backend == "mysql":
         return f"{server.directory}/socket", None
     return server.directory, server.port
 
 
 def by_socket(server: Server) -> str:
-    """The URL with which `reconcile` asks by the socket."""
+    """Return the URL for `reconcile` by the socket."""
     if server.backend == "mysql":
         url = nowhere(server, "pymysql", unix_socket=f"{server.directory}/socket")
     else:
@@ -164,7 +164,7 @@ def check(
     node: RunningNode, server: Server, case: Opened, place: Place, capsys: pytest.CaptureFixture[str],
     several: str | None = None,
 ) -> None:  # fmt: skip
-    """The node, `whois` and `reconcile` say of the one connection what the server says."""
+    """The node, `whois` and `reconcile` agree with the server about the one connection."""
 
     def reported() -> bool:
         rows = [row for row in node.rows("connection") if row["program"] == case.program]
@@ -204,7 +204,7 @@ def test_mysql(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """However a MySQL driver is led to its server, that is where the connection is said to be."""
+    """The connection is at the actual server, by every way to give a MySQL driver its server."""
     needs_driver(driver)
     tcp: Place = (mariadb.host, mariadb.port)
     path = f"{mariadb.directory}/socket"
@@ -239,7 +239,7 @@ def test_mysql(
 
 
 def _creator(driver: str, server: Server, place: Place) -> dict[str, Any]:
-    """Return the argument that has an engine connect to the server, whatever its URL says."""
+    """Return the argument by which an engine connects to the server, whatever its URL names."""
     other = create_engine(by_tcp(server, driver).set(host=str(place[0]), port=place[1]), poolclass=NullPool)
     if driver in ASYNCIO:
         import importlib
@@ -275,7 +275,7 @@ def test_postgresql(
     driver: str, way: str, postgresql: Server, node: RunningNode, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """However a PostgreSQL driver is led to its server, that is where the connection is said to be."""
+    """The connection is at the actual server, by every way to give a PostgreSQL driver its server."""
     tcp: Place = (postgresql.host, postgresql.port)
     place = socket_of(postgresql) if "socket" in way else tcp
     path = f"{postgresql.directory}/.s.PGSQL.{postgresql.port}"
@@ -309,7 +309,7 @@ def test_postgresql_service(
     driver: str, postgresql: Server, node: RunningNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """The server of a libpq service is the one that its file names."""
+    """The server of a libpq service is the one in its file."""
     file = tmp_path / "services"
     file.write_text(f"[there]\nhost={postgresql.host}\nport={postgresql.port}\n")
     monkeypatch.setenv("PGSERVICEFILE", str(file))
@@ -325,7 +325,7 @@ def test_postgresql_service(
 def test_postgresql_several_hosts(
     driver: str, form: str, postgresql: Server, node: RunningNode, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of several hosts in a URL the connection is at the one that let it in; the pool may be at each."""
+    """With several hosts in a URL the connection is at the one that accepted it; the pool may be at each."""
     dead, alive = "127.0.0.2:1", f"{postgresql.host}:{postgresql.port}"
     if form == "repeated":
         url = nowhere(postgresql, driver, host=(dead, alive))
@@ -344,7 +344,7 @@ def test_postgresql_several_hosts(
 def test_account_that_may_only_look(
     postgresql: Server, node: RunningNode, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An account that does not see where the sockets are finds the pools that use them by the port."""
+    """An account that does not see the socket directories matches pools with sockets by the port."""
     with account(postgresql, "looker", "pg_read_all_stats") as user:
         login = by_tcp(postgresql, "psycopg").set(username=user, password=PASSWORD)
         url = nowhere(postgresql, "psycopg2", host=postgresql.directory, port=str(postgresql.port))
@@ -358,7 +358,7 @@ def test_account_that_may_only_look(
 
 
 def test_server_that_becomes_known(mariadb: Server, node: RunningNode) -> None:
-    """Until a creator has made a connection the server is not known; then all of the pool is there."""
+    """The server of a creator is unknown until its first connection; then the whole pool is there."""
     own = "information_schema"  # which no other test is in
     other = create_engine(by_tcp(mariadb, "pymysql").set(database=own))
     args, keywords = other.dialect.create_connect_args(other.url)
@@ -397,7 +397,7 @@ def test_server_that_becomes_known(mariadb: Server, node: RunningNode) -> None:
 def test_creator_to_several_servers(
     mariadb: Server, node: RunningNode, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One pool by TCP and by the socket: each connection is where it is, and all are the one server's."""
+    """One pool by TCP and by socket: each connection has its own place, and all are at the one server."""
     tcp = _creator("pymysql", mariadb, (mariadb.host, mariadb.port))["creator"]
     path = str(socket_of(mariadb)[0])
     other = create_engine(nowhere(mariadb, "pymysql", unix_socket=path))
@@ -439,7 +439,7 @@ def another_server(mariadb: Server) -> Iterator[Server]:
 def test_session_of_a_stranger(
     mariadb: Server, stranger: Server, node: RunningNode, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A creator leads to another server than the URL's, where the same id is another session."""
+    """A creator connects to another server than the URL's, where the same id is another session."""
     with contextlib.ExitStack() as stack:
 
         def connect(server: Server) -> Any:
@@ -452,7 +452,8 @@ def test_session_of_a_stranger(
         stack.callback(lambda: there.close() if there.open else None)
 
         def creator() -> Any:
-            """Return a connection whose id is one at the URL's server as well, made as often as it takes."""
+            """Return a connection whose id also exists at the URL's server, after as many attempts as
+            needed."""
             nonlocal there
             while (made := connect(stranger)).thread_id() != there.thread_id():
                 if made.thread_id() > there.thread_id():
@@ -492,7 +493,7 @@ def a_pooler(postgresql: Server) -> Iterator[int]:
 def test_pgbouncer(
     driver: str, postgresql: Server, bouncer: int, node: RunningNode, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An id that PgBouncer made up is null, and `reconcile` says that a pooler stands between."""
+    """An id of PgBouncer's own is null, and `reconcile` notes the pooler."""
     url = by_tcp(postgresql, driver).set(port=bouncer)
     direct = by_tcp(postgresql, "psycopg").render_as_string(False)
     through = by_tcp(postgresql, "psycopg").set(port=bouncer).render_as_string(False)
@@ -530,7 +531,7 @@ def test_pgbouncer(
 
 
 def _reconnect(driver: str, case: Opened) -> None:
-    """Have the driver connect again under the pool."""
+    """Reconnect the driver behind the pool's back."""
     if driver == "pymysql":
         case.raw._force_close()
         with warnings.catch_warnings():
@@ -552,7 +553,7 @@ def _reconnect(driver: str, case: Opened) -> None:
 def test_driver_that_connects_again(
     driver: str, mariadb: Server, node: RunningNode, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """After ping(reconnect=True) or reconnect() it is the new session that the connection has."""
+    """After ping(reconnect=True) or reconnect() the connection has the new session."""
     needs_driver(driver)
     with opened(node, mariadb, by_tcp(mariadb, driver)) as case:
         place: Place = (mariadb.host, mariadb.port)
@@ -560,7 +561,7 @@ def test_driver_that_connects_again(
         _reconnect(driver, case)
         session = int(case.raw.connection_id if driver == "mysqlconnector" else case.raw.thread_id())
         assert session != case.session
-        wait_for(lambda: case.session not in [each.id for each in mariadb.sessions()])
+        wait_for(lambda: case.session not in [session.id for session in mariadb.sessions()])
         check(node, mariadb, case._replace(session=session), place, capsys)
         assert run_connmon(["whois", str(case.session), "-H", node.address]) == 1
         capsys.readouterr()
@@ -578,7 +579,7 @@ def test_asyncio_driver_that_connects_again(
         case.loop.run(_again(driver, case.raw))
         session = int(case.raw.thread_id())
         assert session != case.session
-        wait_for(lambda: case.session not in [each.id for each in mariadb.sessions()])
+        wait_for(lambda: case.session not in [session.id for session in mariadb.sessions()])
         check(node, mariadb, case._replace(session=session), place, capsys)
 
 

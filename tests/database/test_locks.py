@@ -1,4 +1,4 @@
-"""Which session blocks which: what servers say of locks, and how `connmon whois` and `reconcile` show it."""
+"""Waits for locks: the servers' answers, and the output of `connmon whois` and `reconcile`."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def waits(*pairs: tuple[int, int]) -> Locks:
 
 
 def test_the_root_is_last() -> None:
-    """Whoever is waited for directly comes first, and the session that waits for nobody last."""
+    """Direct blockers come first, and the session that waits for nobody comes last."""
     locked = waits((3, 2), (2, 1), (3, 1), (4, 3))
     assert blocked_by(locked, 4) == [3, 2, 1]
     assert blocked_by(locked, 3) == [2, 1]
@@ -76,7 +76,7 @@ def test_a_circle_ends() -> None:
 
 
 def test_whom_a_session_blocks() -> None:
-    """All that wait for it are listed, also through others, the nearest first; of what is not seen none."""
+    """All sessions that wait for it are listed, also through others, the nearest first."""
     locked = waits((3, 2), (2, 1), (5, 1), (4, 3), (9, 8))
     assert waiting_for(locked, 1) == [2, 5, 3, 4]
     assert waiting_for(locked, 4) == []
@@ -88,7 +88,7 @@ def test_whom_a_session_blocks() -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 8), st.integers(1, 8)).filter(lambda pair: pair[0] != pair[1])))
 def test_who_blocks_and_who_is_blocked_are_the_same_pairs(pairs: list[tuple[int, int]]) -> None:
-    """Whatever the server says: one session is in another's list just where that one blocks it."""
+    """For any waits: a session is in another's list if and only if that one blocks it."""
     locked = waits(*pairs)
     for number in range(1, 9):
         below = waiting_for(locked, number)
@@ -97,7 +97,7 @@ def test_who_blocks_and_who_is_blocked_are_the_same_pairs(pairs: list[tuple[int,
 
 
 def test_what_is_not_seen_is_not_known() -> None:
-    """Who waits without a known blocker, or may do so, is blocked by None, not by nobody."""
+    """A session that may wait without a known blocker has None, not an empty list."""
     assert blocked_by(Locks(unknown=(5,), problem="no right"), 5) is None
     assert blocked_by(Locks(unknown=(5,), problem="no right"), 6) == []
     assert blocked_by(Locks(problem="no right", partial=True), 6) is None
@@ -106,7 +106,7 @@ def test_what_is_not_seen_is_not_known() -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 8), st.integers(1, 8)).filter(lambda pair: pair[0] != pair[1])))
 def test_chains_of_whatever_the_server_says(pairs: list[tuple[int, int]]) -> None:
-    """Each chain has each other session at most once, and with a session all that this one waits for."""
+    """A chain has each other session at most once, and with each session all its blockers."""
     locked = waits(*pairs)
     for number in range(1, 9):
         chain = blocked_by(locked, number)
@@ -116,12 +116,12 @@ def test_chains_of_whatever_the_server_says(pairs: list[tuple[int, int]]) -> Non
         for waiting, blocking in pairs:
             if waiting == number or waiting in chain:
                 assert blocking in chain or blocking == number
-        if any(each in roots(locked) for each in chain):
+        if any(number in roots(locked) for number in chain):
             assert chain[-1] in roots(locked)
 
 
 def test_whose_session_it_is() -> None:
-    """A session is the connection's that has it; any other is said to be none, with the server's words."""
+    """A session has the owner of its connection; one without is described by the server's words."""
     owners = {1: [conn(1, state=None, program="old"), conn(1, call_site="api.py:3 get")]}
     sessions = {1: session(1, state="idle in transaction", state_seconds=41.0), 2: session(2, user="backup")}
     ours = described(1, sessions, owners)
@@ -138,7 +138,8 @@ def test_whose_session_it_is() -> None:
 
 
 def answers(*given: tuple[str, Sequence[Any] | str]) -> tuple[Callable[[str], Sequence[Any]], list[str]]:
-    """Return a query that answers by the first word that it has, and what was asked; a text is an error."""
+    """Return a query that answers by the first matching word, and the list of statements; a text is an
+    error."""
     asked: list[str] = []
 
     def query(statement: str) -> Sequence[Any]:
@@ -175,7 +176,7 @@ def test_row_locks_are_where_the_version_has_them(version: str, table: str, limi
 
 
 def test_metadata_locks_of_mysql() -> None:
-    """An ALTER waits for the open transaction that has read the table, and new readers wait for both."""
+    """An ALTER waits for the open transaction that has read the table; new readers wait for both."""
     rows = [
         metadata(5, "SHARED_READ", "GRANTED"),
         metadata(6, "SHARED_UPGRADABLE", "GRANTED"),
@@ -208,48 +209,48 @@ def test_metadata_locks_of_mysql() -> None:
     ],
 )
 def test_which_metadata_locks_exclude_one_another(wants: str, has: str, excluded: bool) -> None:
-    """Two locks exclude one another as in the server's own table; an unknown type excludes none."""
+    """Two locks exclude one another as in the server's table; an unknown type excludes none."""
     others = [metadata(number, "SHARED_HIGH_PRIO", "GRANTED") for number in (3, 4)]
     if wants == "EXCLUSIVE":  # which excludes these too
         others = [metadata(number, "a type of tomorrow", "GRANTED") for number in (3, 4)]
-    found = metadata_waits([metadata(1, has, "GRANTED"), metadata(2, wants, "PENDING"), *others])
-    assert found == ([Wait(2, 1)] if excluded else [])
+    locks = metadata_waits([metadata(1, has, "GRANTED"), metadata(2, wants, "PENDING"), *others])
+    assert locks == ([Wait(2, 1)] if excluded else [])
 
 
 def test_the_only_one_with_a_lock_on_the_object_has_it() -> None:
-    """Whatever types of lock the server shows: where one other session alone has a lock there, it blocks."""
+    """With unknown types of lock, a single other session with a lock on the object is the blocker."""
     rows = [metadata(1, "BACKUP_FTWRL1", "GRANTED"), *(metadata(n, "BACKUP_DML", "PENDING") for n in (2, 3))]
     assert metadata_waits(rows) == [Wait(2, 1), Wait(3, 1)]
     query, _ = answers(
         ("metadata_locks", [*rows, metadata(4, "BACKUP_DML", "GRANTED")]), ("processlist", [(2,), (3,)])
     )  # fmt: skip
-    found = mysql_locks(query, "11.4.2-MariaDB")
-    assert (found.waits, found.unknown) == ((), (2, 3))
-    assert found.problem == "the types of lock do not say which of several sessions has a table's lock"
+    locks = mysql_locks(query, "11.4.2-MariaDB")
+    assert (locks.waits, locks.unknown) == ((), (2, 3))
+    assert locks.problem == "the types of lock do not say which of several sessions has a table's lock"
 
 
 def test_what_the_account_may_not_see_is_one_line() -> None:
-    """A right that is missing is named, and what is seen all the same is shown."""
+    """A missing privilege is named, and the part that is visible is returned."""
     query, _ = answers(
         ("data_lock_waits", "SELECT command denied"), ("metadata_locks", "SELECT command denied"),
         ("processlist", [(6,)]),
     )  # fmt: skip
-    found = mysql_locks(query, "8.0.36")
-    assert (found.waits, found.unknown, found.partial) == ((), (6,), True)
-    assert found.problem is not None and found.problem.isprintable()
-    assert "PROCESS and SELECT on performance_schema (SELECT command denied)" in found.problem
-    assert "performance_schema=ON" in found.problem
+    locks = mysql_locks(query, "8.0.36")
+    assert (locks.waits, locks.unknown, locks.partial) == ((), (6,), True)
+    assert locks.problem is not None and locks.problem.isprintable()
+    assert "PROCESS and SELECT on performance_schema (SELECT command denied)" in locks.problem
+    assert "performance_schema=ON" in locks.problem
     query, _ = answers(
         ("pg_blocking_pids", "permission denied for function pg_blocking_pids"), ("pg_locks", [(6,)])
     )  # fmt: skip
-    found = postgresql_locks(query)
-    assert found.problem is not None and (found.unknown, found.partial) == ((6,), False)
+    locks = postgresql_locks(query)
+    assert locks.problem is not None and (locks.unknown, locks.partial) == ((6,), False)
     query, _ = answers(("pg_locks", "timeout"))
     assert blocked_by(postgresql_locks(query), 6) is None
 
 
 def test_nothing_is_said_where_nobody_waits() -> None:
-    """A server without performance_schema on which nobody waits for a table's lock is no problem."""
+    """Without performance_schema there is no problem as long as nobody waits for a table's lock."""
     query, _ = answers(("metadata_locks", "Table doesn't exist"))
     assert mysql_locks(query, "10.4.1-MariaDB") == Locks()
 
@@ -260,81 +261,81 @@ QUEUE = [(waiting, blocking) for waiting in range(1, 8) for blocking in range(wa
 
 @pytest.mark.parametrize("version", ["8.4.2", "10.11.6-MariaDB"])
 def test_who_is_beyond_the_limit_is_not_said_to_wait_for_nobody(version: str) -> None:
-    """Where the limit of rows cuts the waits, that is said, and whose blockers are not seen is null."""
+    """Where the limit of rows cuts the waits, the problem says so, and unseen blockers are None."""
     limits = LockLimits(rows=10)
-    query, _ = answers(("lock_waits w", QUEUE[:10]), ("LOCK WAIT", [(each,) for each in range(1, 8)]))
-    found = mysql_locks(query, version, limits=limits)
-    assert found.partial and found.problem is not None
-    assert "waits for rows beyond 10 are left out" in found.problem
-    assert found.unknown == (5, 6, 7)
-    assert blocked_by(found, 7) is None
-    assert blocked_by(found, 99) is None
-    assert blocked_by(found, 2) == [1, 0]
-    tables = [metadata(each, "EXCLUSIVE", "GRANTED") for each in range(10)]
+    query, _ = answers(("lock_waits w", QUEUE[:10]), ("LOCK WAIT", [(number,) for number in range(1, 8)]))
+    locks = mysql_locks(query, version, limits=limits)
+    assert locks.partial and locks.problem is not None
+    assert "waits for rows beyond 10 are left out" in locks.problem
+    assert locks.unknown == (5, 6, 7)
+    assert blocked_by(locks, 7) is None
+    assert blocked_by(locks, 99) is None
+    assert blocked_by(locks, 2) == [1, 0]
+    tables = [metadata(number, "EXCLUSIVE", "GRANTED") for number in range(10)]
     for answer in (("metadata_locks", tables), ("information_schema.processlist", [(n,) for n in range(10)])):
         query, _ = answers(answer)
-        found = mysql_locks(query, version, limits=limits)
-        assert found.partial and found.problem is not None and "beyond 10 are left out" in found.problem
-        assert blocked_by(found, 99) is None
+        locks = mysql_locks(query, version, limits=limits)
+        assert locks.partial and locks.problem is not None and "beyond 10 are left out" in locks.problem
+        assert blocked_by(locks, 99) is None
 
 
 def test_postgresql_with_more_waiting_sessions_than_are_asked_about() -> None:
-    """Whom the others wait for is not known, and said so; of who does not wait at all it is known."""
+    """The blockers of sessions beyond the limit are unknown; sessions that do not wait have none."""
     limits = LockLimits(waiting_sessions=3)
-    query, asked = answers(("NOT granted", [(each,) for each in range(1, 8)]), ("unnest", QUEUE[:6]))
-    found = postgresql_locks(query, limits=limits)
+    query, asked = answers(("NOT granted", [(number,) for number in range(1, 8)]), ("unnest", QUEUE[:6]))
+    locks = postgresql_locks(query, limits=limits)
     assert "ARRAY[1, 2, 3]" in asked[-1]
-    assert found.problem is not None and "all but 3 of the waiting sessions are left out" in found.problem
-    assert (found.unknown, found.partial) == ((4, 5, 6, 7), False)
-    assert (blocked_by(found, 7), blocked_by(found, 3), blocked_by(found, 99)) == (None, [1, 2, 0], [])
-    found = postgresql_locks(query, limits=replace(limits, rows=7))  # the waiting sessions are cut too
-    assert found.partial and found.problem is not None and "waiting sessions beyond 7" in found.problem
-    assert blocked_by(found, 99) is None
+    assert locks.problem is not None and "all but 3 of the waiting sessions are left out" in locks.problem
+    assert (locks.unknown, locks.partial) == ((4, 5, 6, 7), False)
+    assert (blocked_by(locks, 7), blocked_by(locks, 3), blocked_by(locks, 99)) == (None, [1, 2, 0], [])
+    locks = postgresql_locks(query, limits=replace(limits, rows=7))  # the waiting sessions are cut too
+    assert locks.partial and locks.problem is not None and "waiting sessions beyond 7" in locks.problem
+    assert blocked_by(locks, 99) is None
 
 
 def test_one_session_is_followed_upwards() -> None:
-    """It is asked about, then who blocks it, then who blocks these: never about the others that wait."""
+    """The session is asked about, then its blockers, then theirs; never the other waiting sessions."""
     above = {9: [5, 4], 5: [3], 4: [3, 0], 3: [2]}
-    told: list[list[int]] = []
+    asked_in_turn: list[list[int]] = []
 
     def ask(asked: Sequence[int], seen: Any) -> Locks:
-        told.append(list(asked))
-        return waits(*((each, other) for each in asked for other in above.get(each, ())))
+        asked_in_turn.append(list(asked))
+        return waits(*((number, other) for number in asked for other in above.get(number, ())))
 
-    found = follow(9, ask, LOCK_LIMITS)
-    assert told == [[9], [4, 5], [3], [2]]
-    assert blocked_by(found, 9) == [4, 5, 3, 0, 2] and roots(found) == {0, 2}
-    assert (found.problem, found.partial) == (None, False)
+    locks = follow(9, ask, LOCK_LIMITS)
+    assert asked_in_turn == [[9], [4, 5], [3], [2]]
+    assert blocked_by(locks, 9) == [4, 5, 3, 0, 2] and roots(locks) == {0, 2}
+    assert (locks.problem, locks.partial) == (None, False)
 
 
 def test_a_session_is_followed_so_far() -> None:
-    """A chain without end is left after some steps, which is said; where it is left is no root."""
-    found = follow(1, lambda asked, seen: waits(*((each, each + 1) for each in asked)), LOCK_LIMITS)
-    chain = blocked_by(found, 1)
+    """An endless chain is cut after some steps, the problem says so, and its last session is no root."""
+    locks = follow(1, lambda asked, seen: waits(*((number, number + 1) for number in asked)), LOCK_LIMITS)
+    chain = blocked_by(locks, 1)
     assert chain is not None and len(chain) == LOCK_LIMITS.steps
     assert (
-        found.partial
-        and found.problem is not None
-        and f"more than {LOCK_LIMITS.steps} others" in found.problem
+        locks.partial
+        and locks.problem is not None
+        and f"more than {LOCK_LIMITS.steps} others" in locks.problem
     )
-    assert roots(found) == frozenset()
+    assert roots(locks) == frozenset()
 
 
 def test_one_session_is_followed_downwards() -> None:
-    """Who waits for it is asked, then who waits for these, so far; what is not seen is said."""
+    """The waiting sessions are asked for, then those that wait for them, up to the limit of steps."""
     below = {1: [2, 3], 2: [4], 3: [4], 4: [5, 1]}
-    told: list[list[int]] = []
+    asked_in_turn: list[list[int]] = []
 
     def ask(asked: Sequence[int], seen: Any) -> Locks:
-        told.append(list(asked))
-        pairs = [(other, each) for each in asked for other in below.get(each, ()) if other not in seen]
+        asked_in_turn.append(list(asked))
+        pairs = [(other, number) for number in asked for other in below.get(number, ()) if other not in seen]
         return Locks(tuple(Wait(*pair) for pair in pairs), unknown=(2, 7))
 
-    found = follow(1, ask, LOCK_LIMITS, waiters=True)
-    assert told == [[1], [2, 3], [4], [5]]
-    assert (waiting_for(found, 1), found.unknown) == ([2, 3, 4, 5], (7,))
+    locks = follow(1, ask, LOCK_LIMITS, waiters=True)
+    assert asked_in_turn == [[1], [2, 3], [4], [5]]
+    assert (waiting_for(locks, 1), locks.unknown) == ([2, 3, 4, 5], (7,))
     endless = follow(
-        1, lambda asked, seen: waits(*((each + 1, each) for each in asked)), LOCK_LIMITS, waiters=True
+        1, lambda asked, seen: waits(*((number + 1, number) for number in asked)), LOCK_LIMITS, waiters=True
     )
     assert endless.partial and endless.problem is not None
     assert f"more than {LOCK_LIMITS.steps} others" in endless.problem
@@ -343,13 +344,13 @@ def test_one_session_is_followed_downwards() -> None:
 
 
 def test_what_is_not_seen_of_a_blocker_makes_no_root() -> None:
-    """Where only the first step is answered, who blocks it is told, and that the rest is not known."""
+    """Where only the first step is answered, its blockers are returned, and none of them is a root."""
 
     def ask(asked: Sequence[int], seen: Any) -> Locks:
         return waits((9, 5)) if list(asked) == [9] else Locks(problem="timeout", partial=True)
 
-    found = follow(9, ask, LOCK_LIMITS)
-    assert (blocked_by(found, 9), roots(found), found.problem) == ([5], frozenset(), "timeout")
+    locks = follow(9, ask, LOCK_LIMITS)
+    assert (blocked_by(locks, 9), roots(locks), locks.problem) == ([5], frozenset(), "timeout")
     unseen = follow(9, lambda asked, seen: Locks(problem="timeout", partial=True), LOCK_LIMITS)
     assert blocked_by(unseen, 9) is None
 
@@ -381,7 +382,7 @@ def test_the_contract_is_the_typed_document() -> None:
 
 
 def test_the_blocker_is_printed() -> None:
-    """A line says which session blocks, whether it is the root, and which host, program and pid has it."""
+    """A line has the blocking session, whether it is the root, and its host, program and pid."""
     printed = whois_text(result())
     assert "  blocked   by session 7 (the root): nova-api on ctl1, pid 42, Sleep for 41s" in printed
     assert "  blocked   by nobody\n" in whois_text(result(blocked_by=[], blockers=[]))
@@ -393,7 +394,7 @@ def test_the_blocker_is_printed() -> None:
 
 
 def test_whom_it_blocks_is_printed() -> None:
-    """A line for each says whose session waits for it; of many some, and how many more there are."""
+    """Each waiting session has a line; of many the first, and the number of the others."""
     blocked = [
         described(n, {n: session(n, state="Query", state_seconds=9.0)}, {n: [conn(n)]}) for n in range(9)
     ]
@@ -410,7 +411,7 @@ def test_whom_it_blocks_is_printed() -> None:
 
 
 def test_locks_are_printed_before_the_stack() -> None:
-    """Who blocks whom is found above the stack, which is long."""
+    """The blocking sessions come before the stack, which is long."""
     row = {**result()["rows"][0], "stack": [f"api.py:{n} f" for n in range(40)]}
     words = [line[2:12].strip() for line in whois_text(result(rows=[row])).splitlines()]
     assert words.index("state") < words.index("blocked") < words.index("blocks") < words.index("code")
@@ -418,7 +419,7 @@ def test_locks_are_printed_before_the_stack() -> None:
 
 
 def test_a_session_that_only_the_server_knows() -> None:
-    """Of a session that no process reports the server's own words are shown, and who blocks it."""
+    """A session that no process reports has the server's words and its blockers."""
     printed = whois_text(result(rows=[], session=session_info(session(5))))
     assert "session 5 of db1:3306, not one of connmon's\n" in printed
     assert "  client    10.0.0.5:40005\n" in printed
@@ -426,7 +427,7 @@ def test_a_session_that_only_the_server_knows() -> None:
 
 
 def test_the_verdict_is_printed() -> None:
-    """The connection's verdict, where its holder is and the pool's reason are shown where they are known."""
+    """The connection's verdict, its holder's place and the pool's reason are printed where known."""
     row = result()["rows"][0]
     row |= {"verdict": "BLOCKED", "holder_in": "database", "holder_site": "api.py:9 get"}
     row |= {"pool_verdict": "BLOCKED", "pool_verdict_reason": "held for 41s in the database"}
@@ -455,7 +456,7 @@ def test_csv_of_whois() -> None:
 
 
 def test_hostile_names_of_blockers() -> None:
-    """Names from the server and from applications reach no other line."""
+    """Names from the server and from applications do not start another line."""
     evil = 'a\n\x1b[2J"\u202eb'
     blockers = result()["blockers"]
     assert blockers is not None
@@ -501,7 +502,7 @@ def a_server(request: pytest.FixtureRequest) -> Server:
 
 
 class Sessions:
-    """Sessions with a server, some of them reported; statements run in threads of their own."""
+    """Sessions with a server, some of them reported; statements run in threads."""
 
     def __init__(self, server: Server, node: RunningNode) -> None:
         driver = DRIVERS[server.backend]
@@ -526,7 +527,7 @@ class Sessions:
         return connection, number
 
     def start(self, connection: Connection, statement: str) -> None:
-        """Let it wait for its lock; how it ends does not matter."""
+        """Wait for the lock; the outcome does not matter."""
 
         def run() -> None:
             with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError):
@@ -582,8 +583,8 @@ def asked(
 def test_a_row_and_who_holds_it(
     server: Server, node: RunningNode, sessions: Sessions, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A session that is idle in its transaction blocks one that waits for its row; both are resolved, each
-    from the other."""
+    """A session that is idle in its transaction blocks one that waits for its row; each is resolved from
+    the other."""
     holder, holding = sessions.open()
     waiter, waiting = sessions.open()
     holder.execute(text(UPDATE))
@@ -636,7 +637,8 @@ def test_a_long_queue_for_one_row(
     sessions: Sessions,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """With more waits than are read, whois still finds whom each session waits for, and reconcile says so."""
+    """With more waits than the limit, whois still finds every blocker, and reconcile says what it left
+    out."""
     limits = LockLimits(rows=30)
     holder, holding = sessions.open(reported=False)
     holder.execute(text(UPDATE))
@@ -655,9 +657,9 @@ def test_a_long_queue_for_one_row(
 
         wait_for(all_wait, what="all to wait for the row")
         for number in queue:
-            found = database.locks(view, number)
-            assert roots(found) == {holding}
-            assert (found.problem, found.partial) == (None, False)
+            locks = database.locks(view, number)
+            assert roots(locks) == {holding}
+            assert (locks.problem, locks.partial) == (None, False)
         below = database.locks(view, holding, waiters=True)
         # The nearest first: on PostgreSQL that is who came first, whichever of them that was.
         assert (sorted(waiting_for(below, holding) or ()), below.problem) == (queue, None)
@@ -672,7 +674,7 @@ def test_a_long_queue_for_one_row(
         capsys, "whois", str(queue[-1]), "--database", sessions.url, "-H", node.address, locks=limits
     )
     assert document["blocked_by"][-1] == holding
-    assert [each["server_id"] for each in document["blockers"] if each["root"]] == [holding]
+    assert [number["server_id"] for number in document["blockers"] if number["root"]] == [holding]
     document = asked(
         capsys, "whois", str(holding), "--database", sessions.url, "-H", node.address, locks=limits
     )
@@ -688,7 +690,7 @@ def test_a_long_queue_for_one_row(
 
 
 def test_more_wait_in_a_postgresql_than_are_asked_about(postgresql: Server, node: RunningNode) -> None:
-    """Whoever is beyond the limit is followed by whois, and is not said to wait for nobody by reconcile."""
+    """A session beyond the limit is followed by whois; for reconcile its blockers are unknown, not none."""
     limits = LockLimits(waiting_sessions=4)
     sessions = Sessions(postgresql, node)
     try:
@@ -712,9 +714,9 @@ def test_more_wait_in_a_postgresql_than_are_asked_about(postgresql: Server, node
             assert below.problem is not None and len(below.unknown) == 6
             assert set(waiting_for(below, holding) or ()) == {*waiters} - {*below.unknown}
             for number in waiters:
-                found = database.locks(view, number)
-                assert blocked_by(found, number)
-                assert roots(found) <= {holding}
+                locks = database.locks(view, number)
+                assert blocked_by(locks, number)
+                assert roots(locks) <= {holding}
     finally:
         sessions.close()
 
@@ -731,8 +733,8 @@ def test_a_table_and_a_stranger_at_the_root(
 
     def chain(number: int) -> list[int]:
         document = asked(capsys, "whois", str(number), "--database", sessions.url, "-H", node.address)
-        found: list[int] = document["blocked_by"]
-        return found
+        locks: list[int] = document["blocked_by"]
+        return locks
 
     wait_for(lambda: chain(altering) == [root], what="the ALTER to wait")
     sessions.start(reader, "SELECT * FROM locked")
@@ -794,19 +796,19 @@ def test_every_driver_of_postgresql(postgresql: Server, node: RunningNode, drive
 
 
 def test_a_server_that_stops_answering(mariadb: Server) -> None:
-    """A server that hangs when it is asked for locks costs what it says of these, and nothing else."""
+    """Where a server hangs in the query for locks, only the locks are missing."""
     settings = DatabaseSettings(answer_seconds=1.5)
     with DatabaseSessions(parse_url(mariadb.url("pymysql")), settings=settings) as database:
         view = database.look()
         with stopped(mariadb.pid):
-            found = database.locks(view)
-        assert found.partial and found.problem is not None
-        assert "no answer within 1.5 s" in found.problem
+            locks = database.locks(view)
+        assert locks.partial and locks.problem is not None
+        assert "no answer within 1.5 s" in locks.problem
         wait_for(lambda: not any(thread.name == "ask-database" for thread in threading.enumerate()))
 
 
 def test_an_account_with_few_rights(server: Server, node: RunningNode, sessions: Sessions) -> None:
-    """An account that may only look sees who blocks a row; one without rights sees it, or what it needs."""
+    """A read-only account sees who blocks a row; one without privileges sees it, or which it needs."""
     holder, holding = sessions.open()
     waiter, waiting = sessions.open()
     holder.execute(text(UPDATE))
@@ -823,16 +825,16 @@ def test_an_account_with_few_rights(server: Server, node: RunningNode, sessions:
             if rights or server.backend == "postgresql":
                 assert blocked_by(database.locks(view), waiting) == [holding]
             else:
-                found = database.locks(view)
+                locks = database.locks(view)
                 assert waiting_for(database.locks(view, holding, waiters=True), holding) is None
-                assert blocked_by(found, waiting) is None
-                assert found.problem is not None and "needs PROCESS" in found.problem
+                assert blocked_by(locks, waiting) is None
+                assert locks.problem is not None and "needs PROCESS" in locks.problem
 
 
 def test_a_mariadb_that_records_no_metadata_locks(
     mariadb: Server, node: RunningNode, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Who waits for a table, where the server does not record who has it, is told so, and what that needs."""
+    """Where the server does not record who has a table's lock, the problem says what that needs."""
     sessions = Sessions(mariadb, node)
     try:
         holder, holding = sessions.open()

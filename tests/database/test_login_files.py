@@ -1,4 +1,4 @@
-"""What ~/.my.cnf and ~/.pgpass say of a login."""
+"""User and password of ~/.my.cnf and ~/.pgpass."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_my_cnf() -> None:
 
 
 def test_my_cnf_of_another_user() -> None:
-    """A password that the file has for one user is not sent for another one."""
+    """A password that the file has for one user is not used for another."""
     assert from_my_cnf(MY_CNF, "keystone") == ("keystone", None)
     assert from_my_cnf("[client]\npassword=x", "keystone") == ("keystone", "x")
 
@@ -57,7 +57,7 @@ def test_my_cnf_values(line: str, password: str | None) -> None:
 
 
 def test_my_cnf_later_group_wins() -> None:
-    """[connmon] wins over [client]."""
+    """[connmon] takes precedence over [client]."""
     assert from_my_cnf("[connmon]\nuser=ro\npassword=2\n[client]\npassword=1\n", None) == ("ro", "2")
 
 
@@ -82,13 +82,13 @@ localhost:*:*:local:socket
     ],
 )
 def test_pgpass(host: str | None, port: int, database: str, user: str, password: str | None) -> None:
-    """The first line that fits counts; escapes, and colons in the password, are taken as they are."""
+    """The first matching line counts; escapes, and plain colons in the password, are read."""
     assert from_pgpass(PGPASS, host, port, database, user) == password
 
 
 @given(st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1), st.text("abc:\\*é", min_size=1))
 def test_pgpass_round_trip(password: str, user: str) -> None:
-    """Whatever user and password have in them is found again when written with escapes."""
+    """Any user and password, written with escapes, are read back."""
 
     def escaped(field: str) -> str:
         return field.replace("\\", "\\\\").replace(":", "\\:")
@@ -100,6 +100,6 @@ def test_pgpass_round_trip(password: str, user: str) -> None:
 
 @given(st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1))
 def test_my_cnf_round_trip(password: str) -> None:
-    """Whatever a password has in it is found again when written in quotes with escapes."""
+    """Any password, written in quotes with escapes, is read back."""
     quoted = password.replace("\\", "\\\\").replace("'", "\\'")
     assert from_my_cnf(f"[client]\npassword='{quoted}'\n", "u") == ("u", password)

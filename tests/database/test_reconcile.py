@@ -1,4 +1,4 @@
-"""`connmon reconcile`: what a database server lists beside what processes report."""
+"""`connmon reconcile`: a database server's session list against the reports of processes."""
 
 from __future__ import annotations
 
@@ -65,11 +65,11 @@ def counts(document: Reconcile) -> tuple[int, int, int, int]:
 
 def test_everything_fits() -> None:
     """Sessions are accounted to the programs that have them, and one look is enough."""
-    found = look(
+    one_look = look(
         [conn(1), conn(2, 2, state="idle"), conn(3, 3, program="cron")], session(1), session(2), session(3)
     )
-    assert is_settled(found, NAMING)
-    document = reconcile(found, None, NAMING)
+    assert is_settled(one_look, NAMING)
+    document = reconcile(one_look, None, NAMING)
     assert counts(document) == (3, 0, 0, 0)
     first, second = document["programs"]
     assert (first["program"], first["sessions"], first["checked_out"], first["idle"]) == ("nova-api", 2, 1, 1)
@@ -78,7 +78,7 @@ def test_everything_fits() -> None:
 
 
 def test_limits() -> None:
-    """Headroom is what the limit leaves without what is reserved; the pools' capacity is set against it."""
+    """Headroom is the limit minus reserved and used connections; the pools' capacity is compared with it."""
     document = reconcile(
         look([conn(1)], session(1), max_connections=250, reserved_connections=5), None, NAMING
     )
@@ -94,7 +94,7 @@ def test_limits() -> None:
     [({"capacity": None}, 1, 0), ({"capacity": None, "connections": None, "state": "lost"}, 0, 1)],
 )
 def test_capacity_that_is_not_known(change: dict[str, Any], unlimited: int, lost: int) -> None:
-    """A pool without a limit, or of a lost process, makes the capacity unknown, never a wrong number."""
+    """A pool without a limit, or of a lost process, makes the capacity unknown."""
     document = reconcile(look([], pools=[POOL, {**POOL, **change}]), None, NAMING)
     assert document["capacity"] is None
     assert document["capacity_headroom"] is None
@@ -105,7 +105,7 @@ def test_capacity_that_is_not_known(change: dict[str, Any], unlimited: int, lost
 
 
 def test_two_looks() -> None:
-    """Only what did not fit at both looks counts; the rest was just being opened or closed."""
+    """Only a mismatch in both looks counts; other sessions were being opened or closed."""
     first = look([conn(1), conn(8, 8), conn(9, 9)], session(1), session(20), session(21))
     second = look(
         [conn(1), conn(8, 8), conn(21, 21), conn(10, 10)], session(1), session(20), session(21), session(22)
@@ -113,15 +113,15 @@ def test_two_looks() -> None:
     assert not is_settled(first, NAMING)
     document = reconcile(first, second, NAMING)
     assert counts(document) == (2, 1, 1, 1)
-    assert [each["id"] for each in document["unowned"]] == [20]
-    assert [each["server_id"] for each in document["missing"]] == [8]
+    assert [row["id"] for row in document["unowned"]] == [20]
+    assert [row["server_id"] for row in document["missing"]] == [8]
 
 
 def test_other_servers_with_the_same_ids() -> None:
-    """A connection to another server accounts for no session here, whatever its id, and is told of."""
+    """A connection to another server accounts for no session here, and a note names that server."""
     elsewhere: dict[str, Any] = {"database_host": "db2"}
-    found = look([conn(1, **elsewhere)], session(1), pools=[POOL, {**POOL, **elsewhere}])
-    document = reconcile(found, None, NAMING)
+    one_look = look([conn(1, **elsewhere)], session(1), pools=[POOL, {**POOL, **elsewhere}])
+    document = reconcile(one_look, None, NAMING)
     assert counts(document) == (0, 1, 0, 0)
     assert document["other_servers"] == [
         {"server": "db2:3306", "pools": 1, "connections": 78, "pooler": False}
@@ -129,7 +129,7 @@ def test_other_servers_with_the_same_ids() -> None:
     printed = reconcile_text(document)
     assert "not compared, since applications name another server: db2:3306 (78 connections)" in printed
     assert "say so: --database db2:3306\n" in printed
-    named = reconcile(found, None, Naming("terminal", (parse_server("DB2"),)))
+    named = reconcile(one_look, None, Naming("terminal", (parse_server("DB2"),)))
     assert counts(named) == (1, 0, 0, 0)
     assert named["other_servers"] == []
 
@@ -151,7 +151,7 @@ def test_other_servers_with_the_same_ids() -> None:
 def test_local_names_mean_another_server_on_each_host(
     server: str, pool_host: str | None, host: str, same: bool
 ) -> None:
-    """localhost in a URL is the server of the host that the process runs on, and of no other."""
+    """localhost in a URL is the server on the process's own host."""
     row = {**POOL, "database_host": pool_host, "host": host}
     assert NAMING.has(view(server=DatabaseServer(server, 3306)), row) is same
     assert not NAMING.has(view(server=DatabaseServer(server, 3307)), row)
@@ -183,7 +183,7 @@ PG_HERE = Listening(
     ],
 )
 def test_pools_of_the_same_server(asked: str, listening: Listening, pools: str) -> None:
-    """A server is found by whatever means local pools reach it."""
+    """Local pools match the server by TCP, by its socket and by its addresses."""
     (server,) = parse_servers(asked)
     naming = Naming("terminal", (), frozenset({"127.0.0.1", "10.0.0.1"}))
     seen = view(
@@ -212,7 +212,7 @@ def test_pools_of_the_same_server(asked: str, listening: Listening, pools: str) 
     ],
 )
 def test_a_server_that_is_only_forwarded_here(asked: str, listening: Listening) -> None:
-    """What is reached here but runs elsewhere has of the local pools those with the same words only."""
+    """Behind a forwarded port only local pools with the same name of the server match."""
     (server,) = parse_servers(asked)
     naming = Naming("terminal", (), frozenset({"127.0.0.1", "10.0.0.1"}))
     dialect = "postgresql" if listening.hostname is None else "mysql"
@@ -223,7 +223,7 @@ def test_a_server_that_is_only_forwarded_here(asked: str, listening: Listening) 
 
 
 def test_server_on_another_host() -> None:
-    """Asked by its name, a server has the pools that reach it locally on its own host, and there only."""
+    """Asked by its name, a server has the pools with local names on its own host, and no others."""
     seen = view(server=DatabaseServer("db1.example", 3306), listening=MYSQL_HERE._replace(hostname="db1"))
     for words in ("localhost:3306", "/run/s"):
         assert NAMING.names(seen, parse_servers(words)[0], "db1")
@@ -233,41 +233,41 @@ def test_server_on_another_host() -> None:
 
 
 def test_servers_that_are_bound_to_an_address() -> None:
-    """An address that the server was given to listen on is its own, whoever names it."""
+    """A listen address names the server on every host."""
     seen = view(server=DatabaseServer("/run/s", None), listening=MYSQL_HERE._replace(addresses=("10.0.0.7",)))
     assert NAMING.names(seen, DatabaseServer("10.0.0.7", 3306), "app1")
     assert not NAMING.names(seen, DatabaseServer("10.0.0.8", 3306), "app1")
 
 
 def test_hint_for_several_hosts_is_taken() -> None:
-    """What is printed for a pool with several hosts is what --database takes, and then it is found."""
+    """--database takes the printed form of several hosts, and the pool then matches."""
     several: dict[str, Any] = {"dialect": "postgresql", "database_host": "a:1,b:2", "database_port": None}
     here: dict[str, Any] = {"dialect": "postgresql", "database_host": "b", "database_port": 2}
-    found = look(
+    one_look = look(
         [conn(1, **here)], session(1), pools=[{**POOL, **several}], dialect="postgresql",
         server=DatabaseServer("c", 3),
     )  # fmt: skip
-    printed = reconcile_text(reconcile(found, None, NAMING))
+    printed = reconcile_text(reconcile(one_look, None, NAMING))
     (hint,) = [line.rpartition(" ")[2] for line in printed.splitlines() if "--database" in line]
-    document = reconcile(found, None, Naming("terminal", parse_servers(hint)))
+    document = reconcile(one_look, None, Naming("terminal", parse_servers(hint)))
     assert counts(document) == (1, 0, 0, 0)
     assert document["other_servers"] == []
 
 
 def test_server_that_is_not_known() -> None:
-    """A connection whose server is not known is at none: it accounts for no session, and that is said."""
+    """A connection whose server is not known accounts for no session, and a note says so."""
     nowhere: dict[str, Any] = {"database_host": None, "database_port": None}
-    found = look(
+    one_look = look(
         [conn(1, **nowhere)], session(1), pools=[{**POOL, **nowhere}], server=DatabaseServer("/run/s", None)
     )
-    document = reconcile(found, None, Naming("ctl1"))
+    document = reconcile(one_look, None, Naming("ctl1"))
     assert counts(document) == (0, 1, 0, 0)
     assert (document["unknown_server_connections"], document["pools"]) == (1, 0)
     assert "not known where they are: 1 connections" in reconcile_text(document)
 
 
 def test_connections_through_a_pooler() -> None:
-    """Connections whose ids a pooler made up are said to be so, and are not missing."""
+    """Connections with a pooler's own ids have a note, and are not missing."""
     document = reconcile(look([conn(None, pooler=True)], session(1)), None, NAMING)
     assert counts(document) == (0, 1, 0, 0)
     assert (document["connections_without_id"], document["connections_through_pooler"]) == (1, 1)
@@ -280,7 +280,7 @@ def test_connections_through_a_pooler() -> None:
 
 
 def test_session_id_used_again() -> None:
-    """A session younger than the connection is another one, as are all after a restart of the server."""
+    """A session younger than the connection is another one, as are all sessions after a restart."""
     younger = look([conn(1)], session(1, age_seconds=20.0))
     assert counts(reconcile(younger, None, NAMING)) == (0, 1, 0, 1)
     restarted = look([conn(1)], session(1), uptime_seconds=30.0)
@@ -290,14 +290,14 @@ def test_session_id_used_again() -> None:
 
 
 def test_lost_process() -> None:
-    """A lost process's connections account for sessions, but nobody says that it believes in them."""
+    """A lost process's connections account for sessions, but are not missing."""
     document = reconcile(look([conn(1, state=None), conn(2, 2, state=None)], session(1)), None, NAMING)
     assert counts(document) == (1, 0, 0, 0)
     assert document["programs"][0]["lost"] == 1
 
 
 def test_session_of_parent_and_child() -> None:
-    """A session that a forked child has too is one session."""
+    """A session that a forked child also has is counted once."""
     document = reconcile(look([conn(1), conn(1, instance="i2")], session(1)), None, NAMING)
     assert counts(document) == (1, 0, 0, 0)
     assert document["shared_sessions"] == 1
@@ -305,7 +305,7 @@ def test_session_of_parent_and_child() -> None:
 
 
 def test_connection_without_an_id() -> None:
-    """A connection whose session id is not known is said to be there, and is not missing."""
+    """A connection without a session id has a note, and is not missing."""
     document = reconcile(look([conn(None)], session(1)), None, NAMING)
     assert counts(document) == (0, 1, 0, 0)
     assert document["connections_without_id"] == 1
@@ -332,8 +332,10 @@ def test_every_session_is_in_one_place(
     """accounted + unowned + unsettled = sessions, and the programs' sessions add up to the accounted ones."""
 
     def looked(rows: list[tuple[Any, ...]], ids: set[int]) -> Look:
-        found = [conn(i, n, instance=f"i{k}", program=f"p{n}", state=s) for n, (i, k, s) in enumerate(rows)]
-        return look(found, *map(session, sorted(ids)))
+        connections = [
+            conn(i, n, instance=f"i{k}", program=f"p{n}", state=s) for n, (i, k, s) in enumerate(rows)
+        ]
+        return look(connections, *map(session, sorted(ids)))
 
     last = s2 if twice else s1
     document = reconcile(looked(before, s1), looked(after, s2) if twice else None, NAMING)
@@ -345,10 +347,10 @@ def test_every_session_is_in_one_place(
 
 
 def test_pools_that_have_no_row_each_count() -> None:
-    """A sum of several counts with its capacity and as so many pools; what limits leave out is noted."""
+    """A row for several pools counts with all of them; a note says how much limits leave out."""
     several = {**POOL, "pool": "(others)", "pools": 4, "capacity": 60}
-    found = look([conn(1)], session(1), pools=[POOL, several])
-    document = reconcile(found._replace(header={**HEADER, "left_out": 4}), None, NAMING)
+    one_look = look([conn(1)], session(1), pools=[POOL, several])
+    document = reconcile(one_look._replace(header={**HEADER, "left_out": 4}), None, NAMING)
     assert (document["pools"], document["left_out"]) == (5, 4)
     assert document["capacity"] == POOL["capacity"] + 60
     assert "note: limits leave out 4 of the service" in reconcile_text(document)
@@ -357,13 +359,13 @@ def test_pools_that_have_no_row_each_count() -> None:
 def hostile() -> Reconcile:
     evil = '=a\n\x1b[2J"\u202e,b'
     bad: dict[str, Any] = dict.fromkeys(("host", "program", "holder", "call_site", "command"), evil)
-    found = look(
+    one_look = look(
         [conn(1, **bad), conn(2, 2, **bad), conn(9, 9, database_host=evil)],
         session(1), session(3, user=evil, client_host=evil, database=evil, application=evil, state=evil),
         pools=[POOL, {**POOL, "database_host": evil}],
         version=evil,
     )  # fmt: skip
-    return reconcile(found, None, NAMING)
+    return reconcile(one_look, None, NAMING)
 
 
 def test_hostile_names() -> None:
@@ -402,7 +404,7 @@ def test_the_contract_is_the_typed_document() -> None:
 
 
 def test_csv() -> None:
-    """The CSV has programs, unowned sessions and missing connections, told apart by kind."""
+    """The CSV has programs, unowned sessions and missing connections, distinguished by `kind`."""
     document = reconcile(look([conn(1), conn(2, 2)], session(1), session(3)), None, NAMING)
     rows = list(csv.DictReader(io.StringIO(reconcile_csv(document))))
     assert list(rows[0]) == list(CSV_KEYS)
@@ -421,6 +423,6 @@ def test_unowned_sessions_are_grouped() -> None:
 
 
 def test_hidden_sessions_are_said() -> None:
-    """An account that may not see others' sessions is told what it needs."""
+    """For an account that may not see others' sessions a note names the privilege."""
     printed = reconcile_text(reconcile(look([], hidden_sessions=4), None, NAMING))
     assert "4 sessions are hidden from this account: it needs PROCESS" in printed

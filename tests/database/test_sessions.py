@@ -1,4 +1,4 @@
-"""Talking to a database server for `connmon reconcile`: real MariaDB and PostgreSQL, and none at all."""
+"""The connection to a database server, with real MariaDB and PostgreSQL servers and with none."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def an_empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_applications_urls_are_taken(url: str, server: str) -> None:
-    """An application's own URL will do; what connmon adds to it is taken off."""
+    """An application's own URL is accepted; connmon's options are removed from it."""
     parsed = parse_url(url)
     assert str(server_of_url(parsed)) == server
     assert "connmon" not in str(parsed)
@@ -87,7 +87,7 @@ def test_applications_urls_are_taken(url: str, server: str) -> None:
     ],
 )  # fmt: skip
 def test_urls_that_cannot_be(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A URL that cannot be is one line that has nothing of the password."""
+    """A URL that cannot be parsed is one line without the password."""
     assert run_connmon(["reconcile", url, "-H", "127.0.0.1:1"]) in (1, 2)
     error = capsys.readouterr().err
     assert error.startswith("connmon: ")
@@ -96,7 +96,7 @@ def test_urls_that_cannot_be(url: str, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_arguments_beside_it_show_no_password(capsys: pytest.CaptureFixture[str]) -> None:
-    """A URL in the wrong place is not repeated with its password."""
+    """A URL in the wrong place is quoted without its password."""
     assert run_connmon(["reconcile", "mysql://u:seSAme@h/", "--database", "mysql://a:seSAme@h/"]) == 2
     assert "seSAme" not in capsys.readouterr().err
 
@@ -105,7 +105,7 @@ def test_arguments_beside_it_show_no_password(capsys: pytest.CaptureFixture[str]
 
 
 def test_password_files(home: Path) -> None:
-    """A password that the URL does not have is that of ~/.my.cnf or ~/.pgpass, and goes in no repr()."""
+    """A password that is not in the URL is read from ~/.my.cnf or ~/.pgpass, and is in no repr()."""
     (home / ".my.cnf").write_text("[client]\nuser=nova\npassword='se%s@me'\n")
     (home / ".pgpass").write_text("db:5432:nova:nova:pg:pass\n")
     (home / ".pgpass").chmod(0o600)
@@ -118,9 +118,9 @@ def test_password_files(home: Path) -> None:
         ("postgresql://nova@other/nova", None),
     ):
         parsed = parse_url(url)
-        found = with_password(parsed, server_of_url(parsed))
-        assert found.password == password
-        assert not password or password not in repr(found)
+        completed = with_password(parsed, server_of_url(parsed))
+        assert completed.password == password
+        assert not password or password not in repr(completed)
 
 
 def test_password_files_open_to_others(home: Path) -> None:
@@ -137,7 +137,7 @@ def test_password_files_open_to_others(home: Path) -> None:
 def test_password_of_a_server_that_something_else_decides(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No password of ~/.pgpass goes to a server that a service, the environment or a choice leads to."""
+    """No password of ~/.pgpass is sent where a service file, the environment or several hosts decide."""
     (home / ".pgpass").write_text("localhost:*:*:*:secret\na:*:*:*:secret\ndb1:5433:*:*:right\n")
     (home / ".pgpass").chmod(0o600)
 
@@ -177,7 +177,7 @@ def url_of(server: Server, user: str, password: str | None = None, host: str | N
 
 @contextlib.contextmanager
 def account(server: Server, user: str, rights: str) -> Iterator[str]:
-    """A database account with the worst of passwords; yields its name."""
+    """Create a database account with a password of special characters; yields its name."""
     engine = sqlalchemy.create_engine(server.url(DRIVERS[server.backend]), poolclass=NullPool)
     quoted = PASSWORD.replace("'", "''")
     if server.backend == "mysql":
@@ -206,7 +206,7 @@ def account(server: Server, user: str, rights: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def application(server: Server, node: RunningNode, connections: int) -> Iterator[sqlalchemy.Engine]:
-    """An engine of this process that reports to the node, with so many connections open."""
+    """An engine of this process that reports to the node, with some open connections."""
     url = server.url(
         DRIVERS[server.backend], plugin="connmon", connmon_addr=node.address, connmon_program="the-app"
     )
@@ -219,8 +219,8 @@ def application(server: Server, node: RunningNode, connections: int) -> Iterator
         )
         yield engine
     finally:
-        for each in held:
-            each.close()
+        for connection in held:
+            connection.close()
         engine.dispose()
         wait_for(lambda: sum(row["connections"] or 0 for row in node.rows("program")) == 0)
 
@@ -229,7 +229,7 @@ RIGHTS = {"mysql": "PROCESS", "postgresql": "pg_read_all_stats"}
 
 
 def test_reconcile(server: Server, node: RunningNode, capsys: pytest.CaptureFixture[str]) -> None:
-    """A read-only account sees which sessions are the program's, which nobody's, and the server's limits."""
+    """A read-only account sees the program's sessions, unowned sessions and the server's limits."""
     with account(server, "auditor", RIGHTS[server.backend]) as user, application(server, node, 2) as engine:
         stranger = sqlalchemy.create_engine(server.url(DRIVERS[server.backend]), poolclass=NullPool).connect()
         try:
@@ -271,7 +271,7 @@ def test_reconcile(server: Server, node: RunningNode, capsys: pytest.CaptureFixt
 def test_connection_that_the_server_has_killed(
     server: Server, node: RunningNode, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A connection that the application believes in, and the server has ended, is missing."""
+    """A connection that the server has ended, and the application still has, is missing."""
     with application(server, node, 2) as engine:
         admin = sqlalchemy.create_engine(server.url(DRIVERS[server.backend]), poolclass=NullPool)
         (victim, _) = sorted(
@@ -289,7 +289,7 @@ def test_connection_that_the_server_has_killed(
 
 
 def test_account_that_may_not_see_others(server: Server) -> None:
-    """Sessions that the account may not see are counted as hidden, and none is taken for the whole list."""
+    """Sessions that the account may not see are counted as hidden."""
     with (
         account(server, "blind", "") as user,
         DatabaseSessions(parse_url(url_of(server, user, PASSWORD))) as database,
@@ -314,7 +314,7 @@ def test_the_account_of_files(server: Server, home: Path) -> None:
 
 
 def test_wrong_password(server: Server) -> None:
-    """A login that is not accepted is a usage error in the server's words, without the password."""
+    """A refused login is a usage error with the server's message, without the password."""
     for password in ("seSAme", None):
         with pytest.raises(UsageError, match=r"~/\.my\.cnf or ~/\.pgpass") as caught:
             DatabaseSessions(parse_url(url_of(server, server.user, password)))
@@ -362,7 +362,7 @@ def a_port_that_says_nothing() -> Iterator[int]:
 
 @pytest.mark.parametrize("dialect", ["mysql", "mysql+mysqldb", "postgresql+psycopg", "postgresql+psycopg2"])
 def test_server_that_does_not_answer(mute: int, dialect: str) -> None:
-    """A server that takes the connection and says nothing is given up."""
+    """A server that accepts the connection and never answers is given up."""
     if dialect != "mysql":  # for which connmon takes the driver that is there
         needs_driver(dialect)
     url = parse_url(f"{dialect}://u:seSAme@127.0.0.1:{mute}/x")
@@ -372,7 +372,7 @@ def test_server_that_does_not_answer(mute: int, dialect: str) -> None:
 
 @pytest.mark.parametrize("driver", ["pymysql", "mysqldb"])
 def test_server_that_stops_answering(mariadb: Server, driver: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """A server that hangs in the middle is given up within the time, and nothing else is said about it."""
+    """A server that hangs later is given up within the limit, and nothing else is printed."""
     needs_driver(driver)
     settings = DatabaseSettings(answer_seconds=1.5)
     with DatabaseSessions(parse_url(mariadb.url(driver)), settings=settings) as database:
@@ -387,7 +387,7 @@ def test_server_that_stops_answering(mariadb: Server, driver: str, capfd: pytest
 
 @pytest.mark.parametrize("dialect", ["mysql", "postgresql+psycopg", "postgresql+psycopg2"])
 def test_nobody_listens(dialect: str) -> None:
-    """A port that nobody listens on is one line with the server and the reason."""
+    """A refused connection is one line with the server and the reason."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
@@ -400,7 +400,7 @@ def test_nobody_listens(dialect: str) -> None:
 
 
 def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without any driver it is said which to install."""
+    """Without a driver the error names the package to install."""
     for name in ("psycopg", "psycopg2", "pg8000"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UsageError, match="no driver for postgresql is installed here; pip install"):
@@ -408,7 +408,7 @@ def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_server_of_the_sessions() -> None:
-    """The server is the URL's, with its dialect's usual port."""
+    """The server is the URL's, with its dialect's default port."""
     assert server_of_url(parse_url("mariadb://u@Db./x")) == DatabaseServer("db", 3306)
 
 
@@ -416,7 +416,7 @@ def test_server_of_the_sessions() -> None:
 
 
 def refusal(url: str, node: RunningNode, capsys: pytest.CaptureFixture[str]) -> str:
-    """Return the line with which reconcile ends."""
+    """Return the error line of reconcile."""
     assert run_connmon(["reconcile", url, "-H", node.address]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     return line
@@ -445,7 +445,7 @@ def full(connect: Callable[[], Any]) -> Iterator[None]:
 def test_a_full_mariadb_says_which_right_gets_in(
     mariadb: Server, node: RunningNode, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without CONNECTION ADMIN the line names it; the account that has it gets in, as the line says."""
+    """Without CONNECTION ADMIN the line names the privilege; an account that has it gets in."""
     (before,) = query(mariadb, "SELECT @@max_connections")
     with account(mariadb, "viewer", "PROCESS") as user, account(mariadb, "chief", "ALL PRIVILEGES") as chief:
         query(mariadb, "SET GLOBAL max_connections = 12")
@@ -472,7 +472,7 @@ def test_a_full_mariadb_says_which_right_gets_in(
 
 
 def query(server: Server, statement: str) -> list[Any]:
-    """Return the first column of what the all-mighty account is answered."""
+    """Return the first column of the superuser's answer."""
     with server._lock:
         return [row[0] for row in server._rows(statement)]
 
@@ -489,7 +489,7 @@ class FewSlots(PostgreSQL):
 def test_a_full_postgresql_says_which_right_gets_in(
     driver: str, postgresql: Server, node: RunningNode, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Reserved slots, a server that is wholly full and a role's own limit differ."""
+    """Reserved slots, a full server and a role's own limit have different hints."""
     server = FewSlots()
 
     def connect(user: str) -> Any:
@@ -523,7 +523,7 @@ def query_postgresql(server: Server, statement: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "said", "expected"),
+    ("code", "message", "expected"),
     [
         (1040, "Zu viele Verbindungen", "CONNECTION_ADMIN"),
         ("53300", "tut mir leid, schon zu viele Clients", "superuser_reserved_connections"),
@@ -534,7 +534,7 @@ def query_postgresql(server: Server, statement: str) -> None:
         ("28P01", "password authentication failed", ""),
     ],
 )  # fmt: skip
-def test_hints(code: object, said: str, expected: str) -> None:
-    """The server's code counts in whatever language it speaks; other errors get no hint."""
-    found = hint(code, said)
-    assert expected in found if expected else found == ""
+def test_hints(code: object, message: str, expected: str) -> None:
+    """The error code decides in any language of the server; other errors get no hint."""
+    text = hint(code, message)
+    assert expected in text if expected else text == ""

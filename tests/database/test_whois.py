@@ -31,7 +31,7 @@ APPLICATION = str(Path(__file__).parents[1] / "support" / "blocking_application.
 
 
 def connection(server_id: int | None = 5, **changes: Any) -> dict[str, Any]:
-    """Return a row as a snapshot by connection has it."""
+    """Return a row of a snapshot by connection."""
     (row,) = document_of_one()["rows"]
     return {**row, "server_id": server_id, **changes}
 
@@ -70,7 +70,7 @@ def test_all_matches_with_their_server() -> None:
     ],
 )
 def test_only_of_the_server_named(database: str, found: bool) -> None:
-    """With a server named only its sessions count, whatever its port where none is named."""
+    """Where a server is named only its sessions match; without a port, on any of its ports."""
     result, problem = whois(document(connection()), 5, parse_servers(database))
     assert bool(result["rows"]) is found
     assert (problem is None) is found
@@ -86,13 +86,13 @@ def test_only_of_the_server_named(database: str, found: bool) -> None:
     ],
 )
 def test_how_a_server_is_named(text: str, host: str | None, same: bool) -> None:
-    """Names are compared as written, but for case, a last dot and how IPv6 is written."""
+    """Names are compared without regard to case, a final dot and the spelling of IPv6."""
     row = connection(dialect="postgresql", database_host=host, database_port=None)
     assert any(names(parse_server(text), server) for server in servers_of(row)) is same
 
 
 def test_port_left_out_in_the_applications_url() -> None:
-    """A pool whose URL has no port is on its dialect's usual one."""
+    """A pool whose URL has no port is at its dialect's default port."""
     for dialect, port in (("mysql", 3306), ("mariadb", 3306), ("postgresql", 5432)):
         row = connection(dialect=dialect, database_host="db", database_port=None)
         assert servers_of(row) == (DatabaseServer("db", port),)
@@ -109,7 +109,7 @@ def test_port_left_out_in_the_applications_url() -> None:
     ],
 )  # fmt: skip
 def test_nobody_has_it(rows: list[dict[str, Any]], database: str | None, hint: str) -> None:
-    """Where nobody has it, what is known instead is said."""
+    """Where no process has the session, the error says what is known instead."""
     result, problem = whois(document(*rows), 5, () if database is None else parse_servers(database))
     assert result["rows"] == []
     assert problem is not None
@@ -117,7 +117,7 @@ def test_nobody_has_it(rows: list[dict[str, Any]], database: str | None, hint: s
 
 
 def test_nobody_has_it_but_not_all_is_known() -> None:
-    """It is said where limits leave out something, and how many servers there are beyond the first ten."""
+    """The error says how much limits leave out, and how many servers there are beyond the first ten."""
     _, problem = whois({**document(connection(6)), "totals": {"left_out": 12}}, 5)
     assert problem is not None and problem.endswith("; limits leave out 12 of the service")
     rows = [connection(6, database_host=f"db{number}") for number in range(13)]
@@ -126,7 +126,7 @@ def test_nobody_has_it_but_not_all_is_known() -> None:
 
 
 def test_what_is_printed() -> None:
-    """A block tells host, program, pid, holder, how long held, line of code and the whole stack."""
+    """A block has host, program, pid, holder, the time held, the call site and the whole stack."""
     row = connection(
         held_seconds=41.0,
         holder="Thread-7",
@@ -160,7 +160,7 @@ def test_what_is_printed() -> None:
     ],
 )
 def test_both_users_are_named_as_what_they_are(pool: str | None, user: str | None) -> None:
-    """The process's user is the system's; the server's is in the pool's URL, or not known."""
+    """The process's user is the system's; the database user is that of the pool's URL, or not known."""
     result, _ = whois(document(connection(pool=pool, user="www-data")), 5)
     assert result["rows"][0]["database_user"] == user
     printed = whois_text(result)
@@ -170,19 +170,19 @@ def test_both_users_are_named_as_what_they_are(pool: str | None, user: str | Non
 
 
 def test_the_verdict_of_its_pool() -> None:
-    """A match has the verdict and the reason of its pool; where two pools look the same, neither's."""
+    """A match has the verdict and reason of its pool; none where two pools look the same."""
     row = connection()
     same = ("instance", "pool", "pool_class", "pool_size", "max_overflow")
-    found = {key: row[key] for key in same} | {"verdict": "LEAK", "verdict_reason": "held"}
-    other = {**found, "pool": "sqlite://", "verdict": None, "verdict_reason": None}
-    (known,) = whois(document(row), 5, pools=[other, found])[0]["rows"]
+    pool_row = {key: row[key] for key in same} | {"verdict": "LEAK", "verdict_reason": "held"}
+    other = {**pool_row, "pool": "sqlite://", "verdict": None, "verdict_reason": None}
+    (known,) = whois(document(row), 5, pools=[other, pool_row])[0]["rows"]
     assert (known["pool_verdict"], known["pool_verdict_reason"]) == ("LEAK", "held")
-    (unknown,) = whois(document(row), 5, pools=[found, other, found])[0]["rows"]
+    (unknown,) = whois(document(row), 5, pools=[pool_row, other, pool_row])[0]["rows"]
     assert (unknown["pool_verdict"], unknown["pool_verdict_reason"]) == (None, None)
 
 
 def test_lost_and_idle_and_unknown() -> None:
-    """A lost process is said to be lost, an idle connection has no holder, unknown is a dash."""
+    """A lost process is marked as lost, an idle connection has no holder, an unknown value is a dash."""
     lost = connection(state=None, held_seconds=None)
     idle = connection(state="idle", held_seconds=None, holder=None, call_site=None, stack=[], pid=None)
     first, second = whois_text(whois(document(lost, idle), 5)[0]).split("\n\n")
@@ -208,7 +208,7 @@ def test_hostile_names() -> None:
 
 @pytest.mark.parametrize("wrong", ["", "0", "-1", "1.5", "0x1f", "٣", "9" * 17, "1 2", "a\nb"])
 def test_no_session_id(wrong: str) -> None:
-    """What is no positive number is refused in one line."""
+    """A session id that is no positive number is refused in one line."""
     with pytest.raises(ConfigError) as caught:
         parse_session(wrong)
     assert str(caught.value).isprintable()
@@ -268,7 +268,7 @@ def check_both(
             assert code == (0 if rows else 1)
             return rows
 
-        def told(session: int, role: str) -> bool:
+        def is_known(session: int, role: str) -> bool:
             (row,) = asked(session, "--database", f"{server.host}:{server.port}")
             assert (row["program"], row["pid"]) == (f"{role}er", pids[role])
             assert row["holder"] == f"{role}s-the-row"
@@ -278,8 +278,8 @@ def check_both(
             assert f" {role}" in " ".join(row["stack"])
             return True
 
-        wait_for(lambda: told(holding, "hold"), 20, "the holder's line of code")
-        wait_for(lambda: told(waiting, "wait"), 20, "the waiting one's line of code")
+        wait_for(lambda: is_known(holding, "hold"), 20, "the holder's line of code")
+        wait_for(lambda: is_known(waiting, "wait"), 20, "the waiting one's line of code")
         assert asked(holding, "--database", f"{server.host}:1") == []
 
         url = server.url(driver)
@@ -298,7 +298,7 @@ def check_both(
 def test_mariadb_sessions_that_block(
     mariadb: Server, node: RunningNode, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The two threads of MariaDB's lock wait are found in the two programs, with their lines of code."""
+    """Both threads of a lock wait in MariaDB are found in their programs, with their call sites."""
     engine = sqlalchemy.create_engine(mariadb.url("pymysql"))
 
     def blocked() -> list[tuple[int, int]]:
@@ -319,7 +319,7 @@ def test_mariadb_sessions_that_block(
 def test_postgresql_sessions_that_block(
     postgresql: Server, node: RunningNode, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The two backends of PostgreSQL's lock wait are found in the two programs, with their lines of code."""
+    """Both backends of a lock wait in PostgreSQL are found in their programs, with their call sites."""
     engine = sqlalchemy.create_engine(postgresql.url("psycopg"))
 
     def blocked() -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""The blocking reader, against small nodes that behave well and badly."""
+"""The blocking client connection, against small nodes that behave well or badly."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def rows(program: str = "nova", **changes: Any) -> Rows:
 
 
 def welcoming(*answer: Rows, raw: bytes = b"", service: str = "default") -> Manner:
-    """A node that answers every query with these frames, and then these bytes."""
+    """Return a node that answers every query with these frames, and then these bytes."""
 
     def behave(sock: socket.socket) -> None:
         side = NodeSide()
@@ -84,7 +84,7 @@ def saying(data: bytes) -> Manner:
 
 
 def silent(sock: socket.socket) -> None:
-    """Says nothing, until the reader gives up."""
+    """Answer nothing, until the reader gives up."""
     while sock.recv(65536):
         pass
 
@@ -93,7 +93,7 @@ def silent(sock: socket.socket) -> None:
 def serving(
     manner: Manner, name: str = "node1", family: int = socket.AF_INET, host: str = "127.0.0.1"
 ) -> Iterator[Node]:
-    """Run a node of this manner in threads; yields how it is reached."""
+    """Run a node of this manner in threads; yields its address."""
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.bind((host, 0))
         listener.listen()
@@ -131,7 +131,7 @@ def serving(
 
 @contextmanager
 def nobody(name: str = "gone") -> Iterator[Node]:
-    """A node that is down: its port is bound, so that nobody else gets it, but does not listen."""
+    """A node that is down: its port is bound, so that nobody else gets it, and does not listen."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         address = Address("127.0.0.1", sock.getsockname()[1])
@@ -152,13 +152,13 @@ def test_ask() -> None:
 
 
 def test_any_service() -> None:
-    """A reader that was given no service reads whichever the node serves."""
+    """A reader without a service reads the node's service."""
     with serving(welcoming(rows(), service="other")) as node, connect([node], "") as client:
         assert len(list(client.ask(Query("program")))) == 1
 
 
 def test_random_node() -> None:
-    """Which node is taken is random, and the same again with the same seed."""
+    """The node is chosen at random, and the same one for the same seed."""
     with serving(welcoming(rows()), "a") as a, serving(welcoming(rows()), "b") as b:
 
         def taken(seed: int) -> str:
@@ -171,7 +171,7 @@ def test_random_node() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_next_node(seed: int) -> None:
-    """Nodes that are down, refuse, say nothing, talk rubbish or hang up are passed over."""
+    """Nodes that are down, refuse, are silent, send garbage or hang up are passed over."""
     bad = [refusing("no"), silent, saying(b"HTTP/1.1 400 Bad Request\r\n\r\n"), saying(b"")]
     with (
         nobody() as down,
@@ -187,7 +187,7 @@ def test_next_node(seed: int) -> None:
 
 
 def test_no_node() -> None:
-    """Where no node welcomes, one line tells of each of them why; what nodes say is made harmless."""
+    """Where no node welcomes, one line has each node's reason, sanitized."""
     with (
         nobody("down") as down,
         serving(refusing("go\naway \x1b[2J"), "rude") as rude,
@@ -214,7 +214,7 @@ def test_no_node() -> None:
 
 
 def test_exclude() -> None:
-    """Excluded nodes are not tried; where that leaves none, it is said."""
+    """Excluded nodes are not tried; where none is left, the error says so."""
     with serving(welcoming(rows()), "a") as a, serving(welcoming(rows()), "b") as b:
         for _ in range(5):
             with connect([a, b], "default", exclude={"a"}) as client:
@@ -224,7 +224,7 @@ def test_exclude() -> None:
 
 
 def test_unknown_host() -> None:
-    """A name that cannot be resolved, or cannot be a name at all, is a reason like any other."""
+    """A name that cannot be resolved, or is no valid name, is a reason like any other."""
     for host in ("no-such-host.invalid", "a" * 70 + ".example"):
         node = Node("n", Address(host, 5800), Address("0.0.0.0", 5800))
         with pytest.raises(UnreachableError, match=rf"n \({host}:5800\): "):
@@ -232,20 +232,20 @@ def test_unknown_host() -> None:
 
 
 def test_all_addresses_of_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A node that listens on one of its name's addresses only is reached."""
+    """A node that listens on only one address of its name is reached."""
     with nobody() as down, serving(welcoming(rows())) as up:
-        found = [
+        addresses = [
             (socket.AF_INET, socket.SOCK_STREAM, 6, "", (node.address.host, node.address.port))
             for node in (down, up)
         ]
-        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: addresses)
         node = Node("n", Address("localhost", 5800), Address("0.0.0.0", 5800))
         with connect([node], "default") as client:
             assert len(list(client.ask(Query("program")))) == 1
 
 
 def test_ipv6() -> None:
-    """A node is reached over IPv6 as well."""
+    """A node is reached over IPv6."""
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
@@ -265,7 +265,8 @@ def test_ipv6() -> None:
     ],
 )
 def test_broken_answer(manner: Manner, error: type[PeerError], reason: str) -> None:
-    """An answer that breaks off or goes on with rubbish is an error that names the node, and the end."""
+    """An answer that breaks off or turns into garbage is an error that names the node, and closes the
+    client."""
     with serving(manner) as node, connect([node], "default") as client:
         client.timeout = 0.3
         with pytest.raises(error, match=rf"^node1 \({node.address}\): {reason}") as caught:
@@ -276,7 +277,7 @@ def test_broken_answer(manner: Manner, error: type[PeerError], reason: str) -> N
 
 
 def test_trickling_answer() -> None:
-    """An answer that comes byte by byte does not make the limit longer."""
+    """An answer that comes byte by byte does not extend the limit."""
     stop = threading.Event()
 
     def trickle(sock: socket.socket) -> None:
@@ -297,7 +298,7 @@ def test_trickling_answer() -> None:
 
 
 def test_answer_left_unread() -> None:
-    """A caller that stops in the middle of an answer closes the client: what follows would be mistaken."""
+    """A caller that stops in the middle of an answer closes the client."""
     with serving(welcoming(rows(more=True), rows())) as node, connect([node], "default") as client:
         answer = client.ask(Query("program"))
         next(answer)
@@ -308,7 +309,7 @@ def test_answer_left_unread() -> None:
 
 
 def test_unasked_words() -> None:
-    """Frames after the last one of an answer are none of the next query's: that is an error."""
+    """Frames after the last one of an answer are an error for the next query."""
     with serving(welcoming(rows(), rows("unasked"))) as node, connect([node], "default") as client:
         list(client.ask(Query("program")))
         with pytest.raises(PeerError, match="without being asked"):
@@ -329,7 +330,7 @@ def test_read_once() -> None:
 
 
 def test_read_once_without_quorum() -> None:
-    """Where no node has quorum, the freshest view is shown, and says so itself."""
+    """Where no node has quorum, the freshest snapshot is returned, and says that it has no quorum."""
     with (
         serving(welcoming(rows("old", quorum=False, stale=9.0)), "a") as a,
         serving(welcoming(rows("new", quorum=False, stale=3.0)), "b") as b,
@@ -341,7 +342,7 @@ def test_read_once_without_quorum() -> None:
 
 
 def test_read_once_nobody() -> None:
-    """Where no node can be read, the error tells of those that failed after their welcome too."""
+    """Where no node can be read, the error also has the nodes that failed after their welcome."""
     with (
         nobody("down") as down,
         serving(welcoming(raw=b"\xff" * 8), "mad") as mad,

@@ -1,4 +1,4 @@
-"""`connmon cluster-status`: the verdict over what nodes say, and asking nodes that behave badly."""
+"""`connmon cluster-status`: the verdict over the nodes' answers, and nodes that behave badly."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ NODES = tuple(Node(name, Address("h", 1 + at), Address("h", 1 + at)) for at, nam
 
 
 def status(name: str = "node1", **changes: Any) -> NodeStatus:
-    """Return what a node of a healthy group says, whose leader is node1."""
+    """Return the status of a node of a healthy group, whose leader is node1."""
     others = tuple(other for other in NAMES if other != name)
-    said: dict[str, Any] = {
+    statuses: dict[str, Any] = {
         "service": "default",
         "node": name,
         "software": "0.1.0",
@@ -60,20 +60,20 @@ def status(name: str = "node1", **changes: Any) -> NodeStatus:
         "epoch": "e",
         "version": 900,
     }
-    return NodeStatus(**{**said, **changes})
+    return NodeStatus(**{**statuses, **changes})
 
 
-def verdict(**said: NodeStatus | Answer | None) -> Verdict:
-    """Judge a group of three: healthy nodes but for those given; None: it is not there."""
+def verdict(**statuses: NodeStatus | Answer | None) -> Verdict:
+    """Judge a group of three: healthy nodes but for those given; None: the node is away."""
     answers = []
     for node in NODES:
-        told = said.get(node.name, status(node.name))
-        if isinstance(told, Answer):
-            answers.append(told)
-        elif told is None:
+        answer = statuses.get(node.name, status(node.name))
+        if isinstance(answer, Answer):
+            answers.append(answer)
+        elif answer is None:
             answers.append(Answer(node, reason="Connection refused"))
         else:
-            answers.append(Answer(node, told, 900))
+            answers.append(Answer(node, answer, 900))
     return judge("default", answers)
 
 
@@ -106,30 +106,30 @@ def test_the_contract_is_the_typed_document() -> None:
 
 
 def test_a_node_that_is_away() -> None:
-    """One of three away: degraded, 1; its row says so, and nothing of it is made up."""
-    found = verdict(node3=None)
-    assert (found.exit_code, found.document["quorum"]) == (DEGRADED, True)
-    assert problems(found) == {"node3": ["unreachable: Connection refused"]}
-    row = found.document["nodes"][2]
+    """One of three away: degraded, 1; its row says so, and its other values are None."""
+    judged = verdict(node3=None)
+    assert (judged.exit_code, judged.document["quorum"]) == (DEGRADED, True)
+    assert problems(judged) == {"node3": ["unreachable: Connection refused"]}
+    row = judged.document["nodes"][2]
     assert row["role"] == "unreachable"
     assert all(row[key] is None for key in ("term", "applied", "lag", "stale_seconds", "version"))
 
 
 def test_no_quorum() -> None:
-    """Nodes that answer but have no majority: 2, no leader, and since when each picture stands."""
+    """Nodes that answer without a majority: 2, no leader, and the age of each node's view."""
     alone = status("node3", role="candidate", leader=None, quorum=False, stale=41.0, unlinked=NAMES[:2])
-    found = verdict(node1=None, node2=None, node3=alone)
-    assert found.exit_code == NO_QUORUM
-    assert (found.document["health"], found.document["quorum"], found.document["leader"]) == (
+    judged = verdict(node1=None, node2=None, node3=alone)
+    assert judged.exit_code == NO_QUORUM
+    assert (judged.document["health"], judged.document["quorum"], judged.document["leader"]) == (
         "no quorum", False, None,
     )  # fmt: skip
-    assert problems(found)["node3"] == ["candidate: knows no leader, its view has stood still for 41s"]
+    assert problems(judged)["node3"] == ["candidate: knows no leader, its view has stood still for 41s"]
 
 
 def test_nobody_answers() -> None:
-    """No node reachable: 2, and the health says that it is that."""
-    found = verdict(node1=None, node2=None, node3=None)
-    assert (found.exit_code, found.document["health"], found.document["term"]) == (2, "unreachable", None)
+    """No node reachable: 2, and the health is "unreachable"."""
+    judged = verdict(node1=None, node2=None, node3=None)
+    assert (judged.exit_code, judged.document["health"], judged.document["term"]) == (2, "unreachable", None)
 
 
 @pytest.mark.parametrize(
@@ -145,27 +145,27 @@ def test_nobody_answers() -> None:
     ],
 )
 def test_kinds_of_trouble_are_told_apart(changes: dict[str, Any], word: str) -> None:
-    """Whatever is wrong with a node that answers, the group is degraded and the problem says which it is."""
-    found = verdict(node2=status("node2", **changes))
-    assert found.exit_code == DEGRADED
-    assert problems(found)["node2"][0].startswith(word)
+    """Each problem of a node that answers makes the group degraded, and the first word is its kind."""
+    judged = verdict(node2=status("node2", **changes))
+    assert judged.exit_code == DEGRADED
+    assert problems(judged)["node2"][0].startswith(word)
 
 
 def test_a_leader_that_has_lost_its_majority_counts_less_than_the_one_that_has_it() -> None:
-    """Two claim to lead: the one with the higher term does; the other one is said to be divided."""
+    """Of two leaders the one with the higher term counts; the other one is divided."""
     old = status("node1", linked=(), unlinked=NAMES[1:])
     new = {"leader": "node2", "term": 8}
-    found = verdict(node1=old, node2=status("node2", role="leader", **new), node3=status("node3", **new))
-    assert (found.document["leader"], found.document["term"], found.exit_code) == ("node2", 8, DEGRADED)
-    assert problems(found) == {"node1": ["divided: follows node1 in term 7", "cut: no link to node2, node3"]}
+    judged = verdict(node1=old, node2=status("node2", role="leader", **new), node3=status("node3", **new))
+    assert (judged.document["leader"], judged.document["term"], judged.exit_code) == ("node2", 8, DEGRADED)
+    assert problems(judged) == {"node1": ["divided: follows node1 in term 7", "cut: no link to node2, node3"]}
 
 
 def test_replicas_that_differ() -> None:
-    """The node with another digest of the same version is named; digests of other versions say nothing."""
+    """A node with another digest of the same version differs; digests of other versions are not compared."""
     same = {name: status(name, digest="aa") for name in ("node1", "node3")}
-    found = verdict(**same, node2=status("node2", digest="bb"))
-    assert problems(found) == {"node2": ["differs: not the state that the others have at version 900"]}
-    assert found.exit_code == DEGRADED
+    judged = verdict(**same, node2=status("node2", digest="bb"))
+    assert problems(judged) == {"node2": ["differs: not the state that the others have at version 900"]}
+    assert judged.exit_code == DEGRADED
     other = Answer(NODES[1], status("node2", digest="bb"), 899)
     assert verdict(**same, node2=other).exit_code == HEALTHY
     two = verdict(node1=status("node1", digest="aa"), node2=status("node2", digest="bb"), node3=None)
@@ -173,7 +173,7 @@ def test_replicas_that_differ() -> None:
 
 
 def test_a_cut_to_a_node_that_is_away_is_not_told_twice() -> None:
-    """That nobody has a link to a node that is down says nothing new."""
+    """A missing link to a node that is down is not a problem of the others."""
     rest = {name: status(name, linked=(), unlinked=("node3",)) for name in ("node1", "node2")}
     rest = {
         name: status(name, linked=tuple({"node1", "node2"} - {name}), unlinked=("node3",)) for name in rest
@@ -182,11 +182,11 @@ def test_a_cut_to_a_node_that_is_away_is_not_told_twice() -> None:
 
 
 def test_one_node_alone_may_be_asked() -> None:
-    """With --node or --host the others are not missed, and a node given by its address shows its name."""
+    """With --node or --host the other nodes are not expected, and a node given by address has its name."""
     node = Node("h:9", Address("h", 9), Address("h", 9))
-    found = judge("", [Answer(node, status("node2"))], whole=False)
-    assert found.exit_code == HEALTHY
-    assert (found.document["service"], found.document["nodes"][0]["node"]) == ("default", "node2")
+    judged = judge("", [Answer(node, status("node2"))], whole=False)
+    assert judged.exit_code == HEALTHY
+    assert (judged.document["service"], judged.document["nodes"][0]["node"]) == ("default", "node2")
 
 
 STATUSES = st.builds(
@@ -210,11 +210,11 @@ SAID = st.one_of(
 
 
 @given(st.lists(SAID, min_size=1, max_size=3), st.booleans())
-def test_any_answers_have_a_verdict(said: list[tuple[Any, Any]], whole: bool) -> None:
-    """The exit code says what the document says, and both forms can be printed, whatever nodes say."""
+def test_any_answers_have_a_verdict(statuses: list[tuple[Any, Any]], whole: bool) -> None:
+    """For any answers, exit code and document agree, and both forms can be printed."""
     answers = [
         Answer(node, one, other) if isinstance(one, NodeStatus) else Answer(node, None, None, one, other)
-        for node, (one, other) in zip(NODES, said, strict=False)
+        for node, (one, other) in zip(NODES, statuses, strict=False)
     ]
     document, code = judge("default", answers, whole)
     quorum = any(answer.status.quorum for answer in answers if answer.status)
@@ -230,7 +230,7 @@ def test_any_answers_have_a_verdict(said: list[tuple[Any, Any]], whole: bool) ->
 
 
 def test_the_table() -> None:
-    """For people: the verdict, then a line per node, aligned, with what is wrong at the end."""
+    """The table has the verdict, then an aligned line per node with its problems at the end."""
     lagging = status("node2", lag=120, applied=880)
     assert status_table(verdict(node2=lagging, node3=None).document).splitlines() == [
         "DEGRADED  service default  quorum yes  leader node1  term 7",
@@ -249,7 +249,7 @@ def test_the_table() -> None:
 
 
 class Fake:
-    """A node whose state moves on with every look at it."""
+    """A node whose state changes with every question."""
 
     def __init__(self, name: str, ahead: int = 0, version: int = 900, **says: Any) -> None:
         self.name = name
@@ -257,7 +257,7 @@ class Fake:
         self.says = says
         self.asked: list[int | None] = []
         self._ahead = ahead
-        """Versions that go by before a question arrives."""
+        """Versions that pass before a question arrives."""
 
     def __call__(self, sock: socket.socket) -> None:
         side = NodeSide()
@@ -291,7 +291,7 @@ def group(*manners: Manner | None) -> Iterator[Service]:
 
 
 def dribbling(sock: socket.socket) -> None:
-    """Sends a byte of an endless frame now and then."""
+    """Send an endless frame byte by byte."""
     sock.sendall(b"\0\0\1\0")
     with contextlib.suppress(OSError):
         while True:
@@ -300,7 +300,7 @@ def dribbling(sock: socket.socket) -> None:
 
 
 def falling_silent(name: str) -> Manner:
-    """A node that answers once and then is stopped."""
+    """A node that answers once and then stops."""
     fake = Fake(name)
 
     def behave(sock: socket.socket) -> None:
@@ -319,34 +319,34 @@ def falling_silent(name: str) -> Manner:
 
 
 def test_all_nodes_are_asked_at_once() -> None:
-    """Each node is asked by itself; without digests one question is enough."""
+    """Each node is asked on its own; without digests one question is enough."""
     fakes = [Fake(name) for name in NAMES]
     with group(*fakes) as service:
-        found = cluster_status.ask(service)
-    assert found.exit_code == HEALTHY
+        judged = cluster_status.ask(service)
+    assert judged.exit_code == HEALTHY
     assert [fake.asked for fake in fakes] == [[None], [None], [None]]
 
 
 def test_digests_are_of_one_version() -> None:
-    """With digests, all are asked for one version to come, and once more where it came too soon for one."""
+    """With digests, all nodes are asked for one future version, and again where it came too soon for one."""
     slow, quick = Fake("node1"), Fake("node2", ahead=3)
     with group(slow, quick, Fake("node3")) as service:
-        found = cluster_status.ask(service, digests=True)
-    assert found.exit_code == HEALTHY
+        judged = cluster_status.ask(service, digests=True)
+    assert judged.exit_code == HEALTHY
     assert slow.asked[0] is None
     assert len(slow.asked) > 2
     assert slow.asked == quick.asked
-    (digest,) = {(node["digest"], node["digest_version"]) for node in found.document["nodes"]}
+    (digest,) = {(node["digest"], node["digest_version"]) for node in judged.document["nodes"]}
     assert digest == (f"digest {slow.asked[-1]}", slow.asked[-1])
 
 
 def test_without_quorum_each_digest_is_of_what_the_node_has() -> None:
-    """A group that stands still has no version to come: each node is asked for the one it has."""
+    """In a group that stands still each node is asked for its current version."""
     still: dict[str, Any] = {"quorum": False, "leader": None, "role": "candidate"}
     with group(Fake("node1", **still), Fake("node2", **still, version=7), None) as service:
-        found = cluster_status.ask(service, digests=True)
-    assert found.exit_code == NO_QUORUM
-    assert [node["digest_version"] for node in found.document["nodes"]] == [900, 7, None]
+        judged = cluster_status.ask(service, digests=True)
+    assert judged.exit_code == NO_QUORUM
+    assert [node["digest_version"] for node in judged.document["nodes"]] == [900, 7, None]
 
 
 @pytest.mark.slow
@@ -363,33 +363,33 @@ def test_without_quorum_each_digest_is_of_what_the_node_has() -> None:
     ],
 )
 def test_a_bad_node_spoils_only_its_own_row(manner: Manner | None, words: str, digests: bool) -> None:
-    """Whatever one node does, the others' answers are there in time, and its row says what it did."""
+    """Whatever one node does, the others' answers arrive in time, and its row has its failure."""
     with group(Fake("node1"), Fake("node2"), manner) as service:
-        found = cluster_status.ask(service, digests)
-    assert found.exit_code == DEGRADED
-    said = problems(found)
-    assert list(said) == ["node3"]
-    assert said["node3"][0].startswith(words)
+        judged = cluster_status.ask(service, digests)
+    assert judged.exit_code == DEGRADED
+    statuses = problems(judged)
+    assert list(statuses) == ["node3"]
+    assert statuses["node3"][0].startswith(words)
     if digests:
-        assert [node["digest"] is not None for node in found.document["nodes"]] == [True, True, False]
+        assert [node["digest"] is not None for node in judged.document["nodes"]] == [True, True, False]
 
 
 @pytest.mark.slow
 def test_a_node_that_stops_between_two_questions() -> None:
-    """What it said first is shown, without a digest."""
+    """Its first answer is shown, without a digest."""
     with group(Fake("node1"), Fake("node2"), falling_silent("node3")) as service:
-        found = cluster_status.ask(service, digests=True)
-    row = found.document["nodes"][2]
+        judged = cluster_status.ask(service, digests=True)
+    row = judged.document["nodes"][2]
     assert (row["role"], row["digest"]) == ("follower", None)
 
 
 def test_a_node_of_another_service_or_version() -> None:
-    """It refuses with its reason, which is shown."""
+    """It refuses, and its reason is shown."""
     with group(Fake("node1")) as service:
         other = Service("other", service.nodes)
-        found = cluster_status.ask(other)
-    assert found.exit_code == NO_QUORUM
-    assert problems(found)["node1"] == ["refused: service 'other' is not served here, 'default' is"]
+        judged = cluster_status.ask(other)
+    assert judged.exit_code == NO_QUORUM
+    assert problems(judged)["node1"] == ["refused: service 'other' is not served here, 'default' is"]
 
 
 # --- The command --------------------------------------------------------------------------
@@ -413,7 +413,7 @@ def the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Asked:
 
 
 def test_the_command(asked: Asked) -> None:
-    """A table or JSON on stdout, and the exit code: 0 healthy, 1 degraded, 2 no quorum or nobody there."""
+    """A table or JSON on stdout, and the exit code: 0 healthy, 1 degraded, 2 no quorum or no answer."""
     with group(*map(Fake, NAMES)) as service:
         code, table = asked(service)
         assert (code, table.split("\n")[0]) == (
