@@ -1,4 +1,4 @@
-"""Histograms: which bucket, what adds up, and how near a quantile comes to the truth."""
+"""Histograms: buckets, sums, and the error of quantiles."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def right(took: list[float]) -> bool:
 
 
 def test_bounds() -> None:
-    """Fifteen a decade from 1 us to 1,000,000 s, each at most 1.2 times the one before."""
+    """There are 15 bounds per decade from 1 us to 1,000,000 s, each at most 1.2 times the previous one."""
     assert len(BOUNDS) == BUCKETS - 1 == 181
     assert (BOUNDS[0], BOUNDS[-1]) == (1e-6, 1e6)
     assert BOUNDS[45:52] == (0.001, 0.0012, 0.0014, 0.0016, 0.0019, 0.0022, 0.0025)
@@ -53,14 +53,14 @@ def test_bounds() -> None:
 
 
 def test_coarser_bounds_are_among_them() -> None:
-    """Those of the R5 series, of which Prometheus's are made."""
+    """The bounds include the R5 series, from which Prometheus's buckets are derived."""
     assert {float(f"{step}e{decade}") for decade in range(-6, 6) for step in (1, 1.6, 2.5, 4, 6.3)} <= set(
         BOUNDS
     )
 
 
 def test_buckets() -> None:
-    """A bound belongs to the bucket below it; the first and the last have what is beyond."""
+    """A bound belongs to the bucket below it; the first and the last bucket count everything beyond."""
     for number, bound in enumerate(BOUNDS):
         assert bucket(bound) == number
         assert bucket(nextafter(bound, inf)) == number + 1
@@ -70,7 +70,7 @@ def test_buckets() -> None:
 
 @given(st.lists(_histograms, max_size=4))
 def test_sums(histograms: list[Histogram]) -> None:
-    """However they are added up, the sum is the same, and taking a part away leaves the others."""
+    """Sums do not depend on the order, and subtracting a part leaves the others."""
     whole = added(histograms)
     assert sum(whole.values()) == sum(sum(counts.values()) for counts in histograms)
     assert whole == added([added(histograms[:2]), added(histograms[2:])]) == added(reversed(histograms))
@@ -83,14 +83,14 @@ def test_sums(histograms: list[Histogram]) -> None:
 
 @given(_histograms, _histograms)
 def test_changes(before: Histogram, more: Histogram) -> None:
-    """What has changed, put into what was, is what is; and it names no bucket in which nothing happened."""
+    """Merging the changes into the old counts gives the new ones; unchanged buckets are left out."""
     now = added([before, more])
     assert merged(before, changed(now, before)) == now
     assert changed(now, before).keys() == more.keys()
 
 
 def test_what_goes_back() -> None:
-    """A peer may say anything: nothing becomes negative by it, and no count that was seen goes back."""
+    """Whatever a peer sends, no count becomes negative or goes back."""
     assert since({0: 1, 2: 3}, {0: 2, 2: 1}) == {2: 2}
     assert since({0: 1}, {0: 2, 1: 5}) == {}
     assert since({0: 1, 1: 2}, {0: 1, 1: 2}) == {}
@@ -98,7 +98,7 @@ def test_what_goes_back() -> None:
 
 
 def test_quantiles() -> None:
-    """None of nothing; beyond the bounds, the bound, since nothing else is known there."""
+    """The quantile of nothing is None; beyond the bounds it is the bound."""
     assert quantile(EMPTY, 95) is None
     assert quantile(of([1e-9]), 50) == 1e-6
     assert quantile(of([1e9]), 50) == 1e6
@@ -106,7 +106,7 @@ def test_quantiles() -> None:
 
 @pytest.mark.parametrize("seconds", [30.0, 0.025, 0.1, 1.0, 3600.0, 0.00002, *BOUNDS])
 def test_quantiles_of_equal_values(seconds: float) -> None:
-    """A thousand times the same: all three show it, within the bound; and so just above each bound."""
+    """A thousand equal values give three equal quantiles within the error, also just above each bound."""
     assert right([seconds] * 1000)
     assert right([min(nextafter(seconds, inf), BOUNDS[-1])] * 1000)
 
@@ -116,7 +116,7 @@ def test_quantiles_of_equal_values(seconds: float) -> None:
 @example([1.0] * 95 + [1000.0] * 5)
 @example([1.0] * 99 + [1000.0])
 def test_quantiles_against_the_truth(took: list[float]) -> None:
-    """p50, p95 and p99 are within the bound of the exact ones, whatever the values are."""
+    """p50, p95 and p99 are within the error of the exact quantiles, for any values."""
     assert right(took)
 
 
@@ -125,7 +125,7 @@ def test_quantiles_against_the_truth(took: list[float]) -> None:
     st.lists(st.floats(BOUNDS[0], 1.0), max_size=20),
 )
 def test_quantiles_of_lumps_against_the_truth(lumps: list[tuple[float, int]], more: list[float]) -> None:
-    """The same of values that come many times each, over all decades, and of parts that are added up."""
+    """The same holds for repeated values over all decades, and for sums of parts."""
     parts = [[min(max(10.0**power, BOUNDS[0]), BOUNDS[-1])] * times for power, times in lumps] + [more]
     took = list(itertools.chain(*parts))
     assert right(took)
@@ -133,7 +133,7 @@ def test_quantiles_of_lumps_against_the_truth(lumps: list[tuple[float, int]], mo
 
 
 def test_the_bound_by_construction() -> None:
-    """In each bucket the value shown is within the bound of every value that may be in it."""
+    """In each bucket the quantile is within the error of every value that may be in it."""
     for low, high in itertools.pairwise(BOUNDS):
         shown = quantile({bucket(high): 1}, 50)
         assert shown is not None

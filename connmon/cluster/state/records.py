@@ -2,8 +2,8 @@
 
 - Times are seconds of the replica's clock. Versions are those at which a record last changed.
 - Counts are at most `LARGEST_COUNT`, so that sums over the pools of a process stay below `LARGEST`.
-- A record has the fields of the row that is made of it, by the same names. Its order of fields is that of the
-  checkpoint: a new field goes to the end and has a default.
+- A record has the field names of its row. Its fields are in the order of the checkpoint: a new field goes to
+  the end and has a default.
 """
 
 from __future__ import annotations

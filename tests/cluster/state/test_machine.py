@@ -893,9 +893,9 @@ def test_invalid_checkpoints_are_refused(data: bytes) -> None:
 
 def test_a_checkpoint_of_another_layout_is_refused(group: Group) -> None:
     """The error says to run the same version of connmon."""
-    image = msgspec.msgpack.decode(group.state.dump())
+    layout_and_parts = msgspec.msgpack.decode(group.state.dump())
     with pytest.raises(ProtocolError, match="same version"):
-        State.load(msgspec.msgpack.encode([99, *image[1:]]))
+        State.load(msgspec.msgpack.encode([99, *layout_and_parts[1:]]))
 
 
 def test_closing_twice_closes_once(group: Group) -> None:
