@@ -40,7 +40,7 @@ from connmon.config import Address, Node, Service
 from connmon.console import layout, state, views
 from connmon.console.panes import page
 from connmon.console.source import Source, Want
-from connmon.console.state import Refresh, State
+from connmon.console.state import Refresh, StateMachine
 from connmon.protocol import frames
 from connmon.protocol.batch import Batch
 from connmon.protocol.queries import HistoryQuery, Query, WaitsQuery
@@ -79,7 +79,7 @@ def report(number: int, sequence: int, connections: int) -> Report:
 async def node(programs: int, connections: int) -> None:
     from connmon.cluster.raft.replica import Replica
     from connmon.cluster.server import Server
-    from connmon.cluster.state.machine import State as Replicated
+    from connmon.cluster.state.machine import StateMachine as Replicated
 
     here = Node("node1", Address("127.0.0.1", 1), Address("127.0.0.1", 0))
     service = Service("default", (here,), lease=86400.0)
@@ -141,7 +141,7 @@ def screen_times(nodes: list[Node]) -> dict[str, float]:
         source = Source(want)
         for rows in client.ask(source.question()):
             source.apply(rows)
-        shown = State("", pages=(page("all", want),))
+        shown = StateMachine("", pages=(page("all", want),))
         refresh = Refresh(source.head(), {want: source.rows()}, 1.0, "12:00:00")
         shown = state.refreshed(shown, refresh)
         shown = state.fitted(shown, layout.layout(shown, 200, 50).panes)

@@ -39,11 +39,11 @@ import msgspec
 from connmon.cluster.batch_queue import BatchQueue, Waiting
 from connmon.cluster.batching import BatchSettings
 from connmon.cluster.client_connection import memory_bytes
-from connmon.cluster.raft.group import Group
+from connmon.cluster.raft.group import RaftGroup
 from connmon.cluster.raft.log import Checkpoint
 from connmon.cluster.raft.messages import BATCH
 from connmon.cluster.state.answer_frames import About
-from connmon.cluster.state.machine import State
+from connmon.cluster.state.machine import StateMachine
 from connmon.console import layout, navigation, views
 from connmon.console import state as screens
 from connmon.console.source import Source
@@ -247,8 +247,8 @@ class Path:
 class Node:
     """A node's state, and its side of a reader's connection."""
 
-    def __init__(self, state: State | None = None) -> None:
-        self._group = Group("node1", (), State() if state is None else state, Alone())
+    def __init__(self, state: StateMachine | None = None) -> None:
+        self._group = RaftGroup("node1", (), StateMachine() if state is None else state, Alone())
         self._side = welcomed("reader")[0]
         self.path = Path()
 
@@ -282,12 +282,12 @@ class Node:
 
     def checkpoint(self) -> bytes:
         return msgspec.msgpack.encode(
-            Checkpoint(index=1, term=1, command=BATCH, state=self._group.applier.dump())
+            Checkpoint(index=1, term=1, command=BATCH, state=self._group.applier.encode())
         )
 
     @staticmethod
-    def restored(checkpoint: bytes) -> State:
-        return State.load(msgspec.msgpack.decode(checkpoint, type=Checkpoint).state)
+    def restored(checkpoint: bytes) -> StateMachine:
+        return StateMachine.decode(msgspec.msgpack.decode(checkpoint, type=Checkpoint).state)
 
     def close(self) -> None:
         self._group.close()
@@ -327,7 +327,7 @@ class Console:
         self._width, self._height = width, height
         root = navigation.root("connections")
         page = root.with_pane(root.pane.changed(sort=sort))
-        self._screen = screens.State("connmon_service=default", view="connections", pages=(page,))
+        self._screen = screens.ConsoleState("connmon_service=default", view="connections", pages=(page,))
         self._clock = 0.0
 
     def apply(self, data: bytes) -> None:

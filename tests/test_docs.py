@@ -191,7 +191,7 @@ def test_every_message_of_the_protocol(message: type[Struct]) -> None:
 def test_what_a_batch_is() -> None:
     """The page has the parts of a command, in their order."""
     page = " ".join((DOCS / "protocol.rst").read_text().split())
-    for part in (batch.Batch, batch.Tick, batch.Departure, messages.Entry):
+    for part in (batch.Batch, batch.Tick, batch.Departure, messages.AppendEntry):
         assert f"``[{', '.join(part.__struct_encode_fields__)}]``" in page, part
 
 

@@ -1,4 +1,4 @@
-"""The rules of the house that no other tool checks: short functions, no patched constants, a docstring everywhere."""
+"""Rules of the house that no other tool checks: short functions, no patched constants, docstrings."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class BatchSettings:
     """On the wire; a larger report goes alone."""
 
 
-class Reporter(Protocol):
+class ReportSource(Protocol):
     """The connection that waits for a report or departure to be applied."""
 
     def acknowledge(self, instance: str, sequence: int, full: bool) -> None: ...
@@ -87,7 +87,7 @@ class Batcher:
         self._lease_seconds = lease_seconds
         self._clock = clock
         self._settings = settings
-        self._queue: BatchQueue[Reporter] = BatchQueue()
+        self._queue: BatchQueue[ReportSource] = BatchQueue()
         self._filled = asyncio.Event()
         self._hurried = asyncio.Event()
         self._number = 0
@@ -98,7 +98,7 @@ class Batcher:
     def __repr__(self) -> str:
         return f"<Batcher: batch {self._number}, {self._queue!r}, {self.held_bytes} bytes>"
 
-    def put(self, waiting: Waiting[Reporter]) -> None:
+    def put(self, waiting: Waiting[ReportSource]) -> None:
         """Have a report or departure applied."""
         self.held_bytes += waiting.memory_bytes
         if (replaced := self._queue.put(waiting)) is not None:
@@ -147,7 +147,7 @@ class Batcher:
         self._tick_at = now
         return Tick(min(max(passed, 0.0), self._settings.largest_step_seconds), self._lease_seconds)
 
-    def _batch(self, taken: list[Waiting[Reporter]]) -> Batch | None:
+    def _batch(self, taken: list[Waiting[ReportSource]]) -> Batch | None:
         """Return the next batch, None if it would be empty."""
         now = self._clock()
         tick = self._tick(now)
@@ -166,7 +166,7 @@ class Batcher:
             departures=tuple(message for message in messages if isinstance(message, Departure)),
         )
 
-    async def _apply(self, batch: Batch, taken: list[Waiting[Reporter]]) -> None:
+    async def _apply(self, batch: Batch, taken: list[Waiting[ReportSource]]) -> None:
         """Have the batch applied, and answer the connections that wait for it."""
         proposed_at = self._clock()
         try:
@@ -192,7 +192,7 @@ class Batcher:
         _answer(taken, outcome.answers)
 
 
-def _answer(taken: list[Waiting[Reporter]], answers: tuple[tuple[str, int, bool], ...]) -> None:
+def _answer(taken: list[Waiting[ReportSource]], answers: tuple[tuple[str, int, bool], ...]) -> None:
     """Acknowledge the reports of an applied batch, and close the connections of departed processes.
 
     `answers` has instance, sequence and whether a full report is needed. A report without an answer was

@@ -27,8 +27,7 @@ from typing import Final, Protocol
 
 from connmon.errors import ProtocolError, one_line
 from connmon.protocol.credentials import Credentials, TlsChannel, nonce
-from connmon.protocol.frames import Ack, FromClient, Goodbye, Hello, NodeSide, Proof, Refuse
-from connmon.protocol.frames import State as HandshakeState
+from connmon.protocol.frames import Ack, FromClient, Goodbye, HandshakeState, Hello, NodeSide, Proof, Refuse
 from connmon.protocol.queries import History, HistoryQuery, NodeStatus, Question, RowsQuery, StatusQuery
 from connmon.protocol.reports import Report
 from connmon.protocol.rows import Rows
@@ -78,7 +77,7 @@ def memory_bytes(message: FromClient, wire_bytes: int) -> int:
     )
 
 
-class State(Enum):
+class ServingState(Enum):
     """What a client connection is doing."""
 
     HANDSHAKE = "handshake"
@@ -96,7 +95,7 @@ class State(Enum):
     CLOSED = "closed"
 
 
-class Event(Enum):
+class ConnectionEvent(Enum):
     """What changes the state."""
 
     WELCOMED = "welcomed"
@@ -112,21 +111,29 @@ class Event(Enum):
     """The connection has ended."""
 
 
-_END: Final = {Event.CLOSE: State.CLOSING, Event.LOST: State.CLOSED}
+_END: Final = {ConnectionEvent.CLOSE: ServingState.CLOSING, ConnectionEvent.LOST: ServingState.CLOSED}
 
 #: state -> event -> next state.
-TRANSITIONS: Final[dict[State, dict[Event, State]]] = {
-    State.HANDSHAKE: {Event.WELCOMED: State.IDLE, Event.PEER_WELCOMED: State.HANDED_OVER, **_END},
-    State.IDLE: {Event.REQUEST: State.BUSY, Event.GOODBYE: State.LEAVING, **_END},
-    State.BUSY: {Event.DONE: State.IDLE, **_END},
-    State.LEAVING: _END,
-    State.CLOSING: _END,
-    State.HANDED_OVER: {},
-    State.CLOSED: {},
+TRANSITIONS: Final[dict[ServingState, dict[ConnectionEvent, ServingState]]] = {
+    ServingState.HANDSHAKE: {
+        ConnectionEvent.WELCOMED: ServingState.IDLE,
+        ConnectionEvent.PEER_WELCOMED: ServingState.HANDED_OVER,
+        **_END,
+    },
+    ServingState.IDLE: {
+        ConnectionEvent.REQUEST: ServingState.BUSY,
+        ConnectionEvent.GOODBYE: ServingState.LEAVING,
+        **_END,
+    },
+    ServingState.BUSY: {ConnectionEvent.DONE: ServingState.IDLE, **_END},
+    ServingState.LEAVING: _END,
+    ServingState.CLOSING: _END,
+    ServingState.HANDED_OVER: {},
+    ServingState.CLOSED: {},
 }
 
 #: The states in which the client's bytes are received and answered.
-_ACTIVE: Final = (State.HANDSHAKE, State.IDLE, State.BUSY, State.LEAVING)
+_ACTIVE: Final = (ServingState.HANDSHAKE, ServingState.IDLE, ServingState.BUSY, ServingState.LEAVING)
 
 
 class End(Enum):
@@ -206,7 +213,7 @@ class ClientConnection(asyncio.Protocol):
     """The server makes one for each connection that it accepts."""
 
     def __init__(self, owner: Owner) -> None:
-        self.state = State.HANDSHAKE
+        self.state = ServingState.HANDSHAKE
         self.end = End.UNEXPECTED
         self.address = "?"
         self.held_bytes = 0
@@ -242,7 +249,7 @@ class ClientConnection(asyncio.Protocol):
         who = self.instance or self._side.role or "client"
         return f"<ClientConnection {self.address} of {who}: {self.state.value}, {self.held_bytes} bytes>"
 
-    def _on(self, event: Event) -> None:
+    def _on(self, event: ConnectionEvent) -> None:
         """Change the state."""
         state = TRANSITIONS[self.state].get(event)
         if state is None:
@@ -310,7 +317,7 @@ class ClientConnection(asyncio.Protocol):
         if isinstance(error, OSError) and not isinstance(error, ConnectionError):
             self.end = End.SILENCE
         logger.debug("client %s: closed: %s", self.address, self._reason_of_end(error))
-        self._on(Event.LOST)
+        self._on(ConnectionEvent.LOST)
         self._release()
         self._owner.closed(self)
 
@@ -328,8 +335,8 @@ class ClientConnection(asyncio.Protocol):
     def acknowledge(self, instance: str, sequence: int, full: bool) -> None:
         """Acknowledge an applied report; with `full`, ask for a full one. Take up the next message."""
         self._write(self._side.frame(Ack(instance, sequence, full, self.move_to)))
-        if self.state is State.BUSY:
-            self._on(Event.DONE)
+        if self.state is ServingState.BUSY:
+            self._on(ConnectionEvent.DONE)
         self._advance()
 
     def refuse(self, reason: str) -> None:
@@ -341,7 +348,7 @@ class ClientConnection(asyncio.Protocol):
 
     def send_away(self, reason: str, patience_seconds: float) -> None:
         """Refuse an application whose report has waited for that long, so that it tries another node."""
-        waiting = self.state is State.BUSY and self._side.role == "application"
+        waiting = self.state is ServingState.BUSY and self._side.role == "application"
         if waiting and self._owner.clock() - self._received_at >= patience_seconds:
             self.end = End.SILENCE
             self._refuse(reason)
@@ -359,7 +366,7 @@ class ClientConnection(asyncio.Protocol):
 
     def abort(self, reason: str = "the node closes it") -> None:
         """Close at once; bytes written may be lost."""
-        if self.state is not State.CLOSED:
+        if self.state is not ServingState.CLOSED:
             self._stop(reason)
         if self._transport is not None:
             self._transport.abort()
@@ -371,15 +378,15 @@ class ClientConnection(asyncio.Protocol):
         stalled = 0.0 if self._stalled_since is None else now - self._stalled_since
         incomplete = 0.0 if self._inbox or self._frame_since is None else now - self._frame_since
         silent = 0.0
-        if self._side.role == "application" and self.state is not State.BUSY:
+        if self._side.role == "application" and self.state is not ServingState.BUSY:
             silent = now - self._received_at
-        if self.state is State.CLOSING:
+        if self.state is ServingState.CLOSING:
             if in_state > settings.close_seconds:
                 self.abort()
         elif self._stalled_since is not None:
             if stalled > settings.drain_seconds:
                 self._close_stalled()
-        elif self.state is State.HANDSHAKE:
+        elif self.state is ServingState.HANDSHAKE:
             if in_state > settings.hello_seconds:
                 self.refuse(f"no hello within {settings.hello_seconds:g} s")
         elif incomplete > settings.frame_seconds:
@@ -410,7 +417,7 @@ class ClientConnection(asyncio.Protocol):
     def _receive(self, data: bytes) -> list[FromClient]:
         """Return the messages of a welcomed client; answer hello and proof. Raises ProtocolError."""
         messages = self._side.receive(data)
-        while messages and self.state is State.HANDSHAKE:
+        while messages and self.state is ServingState.HANDSHAKE:
             message = messages[0]
             if isinstance(message, Hello):
                 self._check_hello(message)
@@ -447,7 +454,7 @@ class ClientConnection(asyncio.Protocol):
         logger.debug(
             "client %s: welcomed: %s %s%s", self.address, hello.role, one_line(hello.client, 256), proven
         )
-        self._on(Event.PEER_WELCOMED if hello.role == "peer" else Event.WELCOMED)
+        self._on(ConnectionEvent.PEER_WELCOMED if hello.role == "peer" else ConnectionEvent.WELCOMED)
 
     def _hand_over(self) -> None:
         """Leave the connection to the peer links."""
@@ -463,7 +470,7 @@ class ClientConnection(asyncio.Protocol):
     def _advance(self) -> None:
         """Take up waiting messages until one has to be waited for."""
         try:
-            while self._inbox and self.state in (State.IDLE, State.LEAVING):
+            while self._inbox and self.state in (ServingState.IDLE, ServingState.LEAVING):
                 message, size = self._inbox.popleft()
                 self._inbox_bytes -= memory_bytes(message, size)
                 self._count_held()
@@ -473,7 +480,7 @@ class ClientConnection(asyncio.Protocol):
         self._control_reading()
 
     def _take_up(self, message: FromClient, wire_bytes: int) -> None:
-        if self.state is State.LEAVING:
+        if self.state is ServingState.LEAVING:
             raise ProtocolError("a message after goodbye")
         if isinstance(message, Report | Goodbye):
             if self.instance not in (None, message.instance):
@@ -481,24 +488,24 @@ class ClientConnection(asyncio.Protocol):
                     "another instance on the same connection: one connection is for one process"
                 )
             if isinstance(message, Report):
-                self._on(Event.REQUEST)
+                self._on(ConnectionEvent.REQUEST)
                 self.instance, self.sequence = message.instance, message.sequence
                 self._owner.reported(self, message, wire_bytes)
                 self._hurry()
             else:
-                self._on(Event.GOODBYE)
+                self._on(ConnectionEvent.GOODBYE)
                 self.end = End.GOODBYE
                 sequence = message.sequence if self.instance is None else self.sequence
                 self._owner.departed(self, message.instance, sequence)
         else:
             assert not isinstance(message, Hello | Proof)
-            self._on(Event.REQUEST)
+            self._on(ConnectionEvent.REQUEST)
             self.wants_rows = self.wants_rows or not isinstance(message, StatusQuery)
             self._answering = asyncio.get_running_loop().create_task(self._answer(message))
 
     def _hurry(self) -> None:
         """A process that says goodbye waits for its last report to be applied."""
-        if self.state is State.BUSY and self._inbox and isinstance(self._inbox[-1][0], Goodbye):
+        if self.state is ServingState.BUSY and self._inbox and isinstance(self._inbox[-1][0], Goodbye):
             self._owner.hurry()
 
     async def _answer(self, query: Question) -> None:
@@ -512,13 +519,13 @@ class ClientConnection(asyncio.Protocol):
                 for rows in self._owner.rows(query):
                     self._write(self._side.frame(rows))
                     await self._drain()
-                    if self.state is not State.BUSY:
+                    if self.state is not ServingState.BUSY:
                         return
         except Exception as error:
             self._owner.failed(self, error)
             self.refuse("the node could not answer this query: see its log")
-        if self.state is State.BUSY:
-            self._on(Event.DONE)
+        if self.state is ServingState.BUSY:
+            self._on(ConnectionEvent.DONE)
         self._advance()
 
     async def _drain(self) -> None:
@@ -568,7 +575,7 @@ class ClientConnection(asyncio.Protocol):
         """Receive and send nothing more."""
         if self._close_reason is None:
             self._close_reason = reason
-        self._on(Event.CLOSE)
+        self._on(ConnectionEvent.CLOSE)
         self._release()
 
     def _release(self) -> None:

@@ -24,7 +24,7 @@ from connmon.cluster.export.csv_dump import Dump, open_dump
 from connmon.cluster.export.dump_file import DumpFile
 from connmon.cluster.export.http import ScrapePort
 from connmon.cluster.log_limit import RateLimitedLog
-from connmon.cluster.open_files import Room, raise_limit
+from connmon.cluster.open_files import ClientRoom, raise_limit
 from connmon.cluster.raft.member import check_pysyncobj
 from connmon.cluster.raft.replica import Replica
 from connmon.cluster.raft.storage import DataDir
@@ -32,7 +32,7 @@ from connmon.cluster.raft.transport import Peers
 from connmon.cluster.server import Server
 from connmon.cluster.service_manager import Manager, reload
 from connmon.cluster.state.judging import thresholds_of
-from connmon.cluster.state.machine import State
+from connmon.cluster.state.machine import StateMachine
 from connmon.config import DEFAULT_SERVICE, Config, Node, Service, load
 from connmon.errors import ProtocolError, UsageError
 from connmon.protocol.credentials import Credentials, of_client
@@ -102,7 +102,7 @@ class _Setup:
     service: Service
     node: Node
     credentials: Credentials
-    clients: Room
+    clients: ClientRoom
     notices: list[tuple[str, bool]]
     """To log at start; True: as a warning."""
     data_dir: DataDir | None
@@ -179,7 +179,7 @@ async def _serve(setup: _Setup) -> int:
 
 def _replica(setup: _Setup, peers: Peers | None) -> Replica:
     service, data_dir = setup.service, setup.data_dir
-    state = State()
+    state = StateMachine()
     state.judge.configure(thresholds_of(service), dict(service.server_max))
     journal = None if data_dir is None else data_dir.journal
     return Replica(service.name, setup.node.name, state, peers=peers, journal=journal, store=data_dir)

@@ -27,7 +27,7 @@ FEWEST_CLIENTS: Final = 4
 _RAISE: Final = "raise it with ulimit -n, under systemd with LimitNOFILE="
 
 
-class Room(NamedTuple):
+class ClientRoom(NamedTuple):
     """How many clients there is room for."""
 
     clients: int
@@ -51,13 +51,13 @@ class Room(NamedTuple):
         return f"open files: ulimit -n {self.limit} leaves room for {self.clients} clients; {_RAISE}"
 
 
-def room(limit: int | None, peers: int = 0, scrapes: bool = False) -> Room:
+def room(limit: int | None, peers: int = 0, scrapes: bool = False) -> ClientRoom:
     """Return the room for clients under a limit on open files (None: no limit), with `peers` other nodes.
 
     Raises UsageError if the limit is too low for a node.
     """
     if limit is None or limit >= CLIENTS + SPARE_FILES:
-        return Room(CLIENTS, None)
+        return ClientRoom(CLIENTS, None)
     spare = SPARE_FILES
     if limit < PLENTY_FILES:
         spare = OWN_FILES + peers * PEER_FILES + scrapes * SCRAPE_FILES
@@ -66,7 +66,7 @@ def room(limit: int | None, peers: int = 0, scrapes: bool = False) -> Room:
             f"open files: ulimit -n {limit} leaves no room for clients, "
             f"{spare + FEWEST_CLIENTS} is the least here; {_RAISE}"
         )
-    return Room(limit - spare, limit)
+    return ClientRoom(limit - spare, limit)
 
 
 def current_limit() -> int | None:

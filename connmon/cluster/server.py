@@ -5,7 +5,7 @@ Rules:
 - A connection that ends is a Departure of its instance: after a goodbye at once, otherwise after
   `grace_seconds`, unless the instance has reported on another connection here. Silence is not the end
   of a process: the state's lease judges that.
-- In a group of several nodes, an application whose report waits here without quorum is told to try another
+- In a group of several nodes, an application whose report waits here without quorum is asked to try another
   node. If this node has more applications than others, some are asked to move.
 - Clients cannot make the node grow without bound: their number, the bytes held for them and the lines
   logged about them are limited. Above the memory limit the connection that holds the most is closed.
@@ -28,7 +28,7 @@ from connmon.cluster.batch_queue import Waiting
 from connmon.cluster.batching import Batcher, BatchSettings
 from connmon.cluster.client_connection import ClientConnection, ConnectionSettings, End, memory_bytes
 from connmon.cluster.log_limit import LimitLog, RateLimitedLog
-from connmon.cluster.open_files import Room, current_limit, room
+from connmon.cluster.open_files import ClientRoom, current_limit, room
 from connmon.cluster.raft.replica import Replica
 from connmon.cluster.rebalance import Rebalancer
 from connmon.cluster.state.answer_frames import About
@@ -61,7 +61,7 @@ class ServerSettings:
     moving_seconds: float = 5.0
     """The same for one that was asked to move to another node: its next report goes there."""
     patience_seconds: float = 3.0
-    """For which a report waits without quorum before the application is told to try another node."""
+    """For which a report waits without quorum before the application is asked to try another node."""
     rebalance_seconds: float = 5.0
     """Between two checks whether the nodes have about as many applications each."""
     sweep_seconds: float = 1.0
@@ -97,7 +97,7 @@ class Server:
         *,
         clock: Callable[[], float] = time.monotonic,
         boot: str | None = None,
-        clients: Room | int | None = None,
+        clients: ClientRoom | int | None = None,
         credentials: Credentials = OPEN,
         settings: ServerSettings = ServerSettings(),
     ) -> None:
@@ -111,7 +111,7 @@ class Server:
         boot = boot if boot is not None else secrets.token_hex(8)
         if clients is None:
             clients = room(current_limit())
-        self._room = Room(clients, None) if isinstance(clients, int) else clients
+        self._room = ClientRoom(clients, None) if isinstance(clients, int) else clients
         self._client_log = RateLimitedLog(clock)
         self._limit_log = LimitLog(clock)
         self._forgotten: dict[str, int] = {}

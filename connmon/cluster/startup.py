@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from connmon.cluster import log_sections
 from connmon.cluster.log_limit import system_reason
-from connmon.cluster.open_files import Room, current_limit, room
+from connmon.cluster.open_files import ClientRoom, current_limit, room
 from connmon.config import Address, Config, Node, Service
 from connmon.protocol.credentials import Credentials, of_client, of_node
 
@@ -44,7 +44,7 @@ def expiries(service: Service) -> list[Expiry]:
     return [Expiry(notice.text, notice.soon) for notice in check_dates(service, time.time())]
 
 
-def room_of(service: Service) -> Room:
+def room_of(service: Service) -> ClientRoom:
     """Return how many clients the limit on open files allows. Raises UsageError if too few."""
     return room(current_limit(), len(service.nodes) - 1, service.metrics is not None)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from connmon.cluster.raft.status import Role, Status
-from connmon.cluster.state.machine import State
+from connmon.cluster.state.machine import StateMachine
 from connmon.protocol.queries import NodeStatus
 from connmon.protocol.values import NodeRole
 from connmon.version import __version__
@@ -22,7 +22,7 @@ def of_node(
     service: str,
     node: str,
     group: Status,
-    state: State,
+    state: StateMachine,
     *,
     processes: int,
     consoles: int,

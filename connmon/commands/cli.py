@@ -21,7 +21,7 @@ from typing import Final
 
 from connmon.commands import output
 from connmon.commands.arguments import argument_parser
-from connmon.commands.settings import DEFAULTS, Settings
+from connmon.commands.settings import DEFAULTS, CommandSettings
 from connmon.config import DEFAULT_SERVICE, Service, direct, load
 from connmon.errors import ConnmonError, UsageError
 
@@ -32,7 +32,7 @@ INTERRUPTED: Final = 130
 BROKEN_PIPE: Final = 141
 
 
-def main(argv: Sequence[str] | None = None, settings: Settings = DEFAULTS) -> int:
+def main(argv: Sequence[str] | None = None, settings: CommandSettings = DEFAULTS) -> int:
     """Run `connmon` with these arguments (default: the process's own) and return its exit code."""
     # A name that the locale cannot write is no reason to fail.
     for stream in (sys.stdout, sys.stderr):
@@ -91,7 +91,7 @@ def _debug_lines() -> Iterator[None]:
 # --- The commands -------------------------------------------------------------------------
 
 
-def _console(arguments: argparse.Namespace, settings: Settings) -> int:
+def _console(arguments: argparse.Namespace, settings: CommandSettings) -> int:
     """Show the console; with --batch or without a terminal, print snapshots."""
     from connmon.protocol.credentials import of_client
 
@@ -137,7 +137,7 @@ def _refuse_options_of_batch(arguments: argparse.Namespace) -> None:
         )
 
 
-def _snapshot(arguments: argparse.Namespace, settings: Settings) -> int:
+def _snapshot(arguments: argparse.Namespace, settings: CommandSettings) -> int:
     from connmon.protocol.credentials import of_client
     from connmon.reader.client import read_once
     from connmon.reader.formats import printed
@@ -150,7 +150,7 @@ def _snapshot(arguments: argparse.Namespace, settings: Settings) -> int:
     return DONE
 
 
-def _cluster_status(arguments: argparse.Namespace, settings: Settings) -> int:
+def _cluster_status(arguments: argparse.Namespace, settings: CommandSettings) -> int:
     from connmon.protocol.credentials import of_client
     from connmon.reader.cluster_status import ask
     from connmon.reader.formats import as_json, status_table
@@ -161,7 +161,7 @@ def _cluster_status(arguments: argparse.Namespace, settings: Settings) -> int:
     return verdict.exit_code
 
 
-def _whois(arguments: argparse.Namespace, settings: Settings) -> int:
+def _whois(arguments: argparse.Namespace, settings: CommandSettings) -> int:
     from connmon.database.whois import parse_session, whois
     from connmon.database.whois_formats import whois_csv, whois_text
     from connmon.database_address import parse_servers
@@ -189,7 +189,7 @@ def _whois(arguments: argparse.Namespace, settings: Settings) -> int:
     return DONE
 
 
-def _reconcile(arguments: argparse.Namespace, settings: Settings) -> int:
+def _reconcile(arguments: argparse.Namespace, settings: CommandSettings) -> int:
     from connmon.database.collect import reconcile_server
     from connmon.database.reconcile_formats import reconcile_csv, reconcile_text
     from connmon.database_address import parse_servers
@@ -207,7 +207,7 @@ def _reconcile(arguments: argparse.Namespace, settings: Settings) -> int:
     return DONE
 
 
-def _record(arguments: argparse.Namespace, settings: Settings) -> int:
+def _record(arguments: argparse.Namespace, settings: CommandSettings) -> int:
     from connmon.commands.record import run as run_record
     from connmon.protocol.credentials import of_client
 
@@ -219,7 +219,7 @@ def _record(arguments: argparse.Namespace, settings: Settings) -> int:
     )  # fmt: skip
 
 
-def _replay(arguments: argparse.Namespace, settings: Settings) -> int:
+def _replay(arguments: argparse.Namespace, settings: CommandSettings) -> int:
     from connmon.reader.recording import Recording
 
     recording = Recording(arguments.file)
@@ -240,7 +240,7 @@ def _replay(arguments: argparse.Namespace, settings: Settings) -> int:
     return DONE
 
 
-def _demo(arguments: argparse.Namespace, settings: Settings) -> int:
+def _demo(arguments: argparse.Namespace, settings: CommandSettings) -> int:
     for option in ("service", "host", "node", "config", "secret-file", "verbose"):
         if getattr(arguments, option.replace("-", "_")) not in (None, False):
             raise UsageError(f"demo takes no --{option}: it runs nodes of its own")
@@ -249,7 +249,7 @@ def _demo(arguments: argparse.Namespace, settings: Settings) -> int:
     return run_demo(once=not output.is_terminal(sys.stdout), chaos=arguments.chaos, settings=settings.demo)
 
 
-_COMMANDS: Final[Mapping[str, Callable[[argparse.Namespace, Settings], int]]] = {
+_COMMANDS: Final[Mapping[str, Callable[[argparse.Namespace, CommandSettings], int]]] = {
     "console": _console,
     "snapshot": _snapshot,
     "cluster-status": _cluster_status,

@@ -10,9 +10,9 @@ from connmon.database.settings import DatabaseSettings
 
 
 @dataclass(frozen=True)
-class Settings:
+class CommandSettings:
     database: DatabaseSettings = field(default_factory=DatabaseSettings)
     demo: DemoSettings = field(default_factory=DemoSettings)
 
 
-DEFAULTS: Final = Settings()
+DEFAULTS: Final = CommandSettings()

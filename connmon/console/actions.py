@@ -14,17 +14,17 @@ from connmon.console.modes import Event, Mode
 from connmon.console.navigation import View
 from connmon.console.panes import Pane
 from connmon.console.settings import INTERVALS_SECONDS, REPLAY_SPEEDS
-from connmon.console.state import Reading, Reel, State, changed_mode, noted, with_page, with_pane
+from connmon.console.state import ConsoleState, Reading, Reel, changed_mode, noted, with_page, with_pane
 
-Action: TypeAlias = Callable[[State], State]
+Action: TypeAlias = Callable[[ConsoleState], ConsoleState]
 
 
-def pressed(state: State, key: str) -> State:
+def pressed(state: ConsoleState, key: str) -> ConsoleState:
     """Return the state after a key, which is named as in `keys`."""
     return _PRESSED[state.mode](state, key)
 
 
-def _in_table(state: State, key: str) -> State:
+def _in_table(state: ConsoleState, key: str) -> ConsoleState:
     action = keys.ACTIONS.get(key)
     if action is None:
         return state
@@ -36,7 +36,7 @@ def _in_table(state: State, key: str) -> State:
 _HELP_STEPS: Final[Mapping[keys.Action, int]] = {"up": -1, "down": 1, "page_up": -10, "page_down": 10}
 
 
-def _in_help(state: State, key: str) -> State:
+def _in_help(state: ConsoleState, key: str) -> ConsoleState:
     action = keys.ACTIONS.get(key)
     if action == "quit":
         return changed_mode(state, Event.QUIT)
@@ -44,16 +44,16 @@ def _in_help(state: State, key: str) -> State:
     return _close_help(state) if step is None else _scroll_help(state, step)
 
 
-def _close_help(state: State) -> State:
+def _close_help(state: ConsoleState) -> ConsoleState:
     return replace(changed_mode(state, Event.CANCEL), help_top=0)
 
 
-def _scroll_help(state: State, step: int) -> State:
+def _scroll_help(state: ConsoleState, step: int) -> ConsoleState:
     return replace(state, help_top=max(0, state.help_top + step))
 
 
 #: Who takes a key, by the mode.
-_PRESSED: Final[Mapping[Mode, Callable[[State, str], State]]] = {
+_PRESSED: Final[Mapping[Mode, Callable[[ConsoleState, str], ConsoleState]]] = {
     Mode.TABLE: _in_table,
     Mode.HELP: _in_help,
     Mode.FIND: prompt.pressed,
@@ -67,7 +67,7 @@ _PRESSED: Final[Mapping[Mode, Callable[[State, str], State]]] = {
 # --- Moving ---------------------------------------------------------------------------------------
 
 
-def move(state: State, step: int) -> State:
+def move(state: ConsoleState, step: int) -> ConsoleState:
     """Move the cursor by so many rows."""
     pane = state.page.pane
     target = pane.index + step
@@ -83,7 +83,7 @@ def move(state: State, step: int) -> State:
     return with_pane(state, pane.moved_to(target))
 
 
-def read(state: State) -> State:
+def read(state: ConsoleState) -> ConsoleState:
     """Scroll the lines about the row under the cursor, if there are more of them than room."""
     pane, spread = state.page.pane, state.spread
     if pane.selected is None or spread is None or not spread.lowest:
@@ -93,7 +93,7 @@ def read(state: State) -> State:
     return replace(with_pane(state, replace(pane, cursor=key)), reading=Reading(key, spread.top))
 
 
-def scroll(state: State, step: int) -> State:
+def scroll(state: ConsoleState, step: int) -> ConsoleState:
     """Scroll by so many lines, to the first or the last at most."""
     reading, spread = state.reading, state.spread
     if reading is None or spread is None:
@@ -101,16 +101,16 @@ def scroll(state: State, step: int) -> State:
     return replace(state, reading=reading._replace(top=max(0, min(reading.top + step, spread.lowest))))
 
 
-def _first(state: State) -> State:
+def _first(state: ConsoleState) -> ConsoleState:
     return with_pane(state, replace(state.page.pane, cursor=None, index=0, top=0))
 
 
-def _last(state: State) -> State:
+def _last(state: ConsoleState) -> ConsoleState:
     pane = state.page.pane
     return with_pane(state, pane.moved_to(len(pane.rows or ()) - 1))
 
 
-def _other_pane(state: State) -> State:
+def _other_pane(state: ConsoleState) -> ConsoleState:
     """Go to the next table, after the last to the lines about its row, and from there to the first."""
     page = state.page
     if state.scrolled is None and page.focus == len(page.panes) - 1:
@@ -121,7 +121,7 @@ def _other_pane(state: State) -> State:
     return with_page(state, replace(page, focus=(page.focus + 1) % len(page.panes)))
 
 
-def open_row(state: State) -> State:
+def open_row(state: ConsoleState) -> ConsoleState:
     """Go into the row under the cursor; where nothing is below it, show all of it."""
     pane = state.page.pane
     if pane.selected is None:
@@ -138,7 +138,7 @@ def open_row(state: State) -> State:
     return replace(under, pages=(*under.pages, opened), find="", local=None)
 
 
-def _back(state: State) -> State:
+def _back(state: ConsoleState) -> ConsoleState:
     if state.scrolled is not None:
         return replace(state, reading=None)
     pane = state.page.pane
@@ -148,7 +148,7 @@ def _back(state: State) -> State:
 
 
 def _view(view: View) -> Action:
-    def show(state: State) -> State:
+    def show(state: ConsoleState) -> ConsoleState:
         if view == state.view:
             return replace(state, pages=state.pages[:1], find="", local=None)
         roots = {**state.roots, state.view: state.pages[0]}
@@ -161,37 +161,37 @@ def _view(view: View) -> Action:
 # --- Order, filter, grouping ------------------------------------------------------------------------
 
 
-def _sort(state: State, step: int) -> State:
+def _sort(state: ConsoleState, step: int) -> ConsoleState:
     pane = state.page.pane
     order = [column.key for column in columns.columns(pane.want.by)]
     sort = order[(order.index(pane.sort) + step) % len(order)]
     return with_pane(state, pane.changed(sort=sort, inverted=False))
 
 
-def sort_by(state: State, key: str) -> State:
+def sort_by(state: ConsoleState, key: str) -> ConsoleState:
     """Sort by that column; the second time, invert the order."""
     pane = state.page.pane
     return with_pane(state, pane.changed(sort=key, inverted=pane.sort == key and not pane.inverted))
 
 
-def _invert(state: State) -> State:
+def _invert(state: ConsoleState) -> ConsoleState:
     pane = state.page.pane
     return with_pane(state, pane.changed(inverted=not pane.inverted))
 
 
-def _freeze_order(state: State) -> State:
+def _freeze_order(state: ConsoleState) -> ConsoleState:
     pane = state.page.pane
     return with_pane(state, pane.frozen(pane.order is None))
 
 
-def _group(state: State) -> State:
+def _group(state: ConsoleState) -> ConsoleState:
     pane = state.page.pane
     if not pane.groupable:
         return noted(state, "only programs (view 1) and pools (view 5) can be grouped")
     return with_pane(state, replace(pane.changed(grouped=not pane.grouped), cursor=None, index=0, top=0))
 
 
-def _find(state: State, step: int) -> State:
+def _find(state: ConsoleState, step: int) -> ConsoleState:
     if not state.find:
         return noted(state, "nothing to find: / asks for a text")
     pane = state.page.pane
@@ -204,7 +204,7 @@ def _find(state: State, step: int) -> State:
 # --- Time ---------------------------------------------------------------------------------------------
 
 
-def _freeze(state: State) -> State:
+def _freeze(state: ConsoleState) -> ConsoleState:
     reel = state.reel
     if reel is None:
         return replace(state, paused_at="" if state.paused_at else state.received_at or "now")
@@ -213,7 +213,7 @@ def _freeze(state: State) -> State:
     return replace(state, reel=replace(reel, playing=not reel.playing))
 
 
-def _change_interval(state: State, step: int) -> State:
+def _change_interval(state: ConsoleState, step: int) -> ConsoleState:
     if state.reel is not None:
         return noted(state, "a replay has a speed, not an interval: ( and ) change it")
     choices = INTERVALS_SECONDS
@@ -223,7 +223,7 @@ def _change_interval(state: State, step: int) -> State:
 
 
 def _reel(step: Callable[[Reel], Reel]) -> Action:
-    def turn(state: State) -> State:
+    def turn(state: ConsoleState) -> ConsoleState:
         if state.reel is None:
             return noted(state, "this is live: `connmon replay FILE` can step, jump and go faster")
         return replace(state, reel=step(state.reel))
@@ -242,7 +242,7 @@ def _speed(step: int) -> Action:
 # --- Actions ------------------------------------------------------------------------------------------
 
 
-def _screenful(state: State) -> int:
+def _screenful(state: ConsoleState) -> int:
     return max(1, (0 if state.spread is None else state.spread.room) - 1)
 
 
@@ -309,7 +309,7 @@ ACTIONS: Final[Mapping[keys.Action, Action]] = {
 # --- The mouse ----------------------------------------------------------------------------------------
 
 
-def clicked(state: State, x: int, y: int, width: int, height: int) -> State:
+def clicked(state: ConsoleState, x: int, y: int, width: int, height: int) -> ConsoleState:
     """Return the state after a click: on a heading (sort, invert), a row (select, open), the lines below."""
     if state.mode is Mode.HELP:
         return _close_help(state)
@@ -332,7 +332,7 @@ def clicked(state: State, x: int, y: int, width: int, height: int) -> State:
     return read(state) if line <= y < line + plan.about else state
 
 
-def _clicked_row(state: State, had_focus: bool, line: int) -> State:
+def _clicked_row(state: ConsoleState, had_focus: bool, line: int) -> ConsoleState:
     pane = state.page.pane
     index = pane.top + line
     if index >= len(pane.rows or ()):
@@ -353,7 +353,7 @@ def _column_at(pane: Pane, x: int, width: int, heading: int) -> str | None:
     return None
 
 
-def turned(state: State, down: bool) -> State:
+def turned(state: ConsoleState, down: bool) -> ConsoleState:
     """Return the state after a notch of the mouse wheel."""
     step = state.settings.wheel_rows if down else -state.settings.wheel_rows
     if state.mode is Mode.HELP:

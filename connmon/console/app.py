@@ -28,9 +28,9 @@ from connmon.console.fetcher import AskNodes, Demand, Fetcher, News, Note, Posit
 from connmon.console.settings import DEFAULT_SETTINGS
 from connmon.console.source import Maxima
 from connmon.console.state import (
+    ConsoleState,
     Refresh,
     Silence,
-    State,
     fitted,
     noted,
     played,
@@ -79,7 +79,7 @@ def run(
     except KeyboardInterrupt:
         return 0
     option = f"connmon_service={service}" if service else f"connmon_addr={nodes[0].address}"
-    begin = State(option, now=time.monotonic(), interval=interval)
+    begin = ConsoleState(option, now=time.monotonic(), interval=interval)
     fetcher = Fetcher(nodes, service, first, demand(begin), credentials, ask_nodes, maxima)
     try:
         return show(begin, fetcher, fetcher.start)
@@ -89,7 +89,7 @@ def run(
             first.close()
 
 
-def show(begin: State, feed: Feed, started: Callable[[], None] = lambda: None) -> int:
+def show(begin: ConsoleState, feed: Feed, started: Callable[[], None] = lambda: None) -> int:
     """Show snapshots until the console is left; return the exit code. `started` is called on the screen."""
     try:
         with _signals(), _no_log_lines(), screen.Screen() as terminal:
@@ -102,7 +102,7 @@ def show(begin: State, feed: Feed, started: Callable[[], None] = lambda: None) -
     return 0
 
 
-def demand(state: State) -> Demand:
+def demand(state: ConsoleState) -> Demand:
     """Return what the feed has to get for this state."""
     return Demand(state.wants, state.remembers, state.interval, state.seen, state.reel)
 
@@ -110,7 +110,7 @@ def demand(state: State) -> Demand:
 class _App:
     """The state on its way from one event to the next, and the terminal that shows it."""
 
-    def __init__(self, begin: State, terminal: screen.Screen, feed: Feed) -> None:
+    def __init__(self, begin: ConsoleState, terminal: screen.Screen, feed: Feed) -> None:
         self._state = begin
         self._terminal = terminal
         self._feed = feed
@@ -152,14 +152,14 @@ class _App:
             logger.debug("mode: %s -> %s", before.value, self._state.mode.value)
 
 
-def _late_seconds(state: State) -> int:
+def _late_seconds(state: ConsoleState) -> int:
     """Return the seconds that the screen counts, 0 where it counts none."""
     if state.received is None or not (state.late or state.silence is not None):
         return 0
     return int(state.now - state.received)
 
 
-def _pressed(state: State, key: str | screen.Click, width: int, height: int) -> State:
+def _pressed(state: ConsoleState, key: str | screen.Click, width: int, height: int) -> ConsoleState:
     """Return the state after a key, a click or a notch of the wheel."""
     if isinstance(key, screen.Click):
         state = actions.clicked(state, key.x, key.y, width, height)
@@ -185,7 +185,7 @@ def _save(path: str, text: str) -> str:
     return f"saved: {os.path.abspath(os.path.expanduser(path))}"
 
 
-def _after(state: State, news: News) -> State:
+def _after(state: ConsoleState, news: News) -> ConsoleState:
     """Return the state after news of the feed. Raises the error of a feed that met a bug."""
     if isinstance(news, Refresh):
         return refreshed(state, news)

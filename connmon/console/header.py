@@ -14,7 +14,7 @@ from connmon.console.lines import VERDICT_ROLES, Field, Line, Span
 from connmon.console.modes import PROMPTS
 from connmon.console.panes import Pane
 from connmon.console.row_words import VERDICTS
-from connmon.console.state import State
+from connmon.console.state import ConsoleState
 from connmon.protocol.document import FigureFields, JsonTotals
 from connmon.protocol.queries import EVERYTHING
 from connmon.protocol.text import short_age as age
@@ -26,7 +26,7 @@ TRENDS_LEAST_WIDTH: Final = 80
 TREND_MOST_WIDTH: Final = 75
 
 
-def title(state: State, width: int) -> Line:
+def title(state: ConsoleState, width: int) -> Line:
     head = state.head
     # Of a node that does not answer it is unknown.
     quorum = None if state.silence is not None or state.late or head is None else head.quorum
@@ -46,7 +46,7 @@ def title(state: State, width: int) -> Line:
         fields.remove(max(fields, key=lambda field: field.rank))
 
 
-def totals(state: State) -> list[Field]:
+def totals(state: ConsoleState) -> list[Field]:
     """Return the figures of the whole fleet."""
     totals = _NO_TOTALS if state.head is None else state.head.totals
     figures, known = totals.figures, state.head is not None
@@ -72,7 +72,7 @@ def totals(state: State) -> list[Field]:
 _NO_TOTALS: Final = JsonTotals(hosts=0, programs=0, figures=FigureFields(), verdicts={})
 
 
-def trends(state: State, width: int) -> Line | None:
+def trends(state: ConsoleState, width: int) -> Line | None:
     """Return the line of the last minutes; None where they are unknown or have no room."""
     remembered = state.remembered
     samples = None if remembered is None else remembered.rows.get(EVERYTHING)
@@ -91,7 +91,7 @@ def trends(state: State, width: int) -> Line | None:
     return [*line, (f"{minutes} min", "")]
 
 
-def banners(state: State) -> list[Span]:
+def banners(state: ConsoleState) -> list[Span]:
     """Return the lines that must not be missed, the gravest first."""
     lines: list[Span] = []
     node = format.word(None if state.head is None else state.head.node)
@@ -130,7 +130,7 @@ def banners(state: State) -> list[Span]:
     return lines
 
 
-def trail(state: State, width: int, visible: int) -> Line:
+def trail(state: ConsoleState, width: int, visible: int) -> Line:
     """Return the breadcrumbs, what is filtered, and the order."""
     pane = state.page.pane.shown(visible)
     titles = [page.title for page in state.pages]
@@ -148,7 +148,7 @@ def trail(state: State, width: int, visible: int) -> Line:
     return [*line, (" " * (room - text.width(path + extra)) + about + " ", "")]
 
 
-def local(state: State) -> str | None:
+def local(state: ConsoleState) -> str | None:
     """Return what this host's system says of the process on the screen, if it runs here."""
     local = state.local
     return local.text if local is not None and state.page.pane.want.instance == local.instance else None
@@ -172,14 +172,14 @@ def mark(pane: Pane) -> str:
     return FALLING if falls is not pane.inverted else RISING
 
 
-def _about(state: State, pane: Pane) -> str:
+def _about(state: ConsoleState, pane: Pane) -> str:
     about = f"by {columns.column(pane.want.by, pane.sort).name}, {order(pane)}"
     if pane.rows:
         about += f"   {pane.index + 1} of {len(pane.rows)}"
     return about
 
 
-def _narrowed(state: State, pane: Pane) -> str:
+def _narrowed(state: ConsoleState, pane: Pane) -> str:
     parts = []
     if pane.want.by == "wait" and state.rows_left_out:
         parts.append(f"{state.rows_left_out} pools and holders left out")
@@ -196,7 +196,7 @@ def _narrowed(state: State, pane: Pane) -> str:
     return "".join(f"  [{part}]" for part in parts)
 
 
-def footer(state: State, width: int) -> Line:
+def footer(state: ConsoleState, width: int) -> Line:
     if state.mode.is_prompt:
         typed = f" {PROMPTS[state.mode]}: {text.sanitize(state.input.text)}_"
         hint = "   (Enter, or Esc)"

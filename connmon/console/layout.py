@@ -9,7 +9,7 @@ from connmon.console import columns, details, fitting, header
 from connmon.console.columns import Column
 from connmon.console.lines import flow
 from connmon.console.panes import Pane
-from connmon.console.state import Spread, State
+from connmon.console.state import ConsoleState, Spread
 
 #: Heights in lines from which on parts of the screen are shown. Lower screens keep the more important parts.
 BANNER_HEIGHT: Final = 3
@@ -49,7 +49,7 @@ class Layout:
         return 1 + self.totals + self.trends + self.banners + self.trail + self.local
 
 
-def layout(state: State, width: int, height: int) -> Layout:
+def layout(state: ConsoleState, width: int, height: int) -> Layout:
     """Return how `height` lines are divided; the tables get what the other parts leave."""
     totals = 0
     if height >= TOTALS_HEIGHT:
@@ -77,7 +77,7 @@ def layout(state: State, width: int, height: int) -> Layout:
     )
 
 
-def _panes(state: State, height: int, lines: int, heading: int) -> tuple[int, ...]:
+def _panes(state: ConsoleState, height: int, lines: int, heading: int) -> tuple[int, ...]:
     """Return the rows of each table that fit into so many lines."""
     panes = state.page.panes
     if len(panes) == 1 or height < TWO_TABLES_HEIGHT:
@@ -91,7 +91,9 @@ def _panes(state: State, height: int, lines: int, heading: int) -> tuple[int, ..
     return share, max(1, rows - share)
 
 
-def _about(state: State, width: int, height: int, rows: int, heading: int) -> tuple[int, Spread | None]:
+def _about(
+    state: ConsoleState, width: int, height: int, rows: int, heading: int
+) -> tuple[int, Spread | None]:
     """Return how many of `rows` lines are about the row under the cursor, and how its details fit in."""
     page = state.page
     selected = page.pane.selected

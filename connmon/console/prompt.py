@@ -11,16 +11,16 @@ from typing import Final
 
 from connmon.console import text
 from connmon.console.modes import Event, Mode
-from connmon.console.state import Input, State, changed_mode, noted, with_pane
+from connmon.console.state import ConsoleState, Input, changed_mode, noted, with_pane
 
 
-def ask(state: State, event: Event) -> State:
+def ask(state: ConsoleState, event: Event) -> ConsoleState:
     """Open the prompt of an event, with the text that it begins with."""
     state = changed_mode(state, event)
     return replace(state, input=Input(_first_text(state), state.page.pane.index))
 
 
-def _first_text(state: State) -> str:
+def _first_text(state: ConsoleState) -> str:
     pane = state.page.pane
     if state.mode is Mode.SAVE:
         moment = "".join(character for character in state.received_at[-8:] if character.isdigit())
@@ -30,7 +30,7 @@ def _first_text(state: State) -> str:
     return ""
 
 
-def pressed(state: State, key: str) -> State:
+def pressed(state: ConsoleState, key: str) -> ConsoleState:
     """Return the state after a key at a prompt."""
     typed = state.input.text
     if key == "esc":
@@ -52,22 +52,22 @@ def pressed(state: State, key: str) -> State:
     return state
 
 
-def _find(state: State, entered: Input) -> State:
+def _find(state: ConsoleState, entered: Input) -> ConsoleState:
     state = replace(state, find=entered.text)
     if entered.text and state.page.pane.found(entered.text, entered.began, 1) is None:
         return noted(state, f"no row with {text.sanitize(entered.text)!r}")
     return state
 
 
-def _filter(inverse: bool) -> Callable[[State, Input], State]:
-    def entered(state: State, entered: Input) -> State:
+def _filter(inverse: bool) -> Callable[[ConsoleState, Input], ConsoleState]:
+    def entered(state: ConsoleState, entered: Input) -> ConsoleState:
         return with_pane(state, state.page.pane.changed(filter=entered.text, inverse=inverse))
 
     return entered
 
 
 #: What Enter does at each prompt.
-_ENTERED: Final[Mapping[Mode, Callable[[State, Input], State]]] = {
+_ENTERED: Final[Mapping[Mode, Callable[[ConsoleState, Input], ConsoleState]]] = {
     Mode.FIND: _find,
     Mode.FILTER: _filter(False),
     Mode.FILTER_OUT: _filter(True),

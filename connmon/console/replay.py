@@ -21,7 +21,7 @@ from connmon.console.fetcher import Demand, News, Note, Position
 from connmon.console.rows import FigureRow, KeyedRow, Samples, node_rows
 from connmon.console.settings import DEFAULT_SETTINGS, ConsoleSettings
 from connmon.console.source import Source, Want, belongs
-from connmon.console.state import Reel, Refresh, Remembered, State
+from connmon.console.state import ConsoleState, Reel, Refresh, Remembered
 from connmon.errors import UsageError
 from connmon.protocol.document import FigureFields
 from connmon.protocol.queries import EVERYTHING
@@ -175,5 +175,5 @@ def run(recording: Recording) -> int:
     screen.check()
     player = Player(recording)
     reel = Reel(len(recording), player.minute, playing=len(recording) > 1)
-    state = State(f"connmon_service={recording.service}", now=time.monotonic(), reel=reel)
+    state = ConsoleState(f"connmon_service={recording.service}", now=time.monotonic(), reel=reel)
     return app.show(state, player)

@@ -1,6 +1,6 @@
 """What the console shows, and what a refresh or the time does to it. Pure: no I/O, no clock.
 
-- A `State` is frozen; every event is a function from one state to the next: `refreshed`, `silenced`,
+- A `ConsoleState` is frozen; every event is a function from one state to the next: `refreshed`, `silenced`,
   `noted`, `ticked`, `fitted`, `played` here, keys and the mouse in `actions`. Times are passed in, in
   monotonic seconds.
 - The pages form a stack: Enter puts one on top, Esc takes it off. Each view keeps its first page.
@@ -127,7 +127,7 @@ NO_INPUT: Final = Input()
 
 
 @dataclass(frozen=True)
-class State:
+class ConsoleState:
     """Everything that the screen depends on, but its size."""
 
     url_option: str
@@ -227,12 +227,12 @@ class State:
 # --- Events -----------------------------------------------------------------------------------
 
 
-def changed_mode(state: State, event: Event) -> State:
+def changed_mode(state: ConsoleState, event: Event) -> ConsoleState:
     """Return the state in the mode that follows; see `modes`."""
     return replace(state, mode=next_mode(state.mode, event))
 
 
-def refreshed(state: State, refresh: Refresh) -> State:
+def refreshed(state: ConsoleState, refresh: Refresh) -> ConsoleState:
     """Return the state after a refresh: its tables show the rows that came for them."""
 
     def filled(pane: Pane) -> Pane:
@@ -259,22 +259,22 @@ def refreshed(state: State, refresh: Refresh) -> State:
     )
 
 
-def silenced(state: State, silence: Silence) -> State:
+def silenced(state: ConsoleState, silence: Silence) -> ConsoleState:
     """Return the state while no node answers. The last snapshot stays."""
     return replace(state, silence=silence)
 
 
-def noted(state: State, note: str) -> State:
+def noted(state: ConsoleState, note: str) -> ConsoleState:
     """Return the state with a note, which stays for `note_seconds`."""
     return replace(state, note=note, note_ends=state.now + state.settings.note_seconds)
 
 
-def ticked(state: State, now: float) -> State:
+def ticked(state: ConsoleState, now: float) -> ConsoleState:
     """Return the state at a later time."""
     return replace(state, now=now, note="" if now >= state.note_ends else state.note)
 
 
-def fitted(state: State, visible: Sequence[int], spread: Spread | None = None) -> State:
+def fitted(state: ConsoleState, visible: Sequence[int], spread: Spread | None = None) -> ConsoleState:
     """Return the state on a screen with room for so many rows of each table of the page.
 
     `spread`: how the lines about the row under the cursor lie on it.
@@ -290,7 +290,7 @@ def fitted(state: State, visible: Sequence[int], spread: Spread | None = None) -
     return with_page(state, replace(state.page, panes=scrolled))
 
 
-def played(state: State, position: int) -> State:
+def played(state: ConsoleState, position: int) -> ConsoleState:
     """Return the state after the replay has gone on to that snapshot by itself."""
     if state.reel is None or not state.reel.playing or position != state.reel.position + 1:
         return state  # a key was faster
@@ -298,9 +298,9 @@ def played(state: State, position: int) -> State:
     return replace(state, reel=replace(reel, playing=not reel.at_end))
 
 
-def with_page(state: State, page: Page) -> State:
+def with_page(state: ConsoleState, page: Page) -> ConsoleState:
     return replace(state, pages=(*state.pages[:-1], page))
 
 
-def with_pane(state: State, pane: Pane) -> State:
+def with_pane(state: ConsoleState, pane: Pane) -> ConsoleState:
     return with_page(state, state.page.with_pane(pane))

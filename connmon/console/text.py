@@ -30,7 +30,7 @@ _PLACE: Final = re.compile(r"^(.*/)?([^/ ]+:\d+)( .*)?$")
 
 @lru_cache(maxsize=8192)
 def sanitize(text: str) -> str:
-    """Return `text` without anything that a terminal would act upon, in characters of a known width."""
+    """Return `text` without anything that a terminal would act on, in characters of a known width."""
     if text.isascii() and text.isprintable():
         return text
     composed = unicodedata.normalize("NFC", text)

@@ -19,13 +19,13 @@ from connmon.console.panes import Pane
 from connmon.console.row_words import name, problems, reason, state_word, verdict
 from connmon.console.rows import Key, NodeRow, Table, TableRow, Trend
 from connmon.console.source import Want
-from connmon.console.state import Spread, State
+from connmon.console.state import ConsoleState, Spread
 
 #: Wider than any row, for a text into which everything is to fit.
 ANY_WIDTH: Final = 100_000
 
 
-def view(state: State, width: int, height: int) -> list[Line]:
+def view(state: ConsoleState, width: int, height: int) -> list[Line]:
     """Return the screen: at most `height` lines of at most `width` columns each."""
     if width < 1 or height < 1:
         return []
@@ -39,7 +39,7 @@ def view(state: State, width: int, height: int) -> list[Line]:
     return [[(part.translate(text.ASCII), role) for part, role in line] for line in clipped_lines]
 
 
-def saved(state: State) -> str:
+def saved(state: ConsoleState) -> str:
     """Return the whole table that has the focus as plain text: every row, every column but the trends."""
     pane = state.page.pane
     rows = [row for _, row in pane.rows or ()]
@@ -57,7 +57,7 @@ def saved(state: State) -> str:
 # --- Parts of the screen ------------------------------------------------------------------------
 
 
-def _page(state: State, width: int, height: int) -> list[Line]:
+def _page(state: ConsoleState, width: int, height: int) -> list[Line]:
     plan = layout(state, width, height)
     lines: list[Line] = [header.title(state, width)]
     lines += flow(header.totals(state), width, plan.totals)
@@ -83,7 +83,7 @@ def _page(state: State, width: int, height: int) -> list[Line]:
     return lines
 
 
-def _about_row(state: State, width: int, most: int, spread: Spread | None) -> list[Line]:
+def _about_row(state: ConsoleState, width: int, most: int, spread: Spread | None) -> list[Line]:
     """Return exactly `most` lines about the row under the cursor."""
     selected = state.page.pane.selected
     lines: list[Line] = []
@@ -145,7 +145,7 @@ _STATE_ROLES: Final[Mapping[str, Role]] = {
 }  # fmt: skip
 
 
-def _table(state: State, pane: Pane, width: int, heading: int, focused: bool) -> list[Line]:
+def _table(state: ConsoleState, pane: Pane, width: int, heading: int, focused: bool) -> list[Line]:
     rows = pane.on_screen
     fitted, gap = fitted_columns(pane, width, heading)
     between = " " * gap
@@ -169,7 +169,7 @@ def _table(state: State, pane: Pane, width: int, heading: int, focused: bool) ->
     return lines + [[]] * (heading + pane.visible - len(lines))
 
 
-def _trend(state: State, key: Key) -> Trend | None:
+def _trend(state: ConsoleState, key: Key) -> Trend | None:
     """Return the last minutes of a row; None where the node has not sent them."""
     remembered = state.remembered
     samples = None if remembered is None else remembered.rows.get(key)
@@ -216,7 +216,7 @@ def _row(row: TableRow, fitted: Sequence[fitting.Fitted], cells: Sequence[str]) 
     return line
 
 
-def _empty_table(state: State, pane: Pane, width: int) -> list[Line]:
+def _empty_table(state: ConsoleState, pane: Pane, width: int) -> list[Line]:
     """Return the lines that stand in a table without rows."""
     if pane.rows is None:
         return wrapped(

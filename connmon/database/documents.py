@@ -39,7 +39,7 @@ class SessionInfo(TypedDict):
     state_seconds: float | None
 
 
-class Owner(TypedDict):
+class SessionOwner(TypedDict):
     """The reported connection that has a session; all None: no process reports it."""
 
     host: str | None
@@ -56,7 +56,7 @@ class Owner(TypedDict):
     verdict: str | None
 
 
-class LockSession(SessionInfo, Owner):
+class LockSession(SessionInfo, SessionOwner):
     """A session that waits for a lock or blocks one."""
 
     server_id: int
@@ -104,7 +104,7 @@ class Whois(Header, WhoisLocks):
 # --- reconcile ----------------------------------------------------------------------------
 
 
-class Server(TypedDict):
+class ServerDocument(TypedDict):
     """The server that was asked, and its limit of connections."""
 
     dialect: str
@@ -148,7 +148,7 @@ class OtherServer(TypedDict):
 
 
 class Reconcile(LookHeader):
-    server: Server
+    server: ServerDocument
     sessions: int
     accounted_sessions: int
     shared_sessions: int

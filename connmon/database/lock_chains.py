@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 
-from connmon.database.documents import LockSession, Owner, SessionInfo
+from connmon.database.documents import LockSession, SessionInfo, SessionOwner
 from connmon.database.locks import Locks
 from connmon.database.server_view import Session
 from connmon.protocol.text import printable, short_age
 
-_OWNER_KEYS: Final = tuple(Owner.__annotations__)
+_OWNER_KEYS: Final = tuple(SessionOwner.__annotations__)
 
 
 def blocked_by(locks: Locks, session: int) -> list[int] | None:
@@ -91,7 +91,7 @@ def described(
     rows = owners.get(number, ())
     # After a fork several processes have it: the living one, where there is one.
     row = min(rows, key=lambda row: row["state"] is None) if rows else {}
-    owner = cast(Owner, {key: row.get(key) for key in _OWNER_KEYS})
+    owner = cast(SessionOwner, {key: row.get(key) for key in _OWNER_KEYS})
     return {"server_id": number, **session_info(sessions.get(number)), **owner}
 
 

@@ -27,7 +27,7 @@ from connmon.database.documents import (
     OtherServer,
     ProgramSessions,
     Reconcile,
-    Server,
+    ServerDocument,
     UnownedSession,
 )
 from connmon.database.lock_chains import blocked_by, blocks, described, roots
@@ -206,7 +206,7 @@ def reconcile(first: Look, second: Look | None, naming: Naming) -> Reconcile:
     }
 
 
-def _server(view: ServerView, free: int) -> Server:
+def _server(view: ServerView, free: int) -> ServerDocument:
     return {
         "dialect": view.dialect,
         "host": view.server.host,

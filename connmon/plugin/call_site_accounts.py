@@ -57,7 +57,7 @@ class CallSiteSettings:
 
 #: The call site that stands for all those that are not reported one by one.
 OTHER: Final = "(other)"
-#: A call site's usual hold is that of at least this many of its latest holds, and of up to twice as many.
+#: A call site's usual hold is measured over this many of its latest holds, or up to twice as many.
 RECENT_HOLDS: Final = 500
 #: Uncounted holds of a call site are counted on the spot when there are more.
 UNCOUNTED_SITE_HOLDS: Final = 256

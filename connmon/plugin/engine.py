@@ -1,7 +1,7 @@
 """From an engine to an instrumented pool: `attach(engine)`, `?plugin=connmon`, and what both URL forms share.
 
-- There is one split of the URL and one way to attach; a pool is attached once, whoever asks and however
-  often, and the first one's options count.
+- There is one split of the URL and one way to attach; a pool is attached once, however
+  often that is asked for, and the first one's options count.
 - Options that are wrong fail with ArgumentError, where the engine is made. Any other failure in here is one
   warning in the log, and an engine that works without connmon.
 - What is reported of an engine has no password and no query option in it.
@@ -324,7 +324,7 @@ def _limits(pool: Pool) -> tuple[int | None, int | None, float | None]:
     """Return pool_size, max_overflow and timeout in seconds, as PoolInfo has them."""
     if isinstance(pool, QueuePool):  # the one for asyncio is a subclass
         overflow = getattr(pool, "_max_overflow", None)
-        # pool_timeout=None, to wait for ever, has no number; it is reported as not known.
+        # pool_timeout=None, to wait forever, has no number; it is reported as not known.
         seconds: float | None = pool.timeout()
         return max(0, pool.size()), overflow, None if seconds is None else max(0.0, float(seconds))
     if isinstance(pool, SingletonThreadPool):

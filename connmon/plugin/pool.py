@@ -11,7 +11,7 @@ Rules, each with its reason:
    raise, and the connection is returned all the same.
 5. The creator is wrapped for what may have no event: that it failed, and that there is a connection. The
    connect event adds the server's session id.
-6. A pool is instrumented once, whoever asks and how often.
+6. A pool is instrumented once, however often that is asked for.
 """
 
 from __future__ import annotations

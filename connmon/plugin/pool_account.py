@@ -2,7 +2,7 @@
 
 The application's threads write without a lock. These rules keep the account right:
 
-1. What happens to a connection is written to its `Entry`, by whoever has the connection at that moment. Plain
+1. What happens to a connection is written to its `Entry`, by the holder of the moment. Plain
    attribute writes only: a garbage collection inside a listener can run another checkin on the same thread,
    so a lock would deadlock.
 2. Totals are never counted in a shared variable. They are the sum over the entries, plus what ended entries
@@ -14,7 +14,7 @@ The application's threads write without a lock. These rules keep the account rig
 5. A duration is appended to a list: a hold's to the entry's, a wait's or connect's to the pool's. Only the
    thread with the fold lock takes durations out, from the front, into the pool's histograms. Both are one
    step of the interpreter, so nothing is lost and nothing is counted twice.
-6. An ended connection is `Entry.closed`, whoever notices it first: a close event, the end of the `Token` in
+6. An ended connection is `Entry.closed` by what notices it first: a close event, the end of the `Token` in
    `record.info`, or the end of the driver's connection. Later notices do nothing.
 7. An exception can be raised into any line of this (`interrupts.py`). So each change of an entry has one
    write that decides, and the rest can be made up for: a connection is held while `checkouts` is larger than

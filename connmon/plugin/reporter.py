@@ -96,7 +96,7 @@ class Reporter:
         self._prepared = unpatched.lock()
         """Released by the thread once it has prepared the end."""
         self._working = unpatched.lock()
-        """Held by the thread except while it waits: whoever gets it can go on in its place, once it is
+        """Held by the thread except while it waits: a thread that gets it can go on in its place, once it is
         gone."""
         self._exit_seconds_left = settings.exit_seconds
         self._thread_ended = unpatched.lock()

@@ -121,7 +121,7 @@ FromClient: TypeAlias = Union[Hello, Proof, Report, Goodbye, Question]
 FromNode: TypeAlias = Union[Welcome, Refuse, Ack, Rows, NodeStatus, History]
 
 
-class State(Enum):
+class HandshakeState(Enum):
     """How far a connection has come. Both sides pass through the same states."""
 
     START = "start"
@@ -142,18 +142,22 @@ class State(Enum):
 
 #: The handshake, without and with a secret: state -> message -> next state. The client sends hello and proof,
 #: the node the others. In `OPEN`, the messages of `OPEN_MESSAGES` that are not here keep the state.
-HANDSHAKE: Final[dict[bool, dict[State, dict[type[Struct], State]]]] = {
+HANDSHAKE: Final[dict[bool, dict[HandshakeState, dict[type[Struct], HandshakeState]]]] = {
     False: {
-        State.START: {Hello: State.GREETED, Refuse: State.REFUSED},
-        State.GREETED: {Welcome: State.OPEN, Refuse: State.REFUSED},
-        State.OPEN: {Refuse: State.REFUSED},
+        HandshakeState.START: {Hello: HandshakeState.GREETED, Refuse: HandshakeState.REFUSED},
+        HandshakeState.GREETED: {Welcome: HandshakeState.OPEN, Refuse: HandshakeState.REFUSED},
+        HandshakeState.OPEN: {Refuse: HandshakeState.REFUSED},
     },
     True: {
-        State.START: {Hello: State.GREETED, Refuse: State.REFUSED},
-        State.GREETED: {Challenge: State.CHALLENGED, Refuse: State.REFUSED, Welcome: State.FAILED},
-        State.CHALLENGED: {Proof: State.PROVEN, Refuse: State.REFUSED},
-        State.PROVEN: {Welcome: State.OPEN, Refuse: State.REFUSED},
-        State.OPEN: {Refuse: State.REFUSED},
+        HandshakeState.START: {Hello: HandshakeState.GREETED, Refuse: HandshakeState.REFUSED},
+        HandshakeState.GREETED: {
+            Challenge: HandshakeState.CHALLENGED,
+            Refuse: HandshakeState.REFUSED,
+            Welcome: HandshakeState.FAILED,
+        },
+        HandshakeState.CHALLENGED: {Proof: HandshakeState.PROVEN, Refuse: HandshakeState.REFUSED},
+        HandshakeState.PROVEN: {Welcome: HandshakeState.OPEN, Refuse: HandshakeState.REFUSED},
+        HandshakeState.OPEN: {Refuse: HandshakeState.REFUSED},
     },
 }
 
@@ -183,8 +187,8 @@ OPEN_MESSAGES: Final[dict[str, dict[str, _Allowed]]] = {
 
 #: The states in which the node has to answer before the client may send more, and those of a connection that
 #: is to be closed.
-_NODES_TURN: Final = (State.GREETED, State.PROVEN)
-_ENDED: Final = (State.REFUSED, State.FAILED)
+_NODES_TURN: Final = (HandshakeState.GREETED, HandshakeState.PROVEN)
+_ENDED: Final = (HandshakeState.REFUSED, HandshakeState.FAILED)
 
 _encoder = msgspec.msgpack.Encoder()
 _Decoder: TypeAlias = "msgspec.msgpack.Decoder[Any]"
@@ -214,8 +218,8 @@ def framed(payload: bytes, mac: bytes = b"") -> bytes:
 class _Side:
     """One side of a connection: its state, the bytes received, the MACs of both directions."""
 
-    def __init__(self, secret: bytes | None, on_state: Callable[[State], None] | None) -> None:
-        self.state = State.START
+    def __init__(self, secret: bytes | None, on_state: Callable[[HandshakeState], None] | None) -> None:
+        self.state = HandshakeState.START
         self._on_state = on_state
         self._secret = secret
         self._transitions = HANDSHAKE[secret is not None]
@@ -226,7 +230,7 @@ class _Side:
         self._sent_macs: FrameMacs | None = None
         self._handshake: Handshake | None = None
 
-    def _change(self, state: State) -> None:
+    def _change(self, state: HandshakeState) -> None:
         if state is not self.state:
             self.state = state
             if self._on_state is not None:
@@ -237,13 +241,13 @@ class _Side:
         state = self._transitions.get(self.state, {}).get(type(message))
         if state is not None:
             self._change(state)
-        elif self.state is not State.OPEN:
+        elif self.state is not HandshakeState.OPEN:
             raise ProtocolError(f"a {type(message).__name__.lower()} in state {self.state.value}")
 
     def _send(self, message: Struct) -> None:
         """Change the state before a message of the handshake is sent."""
         state = self._transitions.get(self.state, {}).get(type(message))
-        if state is None or state is State.FAILED:
+        if state is None or state is HandshakeState.FAILED:
             raise RuntimeError(
                 f"a {type(message).__name__.lower()} cannot be sent in state {self.state.value}"
             )
@@ -305,7 +309,10 @@ class NodeSide(_Side):
     """
 
     def __init__(
-        self, secret: bytes | None = None, nonce: bytes = b"", on_state: Callable[[State], None] | None = None
+        self,
+        secret: bytes | None = None,
+        nonce: bytes = b"",
+        on_state: Callable[[HandshakeState], None] | None = None,
     ) -> None:
         super().__init__(secret, on_state)
         self._nonce = nonce
@@ -326,7 +333,7 @@ class NodeSide(_Side):
     @property
     def needs_proof(self) -> bool:
         """Whether the answer to the hello is a challenge."""
-        return self._secret is not None and self.state is State.GREETED
+        return self._secret is not None and self.state is HandshakeState.GREETED
 
     def receive(self, data: bytes) -> list[FromClient]:
         """Return the messages that are complete with these bytes.
@@ -345,12 +352,12 @@ class NodeSide(_Side):
                 payload = self._verified(payload)
                 message = self._decoded(payload)
                 messages.append(message)
-                if self.state is not State.OPEN:
+                if self.state is not HandshakeState.OPEN:
                     self._take_handshake(message, payload)
                     break  # the node's turn
             return messages
         except ProtocolError:
-            self._change(State.FAILED)
+            self._change(HandshakeState.FAILED)
             raise
 
     def _take_handshake(self, message: Hello | Proof, payload: bytes) -> None:
@@ -415,7 +422,7 @@ class NodeSide(_Side):
     def frame(self, message: Struct) -> bytes:
         """Return the bytes of one message, with its MAC if it needs one. Send frames in this order."""
         if isinstance(message, Refuse):
-            self._change(State.REFUSED)
+            self._change(HandshakeState.REFUSED)
         return self._frame(message)
 
     @staticmethod
@@ -442,7 +449,7 @@ class ClientSide(_Side):
         nonce: bytes = b"",
         boot: str = "",
         cluster: str = "",
-        on_state: Callable[[State], None] | None = None,
+        on_state: Callable[[HandshakeState], None] | None = None,
     ) -> None:
         super().__init__(secret, on_state)
         self._role: Role = role
@@ -469,7 +476,7 @@ class ClientSide(_Side):
 
     def reply(self) -> bytes:
         """Return the proof after a challenge, once; else b""."""
-        if self.state is not State.CHALLENGED:
+        if self.state is not HandshakeState.CHALLENGED:
             return b""
         assert self._handshake is not None
         proof = Proof(self._handshake.proof())
@@ -494,7 +501,7 @@ class ClientSide(_Side):
         messages: list[FromNode] = []
         try:
             while self.state not in _ENDED and (payload := self._payload()) is not None:
-                if self.state is State.OPEN:
+                if self.state is HandshakeState.OPEN:
                     message = self._decoded(self._verified(payload))
                     self._received(message)
                 else:
@@ -502,7 +509,7 @@ class ClientSide(_Side):
                 if not isinstance(message, Challenge):
                     messages.append(message)
         except ProtocolError:
-            self._change(State.FAILED)
+            self._change(HandshakeState.FAILED)
             raise
         return messages
 
@@ -515,7 +522,7 @@ class ClientSide(_Side):
                 "upgrade the older side"
             )
         self._received(message)
-        if self.state is State.FAILED:
+        if self.state is HandshakeState.FAILED:
             raise ProtocolError(
                 "this side has a secret and the node asks for none: start the node with the same secret, "
                 "or take this side's away"

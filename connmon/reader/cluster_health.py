@@ -75,13 +75,13 @@ class Answer(NamedTuple):
     reason: str = ""
 
 
-class Verdict(NamedTuple):
+class ClusterVerdict(NamedTuple):
     document: ClusterHealth
     exit_code: int
     """HEALTHY, DEGRADED or NO_QUORUM; the latter also where no node answered."""
 
 
-def judge(service: str, answers: Sequence[Answer], whole: bool = True) -> Verdict:
+def judge(service: str, answers: Sequence[Answer], whole: bool = True) -> ClusterVerdict:
     """Return the verdict over the nodes that were asked. `whole`: they are all nodes of the config."""
     statuses = [answer.status for answer in answers if answer.status is not None]
     current = [status for status in statuses if status.quorum]
@@ -105,7 +105,7 @@ def judge(service: str, answers: Sequence[Answer], whole: bool = True) -> Verdic
         "term": highest if best is None else best.term,
         "nodes": nodes,
     }
-    return Verdict(document, code)
+    return ClusterVerdict(document, code)
 
 
 def _differing(answers: Sequence[Answer]) -> frozenset[str]:

@@ -20,7 +20,7 @@ from connmon.errors import PeerError, ProtocolError, RefusedError
 from connmon.protocol.credentials import OPEN, Credentials
 from connmon.protocol.queries import StatusQuery
 from connmon.reader import client
-from connmon.reader.cluster_health import Answer, Failure, Verdict, judge
+from connmon.reader.cluster_health import Answer, ClusterVerdict, Failure, judge
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def ask(
     whole: bool = True,
     credentials: Credentials = OPEN,
     settings: StatusSettings = DEFAULTS,
-) -> Verdict:
+) -> ClusterVerdict:
     """Ask all nodes of `service`, for digests too or not, and judge their answers.
 
     `whole`: these are all nodes that the config has for the service. Takes at most `total_seconds`.

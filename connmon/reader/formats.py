@@ -104,7 +104,7 @@ def _mebibytes(size: int | None) -> str:
 
 
 @dataclass(frozen=True)
-class Column(Generic[R]):
+class TableColumn(Generic[R]):
     """A column of a table."""
 
     heading: str
@@ -131,21 +131,21 @@ class Column(Generic[R]):
         return [pad + text for text, pad in zip(texts, pads, strict=True)]
 
 
-def _name(heading: str, value: Callable[[R], object]) -> Column[R]:
+def _name(heading: str, value: Callable[[R], object]) -> TableColumn[R]:
     """Return a column that is always shown, and identifies the row."""
-    return Column(heading, value, is_text=True, is_name=True)
+    return TableColumn(heading, value, is_text=True, is_name=True)
 
 
-def _number_name(heading: str, value: Callable[[R], object]) -> Column[R]:
-    return Column(heading, value, is_name=True)
+def _number_name(heading: str, value: Callable[[R], object]) -> TableColumn[R]:
+    return TableColumn(heading, value, is_name=True)
 
 
-def _text(heading: str, value: Callable[[R], object], rank: int) -> Column[R]:
-    return Column(heading, value, rank, is_text=True)
+def _text(heading: str, value: Callable[[R], object], rank: int) -> TableColumn[R]:
+    return TableColumn(heading, value, rank, is_text=True)
 
 
-def _age(heading: str, value: Callable[[R], float | None], rank: int) -> Column[R]:
-    return Column(heading, value, rank, short_age)
+def _age(heading: str, value: Callable[[R], float | None], rank: int) -> TableColumn[R]:
+    return TableColumn(heading, value, rank, short_age)
 
 
 _Group: TypeAlias = JsonProgram | JsonHost | JsonDatabase
@@ -153,44 +153,44 @@ _Figured: TypeAlias = JsonProgram | JsonHost | JsonDatabase | JsonProcess | Json
 _OfProcess: TypeAlias = JsonProcess | JsonPool | JsonConnection
 _OfPool: TypeAlias = JsonPool | JsonConnection
 
-_STATE: Final[Column[_Figured]] = _text("STATE", lambda row: row.state, 2)
-_VERDICT: Final[Column[JsonRow]] = _text("VERDICT", lambda row: row.verdict, 1)
-_HOST_PROGRAM: Final[tuple[Column[JsonProgram | JsonCallSite], ...]] = (
+_STATE: Final[TableColumn[_Figured]] = _text("STATE", lambda row: row.state, 2)
+_VERDICT: Final[TableColumn[JsonRow]] = _text("VERDICT", lambda row: row.verdict, 1)
+_HOST_PROGRAM: Final[tuple[TableColumn[JsonProgram | JsonCallSite], ...]] = (
     _name("HOST", lambda row: row.host),
     _name("PROGRAM", lambda row: row.program),
 )
-_PROCESS: Final[tuple[Column[_OfProcess], ...]] = (
+_PROCESS: Final[tuple[TableColumn[_OfProcess], ...]] = (
     _name("HOST", lambda row: row.process.host),
     _name("PROGRAM", lambda row: row.process.program),
     _number_name("PID", lambda row: row.process.pid),
 )
-_PROGRAMS: Final[Column[JsonHost | JsonDatabase]] = Column("PROGRAMS", lambda row: row.programs, 3)
-_PROCESSES: Final[Column[_Group]] = Column("PROCESSES", lambda row: row.figures.processes, 2)
-_FIGURES: Final[tuple[Column[_Figured], ...]] = (
-    Column("CAPACITY", lambda row: row.figures.capacity, 6),
-    Column("CONNECTIONS", lambda row: row.figures.connections, 0),
-    Column("MAX CONNECTIONS", lambda row: row.figures.max_connections, 6),
-    Column("CHECKED OUT", lambda row: row.figures.checked_out, 1),
-    Column("IDLE", lambda row: row.figures.idle, 3),
-    Column("OVERFLOW", lambda row: row.figures.overflow, 5),
-    Column("DETACHED", lambda row: row.figures.detached, 9),
-    Column("WAITING", lambda row: row.figures.waiting, 1),
+_PROGRAMS: Final[TableColumn[JsonHost | JsonDatabase]] = TableColumn("PROGRAMS", lambda row: row.programs, 3)
+_PROCESSES: Final[TableColumn[_Group]] = TableColumn("PROCESSES", lambda row: row.figures.processes, 2)
+_FIGURES: Final[tuple[TableColumn[_Figured], ...]] = (
+    TableColumn("CAPACITY", lambda row: row.figures.capacity, 6),
+    TableColumn("CONNECTIONS", lambda row: row.figures.connections, 0),
+    TableColumn("MAX CONNECTIONS", lambda row: row.figures.max_connections, 6),
+    TableColumn("CHECKED OUT", lambda row: row.figures.checked_out, 1),
+    TableColumn("IDLE", lambda row: row.figures.idle, 3),
+    TableColumn("OVERFLOW", lambda row: row.figures.overflow, 5),
+    TableColumn("DETACHED", lambda row: row.figures.detached, 9),
+    TableColumn("WAITING", lambda row: row.figures.waiting, 1),
     _age("LONGEST WAIT", lambda row: row.figures.longest_wait_seconds, 4),
     _age("LONGEST HELD", lambda row: row.figures.longest_held_seconds, 4),
-    Column("CHECKOUTS/S", lambda row: row.figures.checkouts_per_second, 5),
-    Column("TIMEOUTS", lambda row: row.figures.timeouts_total, 6),
+    TableColumn("CHECKOUTS/S", lambda row: row.figures.checkouts_per_second, 5),
+    TableColumn("TIMEOUTS", lambda row: row.figures.timeouts_total, 6),
     _age("LAST REPORT", lambda row: row.figures.last_report_seconds, 7),
 )
 #: Shown where a row has it.
-_LEFT_OUT: Final[Column[_Figured]] = Column("LEFT OUT", lambda row: row.figures.left_out, 1)
+_LEFT_OUT: Final[TableColumn[_Figured]] = TableColumn("LEFT OUT", lambda row: row.figures.left_out, 1)
 
-_PROGRAM_TABLE: Final[tuple[Column[JsonProgram], ...]] = (
+_PROGRAM_TABLE: Final[tuple[TableColumn[JsonProgram], ...]] = (
     *_HOST_PROGRAM, _STATE, _VERDICT, _PROCESSES, *_FIGURES,
 )  # fmt: skip
-_HOST_TABLE: Final[tuple[Column[JsonHost], ...]] = (
+_HOST_TABLE: Final[tuple[TableColumn[JsonHost], ...]] = (
     _name("HOST", lambda row: row.host), _STATE, _VERDICT, _PROGRAMS, _PROCESSES, *_FIGURES,
 )  # fmt: skip
-_DATABASE_TABLE: Final[tuple[Column[JsonDatabase], ...]] = (
+_DATABASE_TABLE: Final[tuple[TableColumn[JsonDatabase], ...]] = (
     _name("DIALECT", lambda row: row.dialect),
     _name("DATABASE HOST", lambda row: row.database_host),
     _number_name("PORT", lambda row: row.database_port),
@@ -201,18 +201,18 @@ _DATABASE_TABLE: Final[tuple[Column[JsonDatabase], ...]] = (
     _PROCESSES,
     *_FIGURES,
 )
-_PROCESS_TABLE: Final[tuple[Column[JsonProcess], ...]] = (
+_PROCESS_TABLE: Final[tuple[TableColumn[JsonProcess], ...]] = (
     *_PROCESS,
     _STATE,
     _VERDICT,
     _age("STARTED", lambda row: row.process.started_seconds, 7),
-    Column("CPU %", lambda row: row.process.cpu_percent, 8),
-    Column("RSS", lambda row: row.process.rss_bytes, 8, _mebibytes),
-    Column("POOLS", lambda row: row.figures.pools, 6),
+    TableColumn("CPU %", lambda row: row.process.cpu_percent, 8),
+    TableColumn("RSS", lambda row: row.process.rss_bytes, 8, _mebibytes),
+    TableColumn("POOLS", lambda row: row.figures.pools, 6),
     *_FIGURES,
     _text("COMMAND", lambda row: row.process.command, 9),
 )
-_POOL_TABLE: Final[tuple[Column[JsonPool], ...]] = (
+_POOL_TABLE: Final[tuple[TableColumn[JsonPool], ...]] = (
     *_PROCESS,
     _name("POOL", lambda row: row.pool.pool),
     _STATE,
@@ -220,34 +220,34 @@ _POOL_TABLE: Final[tuple[Column[JsonPool], ...]] = (
     _text("CLASS", lambda row: row.pool.pool_class, 8),
     *_FIGURES,
 )
-_CONNECTION_TABLE: Final[tuple[Column[JsonConnection], ...]] = (
+_CONNECTION_TABLE: Final[tuple[TableColumn[JsonConnection], ...]] = (
     *_PROCESS,
     _text("POOL", lambda row: row.pool.pool, 5),
-    Column("CONNECTION", lambda row: row.connection, 3),
-    Column("SERVER ID", lambda row: row.server_id, 2),
+    TableColumn("CONNECTION", lambda row: row.connection, 3),
+    TableColumn("SERVER ID", lambda row: row.server_id, 2),
     _text("STATE", lambda row: row.state, 2),
     _text("VERDICT", lambda row: row.verdict, 0),
     _age("AGE", lambda row: row.age_seconds, 4),
     _age("HELD", lambda row: row.held_seconds, 0),
     _text("HOLDER", lambda row: row.holder, 3),
     _text("HOLDER IN", lambda row: row.holder_in, 5),
-    Column("CALL SITE", lambda row: row.call_site, is_text=True, is_path=True),
+    TableColumn("CALL SITE", lambda row: row.call_site, is_text=True, is_path=True),
 )
-_CALL_SITE_TABLE: Final[tuple[Column[JsonCallSite], ...]] = (
+_CALL_SITE_TABLE: Final[tuple[TableColumn[JsonCallSite], ...]] = (
     *_HOST_PROGRAM,
-    Column("CALL SITE", lambda row: row.call_site, is_text=True, is_name=True, is_path=True),
+    TableColumn("CALL SITE", lambda row: row.call_site, is_text=True, is_name=True, is_path=True),
     _VERDICT,
-    Column("PROCESSES", lambda row: row.processes, 5),
-    Column("HELD", lambda row: row.held_now, 1),
-    Column("IN DATABASE", lambda row: row.in_database_now, 2),
-    Column("WAITING", lambda row: row.waiting_now, 1),
+    TableColumn("PROCESSES", lambda row: row.processes, 5),
+    TableColumn("HELD", lambda row: row.held_now, 1),
+    TableColumn("IN DATABASE", lambda row: row.in_database_now, 2),
+    TableColumn("WAITING", lambda row: row.waiting_now, 1),
     _age("LONGEST HELD", lambda row: row.longest_held_seconds, 2),
-    Column("USUAL", lambda row: row.usual_held_seconds, 3, short_duration),
-    Column("HOLDS", lambda row: row.holds_total, 3),
+    TableColumn("USUAL", lambda row: row.usual_held_seconds, 3, short_duration),
+    TableColumn("HOLDS", lambda row: row.holds_total, 3),
     _age("HELD IN ALL", lambda row: row.hold_seconds_total, 4),
-    Column("SAMPLED", lambda row: row.estimated, 4),
+    TableColumn("SAMPLED", lambda row: row.estimated, 4),
 )
-_TABLES: Final[Mapping[Grouping, tuple[Column[Any], ...]]] = {
+_TABLES: Final[Mapping[Grouping, tuple[TableColumn[Any], ...]]] = {
     "program": _PROGRAM_TABLE,
     "host": _HOST_TABLE,
     "database": _DATABASE_TABLE,
@@ -289,7 +289,9 @@ def _has_left_out(row: JsonRow) -> bool:
     return not isinstance(row, JsonConnection | JsonCallSite) and bool(row.figures.left_out)
 
 
-def _table_lines(columns: Iterable[Column[Any]], rows: Sequence[Any], width: int | None = None) -> list[str]:
+def _table_lines(
+    columns: Iterable[TableColumn[Any]], rows: Sequence[Any], width: int | None = None
+) -> list[str]:
     """Return the lines of a table, the headings first; `width` as in `as_table`."""
     filled = [(column, column.lines(rows)) for column in columns]
     if width is not None:
@@ -303,7 +305,7 @@ _LEAST_PATH_CELLS: Final = 12
 _DETAIL_RANK: Final = 3
 
 
-def _fit(columns: list[tuple[Column[Any], list[str]]], rows: Sequence[Any], width: int) -> None:
+def _fit(columns: list[tuple[TableColumn[Any], list[str]]], rows: Sequence[Any], width: int) -> None:
     """Leave out columns and shorten call sites until the rows fit, as far as possible.
 
     A call site keeps its file and line, and as much of its path as distinguishes it from the others.
@@ -327,7 +329,7 @@ def _fit(columns: list[tuple[Column[Any], list[str]]], rows: Sequence[Any], widt
     if path is not None and sites and excess() > 0:
         number = next(number for number, (column, _) in enumerate(columns) if column is path)
         size = max(_LEAST_PATH_CELLS, _width(columns[number][1][0]) - excess())
-        short: Column[Any] = replace(path, value=lambda row: shortened(path.value(row), size))  # type: ignore[arg-type]
+        short: TableColumn[Any] = replace(path, value=lambda row: shortened(path.value(row), size))  # type: ignore[arg-type]
         columns[number] = (path, short.lines(rows))
 
 
@@ -342,7 +344,7 @@ def _distinct_size(sites: Iterable[str | None]) -> int:
     return size
 
 
-def _reasons(rows: Iterable[JsonRow], columns: Iterable[Column[Any]]) -> list[str]:
+def _reasons(rows: Iterable[JsonRow], columns: Iterable[TableColumn[Any]]) -> list[str]:
     """Return a line for each row with a reason: its name, the verdict, and the reason in full."""
     names = [column for column in columns if column.is_name]
     lines = []
@@ -406,9 +408,9 @@ def aligned(headings: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> l
     return [line.rstrip() for line in _table_lines(columns, list(rows))]
 
 
-def _column_of(key: str, heading: str) -> Column[Mapping[str, Any]]:
+def _column_of(key: str, heading: str) -> TableColumn[Mapping[str, Any]]:
     form = short_age if key.endswith("_seconds") else _plain
-    return Column(heading, lambda row: row.get(key), form=form, is_text=key in _TEXT_KEYS)
+    return TableColumn(heading, lambda row: row.get(key), form=form, is_text=key in _TEXT_KEYS)
 
 
 # --- Widths -------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 from connmon.cluster import daemon
 from connmon.cluster.raft.log import Checkpoint
 from connmon.cluster.raft.storage import DataDir
-from connmon.cluster.state.machine import State
+from connmon.cluster.state.machine import StateMachine
 from connmon.cluster.writable import check_directory, check_file, check_parent
 from tests.cluster.test_daemon import Connmond, free_port, ready, run, started, write
 from tests.support.certificates import Authority
@@ -50,7 +50,7 @@ def kept(path: Path, service: str = "default", node: str = NODE, state: bytes | 
     for index in (1, 2):
         directory.journal.add(b"\1x", index, 1)
     directory.journal.setRaftCommitIndex(2)
-    directory.save(Checkpoint(2, 1, b"\1x", State().dump() if state is None else state))
+    directory.save(Checkpoint(2, 1, b"\1x", StateMachine().encode() if state is None else state))
     directory.journal._destroy()
     directory.close()
 

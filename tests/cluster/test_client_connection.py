@@ -12,10 +12,10 @@ import pytest
 from connmon.cluster.client_connection import (
     TRANSITIONS,
     ClientConnection,
+    ConnectionEvent,
     ConnectionSettings,
     End,
-    Event,
-    State,
+    ServingState,
 )
 from connmon.protocol.credentials import OPEN
 from connmon.protocol.frames import ClientSide, Goodbye
@@ -96,7 +96,7 @@ class Connected:
         self.connection.data_received(self.client.hello())
         self.client.receive(self.transport.written)
 
-    def check_after(self, seconds: float) -> State:
+    def check_after(self, seconds: float) -> ServingState:
         self.owner.now += seconds
         self.connection.check(self.owner.now)
         return self.connection.state
@@ -109,7 +109,7 @@ def test_the_life_of_an_application(caplog: pytest.LogCaptureFixture) -> None:
     connection = connected.connection
     connected.greet()
     connection.data_received(connected.client.frame(full("i1")))
-    assert connection.state is State.BUSY
+    assert connection.state is ServingState.BUSY
     connection.acknowledge("i1", 1, False)
     connection.data_received(connected.client.frame(Goodbye("i1", 1)))
     assert repr(connection) == "<ClientConnection 192.0.2.1:1234 of i1: leaving, 0 bytes>"
@@ -160,11 +160,11 @@ def test_deadlines(request: pytest.FixtureRequest, seconds: float, end: End) -> 
         connected.connection.data_received(connected.client.frame(full("i1"))[:-1])
     if kind == "answers":
         connected.connection.pause_writing()
-    assert connected.check_after(seconds - 0.2) in (State.HANDSHAKE, State.IDLE)
-    assert connected.check_after(0.2) is State.CLOSING
+    assert connected.check_after(seconds - 0.2) in (ServingState.HANDSHAKE, ServingState.IDLE)
+    assert connected.check_after(0.2) is ServingState.CLOSING
     assert connected.connection.end is end
     assert len(connected.owner.reasons) == 1
-    assert connected.check_after(5.1) is State.CLOSING
+    assert connected.check_after(5.1) is ServingState.CLOSING
     assert connected.transport.ended == "aborted"
 
 
@@ -173,25 +173,28 @@ def test_a_slow_application_is_silent_while_its_frame_is_incomplete() -> None:
     connected = Connected()
     connected.greet()
     connected.connection.data_received(connected.client.frame(full("i1"))[:-1])
-    assert connected.check_after(15.1) is State.CLOSING
+    assert connected.check_after(15.1) is ServingState.CLOSING
     assert "lease" in connected.owner.reasons[0]
 
 
 def test_every_state_can_be_reached_and_left() -> None:
     """The table leads from the handshake to every state; only closed and handed over are final."""
-    reached, todo = {State.HANDSHAKE}, [State.HANDSHAKE]
+    reached, todo = {ServingState.HANDSHAKE}, [ServingState.HANDSHAKE]
     while todo:
         following = set(TRANSITIONS[todo.pop()].values()) - reached
         reached |= following
         todo += following
-    assert reached == set(State) == set(TRANSITIONS)
-    assert [state for state in State if not TRANSITIONS[state]] == [State.HANDED_OVER, State.CLOSED]
-    assert {event for events in TRANSITIONS.values() for event in events} == set(Event)
+    assert reached == set(ServingState) == set(TRANSITIONS)
+    assert [state for state in ServingState if not TRANSITIONS[state]] == [
+        ServingState.HANDED_OVER,
+        ServingState.CLOSED,
+    ]
+    assert {event for events in TRANSITIONS.values() for event in events} == set(ConnectionEvent)
 
 
 def test_an_event_that_the_table_does_not_have_is_an_error() -> None:
     """A transition outside of the table raises and changes nothing."""
     connection = Connected().connection
     with pytest.raises(RuntimeError, match=r"Event.DONE in <ClientConnection 192.0.2.1:1234"):
-        connection._on(Event.DONE)
-    assert connection.state is State.HANDSHAKE
+        connection._on(ConnectionEvent.DONE)
+    assert connection.state is ServingState.HANDSHAKE

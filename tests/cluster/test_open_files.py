@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connmon.cluster.open_files import CLIENTS, FEWEST_CLIENTS, Room, room
+from connmon.cluster.open_files import CLIENTS, FEWEST_CLIENTS, ClientRoom, room
 from connmon.config import Address, Node
 from connmon.errors import RefusedError, UsageError
 from connmon.reader.client import reach
@@ -38,7 +38,7 @@ def test_room(limit: int, peers: int, scrapes: bool) -> None:
 
 def test_no_limit() -> None:
     """Without a limit on open files the limit on clients applies, and nothing is logged."""
-    assert room(None) == Room(CLIENTS, None)
+    assert room(None) == ClientRoom(CLIENTS, None)
     assert room(None).notice == room(None).reason == ""
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from connmon.cluster.server import ServerSettings
 from connmon.cluster.state.digest import REST, Digests
-from connmon.cluster.state.machine import State
+from connmon.cluster.state.machine import StateMachine
 from connmon.protocol.queries import NodeStatus, Query, StatusQuery
 from tests.cluster.test_server import Client, until, with_server
 from tests.support.cluster_fakes import FakeState
@@ -184,7 +184,7 @@ def test_three_nodes_have_one_digest() -> None:
     """All nodes of a group have the same digest of one future version."""
 
     async def body() -> None:
-        async with Trio(state=State) as trio:
+        async with Trio(state=StateMachine) as trio:
             replicas = trio.replicas.values()
             clients = [await Client.connect(server, "reader") for server in trio.servers.values()]
             ahead = max(replica.state.version for replica in replicas) + 1

@@ -363,7 +363,7 @@ def test_batch_output(
 
 
 def test_batch_output_goes_on_without_a_node(capsys: pytest.CaptureFixture[str]) -> None:
-    """A snapshot that no node gives is one line; the exit code is that of the last snapshot."""
+    """A snapshot that no node gives is one line; the exit code is the last snapshot's."""
     with nobody() as gone:
         assert cli.main(["-H", str(gone.address), "-b", "-t", "2", "--interval", "0.1"]) == 1
     out, err = capsys.readouterr()

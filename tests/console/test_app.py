@@ -13,7 +13,7 @@ from connmon.console import app
 from connmon.console.fetcher import Crash, Demand, News, Note
 from connmon.console.lines import Line
 from connmon.console.screen import Click
-from connmon.console.state import Silence, State
+from connmon.console.state import ConsoleState, Silence
 from tests.support.console_fakes import FLEET
 from tests.support.console_states import refresh
 
@@ -40,7 +40,7 @@ class Fleet:
 
     def __init__(self) -> None:
         self.demands: list[Demand] = []
-        self._news: list[News] = [Note("hello"), refresh(State("x"), FLEET, 100.0)]
+        self._news: list[News] = [Note("hello"), refresh(ConsoleState("x"), FLEET, 100.0)]
 
     def want(self, demand: Demand) -> None:
         self.demands.append(demand)
@@ -53,7 +53,7 @@ class Fleet:
 def loop(*keys: str | Click) -> tuple[app._App, Keyboard, Fleet]:
     terminal: Any = Keyboard(*keys)
     fleet = Fleet()
-    running = app._App(State("x"), terminal, fleet)
+    running = app._App(ConsoleState("x"), terminal, fleet)
     running.run()
     return running, terminal, fleet
 
@@ -103,5 +103,5 @@ def test_no_log_line_reaches_the_screen(
 def test_a_bug_of_the_feed_ends_the_loop() -> None:
     """The error that the feed met is raised by the loop."""
     with pytest.raises(ZeroDivisionError):
-        app._after(State("x"), Crash(ZeroDivisionError()))
-    assert app._after(State("x"), Silence("no node")).silence == Silence("no node")
+        app._after(ConsoleState("x"), Crash(ZeroDivisionError()))
+    assert app._after(ConsoleState("x"), Silence("no node")).silence == Silence("no node")

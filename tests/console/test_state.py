@@ -16,7 +16,7 @@ from connmon.console.navigation import VIEWS
 from connmon.console.rows import PoolGroup, ProgramGroup
 from connmon.console.settings import INTERVALS_SECONDS, ConsoleSettings
 from connmon.console.source import Want
-from connmon.console.state import Reel, Silence, State
+from connmon.console.state import ConsoleState, Reel, Silence
 from connmon.protocol.document import JsonConnection
 from tests.support.console_fakes import CLOCK, FLEET, INFO, NOVA, many
 from tests.support.console_states import (
@@ -86,13 +86,13 @@ def test_an_untouched_cursor_stays_on_the_top_line() -> None:
 )
 def test_keys_that_move(name: str, index: int) -> None:
     """Arrows, pages and ends move the cursor within the table and no further."""
-    shown = state.fitted(refreshed(State(""), many(100)), (10,))
+    shown = state.fitted(refreshed(ConsoleState(""), many(100)), (10,))
     assert actions.pressed(shown, name).page.pane.index == index
 
 
 def test_scrolling_moves_as_little_as_needed() -> None:
     """The table scrolls by a line when the cursor leaves the screen by a line."""
-    shown = state.fitted(refreshed(State(""), many(100)), (3,))
+    shown = state.fitted(refreshed(ConsoleState(""), many(100)), (3,))
     for _ in range(3):
         shown = actions.pressed(shown, "down")
     assert (shown.page.pane.index, shown.page.pane.top) == (3, 1)
@@ -169,13 +169,13 @@ def test_age_counts_only_what_is_late() -> None:
     assert replace(shown, now=101.0).age == pytest.approx(0.2)
     assert replace(shown, now=110.0).age == pytest.approx(10.2)
     assert replace(shown, now=110.0).late
-    assert State("").age is None
+    assert ConsoleState("").age is None
 
 
 @given(st.lists(st.sampled_from([*keys.ACTIONS, "x", "ü"]), max_size=40), st.integers(1, 30))
 def test_no_keys_break_it(names: list[str], visible: int) -> None:
     """Whatever is pressed, with or without rows, the cursor is on a row that is on the screen."""
-    shown = refreshed(State(""))
+    shown = refreshed(ConsoleState(""))
     for at, name in enumerate(names):
         shown = actions.pressed(shown, name)
         if at % 3 == 0:
@@ -188,7 +188,7 @@ def test_no_keys_break_it(names: list[str], visible: int) -> None:
 
 @given(st.text(), st.integers(0, 40))
 def test_clean_text_is_printable_and_fits(foreign: str, width: int) -> None:
-    """Sanitized text has nothing that a terminal would act upon, and takes exactly the room it is given."""
+    """Sanitized text has nothing that a terminal would act on, and takes exactly the room it is given."""
     kept = text.sanitize(foreign)
     assert kept.isprintable()
     assert text.width(text.clip(kept, width)) <= width
@@ -403,8 +403,8 @@ def test_only_an_order_by_ages_needs_the_ages_of_all_rows() -> None:
 def test_a_refresh_of_quiet_rows_is_what_a_fresh_look_shows(sort: str) -> None:
     """Where only ages have changed, refreshing in place has the same result as sorting again."""
     rows = (*FLEET, *many(50))
-    shown = typed_keys(refreshed(State("x"), rows), *sort)
+    shown = typed_keys(refreshed(ConsoleState("x"), rows), *sort)
     for later in (2.0, 9.0):
         shown = refreshed(shown, rows, clock=CLOCK + later)
-        fresh = typed_keys(refreshed(State("x"), rows, clock=CLOCK + later), *sort)
+        fresh = typed_keys(refreshed(ConsoleState("x"), rows, clock=CLOCK + later), *sort)
         assert shown.page.pane.rows == fresh.page.pane.rows

@@ -31,7 +31,7 @@ from connmon.console import (
 from connmon.console.modes import Mode
 from connmon.console.rows import KeyedRow, Table
 from connmon.console.source import Source, Want
-from connmon.console.state import Local, Reel, Refresh, Silence, State
+from connmon.console.state import ConsoleState, Local, Reel, Refresh, Silence
 from tests.support.console_fakes import FLEET, answer, many
 from tests.support.console_states import (
     head,
@@ -72,9 +72,9 @@ def golden_screens() -> list[tuple[str, int, int]]:
     ]
 
 
-def scenes() -> dict[str, State]:
+def scenes() -> dict[str, ConsoleState]:
     """Return the states whose screens are kept as text."""
-    empty = refreshed(State("connmon_service=default", now=100.0), ())
+    empty = refreshed(ConsoleState("connmon_service=default", now=100.0), ())
     lost = opened("enter", "down", "enter")
     silent = state.silenced(
         replace(opened(), now=141.0), Silence("no node reachable: node1 (ctl1:5800): refused")
@@ -103,18 +103,18 @@ def scenes() -> dict[str, State]:
         "lost": lost,
         "no-quorum": refreshed(opened(), quorum=False),
         "disconnected": silent,
-        "asking": State("connmon_service=default", now=100.0),
+        "asking": ConsoleState("connmon_service=default", now=100.0),
         "another-node": state.noted(opened(), "node2 does not answer: now reading from node1"),
     }
 
 
-def fit(shown: State, width: int, height: int) -> State:
+def fit(shown: ConsoleState, width: int, height: int) -> ConsoleState:
     """Return the state as the loop fits it to the screen before it draws."""
     plan = layout.layout(shown, width, height)
     return state.fitted(shown, plan.panes, plan.spread)
 
 
-def screen(shown: State, width: int, height: int) -> str:
+def screen(shown: ConsoleState, width: int, height: int) -> str:
     """Return the screen that the loop draws, as text."""
     shown = fit(shown, width, height)
     return lines.plain(views.view(shown, width, height)) + "\n"
@@ -384,9 +384,9 @@ def test_a_refresh_does_not_leave_the_lines() -> None:
 
 
 def test_no_control_character_reaches_the_terminal() -> None:
-    """Names are foreign: a character that a terminal would act upon is drawn as "?"."""
+    """Names are foreign: a character that a terminal would act on is drawn as "?"."""
     shown = _filled(
-        State(""), [{"host": "a\x1b]0;x\x07", "program": "b\r\n\u202e日本", "state": "connected"}]
+        ConsoleState(""), [{"host": "a\x1b]0;x\x07", "program": "b\r\n\u202e日本", "state": "connected"}]
     )
     kept = screen(shown, 80, 24)
     assert kept.replace("\n", "").isprintable()
@@ -425,7 +425,7 @@ def test_waits_say_that_more_were_left_out() -> None:
     assert source.rows_left_out == 4
 
 
-def _filled(shown: State, rows: list[dict[str, Any]]) -> State:
+def _filled(shown: ConsoleState, rows: list[dict[str, Any]]) -> ConsoleState:
     """Return the state with these rows in all its tables."""
     tables: dict[Want, list[KeyedRow]] = {
         want: [((want.by, str(at)), row(want.by, **flat)) for at, flat in enumerate(rows)]
@@ -483,7 +483,7 @@ def test_nothing_is_wider_or_higher_than_the_screen(
     rows: list[dict[str, Any]], width: int, height: int, pressed: list[str], silent: bool, reason: str
 ) -> None:
     """At any size and with any data, lines fit the width, their number the height; all text is printable."""
-    shown = _filled(State("connmon_addr=h:1"), rows)
+    shown = _filled(ConsoleState("connmon_addr=h:1"), rows)
     for key in pressed:
         shown = _filled(actions.pressed(shown, key), rows)
     if silent:
@@ -500,7 +500,7 @@ def test_nothing_is_wider_or_higher_than_the_screen(
 @pytest.mark.parametrize(("width", "height"), [(20, 5), (30, 8), (40, 12)])
 def test_small_screens_show_the_rows_first(width: int, height: int) -> None:
     """However small, the screen has the title, and the row under the cursor with its name and who waits."""
-    shown = screen(refreshed(State(""), many(200)), width, height)
+    shown = screen(refreshed(ConsoleState(""), many(200)), width, height)
     assert "node" in shown.splitlines()[0]
     assert "waiting" in shown
     assert ">" in shown
@@ -508,7 +508,7 @@ def test_small_screens_show_the_rows_first(width: int, height: int) -> None:
 
 def test_the_cursor_is_on_the_screen_at_every_size() -> None:
     """After a resize to any size the row under the cursor is in view."""
-    shown = actions.pressed(refreshed(State(""), many(500)), "end")
+    shown = actions.pressed(refreshed(ConsoleState(""), many(500)), "end")
     for height in range(5, 60):
         assert any(line.startswith(">") for line in screen(shown, 80, height).splitlines())
 
@@ -527,7 +527,7 @@ def test_percentiles_are_shown_where_they_are_known() -> None:
         "wait_p95_seconds": 2.5,
         "held_p95_seconds": 0.3,
     }
-    shown = screen(_filled(State(""), [flat]), 200, 24)
+    shown = screen(_filled(ConsoleState(""), [flat]), 200, 24)
     assert " p95   p95      p95" in shown
     assert "2.5s  0.3s        -" in shown
 
@@ -595,11 +595,11 @@ def test_a_click_reaches_the_lower_table() -> None:
 
 def test_saved_text_has_every_row_and_every_column() -> None:
     """A saved table is plain text with every row and column, whatever the screen's size."""
-    text_ = views.saved(refreshed(State(""), many(300)))
+    text_ = views.saved(refreshed(ConsoleState(""), many(300)))
     assert len([line for line in text_.splitlines() if "program-0" in line]) == 300
     assert "checkouts total" in text_ and "invali- dations" in text_
     assert text_.replace("\n", "").isprintable()
-    assert programs(refreshed(State(""), FLEET))
+    assert programs(refreshed(ConsoleState(""), FLEET))
 
 
 # --- Rows look different -------------------------------------------------------------------------------
@@ -801,7 +801,7 @@ if __name__ == "__main__":
     for name, columns_, lines_ in golden_screens():
         (GOLDEN / f"{name}-{columns_}x{lines_}.txt").write_text(screen(every[name], columns_, lines_))
     began = time.perf_counter()
-    large = refreshed(State(""), many(5000))
+    large = refreshed(ConsoleState(""), many(5000))
     print(f"5,000 programs: refresh {time.perf_counter() - began:.3f} s", end=", ")
     began = time.perf_counter()
     screen(large, 200, 50)

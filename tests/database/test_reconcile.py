@@ -392,7 +392,7 @@ def test_the_contract_is_the_typed_document() -> None:
     )
     assert set(document) == {*LookHeader.__annotations__, *Reconcile.__annotations__}
     kinds: tuple[tuple[Sequence[Mapping[str, Any]], type], ...] = (
-        ([document["server"]], documents.Server),
+        ([document["server"]], documents.ServerDocument),
         (document["programs"], documents.ProgramSessions),
         (document["unowned"], documents.UnownedSession),
         (document["blocked"], documents.BlockedSession),

@@ -95,7 +95,7 @@ def test_urls_that_cannot_be(url: str, capsys: pytest.CaptureFixture[str]) -> No
     assert "SAme" not in error
 
 
-def test_arguments_beside_it_show_no_password(capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_arguments_show_no_password(capsys: pytest.CaptureFixture[str]) -> None:
     """A URL in the wrong place is quoted without its password."""
     assert run_connmon(["reconcile", "mysql://u:seSAme@h/", "--database", "mysql://a:seSAme@h/"]) == 2
     assert "seSAme" not in capsys.readouterr().err

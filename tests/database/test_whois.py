@@ -160,7 +160,7 @@ def test_what_is_printed() -> None:
     ],
 )
 def test_both_users_are_named_as_what_they_are(pool: str | None, user: str | None) -> None:
-    """The process's user is the system's; the database user is that of the pool's URL, or not known."""
+    """The process's user is the system's; the database user comes from the pool's URL, or is not known."""
     result, _ = whois(document(connection(pool=pool, user="www-data")), 5)
     assert result["rows"][0]["database_user"] == user
     printed = whois_text(result)

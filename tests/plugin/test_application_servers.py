@@ -292,7 +292,7 @@ HOOKS = pytest.mark.parametrize(
 
 @HOOKS
 def test_uwsgi(serve: Serve, hooks: tuple[str, ...]) -> None:
-    """Workers are told apart from the master that loaded the application, also where uWSGI runs none of
+    """Workers are distinguished from the master that loaded the application, also where uWSGI runs none of
     Python's at-fork functions.
     """
     needs("uwsgi")

@@ -456,7 +456,7 @@ def test_cache_is_bounded() -> None:
 
 
 def test_equal_code_of_different_files() -> None:
-    """Code objects are told apart by identity, not by value."""
+    """Code objects are distinguished by identity, not by value."""
     kinds = FrameKinds()
     for path, kind in ((SITE, call_site.LIBRARY), ("/srv", call_site.APPLICATION)):
         assert kinds.of(compile("7", f"{path}/x.py", "exec")) == kind

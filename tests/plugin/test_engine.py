@@ -176,7 +176,7 @@ def test_attach_asyncio(attached: Calls) -> None:
 
 
 def test_attached_once(attached: Calls) -> None:
-    """The pool is attached once, whoever asks: the same engine, one with options, a shared pool."""
+    """The pool is attached once, by any caller: the same engine, one with options, a shared pool."""
     engine = create_engine("sqlite://?plugin=connmon")
     attach(engine)
     attach(engine.execution_options(isolation_level="AUTOCOMMIT"))
@@ -352,7 +352,7 @@ def test_what_decides_which_database(url: str, database: str, attached: Calls) -
     value=st.text("xyz789@:/?#%", min_size=6),
     host=st.sampled_from([None, "db", "::1"]),
 )
-def test_nothing_secret_is_told(password: str, value: str, host: str | None) -> None:
+def test_nothing_secret_is_reported(password: str, value: str, host: str | None) -> None:
     """Neither password nor query option is anywhere in what is reported of a pool."""
     url = URL.create("mysql+pymysql", "root", password, host, None, "neutron", {"ssl_key": value})
     info = describe(create_engine(url))

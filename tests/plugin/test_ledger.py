@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 from msgspec import structs
 from sqlalchemy.pool import NullPool
 
-from connmon.cluster.state.machine import State
+from connmon.cluster.state.machine import StateMachine
 from connmon.cluster.state.times import added_times, unpacked
 from connmon.plugin.call_site_accounts import Whereabouts
 from connmon.plugin.ledger import Ledger, LedgerSettings
@@ -841,7 +841,7 @@ class Ledgers(RuleBasedStateMachine):
         Ledgers.now = 1000.0
         self.ledger = Ledger("0", threading.Lock, Ledgers.clock, Holders(), self.settings)
         self.instances = 1
-        self.state = State()
+        self.state = StateMachine()
         self.batches = 0
         self.facts: list[Facts] = []
         self.connections: list[Truth] = []
@@ -1070,7 +1070,7 @@ class Ledgers(RuleBasedStateMachine):
         for truth in list(self.connections):
             truth.held = truth.known = False
             if truth.detached or self.facts[truth.pool].pool is None:
-                self.connections.remove(truth)  # the parent's for ever
+                self.connections.remove(truth)  # the parent keeps it
         self._look()
 
     def _look(self) -> None:

@@ -22,7 +22,7 @@ import pytest
 from sqlalchemy import Engine
 from sqlalchemy.pool import QueuePool
 
-from connmon.cluster.state.machine import State
+from connmon.cluster.state.machine import StateMachine
 from connmon.config import direct
 from connmon.errors import ProtocolError
 from connmon.plugin import unpatched, uplink_socket
@@ -47,7 +47,7 @@ class Node:
 
     def __init__(self, behaviour: Behaviour = "good", port: int = 0) -> None:
         self.behaviour: Behaviour = behaviour
-        self.state = State()
+        self.state = StateMachine()
         self.reports: list[Report] = []
         self.last: dict[str, Totals] = {}
         """By instance, the latest totals."""

@@ -20,11 +20,11 @@ from connmon.protocol.frames import (
     Challenge,
     ClientSide,
     Goodbye,
+    HandshakeState,
     Hello,
     NodeSide,
     Proof,
     Refuse,
-    State,
     Welcome,
     frame,
 )
@@ -288,7 +288,7 @@ def test_deep_nesting_is_refused() -> None:
 @pytest.mark.parametrize("secret", [None, b"0123456789abcdef"])
 def test_both_sides_pass_through_the_states_of_the_table(secret: bytes | None) -> None:
     """Client and node report the same states in the same order, each of them a transition of HANDSHAKE."""
-    states: dict[str, list[State]] = {"client": [], "node": []}
+    states: dict[str, list[HandshakeState]] = {"client": [], "node": []}
     client = ClientSide("reader", "", "", secret, bytes(32), on_state=states["client"].append)
     node = NodeSide(secret, bytes(32), on_state=states["node"].append)
     node.receive(client.hello())
@@ -298,12 +298,12 @@ def test_both_sides_pass_through_the_states_of_the_table(secret: bytes | None) -
     client.receive(node.welcome("default", "node1"))
     client.receive(node.frame(Refuse("the node is ending")))
     assert states["client"] == states["node"]
-    before = State.START
+    before = HandshakeState.START
     for state in states["node"]:
         assert state in frames.HANDSHAKE[secret is not None][before].values()
         before = state
-    proof = [State.CHALLENGED, State.PROVEN] if secret else []
-    assert states["node"] == [State.GREETED, *proof, State.OPEN, State.REFUSED]
+    proof = [HandshakeState.CHALLENGED, HandshakeState.PROVEN] if secret else []
+    assert states["node"] == [HandshakeState.GREETED, *proof, HandshakeState.OPEN, HandshakeState.REFUSED]
     assert repr(client) == "<ClientSide of reader: refused>"
     assert repr(node) == "<NodeSide of reader: refused>"
 
@@ -328,7 +328,7 @@ def test_nothing_is_read_after_a_broken_rule() -> None:
     node = welcomed("application")
     with pytest.raises(ProtocolError):
         node.receive(frame(Query("program")) + frame(FULL))
-    assert node.state is State.FAILED
+    assert node.state is HandshakeState.FAILED
     assert node.receive(frame(FULL)) == []
 
 

@@ -27,8 +27,8 @@ from connmon.reader.cluster_health import (
     NO_QUORUM,
     Answer,
     ClusterHealth,
+    ClusterVerdict,
     NodeHealth,
-    Verdict,
     judge,
 )
 from connmon.reader.formats import as_json, status_table
@@ -63,7 +63,7 @@ def status(name: str = "node1", **changes: Any) -> NodeStatus:
     return NodeStatus(**{**statuses, **changes})
 
 
-def verdict(**statuses: NodeStatus | Answer | None) -> Verdict:
+def verdict(**statuses: NodeStatus | Answer | None) -> ClusterVerdict:
     """Judge a group of three: healthy nodes but for those given; None: the node is away."""
     answers = []
     for node in NODES:
@@ -77,7 +77,7 @@ def verdict(**statuses: NodeStatus | Answer | None) -> Verdict:
     return judge("default", answers)
 
 
-def problems(of: Verdict) -> dict[str, list[str]]:
+def problems(of: ClusterVerdict) -> dict[str, list[str]]:
     return {node["node"]: node["problems"] for node in of.document["nodes"] if node["problems"]}
 
 
@@ -144,7 +144,7 @@ def test_nobody_answers() -> None:
         ({"linked": ("node1", "node3", "node4")}, "stranger: its config has other nodes: node1, node2"),
     ],
 )
-def test_kinds_of_trouble_are_told_apart(changes: dict[str, Any], word: str) -> None:
+def test_each_kind_of_trouble_has_its_word(changes: dict[str, Any], word: str) -> None:
     """Each problem of a node that answers makes the group degraded, and the first word is its kind."""
     judged = verdict(node2=status("node2", **changes))
     assert judged.exit_code == DEGRADED
@@ -172,7 +172,7 @@ def test_replicas_that_differ() -> None:
     assert list(problems(two)) == ["node2", "node3"]
 
 
-def test_a_cut_to_a_node_that_is_away_is_not_told_twice() -> None:
+def test_a_missing_link_to_a_node_that_is_away_is_one_problem() -> None:
     """A missing link to a node that is down is not a problem of the others."""
     rest = {name: status(name, linked=(), unlinked=("node3",)) for name in ("node1", "node2")}
     rest = {

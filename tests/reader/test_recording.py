@@ -19,7 +19,7 @@ from connmon.console import actions, state
 from connmon.console.fetcher import Demand, Note, Position
 from connmon.console.replay import Player
 from connmon.console.source import Want
-from connmon.console.state import Reel, Refresh, State
+from connmon.console.state import ConsoleState, Reel, Refresh
 from connmon.errors import UsageError
 from connmon.protocol.credentials import OPEN
 from connmon.protocol.document import JsonProgram
@@ -113,7 +113,7 @@ def test_all_views_of_a_replay(recorded: Path) -> None:
         ("1", "programs"), ("2", "hosts"), ("3", "databases"), ("4", "processes"), ("5", "pools"),
         ("6", "connections"), ("7", "waits"), ("1", "programs"),
     ):  # fmt: skip
-        here = actions.pressed(State("", reel=Reel(4, playing=False)), key)
+        here = actions.pressed(ConsoleState("", reel=Reel(4, playing=False)), key)
         assert here.view == view
         for _ in range(2):
             refresh = shown(player, Demand(here.wants, reel=here.reel))

@@ -117,11 +117,11 @@ class FakeState:
     def digest(self) -> str:
         return f"digest at {self.version}"
 
-    def dump(self) -> bytes:
+    def encode(self) -> bytes:
         return msgspec.msgpack.encode((self.version, self.clock, self.seen, self.reports))
 
     @classmethod
-    def load(cls, data: bytes) -> FakeState:
+    def decode(cls, data: bytes) -> FakeState:
         state = cls()
         version, clock, seen, reports = msgspec.msgpack.decode(data)
         state.version, state.clock, state.reports = version, clock, reports

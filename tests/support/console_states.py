@@ -19,7 +19,7 @@ from connmon.console.rows import (
     node_rows,
 )
 from connmon.console.source import Source, Want
-from connmon.console.state import Refresh, Remembered, State
+from connmon.console.state import ConsoleState, Refresh, Remembered
 from connmon.protocol.document import (
     FigureFields,
     JsonHead,
@@ -74,7 +74,7 @@ def head(node: str = "n", **figures: Any) -> JsonHead:
     return JsonHead(service="s", node=node, leader=None, quorum=False, stale_seconds=0.0, totals=totals)
 
 
-def refresh(shown: State, rows: tuple[Row, ...], now: float, **answered: Any) -> Refresh:
+def refresh(shown: ConsoleState, rows: tuple[Row, ...], now: float, **answered: Any) -> Refresh:
     """Return what a node that has these rows sends for a state."""
     tables: dict[Want, Any] = {}
     sources: dict[Want, Source] = {want: Source(want) for want in shown.wants if want.by != "node"}
@@ -94,14 +94,16 @@ def refresh(shown: State, rows: tuple[Row, ...], now: float, **answered: Any) ->
     return Refresh(first.head(), tables, now, "14:03:22", remembered=remembered)
 
 
-def refreshed(shown: State, rows: tuple[Row, ...] = FLEET, now: float = 100.0, **answered: Any) -> State:
+def refreshed(
+    shown: ConsoleState, rows: tuple[Row, ...] = FLEET, now: float = 100.0, **answered: Any
+) -> ConsoleState:
     """Return the state after a refresh from a node that has these rows."""
     return state.refreshed(shown, refresh(shown, rows, now, **answered))
 
 
-def opened(*names: str, rows: tuple[Row, ...] = FLEET, **answered: Any) -> State:
+def opened(*names: str, rows: tuple[Row, ...] = FLEET, **answered: Any) -> ConsoleState:
     """Return the state after these keys, with a refresh after each of them."""
-    shown = refreshed(State("connmon_service=default", now=100.0), rows, **answered)
+    shown = refreshed(ConsoleState("connmon_service=default", now=100.0), rows, **answered)
     shown = refreshed(shown, rows, **answered)  # with the history of the rows that are there now
     for name in names:
         shown = actions.pressed(shown, name)
@@ -109,12 +111,12 @@ def opened(*names: str, rows: tuple[Row, ...] = FLEET, **answered: Any) -> State
     return shown
 
 
-def made(*names: str) -> State:
+def made(*names: str) -> ConsoleState:
     """Return the same for the made fleet."""
     return opened(*names, rows=made_fleet.FLEET, totals=made_fleet.TOTALS)
 
 
-def typed_keys(shown: State, *names: str) -> State:
+def typed_keys(shown: ConsoleState, *names: str) -> ConsoleState:
     """Return the state after these keys; a text of several characters that is no key's name is typed."""
     for name in names:
         for key in [name] if name in keys.ACTIONS else name:
@@ -122,18 +124,18 @@ def typed_keys(shown: State, *names: str) -> State:
     return shown
 
 
-def rows_of(shown: State) -> list[Any]:
+def rows_of(shown: ConsoleState) -> list[Any]:
     """Return the rows of the table that has the focus."""
     return [row for _, row in shown.page.pane.rows or ()]
 
 
-def programs(shown: State) -> list[str]:
+def programs(shown: ConsoleState) -> list[str]:
     """Return the programs of the first table, in order."""
     rows: list[KeyedRow] = list(shown.pages[0].panes[0].rows or ())
     return [row.program for _, row in rows if isinstance(row, JsonProgram)]
 
 
-def under_cursor(shown: State) -> Key:
+def under_cursor(shown: ConsoleState) -> Key:
     """Return the key of the row under the cursor."""
     selected = shown.page.pane.selected
     assert selected is not None

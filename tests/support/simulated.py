@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Final
 
 from connmon.cluster.raft import messages
 from connmon.cluster.raft.applier import ApplyError
-from connmon.cluster.raft.group import Group
+from connmon.cluster.raft.group import RaftGroup
 from connmon.cluster.raft.log import Checkpoint
 from connmon.cluster.raft.status import ROLE_CHANGES, Role
-from connmon.cluster.state.machine import Outcome, State
+from connmon.cluster.state.machine import Outcome, StateMachine
 from connmon.protocol.batch import Batch, Departure, Tick
 from connmon.protocol.reports import Connection, PoolInfo, PoolReport, Process, Report
 from connmon.protocol.values import Gauges, Peaks, Totals, plus
@@ -75,7 +75,7 @@ class Host:
         self.simulation = simulation
         self.name = name
         self.disk = disk
-        self.group: Group | None = None
+        self.group: RaftGroup | None = None
         self.paused = False
         self.life = 0
         """Grows with each crash: events that are due in an earlier life do not happen."""
@@ -97,10 +97,10 @@ class Host:
         self.role = Role.CANDIDATE
         self.low: tuple[str, int, int] = ("", 0, 0)
         """Epoch, version and totals below which this replica must not fall; a crash forgets them."""
-        self.group = Group(
+        self.group = RaftGroup(
             self.name,
             [name for name in simulation.names if name != self.name],
-            State(),
+            StateMachine(),
             self,
             journal=self.disk.journal,
             store=self.disk if kept else None,

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import msgspec
 
 from connmon.cluster.raft.settings import RaftSettings
-from connmon.cluster.state.machine import Outcome, State
+from connmon.cluster.state.machine import Outcome, StateMachine
 from connmon.errors import ConnmonError
 from connmon.protocol.batch import Batch
 
@@ -48,7 +48,7 @@ class Applier:
     def __init__(
         self,
         node: str,
-        state: State,
+        state: StateMachine,
         settings: RaftSettings,
         clock: Callable[[], float],
         on_applied: Callable[[Batch, Outcome | None], None] | None = None,
@@ -148,13 +148,13 @@ class Applier:
 
     # --- checkpoints ---
 
-    def dump(self) -> bytes:
+    def encode(self) -> bytes:
         """Return the state, encoded."""
-        return self.state.dump()
+        return self.state.encode()
 
     def load(self, data: bytes) -> None:
         """Become the state that was encoded. Raises ProtocolError."""
-        self._replace(type(self.state).load(data))
+        self._replace(type(self.state).decode(data))
         self._applied_at = self._clock()
         self._rebuilt(moved=True)
 
@@ -163,7 +163,7 @@ class Applier:
         self._replace(type(self.state)())
         self._rebuilt(moved=False)
 
-    def _replace(self, state: State) -> None:
+    def _replace(self, state: StateMachine) -> None:
         state.judge.judge_as(self.state.judge)
         self.state = state
 

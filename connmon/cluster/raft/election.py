@@ -138,7 +138,7 @@ class Election:
             return None
         turn = self._settings.turn_seconds
         if self._willing is not None and now - self._round_at < turn and theirs == own and member.name < name:
-            return None  # both have asked at once: the first by name has its turn, lest nobody wins
+            return None  # both have asked at once: the first by name wins
         self._willing = None
         member.deadline = max(member.deadline, now + turn)
         return Would(message.round)

@@ -6,7 +6,7 @@ clock.
 - Nothing counts as committed that this leader has not confirmed. (pysyncobj commits whatever it has while a
   checkpoint comes in.)
 - An entry that the leader names and that differs here is deleted at once. (pysyncobj keeps it, and two
-  rejections under way can send the leader to and fro for ever.)
+  rejections under way can send the leader to and fro forever.)
 - Starting over: where a majority has lost its memory and has gone on without it, this member's history is
   void. The leader's last entry, terms and checksums show that. The member then begins again from nothing,
   rather than mixing the two histories.

@@ -24,7 +24,7 @@ from connmon.cluster.raft.member import Member
 from connmon.cluster.raft.messages import BATCH, Carrier
 from connmon.cluster.raft.settings import RaftSettings
 from connmon.cluster.raft.status import ROLE_CHANGES, Role, Status
-from connmon.cluster.state.machine import Outcome, State
+from connmon.cluster.state.machine import Outcome, StateMachine
 from connmon.protocol.batch import Batch
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class _LagWatch:
         return None
 
 
-class Group:
+class RaftGroup:
     """One node's member of a group. `others` are the names of the other nodes.
 
     `carrier` takes messages to them. `journal` is the log on disk (storage.Journal, or a path for pysyncobj's
@@ -71,7 +71,7 @@ class Group:
         self,
         node: str,
         others: Sequence[str],
-        state: State,
+        state: StateMachine,
         carrier: Carrier,
         *,
         journal: object | None = None,
@@ -109,7 +109,7 @@ class Group:
     # --- what it knows ---
 
     @property
-    def state(self) -> State:
+    def state(self) -> StateMachine:
         """As of the last applied batch; another object after a checkpoint was loaded."""
         return self.applier.state
 
@@ -300,7 +300,7 @@ class Group:
     def _take_checkpoint(self) -> Checkpoint:
         entry = self.member.log.entry(self.member.applied)
         return Checkpoint(
-            index=entry.index, term=entry.term, command=entry.command, state=self.applier.dump()
+            index=entry.index, term=entry.term, command=entry.command, state=self.applier.encode()
         )
 
     # --- what the follower calls (follower.Machine) ---

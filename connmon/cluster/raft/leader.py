@@ -16,8 +16,8 @@ from connmon.cluster.raft.log import Checkpoint, Log
 from connmon.cluster.raft.messages import (
     PART_BYTES,
     Append,
+    AppendEntry,
     Carrier,
-    Entry,
     Install,
     Matched,
     check,
@@ -98,7 +98,7 @@ class Leader:
             member.set_next_index(name, next_index + len(entries))
             sent = True
 
-    def _append(self, next_index: int, entries: tuple[Entry, ...]) -> Append:
+    def _append(self, next_index: int, entries: tuple[AppendEntry, ...]) -> Append:
         previous = self._member.log.entry(next_index - 1)
         return Append(
             term=self._member.term,
@@ -110,14 +110,14 @@ class Leader:
             entries=entries,
         )
 
-    def _entries(self, next_index: int) -> tuple[Entry, ...]:
-        entries: list[Entry] = []
+    def _entries(self, next_index: int) -> tuple[AppendEntry, ...]:
+        entries: list[AppendEntry] = []
         size = 0
         for command, _, term in self._member.log.slice(next_index, self._settings.append_entries):
             size += len(command)
             if entries and size > self._settings.append_bytes:
                 break
-            entries.append(Entry(term, command))
+            entries.append(AppendEntry(term, command))
         return tuple(entries)
 
     def _send_piece(self, name: str) -> bool:

@@ -35,7 +35,7 @@ class LogEntry(Struct, frozen=True, gc=False):
     term: int
 
 
-class Journal(Protocol):
+class LogJournal(Protocol):
     """Where pysyncobj keeps the entries, by its method names; positions count from the first entry kept."""
 
     def add(self, command: bytes, index: int, term: int) -> None: ...
@@ -53,7 +53,7 @@ class Journal(Protocol):
 class Log:
     """A journal's entries by their index."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: LogJournal) -> None:
         self._journal = journal
 
     def __repr__(self) -> str:

@@ -6,7 +6,7 @@ The only module that imports pysyncobj, or knows its private attributes. The rul
 - Commands are bytes: a batch or a no-op. pysyncobj's own membership and version commands are not carried out.
 - No socket, no pipe, no thread. What pysyncobj sends goes out as messages of `messages`; the parts of it that
   are replaced call the `Hooks`.
-- pysyncobj has one clock per process. It is that of the member at work, so that a simulation can pass one in.
+- pysyncobj has one clock per process. It is the clock of the member at work: a simulation passes one in.
 - Importing pysyncobj changes nothing for anyone else: it replaces `socket.inet_ntop` by a function for
   Windows, which is undone.
 - A pysyncobj without what is relied on here (the tables of pysyncobj_check) is refused before any of it is

@@ -43,7 +43,7 @@ def check(command: bytes) -> int:
     return zlib.crc32(command)
 
 
-class Entry(Struct, frozen=True, array_like=True, gc=False):
+class AppendEntry(Struct, frozen=True, array_like=True, gc=False):
     """One entry of the log."""
 
     term: Count
@@ -93,7 +93,7 @@ class Append(Struct, frozen=True, array_like=True, tag="append"):
     previous: Index
     previous_term: Count
     previous_check: Check
-    entries: tuple[Entry, ...] = ()
+    entries: tuple[AppendEntry, ...] = ()
 
 
 class Install(Struct, frozen=True, array_like=True, tag="install"):

@@ -17,11 +17,11 @@ from collections.abc import Callable
 
 from connmon.cluster.raft.applier import ApplyError
 from connmon.cluster.raft.follower import Store
-from connmon.cluster.raft.group import Group
+from connmon.cluster.raft.group import RaftGroup
 from connmon.cluster.raft.settings import RaftSettings
 from connmon.cluster.raft.status import Status
 from connmon.cluster.raft.transport import Peers
-from connmon.cluster.state.machine import Outcome, State
+from connmon.cluster.state.machine import Outcome, StateMachine
 from connmon.protocol.batch import Batch
 
 __all__ = ["ApplyError", "Replica"]
@@ -48,7 +48,7 @@ class Replica:
         self,
         service: str,
         node: str,
-        state: State,
+        state: StateMachine,
         *,
         peers: Peers | None = None,
         journal: object | None = None,
@@ -69,7 +69,7 @@ class Replica:
         self._settings = settings or RaftSettings()
         self._state = state
         """As long as there is no group."""
-        self._group: Group | None = None
+        self._group: RaftGroup | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._soon: asyncio.Handle | None = None
         self._turn = asyncio.Lock()
@@ -78,7 +78,7 @@ class Replica:
         return f"<Replica {self.service}/{self.node} {self._group!r}>"
 
     @property
-    def state(self) -> State:
+    def state(self) -> StateMachine:
         """The state as of the last applied batch; another object after a checkpoint was loaded."""
         return self._state if self._group is None else self._group.state
 
@@ -93,7 +93,7 @@ class Replica:
         """
         if self._group is not None:
             raise RuntimeError("the replica has been started already")
-        self._group = Group(
+        self._group = RaftGroup(
             self.node,
             () if self.peers is None else self.peers.names,
             self._state,

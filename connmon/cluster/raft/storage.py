@@ -33,7 +33,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from connmon.cluster.raft.log import Checkpoint
-from connmon.cluster.state.machine import State
+from connmon.cluster.state.machine import StateMachine
 from connmon.cluster.writable import check_directory, check_parent
 from connmon.errors import ConfigError, ProtocolError, one_line
 
@@ -307,7 +307,7 @@ def check_data_dir(path: str, service: str, nodes: Sequence[str], origin: str = 
         directory.check_pair(checkpoint, directory.read_journal())
         if checkpoint is not None:
             try:
-                State.load(checkpoint.state)
+                StateMachine.decode(checkpoint.state)
             except ProtocolError as error:
                 raise directory.damaged(str(error)) from None
         return False

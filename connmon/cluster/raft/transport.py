@@ -437,7 +437,7 @@ class Peers:
     # --- inside ---
 
     async def _dial(self, name: str, address: Address) -> None:
-        """Dial that node whenever there is no link to it and it is this node's turn, for ever."""
+        """Dial that node whenever there is no link to it and it is this node's turn, until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             mine = self._node < name or self.clock() - self._down_since[name] > self.settings.late_seconds

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from connmon.cluster.state.groups import Groups
-from connmon.cluster.state.settings import Settings
+from connmon.cluster.state.settings import StateSettings
 from connmon.cluster.state.tables import (
     Boots,
     EndedProcesses,
@@ -27,7 +27,7 @@ FORGETTING_LIMITS: Final = ("ended", "gone")
 class Contents:
     """The tables of one replica."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: StateSettings) -> None:
         limits = settings.limits
         self.settings = settings
         self.epoch = ""

@@ -27,7 +27,7 @@ from connmon.protocol.verdicts import WORDS
 UNKNOWN = Quantiles()
 
 
-class Totals(NamedTuple):
+class FleetTotals(NamedTuple):
     """The figures of everything, and how many hosts and programs (per host) are not gone."""
 
     figures: Figures
@@ -37,7 +37,7 @@ class Totals(NamedTuple):
     """How many programs have each verdict as their gravest, the gravest first."""
 
 
-class _PoolPart(NamedTuple):
+class _PoolShare(NamedTuple):
     """What the figures of a database aggregate of one pool."""
 
     reported: float
@@ -54,7 +54,7 @@ class RowFigures:
     def __init__(self, contents: Contents, judge: Judge) -> None:
         self._contents = contents
         self._judge = judge
-        self._totals: tuple[int, Totals] | None = None
+        self._totals: tuple[int, FleetTotals] | None = None
         """The totals, and the version as of which a group had last changed."""
         self._recent: dict[str, tuple[int, dict[int, Times]]] = {}
         """The recent times of one process's pools, as of its version."""
@@ -161,7 +161,7 @@ class RowFigures:
             **_quantiles_of([pool for process, pool in pools if not process.lost], clock),
         )
 
-    def totals(self) -> Totals:
+    def totals(self) -> FleetTotals:
         """Return the figures of everything."""
         contents = self._contents
         if self._totals is not None and self._totals[0] == contents.now.moved:
@@ -186,7 +186,7 @@ class RowFigures:
             left_out = min(figures.left_out + len(contents.turned_away), LARGEST)
             figures = msgspec.structs.replace(figures, left_out=left_out)
         verdicts = tuple([(word, gravest[word]) for word in WORDS if gravest[word]])
-        totals = Totals(figures, hosts, programs, verdicts)
+        totals = FleetTotals(figures, hosts, programs, verdicts)
         self._totals = contents.now.moved, totals
         return totals
 
@@ -215,9 +215,9 @@ def own_figures(
     )
 
 
-def _pool_parts(process: ProcessRecord, database: RowKey) -> list[_PoolPart]:
+def _pool_parts(process: ProcessRecord, database: RowKey) -> list[_PoolShare]:
     return [
-        _PoolPart(
+        _PoolShare(
             process.reported,
             pool.longest_wait,
             pool.waiting_since,

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Final
 
-from connmon.cluster.state.machine import State
+from connmon.cluster.state.machine import StateMachine
 from connmon.cluster.state.settings import HISTORY, HistorySettings
 from connmon.protocol.queries import EVERYTHING, History, HistoryQuery, Series
 from connmon.protocol.rows import RowKey
@@ -46,7 +46,7 @@ class Past:
     def __repr__(self) -> str:
         return f"<Past of {len(self._rings)} rows, {self.number} samples>"
 
-    def sample(self, state: State, known: bool) -> Iterator[None]:
+    def sample(self, state: StateMachine, known: bool) -> Iterator[None]:
         """Take one sample: a generator to be exhausted, at whatever pace the caller likes.
 
         `known`: whether the state is the present. Rows that went away are forgotten.

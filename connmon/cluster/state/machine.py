@@ -8,8 +8,8 @@
 - A full report replaces what is known of a process, but not its maxima. A change counts only on top of the
   report that it builds on; otherwise a full report is asked for.
 - What a limit leaves out is counted. As soon as some of it would fit, a full report is asked for: of a
-  process at most every `Settings.full_report_interval_seconds`, and of no more unknown processes than there
-  are places.
+  process at most every `StateSettings.full_report_interval_seconds`, and of no more unknown
+  processes than there are places.
 - Within a batch time passes first, then reports count, then departures, and then silent processes expire: no
   process is lost in the batch that brings its report.
 - A program's maximum is the largest, over all reports applied, of the sum of its processes' present values
@@ -38,8 +38,8 @@ from connmon.cluster.state.records import (
     ProcessRecord,
     raise_maxima,
 )
-from connmon.cluster.state.reported import CallSites, Connections, Pools, rate
-from connmon.cluster.state.settings import ANSWERS, SETTINGS, AnswerSettings, Limits, Settings
+from connmon.cluster.state.reported import Connections, Pools, ReportedCallSites, rate
+from connmon.cluster.state.settings import ANSWERS, SETTINGS, AnswerSettings, Limits, StateSettings
 from connmon.cluster.state.times import added_times, packed, unpacked
 from connmon.cluster.state.weights import (
     BARE_CONNECTION_WEIGHT,
@@ -69,16 +69,16 @@ class Outcome(Struct, frozen=True):
     """False: the batch was applied before, and changes nothing now."""
 
 
-class State:
+class StateMachine:
     """What the processes of the whole service last reported, and what that adds up to."""
 
-    def __init__(self, settings: Settings = SETTINGS, answering: AnswerSettings = ANSWERS) -> None:
+    def __init__(self, settings: StateSettings = SETTINGS, answering: AnswerSettings = ANSWERS) -> None:
         self.contents = contents = Contents(settings)
         self.judge = Judge(contents, answering.judged_connections)
         """Makes verdicts when somebody asks; nothing of it is replicated."""
         self.figures = RowFigures(contents, self.judge)
         self._sources = Sources(contents, self.judge, self.figures, answering)
-        self._call_sites = CallSites(contents)
+        self._call_sites = ReportedCallSites(contents)
         self._connections = Connections(contents)
         self._pools = Pools(contents, self._connections, self._call_sites)
         self._invited = 0
@@ -112,7 +112,7 @@ class State:
         self.contents.epoch = name
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> StateSettings:
         return self.contents.settings
 
     @property
@@ -381,16 +381,16 @@ class State:
 
     # --- checkpoints
 
-    def dump(self) -> bytes:
+    def encode(self) -> bytes:
         """Return the whole state as a checkpoint; equal bytes, equal state."""
         return checkpoint.encode(self.contents)
 
     def digest(self) -> str:
         """Return a short text (hexadecimal) that is equal where the state is equal."""
-        return hashlib.blake2b(self.dump(), digest_size=16).hexdigest()
+        return hashlib.blake2b(self.encode(), digest_size=16).hexdigest()
 
     @classmethod
-    def load(cls, data: bytes, settings: Settings = SETTINGS) -> State:
+    def decode(cls, data: bytes, settings: StateSettings = SETTINGS) -> StateMachine:
         """Return the state of a checkpoint. Raises ProtocolError where it cannot be read."""
         state = cls(settings)
         checkpoint.decode(data, state.contents)

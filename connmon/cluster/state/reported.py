@@ -52,7 +52,7 @@ def rate(before: Totals, after: Totals, span: float) -> float | None:
     return min(max(after.checkouts - before.checkouts, 0) / span, LARGEST_RATE)
 
 
-class CallSites:
+class ReportedCallSites:
     """The call sites of processes. Those of a closed pool end with it."""
 
     def __init__(self, contents: Contents) -> None:
@@ -183,7 +183,7 @@ class Connections:
 class Pools:
     """The pools of processes, and the sums over them in the process and in its databases."""
 
-    def __init__(self, contents: Contents, connections: Connections, call_sites: CallSites) -> None:
+    def __init__(self, contents: Contents, connections: Connections, call_sites: ReportedCallSites) -> None:
         self._now = contents.now
         self._room = contents.room
         self._groups = contents.groups

@@ -36,7 +36,7 @@ LIMITS: Final = Limits()
 
 
 @dataclass(frozen=True)
-class Settings:
+class StateSettings:
     """How the state machine judges time. All replicas of a group must have the same."""
 
     limits: Limits = LIMITS
@@ -87,6 +87,6 @@ class HistorySettings:
     """Rows with timeouts that one answer lists."""
 
 
-SETTINGS: Final = Settings()
+SETTINGS: Final = StateSettings()
 ANSWERS: Final = AnswerSettings()
 HISTORY: Final = HistorySettings()

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from connmon.cluster.export.prometheus import Fleet, label, limits_text
-from connmon.cluster.state.machine import State
+from connmon.cluster.state.machine import StateMachine
 from connmon.protocol.document import PRESENT, QUANTILES
 from connmon.protocol.histogram import BUCKETS, bucket, of
 from connmon.protocol.rows import DatabaseRow, Figures, ProgramRow, Verdict
@@ -151,7 +151,7 @@ def test_unknown_is_left_out() -> None:
 
 def test_what_each_limit_leaves_out() -> None:
     """Each limit has a gauge of what it leaves out of the rows, also if that is 0."""
-    page = limits_text(State().left_out() | {"pools": 10}, State().forgotten | {"gone": 3})
+    page = limits_text(StateMachine().left_out() | {"pools": 10}, StateMachine().forgotten | {"gone": 3})
     forgotten = {labels["limit"]: value for labels, value in samples(page)["connmon_forgotten_total"]}
     assert forgotten == {"ended": 0, "gone": 3}
     parsed = {labels["limit"]: value for labels, value in samples(page)["connmon_left_out"]}

@@ -14,8 +14,8 @@ from connmon.cluster.raft.messages import (
     NO_OP,
     PART_BYTES,
     Append,
+    AppendEntry,
     Ask,
-    Entry,
     Install,
     Matched,
     Message,
@@ -220,7 +220,7 @@ class FakeMachine:
 
 
 def append(
-    previous: int, term: int, *entries: Entry, commit: int = 1, last: int = 9, of: bytes | None = None
+    previous: int, term: int, *entries: AppendEntry, commit: int = 1, last: int = 9, of: bytes | None = None
 ) -> Append:
     command = b"\0%d" % previous if of is None else of
     return Append(term, commit, last, previous, 1, check(command), entries)
@@ -230,11 +230,11 @@ def test_entries_are_appended_and_only_what_differs_is_deleted() -> None:
     """What the follower has already stays; what differs after that is replaced."""
     member = FakeMember(log=log_of(1, 1, 1, 1))
     follower = Follower(member, FakeMachine(), None)
-    message = append(1, 2, Entry(1, b"\x002"), commit=2)
+    message = append(1, 2, AppendEntry(1, b"\x002"), commit=2)
     assert follower.follow("node2", message) is None
     assert follower.append("node2", message) == Matched(2, 3, False, True)
     assert (member.log.last, member.commit, follower.lag) == (4, 2, 1)
-    assert follower.append("node2", append(2, 2, Entry(2, b"\0new"))) == Matched(2, 4, False, True)
+    assert follower.append("node2", append(2, 2, AppendEntry(2, b"\0new"))) == Matched(2, 4, False, True)
     assert [member.log.entry(index).term for index in range(1, 4)] == [1, 1, 2]
     assert member.log.last == 3
 

@@ -235,7 +235,7 @@ def test_another_replica_gets_a_checkpoint() -> None:
                 await trio.replicas["node1"].propose(batch(number, full(f"i{number % 7}", number)))
             rebuilt: list[str] = []
             trio.start("node3", on_rebuilt=lambda: rebuilt.append("node3"))
-            await trio.until(lambda: len(set(map(FakeState.dump, trio.states()))) == 1)
+            await trio.until(lambda: len(set(map(FakeState.encode, trio.states()))) == 1)
             assert rebuilt == ["node3"]
             assert trio.states()[2].version == 1499
 

@@ -14,7 +14,7 @@ import pytest
 from connmon.cluster.raft import messages
 from connmon.cluster.raft.messages import (
     Append,
-    Entry,
+    AppendEntry,
     Install,
     Joiner,
     Matched,
@@ -89,7 +89,7 @@ def test_what_one_proposes_all_apply() -> None:
             outcome = await trio.replicas[name].propose(batch(number, full("i", number)))
             assert outcome.applied
         await trio.until(lambda: {state.version for state in trio.states()} == {30})
-        assert len({state.dump() for state in trio.states()}) == 1
+        assert len({state.encode() for state in trio.states()}) == 1
         (leader,) = trio.leaders()
         for name, replica in trio.replicas.items():
             status = replica.status
@@ -240,7 +240,7 @@ def test_a_group_of_one_has_no_peers() -> None:
         (PEER_BYTES + 1).to_bytes(4, "big"),
         frame(Matched(1, 0, True, True)),
         frame(Propose(1, b"\x02membership")),
-        frame(Append(99, 1, 5, 1, 0, messages.check(b"\x01"), (Entry(99, b"\x03code"),))),
+        frame(Append(99, 1, 5, 1, 0, messages.check(b"\x01"), (AppendEntry(99, b"\x03code"),))),
         frame(Part(b"\xc1", False)),
     ],
     ids=["rubbish", "long", "range", "membership", "version", "part"],
@@ -340,12 +340,12 @@ def test_the_changes_of_a_link() -> None:
 
 def test_long_messages_are_cut_and_joined() -> None:
     """No frame is above the limit, and the parts join to the same message."""
-    entries = tuple(Entry(n, b"\x00" + bytes([n]) * 300_000) for n in range(1, 9))
+    entries = tuple(AppendEntry(n, b"\x00" + bytes([n]) * 300_000) for n in range(1, 9))
     for message in (
         Append(3, 1, 9, 1, 0, 0, entries),
         Propose(1, b"\x00" + b"x" * 3_000_000),
         Install(3, 9, 9, 3, b"\x00" * 700_000, 10, 0, b"y" * messages.PART_BYTES),
-        Append(3, 1, 9, 1, 0, 0, (Entry(1, b"\x01"),)),
+        Append(3, 1, 9, 1, 0, 0, (AppendEntry(1, b"\x01"),)),
     ):
         parts = cut(message)
         assert all(len(frame(part)) < PEER_BYTES for part in parts)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from connmon.cluster.state.answer_frames import About
 from connmon.cluster.state.judging import Judge
-from connmon.cluster.state.machine import State
+from connmon.cluster.state.machine import StateMachine
 from connmon.cluster.state.settings import AnswerSettings, Limits
 from connmon.protocol import histogram
 from connmon.protocol.batch import Tick
@@ -129,7 +129,7 @@ def test_recent_timeouts_end(group: Group) -> None:
     assert (found.recent_timeouts, [verdict.word for verdict in found.verdicts]) == (3, ["TIMEOUTS"])
     assert figures(group, ("pool", "old", 1)).recent_timeouts == 0
     loaded = Group()
-    loaded.state = State.load(group.state.dump())
+    loaded.state = StateMachine.decode(group.state.encode())
     assert figures(loaded, PROGRAM).recent_timeouts == 3
     sequence = 1
     for second in range(130):
@@ -239,7 +239,7 @@ def test_the_headroom_of_a_server_is_as_of_now_on_every_replica(group: Group) ->
         assert "the database server takes 10 more" in figures(group, key).verdicts[0].reason
     group.say(full("b", 1, pool(2, "nova"), process=process("ctl2", "other", 2)))
     loaded = Group()
-    loaded.state = State.load(group.state.dump())
+    loaded.state = StateMachine.decode(group.state.encode())
     loaded.state.judge.judge_as(group.state.judge)
     for key in keys:
         assert "the database server takes no more connections" in figures(group, key).verdicts[0].reason
@@ -269,7 +269,7 @@ def test_thresholds_are_kept_when_the_state_is_replaced() -> None:
     group.state.judge.configure(Thresholds(held_long=300.0), {("db1", None): 5})
     group.say(full("a", 1, pool(out=1, held=41.0), connections=(leak(),)))
     assert words(group, PROGRAM) == []
-    loaded = State.load(group.state.dump())
+    loaded = StateMachine.decode(group.state.encode())
     loaded.judge.judge_as(group.state.judge)
     group.state = loaded
     assert words(group, PROGRAM) == []
@@ -411,8 +411,8 @@ def test_a_change_has_some_call_sites_and_a_full_report_all(group: Group) -> Non
     group.say(full("a", 1, pool(), pool(2, "nova"), sites=(site("x"), site("y", holds=1), site("z", 2))))
     group.say(change("a", 2, sites=(site("y", holds=2),)))
     assert {name: row.holds for name, row in lines(group).items()} == {"x": 0, "y": 2, "z": 0}
-    assert State.load(group.state.dump()).dump() == group.state.dump()
-    assert State.load(group.state.dump()).contents.room.weight == group.state.contents.room.weight
+    assert StateMachine.decode(group.state.encode()).encode() == group.state.encode()
+    assert StateMachine.decode(group.state.encode()).contents.room.weight == group.state.contents.room.weight
     group.say(change("a", 3, closed_pools=(2,)))
     assert list(lines(group)) == ["x", "y"]
     group.say(full("a", 4, pool(), sites=(site("y"), site("of an unknown pool", 9))))
@@ -439,7 +439,7 @@ def test_call_sites_are_bounded() -> None:
 def test_a_checkpoint_of_an_earlier_version_is_loaded(group: Group) -> None:
     """A checkpoint of an earlier version loads: without call sites, recent timeouts and holders' places."""
     group.say(full("a", 1, pool(out=1, held=5.0), connections=(leak(held=5.0, holder_in=None),)))
-    layout, *parts = msgspec.msgpack.decode(group.state.dump())
+    layout, *parts = msgspec.msgpack.decode(group.state.encode())
     for record in parts[4]:
         del record[-1]  # sites
         pools, connections = record[18], record[19]
@@ -447,7 +447,7 @@ def test_a_checkpoint_of_an_earlier_version_is_loaded(group: Group) -> None:
             del each[-1]  # recent
         for each in connections.values():
             del each[-2:]  # holder_in, holder_site
-    assert State.load(msgspec.msgpack.encode([layout, *parts])).dump() == group.state.dump()
+    assert StateMachine.decode(msgspec.msgpack.encode([layout, *parts])).encode() == group.state.encode()
 
 
 # --- For anything -----------------------------------------------------------------------------
@@ -498,7 +498,7 @@ def test_a_row_is_as_grave_as_its_gravest_pool(each: list[list[Any]]) -> None:
     group.say(full("well", 1, pool(9, "well"), process=process(pid=99)))
     assert words(group, PROGRAM) == before
     loaded = Group()
-    loaded.state = State.load(group.state.dump())
+    loaded.state = StateMachine.decode(group.state.encode())
     for by in ("program", "host", "database", "process", "pool", "connection"):
         assert loaded.rows(by) == group.rows(by)
 

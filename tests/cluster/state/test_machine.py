@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from connmon.cluster.state.answer_frames import About
-from connmon.cluster.state.machine import Outcome, State
-from connmon.cluster.state.settings import ANSWERS, LIMITS, AnswerSettings, Limits, Settings
+from connmon.cluster.state.machine import Outcome, StateMachine
+from connmon.cluster.state.settings import ANSWERS, LIMITS, AnswerSettings, Limits, StateSettings
 from connmon.cluster.state.weights import PROCESS_WEIGHT, pool_weight
 from connmon.errors import ProtocolError
 from connmon.protocol import histogram
@@ -87,7 +87,7 @@ class Group:
     """A state and the nodes that propose batches to it."""
 
     def __init__(self, limits: Limits = LIMITS, answering: AnswerSettings = ANSWERS, **settings: Any) -> None:
-        self.state = State(Settings(limits=limits, **settings), answering)
+        self.state = StateMachine(StateSettings(limits=limits, **settings), answering)
         self.numbers: dict[str, int] = {}
 
     def say(self, *messages: Report | Departure, node: str = "node1", tick: Tick | None = None) -> Outcome:
@@ -142,7 +142,7 @@ class Group:
         return row
 
 
-def ask(state: State, query: Query) -> list[Rows]:
+def ask(state: StateMachine, query: Query) -> list[Rows]:
     frames = list(state.rows(query, About("default", "node1", "node1", True, 0.1)))
     # What is sent must be what a reader may read.
     return [msgspec.msgpack.decode(msgspec.msgpack.encode(frame), type=Rows) for frame in frames]
@@ -168,11 +168,11 @@ def test_a_batch_counts_once_and_is_answered_each_time(group: Group) -> None:
     """A batch that comes again changes nothing and gets the same answers."""
     batch = Batch("node1", "boot", 1, Tick(1.0, LEASE), (full("a"), change("b", 5)))
     first = group.state.apply(batch)
-    dump = group.state.dump()
+    dump = group.state.encode()
     again = group.state.apply(batch)
     assert first == Outcome(1, (("a", 1, False), ("b", 5, True)), True)
     assert again == Outcome(1, first.answers, False)
-    assert group.state.dump() == dump
+    assert group.state.encode() == dump
 
 
 def test_boots_are_forgotten_after_an_hour(group: Group) -> None:
@@ -701,7 +701,7 @@ def test_absurd_counts_stay_readable_and_loadable(group: Group) -> None:
         group.say(*[Departure(f"p{n}", 9) for n in range(3)])
         for by in GROUPINGS:
             group.answer(Query(by))
-        assert State.load(group.state.dump()).dump() == group.state.dump()
+        assert StateMachine.decode(group.state.encode()).encode() == group.state.encode()
 
 
 # --- reading ----------------------------------------------------------------------------------
@@ -830,8 +830,8 @@ def test_the_header_has_the_totals_of_all_programs(group: Group) -> None:
 
 def test_an_empty_state_is_loaded_from_its_checkpoint() -> None:
     """An empty state has a checkpoint."""
-    state = State.load(State().dump())
-    assert (state.dump(), state.digest()) == (State().dump(), State().digest())
+    state = StateMachine.decode(StateMachine().encode())
+    assert (state.encode(), state.digest()) == (StateMachine().encode(), StateMachine().digest())
 
 
 def test_a_loaded_state_goes_on_as_the_other(group: Group) -> None:
@@ -841,13 +841,13 @@ def test_a_loaded_state_goes_on_as_the_other(group: Group) -> None:
     group.wait(20)
     group.say(full("d", 1, pool(1, 5, 5), connections=(connection(1),)))
     other = Group()
-    other.state, other.numbers = State.load(group.state.dump()), dict(group.numbers)
+    other.state, other.numbers = StateMachine.decode(group.state.encode()), dict(group.numbers)
     assert other.state.digest() == group.state.digest()
     assert other.state.contents.room.weight == group.state.contents.room.weight
     for each in (group, other):
         each.say(change("a", 2, pool(1, 3, 8)), full("c", 2, pool(1, 0, 5)), Departure("d", 1))
         each.wait(100)
-    assert other.state.dump() == group.state.dump()
+    assert other.state.encode() == group.state.encode()
     assert other.rows("program") == group.rows("program")
     assert other.rows("database") == group.rows("database")
 
@@ -859,13 +859,16 @@ def test_a_loaded_state_forgets_the_same_groups() -> None:
     for host in ("ctl1", "ctl2", "ctl3"):
         group.say(full(host, 1, process=process(host)))
     group.say(Departure("ctl3", 1), Departure("ctl1", 1), Departure("ctl2", 1))
-    other.state, other.numbers = State.load(group.state.dump(), Settings(limits=limits)), dict(group.numbers)
+    other.state, other.numbers = (
+        StateMachine.decode(group.state.encode(), StateSettings(limits=limits)),
+        dict(group.numbers),
+    )
     for each in (group, other):
         each.say(tick=Tick(1.0, LEASE))
         assert set(each.state.groups) == {
             ("host", "ctl1"), ("program", "ctl2", "nova-api"), ("host", "ctl2"),
         }  # fmt: skip
-    assert other.state.dump() == group.state.dump()
+    assert other.state.encode() == group.state.encode()
 
 
 def test_the_header_is_as_new_as_the_rows(group: Group) -> None:
@@ -879,7 +882,7 @@ def test_a_loaded_state_sends_readers_from_before_everything(group: Group) -> No
     """Removals are not in a checkpoint; only a reader with the loaded version needs nothing."""
     group.say(full("a", 1))
     group.say(full("b", 1))
-    state = State.load(group.state.dump())
+    state = StateMachine.decode(group.state.encode())
     assert ask(state, Query("process", state.epoch, 1))[0].complete
     assert not ask(state, Query("process", state.epoch, 2))[0].complete
 
@@ -888,14 +891,14 @@ def test_a_loaded_state_sends_readers_from_before_everything(group: Group) -> No
 def test_invalid_checkpoints_are_refused(data: bytes) -> None:
     """Data that is no checkpoint raises ProtocolError with one line."""
     with pytest.raises(ProtocolError, match="checkpoint of the state"):
-        State.load(data)
+        StateMachine.decode(data)
 
 
 def test_a_checkpoint_of_another_layout_is_refused(group: Group) -> None:
     """The error says to run the same version of connmon."""
-    layout_and_parts = msgspec.msgpack.decode(group.state.dump())
+    layout_and_parts = msgspec.msgpack.decode(group.state.encode())
     with pytest.raises(ProtocolError, match="same version"):
-        State.load(msgspec.msgpack.encode([99, *layout_and_parts[1:]]))
+        StateMachine.decode(msgspec.msgpack.encode([99, *layout_and_parts[1:]]))
 
 
 def test_closing_twice_closes_once(group: Group) -> None:
@@ -980,7 +983,7 @@ def test_times_of_ended_processes(group: Group) -> None:
     group.wait(20.0)
     assert (group.program().state, group.program().figures.holds.p50) == ("lost", None)
     assert group.process("b").figures.holds == Quantiles()
-    loaded = State.load(group.state.dump())
+    loaded = StateMachine.decode(group.state.encode())
     assert loaded.groups[key].times == holds(3, 6)
     assert loaded.digest() == group.state.digest()
 
@@ -991,7 +994,7 @@ def test_a_checkpoint_with_invalid_times_is_refused(group: Group, times: bytes) 
     group.say(full("a", 1, timed((3, 1))))
     group.state.processes["a"].pools[1].mark = times
     with pytest.raises(ProtocolError, match="cannot be read"):
-        State.load(group.state.dump())
+        StateMachine.decode(group.state.encode())
 
 
 def test_only_changed_times_are_reported(group: Group) -> None:
@@ -1140,8 +1143,8 @@ def test_processes_too_many_are_counted_until_they_come_in_or_end() -> None:
     group.say(full("a", 1, pool(1)), full("b"), full("c"), full("d"), full("e"))
     assert left_out(group) == (0, 0, 0, 0, 3)
     assert group.state.left_out() == {"processes": 3, "pools": 0, "connections": 0, "room": 0}
-    loaded = State.load(group.state.dump(), group.state.settings)
-    assert loaded.dump() == group.state.dump()
+    loaded = StateMachine.decode(group.state.encode(), group.state.settings)
+    assert loaded.encode() == group.state.encode()
     assert loaded.left_out() == group.state.left_out()
     group.say(Departure("c", 1))
     assert group.state.left_out()["processes"] == 2
@@ -1201,7 +1204,7 @@ def test_a_connection_without_its_holder_weighs_the_same_everywhere() -> None:
     )
     group.say(full("a", 1, pool(1, 2, 1, out=1), connections=(one,)))
     assert group.state.processes["a"].connections[1].stack == ()
-    loaded = State.load(group.state.dump(), Settings(limits=limits))
+    loaded = StateMachine.decode(group.state.encode(), StateSettings(limits=limits))
     assert loaded.contents.room.weight == group.state.contents.room.weight
     group.say(Departure("a", 9))
     assert group.state.contents.room.weight == 0
@@ -1238,11 +1241,11 @@ def test_a_loaded_state_knows_what_is_left_out() -> None:
     """A loaded state counts the same as left out, and wants the same full reports."""
     group = Group(Limits(pools=1, connections=1))
     group.say(full("a", 1, pool(1, 2), pool(2), connections=(connection(1), connection(2))))
-    loaded = State.load(group.state.dump(), group.state.settings)
-    assert loaded.dump() == group.state.dump()
+    loaded = StateMachine.decode(group.state.encode(), group.state.settings)
+    assert loaded.encode() == group.state.encode()
     assert loaded.left_out() == group.state.left_out() == {
         "processes": 0, "pools": 1, "connections": 1, "room": 0,
     }  # fmt: skip
     batch = Batch("node1", "boot-node1", 2, None, (change("a", 2, closed_pools=(1,)),))
     assert loaded.apply(batch) == group.state.apply(batch)
-    assert loaded.dump() == group.state.dump()
+    assert loaded.encode() == group.state.encode()

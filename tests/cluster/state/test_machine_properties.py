@@ -27,9 +27,9 @@ from hypothesis.stateful import (
 )
 
 from connmon.cluster.state.answer_frames import About
-from connmon.cluster.state.machine import Outcome, State
+from connmon.cluster.state.machine import Outcome, StateMachine
 from connmon.cluster.state.records import NO_GAUGES, NO_TOTALS
-from connmon.cluster.state.settings import Limits, Settings
+from connmon.cluster.state.settings import Limits, StateSettings
 from connmon.cluster.state.times import NO_TIMES, added_times
 from connmon.protocol.batch import Batch, Departure, Tick
 from connmon.protocol.histogram import BUCKETS
@@ -56,7 +56,7 @@ HOSTS = ("ctl1", "ctl2")
 PROGRAMS = ("api", "agent")
 
 
-def ask(state: State, query: Query) -> list[Rows]:
+def ask(state: StateMachine, query: Query) -> list[Rows]:
     return list(state.rows(query, About("s", "n", None, True, 0.0)))
 
 
@@ -243,7 +243,7 @@ class Follower:
         self.query = Query(by, host=host, program=program)
         self.rows: dict[RowKey, Row] = {}
 
-    def read(self, state: State) -> None:
+    def read(self, state: StateMachine) -> None:
         for frame in ask(state, self.query):
             if frame.complete:
                 self.rows = {}
@@ -253,12 +253,12 @@ class Follower:
             self.query = msgspec.structs.replace(self.query, epoch=frame.epoch, since=frame.version)
 
 
-def fresh(state: State, query: Query) -> dict[RowKey, Row]:
+def fresh(state: StateMachine, query: Query) -> dict[RowKey, Row]:
     query = msgspec.structs.replace(query, epoch="", since=0)
     return {row.key: row for frame in ask(state, query) for row in frame.rows}
 
 
-def check_sums(state: State) -> None:
+def check_sums(state: StateMachine) -> None:
     """Assert that the groups are what their processes add up to, and that nothing is negative."""
     for process in state.processes.values():
         assert len(process.connections) == sum(pool.listed for pool in process.pools.values())
@@ -298,8 +298,8 @@ class Cluster(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.state = State()
-        self.replica = State()
+        self.state = StateMachine()
+        self.replica = StateMachine()
         self.log: list[tuple[Batch, Outcome, bytes]] = []
         self.lag = 0
         self.boots = dict.fromkeys(NODES, 0)
@@ -425,10 +425,10 @@ class Cluster(RuleBasedStateMachine):
     def propose_again(self, pick: int) -> None:
         """A repeated batch changes nothing, and wants no more full reports than before."""
         batch, outcome, _ = self.log[-min(pick, len(self.log))]
-        before = self.state.dump()
+        before = self.state.encode()
         again = self.state.apply(batch)
         assert not again.applied
-        assert self.state.dump() == before
+        assert self.state.encode() == before
         for first, second in zip(outcome.answers, again.answers, strict=True):
             assert first[:2] == second[:2]
             assert first[2] or not second[2]
@@ -451,7 +451,7 @@ class Cluster(RuleBasedStateMachine):
         )
         outcome = self.state.apply(batch)
         assert outcome.applied
-        self.log.append((batch, outcome, self.state.dump()))
+        self.log.append((batch, outcome, self.state.encode()))
         self.lag += 1
         for instance, sequence, full in outcome.answers:
             if not full:
@@ -477,21 +477,21 @@ class Cluster(RuleBasedStateMachine):
         """The second replica applies the next batches: byte for byte the same as the first."""
         for batch, outcome, checkpoint in self.log[len(self.log) - self.lag :][:batches]:
             assert self.replica.apply(batch) == outcome
-            assert self.replica.dump() == checkpoint
+            assert self.replica.encode() == checkpoint
             self.lag -= 1
 
     @rule()
     def load(self) -> None:
         """The second replica is loaded from its own checkpoint."""
-        checkpoint = self.replica.dump()
-        self.replica = State.load(checkpoint)
-        assert self.replica.dump() == checkpoint
+        checkpoint = self.replica.encode()
+        self.replica = StateMachine.decode(checkpoint)
+        assert self.replica.encode() == checkpoint
         check_sums(self.replica)
 
     @rule()
     def install(self) -> None:
         """The second replica is loaded from the first one's checkpoint."""
-        self.replica = State.load(self.state.dump())
+        self.replica = StateMachine.decode(self.state.encode())
         self.lag = 0
 
     @rule(replica=st.booleans())
@@ -549,12 +549,12 @@ class Cluster(RuleBasedStateMachine):
                 self._deliver(application, "node1")
         self.catch_up(len(self.log))
         assert self.replica.digest() == self.state.digest()
-        for state in (self.state, State.load(self.state.dump())):
+        for state in (self.state, StateMachine.decode(self.state.encode())):
             check_sums(state)
             self._compare(state)
         self.read_and_compare()
 
-    def _compare(self, state: State) -> None:
+    def _compare(self, state: StateMachine) -> None:
         alive = [application for application in self.all.values() if application.alive]
         gauges: dict[RowKey, Gauges] = {}
         totals: dict[RowKey, Totals] = {}
@@ -725,15 +725,15 @@ def test_whatever_is_reported_nothing_raises_and_replicas_agree(
 ) -> None:  # fmt: skip
     """Invalid reports break no sum, no checkpoint, no verdict and no reader, with room and without."""
     limits = Limits(2, 2, 3, 60_000, 2, 1, 1, 3, sites=2) if tight else Limits()
-    settings = Settings(limits=limits)
-    state, other = State(settings), State(settings)
+    settings = StateSettings(limits=limits)
+    state, other = StateMachine(settings), StateMachine(settings)
     followers = [Follower(by) for by in GROUPINGS]
     for turn, batch in enumerate(batches):
         batch = msgspec.msgpack.decode(msgspec.msgpack.encode(batch), type=Batch)
         if turn == at:
-            other = State.load(other.dump(), settings)
+            other = StateMachine.decode(other.encode(), settings)
         assert state.apply(batch) == other.apply(batch)
-        assert state.dump() == other.dump()
+        assert state.encode() == other.encode()
         check_sums(state)
         for follower in followers:
             follower.read(state)
@@ -758,8 +758,8 @@ def test_what_a_limit_leaves_out_is_counted_and_comes_in(
     limits = Limits(pools=pools, connections=connections)
     if by_room:
         limits = Limits(room=16_384 + 6_144 * pools + 256 * connections)
-    settings = Settings(limits=limits)
-    state, other = State(settings), State(settings)
+    settings = StateSettings(limits=limits)
+    state, other = StateMachine(settings), StateMachine(settings)
     application = Application("a", "ctl1", "api")
     application.open_pool("nova")
     batches, full = 0, True
@@ -771,7 +771,7 @@ def test_what_a_limit_leaves_out_is_counted_and_comes_in(
         batch = Batch("node1", "boot", batches, Tick(step, LEASE), (made,))
         ((_, _, full),) = state.apply(batch).answers
         other.apply(batch)
-        assert state.dump() == other.dump()
+        assert state.encode() == other.encode()
         check_sums(state)
         process = state.processes["a"]
         assert len(process.pools) + process.refused_pools == len(application.pools)
@@ -806,7 +806,7 @@ def test_what_a_limit_leaves_out_is_counted_and_comes_in(
         if pick % 2:
             report()
         if pick % 29 == 0:
-            other = State.load(other.dump(), settings)
+            other = StateMachine.decode(other.encode(), settings)
     for number in list(application.pools)[1:]:
         drop(number)
     for number, pool in application.pools.items():
