@@ -1,9 +1,9 @@
 """The queue of reports and departures that wait to be applied. Pure.
 
 - They leave in the order in which they came.
-- A full report replaces an earlier report of the same process: it contains everything in it. So a node without
-  quorum keeps one report of an application that reconnects again and again. (A report that is not full
-  replaces none: its connection has one report in flight.)
+- A full report replaces an earlier report of the same process: it contains everything in it. So a node
+  without quorum keeps one report of an application that reconnects again and again. (A report that is not
+  full replaces none: its connection has one report in flight.)
 - One departure waits per process, the latest.
 """
 

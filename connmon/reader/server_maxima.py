@@ -6,20 +6,18 @@ reader shows, and to nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from operator import itemgetter
+from collections.abc import Iterable
 
 from msgspec.structs import replace
 
-from connmon.database_address import DatabaseServer, plain, servers_of
+from connmon.database_address import DatabaseServer, servers_of
 from connmon.protocol.document import JsonDatabase
 from connmon.protocol.rows import Verdict
+from connmon.protocol.server_capacity import Maxima, ServerLoads
 from connmon.protocol.verdicts import explained, overcommit
 
 
-def judged_by(
-    rows: Iterable[JsonDatabase], maxima: Mapping[tuple[str, int | None], int]
-) -> list[JsonDatabase]:
+def judged_by(rows: Iterable[JsonDatabase], maxima: Maxima) -> list[JsonDatabase]:
     """Return database rows with their server and its maximum, and OVERCOMMIT by these maxima.
 
     A graver verdict of the node stays, and OVERCOMMIT follows in its reason; OVERCOMMIT by the node is not
@@ -30,36 +28,18 @@ def judged_by(
     are all lost is left out.
     """
     rows = list(rows)
-    limits = {(plain(host), port): limit for (host, port), limit in maxima.items()}
-    capacities = _capacities(rows)
+    loads = ServerLoads(maxima)
+    for row in rows:
+        if row.state != "lost":  # its capacity is unknown, and the known rest may be too much already
+            loads.add(_servers(row), row.figures.capacity)
     judged: list[JsonDatabase] = []
     for row in rows:
-        # Each of several servers may get all connections of the pools; the one that takes fewest counts.
-        known: list[tuple[int, DatabaseServer]] = []
-        for server in _servers(row):
-            host = str(server.host)
-            limit = limits.get((host, server.port), limits.get((host, None)))
-            if limit is not None:
-                known.append((limit, server))
-        if known:
-            limit, server = min(known, key=itemgetter(0))
-            capacity = capacities.get(server)
-            row = replace(row, server=str(server), server_max=limit, server_capacity=capacity)
-            row = _with_verdict(row, overcommit(capacity, limit, server))
+        load = loads.tightest(_servers(row))
+        if load is not None:
+            row = replace(row, server=str(load.server), server_max=load.most, server_capacity=load.capacity)
+            row = _with_verdict(row, overcommit(load.capacity, load.most, load.server))
         judged.append(row)
     return judged
-
-
-def _capacities(rows: Iterable[JsonDatabase]) -> dict[DatabaseServer, int | None]:
-    """Return how many connections all pools of each server may open. None: unknown."""
-    capacities: dict[DatabaseServer, int | None] = {}
-    for row in rows:
-        if row.state == "lost":  # unknown, and what is known may be too much already
-            continue
-        for server in _servers(row):
-            before, more = capacities.get(server, 0), row.figures.capacity
-            capacities[server] = None if before is None or more is None else before + more
-    return capacities
 
 
 def _with_verdict(row: JsonDatabase, verdict: Verdict | None) -> JsonDatabase:
