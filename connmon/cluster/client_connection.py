@@ -128,7 +128,7 @@ TRANSITIONS: Final[dict[ServingState, dict[ConnectionEvent, ServingState]]] = {
     ServingState.BUSY: {ConnectionEvent.DONE: ServingState.IDLE, **_END},
     ServingState.LEAVING: _END,
     ServingState.CLOSING: _END,
-    ServingState.HANDED_OVER: {},
+    ServingState.HANDED_OVER: _END,  # a connection that the peer links do not take is closed here
     ServingState.CLOSED: {},
 }
 

@@ -14,7 +14,16 @@ from typing import Final, NamedTuple, TypeVar
 from msgspec import Struct, structs
 
 from connmon.console.row_words import gravity
-from connmon.console.rows import FigureRow, Key, KeyedRow, PoolGroup, ProgramGroup, RatedRow, Table
+from connmon.console.rows import (
+    DatabaseUser,
+    FigureRow,
+    Key,
+    KeyedRow,
+    PoolGroup,
+    ProgramGroup,
+    RatedRow,
+    Table,
+)
 from connmon.protocol.aggregate import CONNECTS_PER_SECOND, JSON_RULES, aggregate, aggregate_state
 from connmon.protocol.document import FigureFields, JsonPool, JsonProgram
 from connmon.protocol.values import RowState, VerdictWord
@@ -61,14 +70,14 @@ def common(parts: Sequence[S]) -> S:
 
 def programs(rows: Iterable[KeyedRow]) -> list[KeyedRow]:
     """Return one row for each program, over all hosts."""
-    parts: dict[str, list[JsonProgram]] = {}
+    parts: dict[str, list[JsonProgram | DatabaseUser]] = {}
     for _, row in rows:
-        assert isinstance(row, JsonProgram)
+        assert isinstance(row, JsonProgram | DatabaseUser)
         parts.setdefault(row.program, []).append(row)
     return [(("programs", program), _program(of)) for program, of in parts.items()]
 
 
-def _program(parts: Sequence[JsonProgram]) -> ProgramGroup:
+def _program(parts: Sequence[JsonProgram | DatabaseUser]) -> ProgramGroup:
     sums = total(parts)
     return ProgramGroup(
         host=parts[0].host if len(parts) == 1 else f"{len(parts)} hosts",
@@ -116,12 +125,11 @@ def users(rows: Iterable[KeyedRow], database: Key) -> list[KeyedRow]:
     return [(key, _user(of)) for key, of in parts.items()]
 
 
-def _user(parts: Sequence[JsonPool]) -> JsonProgram:
+def _user(parts: Sequence[JsonPool]) -> DatabaseUser:
     sums = total(parts)
-    process = parts[0].process
-    return JsonProgram(
-        host=process.host or "",
-        program=process.program or "",
+    return DatabaseUser(
+        process=common([part.process for part in parts]),
+        pool=structs.replace(common([part.pool for part in parts]), pool=None),
         state=sums.state,
         figures=structs.replace(
             sums.figures, pools=len(parts), processes=len({part.process.instance for part in parts})

@@ -18,6 +18,7 @@ from connmon.console.format import count, word
 from connmon.console.row_words import gravity, state_word, verdict_word
 from connmon.console.rows import (
     CallSiteRow,
+    DatabaseUser,
     FigureRow,
     KeyedRow,
     NodeRow,
@@ -368,7 +369,7 @@ _SUMS: Final[tuple[Column[RatedRow], ...]] = (
 
 # --- Tables ---------------------------------------------------------------------------------------
 
-_PROGRAM_COLUMNS: Final[tuple[Column[JsonProgram | ProgramGroup], ...]] = (
+_PROGRAM_COLUMNS: Final[tuple[Column[JsonProgram | ProgramGroup | DatabaseUser], ...]] = (
     _name("host", "host", lambda row: row.host, 8, 6),
     _name("program", "program", lambda row: row.program, 11),
     _verdict(2),

@@ -10,6 +10,7 @@ from connmon.console.format import count
 from connmon.console.panes import Page, Pane, page
 from connmon.console.rows import (
     CallSiteRow,
+    DatabaseUser,
     Key,
     NodeRow,
     PoolGroup,
@@ -56,7 +57,7 @@ def _opened(want: Want, key: Key, row: TableRow) -> tuple[str, tuple[Want, ...]]
         return f"{row.program} on all hosts", (
             Want("program", program=row.program, database=want.database),
         )  # fmt: skip
-    if isinstance(row, JsonProgram | ProgramGroup):
+    if isinstance(row, JsonProgram | ProgramGroup | DatabaseUser):
         return f"{row.program} on {row.host}", (Want("process", host=row.host, program=row.program),)
     if isinstance(row, PoolGroup):
         host, program = str(row.process.host), str(row.process.program)

@@ -65,6 +65,26 @@ class PoolGroup(Struct, frozen=True, kw_only=True):
     processes: int
 
 
+class DatabaseUser(Struct, frozen=True, kw_only=True):
+    """A program with pools of one database, from the rows of these pools; None where they differ."""
+
+    process: ProcessFields
+    pool: PoolFields
+    state: RowState | None
+    figures: FigureFields
+    verdict: VerdictWord | None
+    verdict_reason: str | None
+    connects_per_second: float | None
+
+    @property
+    def host(self) -> str:
+        return self.process.host or ""
+
+    @property
+    def program(self) -> str:
+        return self.process.program or ""
+
+
 class WaitRow(Struct, frozen=True, kw_only=True):
     """Who blocks whom: a pool that somebody waits for, and one place that holds connections of it."""
 
@@ -134,12 +154,12 @@ class NodeRow(Struct, frozen=True, kw_only=True):
 
 
 RatedRow: TypeAlias = (
-    JsonProgram | JsonHost | JsonDatabase | JsonProcess | JsonPool | ProgramGroup | PoolGroup
+    JsonProgram | JsonHost | JsonDatabase | JsonProcess | JsonPool | ProgramGroup | PoolGroup | DatabaseUser
 )
 """Rows with figures of pools, and with connects per second."""
 FigureRow: TypeAlias = RatedRow | WaitRow
 """Rows with figures of pools."""
-ProcessPart: TypeAlias = JsonProcess | JsonPool | JsonConnection | PoolGroup | WaitRow
+ProcessPart: TypeAlias = JsonProcess | JsonPool | JsonConnection | PoolGroup | DatabaseUser | WaitRow
 """Rows that belong to one process, or to several of one program."""
 TableRow: TypeAlias = FigureRow | JsonConnection | CallSiteRow | NodeRow
 KeyedRow: TypeAlias = tuple[Key, TableRow]

@@ -224,7 +224,9 @@ class Uplink:
                 self._last_sent = 0.0
                 self.ledger.restart()
             self.due = now
-        return self._side.reply()
+        if reply := self._side.reply():
+            self._note("challenged, proof sent")
+        return reply
 
     def _acknowledged(self, ack: Ack) -> None:
         mine = ack.instance == self.ledger.instance

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from connmon.console import aggregate, row_words, waits
+from connmon.console import aggregate, row_words, rows, waits
 from connmon.console.source import Source, Want
 from connmon.protocol.document import JsonProgram
 from connmon.protocol.queries import WaitsQuery
@@ -60,6 +60,22 @@ def test_an_aggregate_is_as_grave_as_its_gravest_part() -> None:
     unknown = aggregate.total([row("pool", recent_timeouts=2), row("pool", timeouts_total=3)])
     assert unknown.figures.recent_timeouts is None
     assert aggregate.total([row("pool"), row("pool")]).verdict is None
+
+
+def test_a_user_of_a_database_has_what_its_pools_share() -> None:
+    """A program made of the rows of its pools keeps the fields that all of them share, but not their URLs."""
+    key = ("database", "mysql", "db1", 3306, "nova")
+    place = {"host": "h", "program": "p", "dialect": "mysql", "database_host": "db1", "database_port": 3306}
+    parts = [
+        row("pool", **place, database="nova", pool="a", pool_size=5, pid=1, user="nova", instance="x"),
+        row("pool", **place, database="nova", pool="b", pool_size=5, pid=2, user="nova", instance="y"),
+    ]
+    ((_, user),) = aggregate.users([(("pool", str(n), n), part) for n, part in enumerate(parts)], key)
+    known = {name: value for name, value in rows.fields(user) if value is not None}
+    assert {"pool_size": 5, "user": "nova", "processes": 2, "pools": 2}.items() <= known.items()
+    assert not {"pid", "pool", "instance"} & known.keys()
+    ((_, group),) = aggregate.programs([(("program", "h", "p"), user)])
+    assert isinstance(group, rows.ProgramGroup) and group.program == "p"
 
 
 def test_a_leak_is_blamed_on_the_line_that_leaks() -> None:

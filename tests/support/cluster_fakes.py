@@ -40,7 +40,7 @@ class FakeOutcome(NamedTuple):
 
 
 class FakeState:
-    """The interface of connmon.cluster.state.machine.State, with fields that tests read and set."""
+    """The interface of connmon.cluster.state.machine.StateMachine, with fields that tests read and set."""
 
     def __init__(self) -> None:
         self.version = 0
@@ -119,6 +119,9 @@ class FakeState:
 
     def encode(self) -> bytes:
         return msgspec.msgpack.encode((self.version, self.clock, self.seen, self.reports))
+
+    def replacement(self, data: bytes | None = None) -> FakeState:
+        return FakeState() if data is None else FakeState.decode(data)
 
     @classmethod
     def decode(cls, data: bytes) -> FakeState:

@@ -1,6 +1,6 @@
 """A whole cluster in one process, on a virtual clock, with faults of all kinds.
 
-Real Groups (pysyncobj, the parts around it, the real State) work on a simulated network; simulated
+Real RaftGroups (pysyncobj, the parts around it, the real StateMachine) work on a simulated network; simulated
 applications keep the true figures. The rules kept here:
 
 - A seed is a run: no clock, no thread, no socket, no hash order. The same seed gives the same trace in any

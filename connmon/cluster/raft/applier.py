@@ -154,13 +154,13 @@ class Applier:
 
     def load(self, data: bytes) -> None:
         """Become the state that was encoded. Raises ProtocolError."""
-        self._replace(type(self.state).decode(data))
+        self._replace(self.state.replacement(data))
         self._applied_at = self._clock()
         self._rebuilt(moved=True)
 
     def forget(self) -> None:
         """Become empty."""
-        self._replace(type(self.state)())
+        self._replace(self.state.replacement())
         self._rebuilt(moved=False)
 
     def _replace(self, state: StateMachine) -> None:

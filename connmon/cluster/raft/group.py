@@ -102,9 +102,8 @@ class RaftGroup:
         self.follower = Follower(self.member, self, store)
 
     def __repr__(self) -> str:
-        return (
-            f"<Group {self._role.value} {self.member!r} {self.election!r} {self.leader!r} {self.follower!r}>"
-        )
+        parts = (self.member, self.election, self.leader, self.follower)
+        return f"<RaftGroup {self._role.value} {' '.join(map(repr, parts))}>"
 
     # --- what it knows ---
 

@@ -58,7 +58,7 @@ def _find_problem() -> str | None:
     try:
         lacking = next(missing(pysyncobj), None)
     except Exception as error:  # so much is missing that it cannot even be looked at
-        lacking = str(error)
+        return f"looking into it fails: {error}"
     return None if lacking is None else f"it lacks {lacking}"
 
 

@@ -3,7 +3,7 @@
 The rules kept here:
 
 - Everything is frozen, typed and bounded, so that decoding validates. Nothing is a pickle, and nothing
-  becomes one: a command is an encoded Batch, a checkpoint an encoded State.
+  becomes one: a command is an encoded Batch, a checkpoint an encoded StateMachine.
 - A log entry's index is not sent: it follows from `previous`.
 - `check` is a checksum of an entry's command. Terms alone do not distinguish two histories after a majority
   has lost its memory: both may have an entry of term 3 at index 7.

@@ -41,7 +41,7 @@ class Replica:
     """This node's member of the Raft group of `service`.
 
     `start`, `propose` and `close` are called on one running event loop. `peers` connects it with the other
-    nodes; None: there are none. `journal` and `store` as for Group.
+    nodes; None: there are none. `journal` and `store` as for RaftGroup.
     """
 
     def __init__(

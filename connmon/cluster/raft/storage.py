@@ -397,7 +397,7 @@ def _record(entry: _Entry) -> bytes:
 
 
 class Journal:
-    """The log, in memory and on disk: a journal for pysyncobj, by its method names (log.Journal).
+    """The log, in memory and on disk: a journal for pysyncobj, by its method names (log.LogJournal).
 
     `content` is what the file has; None: it is made. `flush_checkpoint` writes the checkpoint if the disk has
     not taken it yet; it raises OSError.

@@ -21,7 +21,7 @@ OnDigest: TypeAlias = Callable[[str | None], None]
 
 
 class Digestible(Protocol):
-    """What `Digests` needs of a State."""
+    """What `Digests` needs of a StateMachine."""
 
     epoch: str
 

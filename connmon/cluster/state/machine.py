@@ -74,6 +74,7 @@ class StateMachine:
 
     def __init__(self, settings: StateSettings = SETTINGS, answering: AnswerSettings = ANSWERS) -> None:
         self.contents = contents = Contents(settings)
+        self.answering = answering
         self.judge = Judge(contents, answering.judged_connections)
         """Makes verdicts when somebody asks; nothing of it is replicated."""
         self.figures = RowFigures(contents, self.judge)
@@ -86,7 +87,7 @@ class StateMachine:
 
     def __repr__(self) -> str:
         return (
-            f"<State {self.epoch or 'empty'} version {self.version}: {len(self.processes)} processes, "
+            f"<StateMachine {self.epoch or 'empty'} version {self.version}: {len(self.processes)} processes, "
             f"{len(self.groups)} groups>"
         )
 
@@ -390,11 +391,22 @@ class StateMachine:
         return hashlib.blake2b(self.encode(), digest_size=16).hexdigest()
 
     @classmethod
-    def decode(cls, data: bytes, settings: StateSettings = SETTINGS) -> StateMachine:
+    def decode(
+        cls, data: bytes, settings: StateSettings = SETTINGS, answering: AnswerSettings = ANSWERS
+    ) -> StateMachine:
         """Return the state of a checkpoint. Raises ProtocolError where it cannot be read."""
-        state = cls(settings)
+        state = cls(settings, answering)
         checkpoint.decode(data, state.contents)
         return state
+
+    def replacement(self, data: bytes | None = None) -> StateMachine:
+        """Return the state of a checkpoint, or an empty one, with the settings of this one.
+
+        Raises ProtocolError where the checkpoint cannot be read.
+        """
+        if data is None:
+            return StateMachine(self.settings, self.answering)
+        return StateMachine.decode(data, self.settings, self.answering)
 
 
 def _totals_by_group(process: ProcessRecord) -> tuple[dict[RowKey, Totals], dict[RowKey, Times]]:

@@ -32,7 +32,7 @@ SETTINGS = RaftSettings()
 
 
 class ListJournal(list[tuple[bytes, int, int]]):
-    """A journal in memory (log.Journal)."""
+    """A journal in memory (log.LogJournal)."""
 
     committed = 0
 

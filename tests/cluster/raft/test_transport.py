@@ -270,6 +270,19 @@ def test_a_peer_with_invalid_messages_is_dropped(garbage: bytes, caplog: pytest.
     assert not [record for record in caplog.records if record.exc_info]
 
 
+def test_a_peer_whose_hello_is_followed_by_rubbish_is_closed(caplog: pytest.LogCaptureFixture) -> None:
+    """Rubbish in the segment of the hello closes the connection with one line, before any link is made."""
+
+    async def body(trio: Trio) -> None:
+        real = trio.replicas["node1"].peers
+        assert real is not None  # its boot, so that the hello is not refused
+        await exchange(trio, "node3", hello(trio, "node1", boot=real._boot), b"\x00\x00\x00\x02\xc1\xc1")
+
+    with_trio(body)
+    assert caplog.text.count("connection closed:") == 1
+    assert not [record for record in caplog.records if record.exc_info or record.levelname == "ERROR"]
+
+
 @pytest.mark.slow
 def test_a_silent_link_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
     """A link on which nothing is heard for `dead_seconds` is dropped, and opened again."""
