@@ -102,7 +102,7 @@ class Ledger:
     ) -> None:
         """`make_lock` makes a lock of the native kind; `holders` knows who has a connection.
 
-        `clock` is the one that all times are of: where a connection just ends, nobody passes a time in.
+        `clock` gives all times, in seconds. An application's is `time.monotonic`, which queuepool reads directly.
         """
         self.instance = instance
         self.settings = settings

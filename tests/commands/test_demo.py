@@ -42,9 +42,9 @@ class Demo:
         self.directory = directory
         program = (
             "import sys\nfrom connmon.commands.cli import main\n"
-            "from connmon.commands.settings import Settings\n"
+            "from connmon.commands.settings import CommandSettings\n"
             f"from connmon.commands.demo.settings import DemoSettings\n{code}\n"
-            f"sys.exit(main(settings=Settings(demo={settings!r})))"
+            f"sys.exit(main(settings=CommandSettings(demo={settings!r})))"
         )
         self.process = subprocess.Popen(
             [sys.executable, "-c", program, "demo", *arguments],
