@@ -17,7 +17,7 @@ import functools
 import ipaddress
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from connmon.address import parse_address
 from connmon.errors import ConfigError, one_line
@@ -124,23 +124,22 @@ def parse_server(text: str) -> DatabaseServer:
     return comparable(DatabaseServer(address.host, address.port or None))
 
 
-def servers_of(cells: Mapping[str, Any]) -> tuple[DatabaseServer, ...]:
-    """Return the servers of a row with a pool's keys, in comparable form; none: not known."""
-    host, port = cells["database_host"], cells["database_port"]
+def servers_of(dialect: str | None, host: str | None, port: int | None) -> tuple[DatabaseServer, ...]:
+    """Return the servers of a pool, in comparable form; none: not known."""
     if host is None:
         return ()
     if port is None and "," in host:
         try:
-            return tuple(_with_port(server, cells) for server in parse_servers(host))
+            return tuple(_with_port(server, dialect) for server in parse_servers(host))
         except ConfigError:
             pass  # another version of the plugin wrote them: one name, which equals no other
-    return (_with_port(comparable(DatabaseServer(host, port)), cells),)
+    return (_with_port(comparable(DatabaseServer(host, port)), dialect),)
 
 
-def _with_port(server: DatabaseServer, cells: Mapping[str, Any]) -> DatabaseServer:
-    if server.port is not None or (server.socket and cells["dialect"] != "postgresql"):
+def _with_port(server: DatabaseServer, dialect: str | None) -> DatabaseServer:
+    if server.port is not None or (server.socket and dialect != "postgresql"):
         return server
-    return DatabaseServer(server.host, PORTS.get(cells["dialect"] or ""))
+    return DatabaseServer(server.host, PORTS.get(dialect or ""))
 
 
 def named(servers: Sequence[DatabaseServer]) -> str:

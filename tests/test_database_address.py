@@ -97,9 +97,8 @@ def test_no_server(text: str) -> None:
 def test_not_known_is_no_server() -> None:
     """An unknown server is not the local one, and cannot be named."""
     for dialect in ("mysql", "postgresql", "sqlite"):
-        cells = {"dialect": dialect, "database_host": None, "database_port": None}
-        assert servers_of(cells) == ()
-        assert named(servers_of(cells)) == "a server that is not known"
+        assert servers_of(dialect, None, None) == ()
+        assert named(servers_of(dialect, None, None)) == "a server that is not known"
     assert not UNKNOWN.local
 
 
@@ -197,7 +196,7 @@ def test_a_pool_at_several_servers() -> None:
     assert (now.database_host, now.database_port) == (None, None)
     assert location.address_of(one, now) == ServerAddress("10.0.0.9", 3306)
     for several in ("a:1,b:2", "/s,b:2", "b:2,/s"):
-        assert len(servers_of({"dialect": "mysql", "database_host": several, "database_port": None})) == 2
+        assert len(servers_of("mysql", several, None)) == 2
 
 
 def test_the_database_is_the_drivers_too() -> None:

@@ -162,12 +162,13 @@ def _cluster_status(arguments: argparse.Namespace, settings: CommandSettings) ->
 
 
 def _whois(arguments: argparse.Namespace, settings: CommandSettings) -> int:
+    from connmon.database.documents import look_header
     from connmon.database.whois import parse_session, whois
-    from connmon.database.whois_formats import whois_csv, whois_text
+    from connmon.database.whois_formats import whois_csv, whois_json, whois_text
     from connmon.database_address import parse_servers
     from connmon.protocol.credentials import of_client
+    from connmon.protocol.document import JsonConnection
     from connmon.reader.client import read_once
-    from connmon.reader.formats import as_json
 
     service, database = _service(arguments), arguments.database
     session = parse_session(arguments.session)
@@ -181,8 +182,11 @@ def _whois(arguments: argparse.Namespace, settings: CommandSettings) -> int:
         with _named_option("--database"):
             servers = () if database is None else parse_servers(database)
         snapshot = read_once(service.nodes, service.name, "connection", credentials=of_client(service))
-        result, problem = whois(snapshot.document(), session, servers, snapshot.pool_rows())
-    output.write({"json": as_json, "csv": whois_csv, "table": whois_text}[arguments.format](result))
+        result, problem = whois(
+            look_header(snapshot.typed_head()), snapshot.rows_of(JsonConnection), session, servers,
+            snapshot.pool_rows(),
+        )  # fmt: skip
+    output.write({"json": whois_json, "csv": whois_csv, "table": whois_text}[arguments.format](result))
     _warn_without_quorum(result["node"], result["quorum"], result["stale_seconds"])
     if problem is not None:
         raise ConnmonError(problem)
@@ -191,10 +195,9 @@ def _whois(arguments: argparse.Namespace, settings: CommandSettings) -> int:
 
 def _reconcile(arguments: argparse.Namespace, settings: CommandSettings) -> int:
     from connmon.database.collect import reconcile_server
-    from connmon.database.reconcile_formats import reconcile_csv, reconcile_text
+    from connmon.database.reconcile_formats import reconcile_csv, reconcile_json, reconcile_text
     from connmon.database_address import parse_servers
     from connmon.protocol.credentials import of_client
-    from connmon.reader.formats import as_json
 
     service = _service(arguments)
     with _named_option("--database"):
@@ -202,7 +205,8 @@ def _reconcile(arguments: argparse.Namespace, settings: CommandSettings) -> int:
     document = reconcile_server(
         service, of_client(service), arguments.url, also, output.password_prompt(), settings.database
     )
-    output.write({"json": as_json, "csv": reconcile_csv, "table": reconcile_text}[arguments.format](document))
+    formats = {"json": reconcile_json, "csv": reconcile_csv, "table": reconcile_text}
+    output.write(formats[arguments.format](document))
     _warn_without_quorum(document["node"], document["quorum"], document["stale_seconds"])
     return DONE
 

@@ -66,13 +66,7 @@ class Watch:
 def _by_tcp(pool: JsonPool) -> list[tuple[str, int]]:
     """Return the servers of a pool that are reached by TCP, where their ports are known."""
     where = pool.pool
-    servers = servers_of(
-        {
-            "dialect": where.dialect,
-            "database_host": where.database_host,
-            "database_port": where.database_port,
-        }
-    )
+    servers = servers_of(where.dialect, where.database_host, where.database_port)
     return [
         (server.host, server.port) for server in servers if not server.socket and server.host and server.port
     ]

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from connmon.config import Service
-from connmon.database.documents import LookHeader, Reconcile, Whois
+from connmon.database.documents import Reconcile, Whois, look_header
 from connmon.database.naming import Naming
 from connmon.database.reconcile import Look, is_settled, reconcile
 from connmon.database.sessions import DatabaseSessions, parse_url
@@ -19,6 +19,7 @@ from connmon.database.whois import ServerLook, whois
 from connmon.database_address import DatabaseServer, plain
 from connmon.process_info import addresses, host
 from connmon.protocol.credentials import Credentials
+from connmon.protocol.document import JsonConnection
 from connmon.reader.client import read_once
 
 
@@ -63,9 +64,8 @@ def whois_on_server(
     with DatabaseSessions(parsed, ask_password, settings) as database:
         look = _look(service, credentials, database, session)
         waiters = database.locks(look.view, session, waiters=True)
-    document = {**look.header, "totals": look.header, "rows": look.connections}
     at = ServerLook(look, _naming(()), waiters)
-    return whois(document, session, (look.view.server,), look.pools, at)
+    return whois(look.header, look.connections, session, (look.view.server,), look.pools, at)
 
 
 def _naming(also: Sequence[DatabaseServer]) -> Naming:
@@ -77,13 +77,10 @@ def _look(
 ) -> Look:
     snapshot = read_once(service.nodes, service.name, "connection", credentials=credentials)
     view = database.look()
-    document = snapshot.document()
-    header: LookHeader = {
-        "service": document["service"],
-        "node": document["node"],
-        "leader": document["leader"],
-        "quorum": document["quorum"],
-        "stale_seconds": document["stale_seconds"],
-        "left_out": document["totals"]["left_out"],
-    }
-    return Look(header, snapshot.pool_rows(), document["rows"], view, database.locks(view, session))
+    return Look(
+        header=look_header(snapshot.typed_head()),
+        pools=snapshot.pool_rows(),
+        connections=snapshot.rows_of(JsonConnection),
+        view=view,
+        locks=database.locks(view, session),
+    )

@@ -1,12 +1,15 @@
 """The documents of `connmon whois` and `connmon reconcile`: their JSON contract. Pure.
 
-CSV and table are made of them. Rows of snapshots in them keep the keys of their grouping
-(`connmon.protocol`).
+JSON, CSV and table are made of them. Rows of snapshots in them are typed, and become flat dicts with the keys
+of their grouping (`connmon.protocol.document`) where they are printed.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
+
+from connmon.protocol.document import JsonConnection, JsonHead, cells
+from connmon.protocol.values import HolderIn, VerdictWord
 
 
 class Header(TypedDict):
@@ -20,8 +23,20 @@ class Header(TypedDict):
 
 
 class LookHeader(Header, total=False):
-    left_out: int
-    """Connections of the service that limits leave out."""
+    left_out: int | None
+    """Pools and connections of the service that limits leave out. None: none."""
+
+
+def look_header(head: JsonHead) -> LookHeader:
+    """Return the header of a document that is made of the node's answer."""
+    return {
+        "service": head.service,
+        "node": head.node,
+        "leader": head.leader,
+        "quorum": head.quorum,
+        "stale_seconds": head.stale_seconds,
+        "left_out": head.totals.figures.left_out,
+    }
 
 
 # --- Sessions -----------------------------------------------------------------------------
@@ -49,11 +64,11 @@ class SessionOwner(TypedDict):
     connection: int | None
     held_seconds: float | None
     holder: str | None
-    holder_in: str | None
+    holder_in: HolderIn | None
     holder_site: str | None
     call_site: str | None
     stack: list[str] | None
-    verdict: str | None
+    verdict: VerdictWord | None
 
 
 class LockSession(SessionInfo, SessionOwner):
@@ -94,11 +109,30 @@ class WhoisLocks(TypedDict):
     blocks_problem: str | None
 
 
+class WhoisRow(NamedTuple):
+    """A connection that has the session; in JSON the other fields follow its own keys."""
+
+    connection: JsonConnection
+    database_user: str | None
+    """The user that the pool's URL logs in with. None: the URL does not say."""
+    pool_verdict: VerdictWord | None
+    """The verdict of its pool."""
+    pool_verdict_reason: str | None
+
+    def cells(self) -> dict[str, Any]:
+        """Return the row as a flat dict, as in JSON."""
+        return {
+            **cells(self.connection),
+            "database_user": self.database_user,
+            "pool_verdict": self.pool_verdict,
+            "pool_verdict_reason": self.pool_verdict_reason,
+        }
+
+
 class Whois(Header, WhoisLocks):
     server_id: int
     database: str | None
-    rows: list[dict[str, Any]]
-    """Rows by connection, with database_user, pool_verdict and pool_verdict_reason."""
+    rows: list[WhoisRow]
 
 
 # --- reconcile ----------------------------------------------------------------------------
@@ -122,8 +156,8 @@ class ServerDocument(TypedDict):
 class ProgramSessions(TypedDict):
     """The sessions of one program on one host, by the state of their connections."""
 
-    host: str
-    program: str
+    host: str | None
+    program: str | None
     sessions: int
     checked_out: int
     idle: int
@@ -169,8 +203,7 @@ class Reconcile(LookHeader):
     capacity_headroom: int | None
     programs: list[ProgramSessions]
     unowned: list[UnownedSession]
-    missing: list[dict[str, Any]]
-    """Rows by connection."""
+    missing: list[JsonConnection]
     other_servers: list[OtherServer]
     blocked: list[BlockedSession]
     blockers: list[BlockingSession]

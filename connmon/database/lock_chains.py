@@ -11,14 +11,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, cast
+from typing import Final
 
 from connmon.database.documents import LockSession, SessionInfo, SessionOwner
 from connmon.database.locks import Locks
 from connmon.database.server_view import Session
+from connmon.protocol.document import JsonConnection
 from connmon.protocol.text import printable, short_age
 
-_OWNER_KEYS: Final = tuple(SessionOwner.__annotations__)
+_NO_OWNER: Final[SessionOwner] = {
+    "host": None, "program": None, "pid": None, "instance": None, "connection": None, "held_seconds": None,
+    "holder": None, "holder_in": None, "holder_site": None, "call_site": None, "stack": None, "verdict": None,
+}  # fmt: skip
 
 
 def blocked_by(locks: Locks, session: int) -> list[int] | None:
@@ -82,7 +86,7 @@ def session_info(session: Session | None) -> SessionInfo:
 
 
 def described(
-    number: int, sessions: Mapping[int, Session], owners: Mapping[int, Sequence[Mapping[str, Any]]]
+    number: int, sessions: Mapping[int, Session], owners: Mapping[int, Sequence[JsonConnection]]
 ) -> LockSession:
     """Return what is known of a session, from the server's list and from the connections that have it.
 
@@ -90,9 +94,26 @@ def described(
     """
     rows = owners.get(number, ())
     # After a fork several processes have it: the living one, where there is one.
-    row = min(rows, key=lambda row: row["state"] is None) if rows else {}
-    owner = cast(SessionOwner, {key: row.get(key) for key in _OWNER_KEYS})
+    owner = _owner(min(rows, key=lambda row: row.state is None)) if rows else _NO_OWNER
     return {"server_id": number, **session_info(sessions.get(number)), **owner}
+
+
+def _owner(row: JsonConnection) -> SessionOwner:
+    """Return who has a session, by the connection that has it."""
+    return {
+        "host": row.process.host,
+        "program": row.process.program,
+        "pid": row.process.pid,
+        "instance": row.process.instance,
+        "connection": row.connection,
+        "held_seconds": row.held_seconds,
+        "holder": row.holder,
+        "holder_in": row.holder_in,
+        "holder_site": row.holder_site,
+        "call_site": row.call_site,
+        "stack": list(row.stack),
+        "verdict": row.verdict,
+    }
 
 
 def owner_name(session: LockSession) -> str:

@@ -7,11 +7,11 @@ resolver of this host may know another address than that of the application's ho
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from connmon.database.server_view import ServerView
 from connmon.database_address import FAMILIES, DatabaseServer, names, plain, servers_of
+from connmon.protocol.document import JsonConnection, JsonPool, PoolFields
 
 
 class Naming(NamedTuple):
@@ -24,14 +24,14 @@ class Naming(NamedTuple):
     addresses: frozenset[str] = frozenset()
     """The IP addresses of the host `here`."""
 
-    def has(self, view: ServerView, row: Mapping[str, Any]) -> bool:
+    def has(self, view: ServerView, row: JsonPool | JsonConnection) -> bool:
         """Whether the pool or connection of this row is, or may be, at the server.
 
         A pool that is at one of several servers is at each of them.
         """
-        if FAMILIES.get(row["dialect"] or "") != FAMILIES[view.dialect]:
+        if family_of(row.pool) != FAMILIES[view.dialect]:
             return False
-        return any(self.names(view, server, row["host"] or "") for server in servers_of(row))
+        return any(self.names(view, server, row.process.host or "") for server in pool_servers(row.pool))
 
     def names(self, view: ServerView, server: DatabaseServer, host: str) -> bool:
         """Whether `server`, reported by a process on `host`, is the server that is asked."""
@@ -103,6 +103,16 @@ class Naming(NamedTuple):
         if (reached := listening.reached) is not None:
             return reached.port == asked.port and reached.host in (self.addresses | {asked.host})
         return listening.hostname is not None
+
+
+def family_of(pool: PoolFields) -> str | None:
+    """Return the family of servers that the pool's dialect speaks to. None: one that is not supported."""
+    return FAMILIES.get(pool.dialect or "")
+
+
+def pool_servers(pool: PoolFields) -> tuple[DatabaseServer, ...]:
+    """Return the servers of the pool, in comparable form; none: not known."""
+    return servers_of(pool.dialect, pool.database_host, pool.database_port)
 
 
 def _same_local_server(one: DatabaseServer, other: DatabaseServer) -> bool:

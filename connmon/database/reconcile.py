@@ -17,8 +17,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, cast
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple, TypeAlias, cast
 
 from connmon.database.documents import (
     BlockedSession,
@@ -32,27 +32,32 @@ from connmon.database.documents import (
 )
 from connmon.database.lock_chains import blocked_by, blocks, described, roots
 from connmon.database.locks import Locks
-from connmon.database.naming import Naming
+from connmon.database.naming import Naming, family_of, pool_servers
 from connmon.database.server_view import ServerView, Session
-from connmon.database_address import FAMILIES, UNKNOWN, named, servers_of
+from connmon.database_address import FAMILIES, UNKNOWN, named
+from connmon.protocol.document import JsonConnection, JsonPool
+from connmon.protocol.values import LOST
 
 #: Seconds by which two ages of one moment may differ: logging in and reporting take time.
 AGE_SLACK_SECONDS: Final = 10.0
+
+
+ConnectionKey: TypeAlias = tuple["str | None", int]
+"""Instance and number of a connection."""
 
 
 class Look(NamedTuple):
     """Replica and server at about one moment."""
 
     header: LookHeader
-    pools: Sequence[Mapping[str, Any]]
-    """The rows of a snapshot by pool."""
-    connections: Sequence[Mapping[str, Any]]
-    """The rows of a snapshot by connection."""
+    pools: Sequence[JsonPool]
+    """With sums of several pools, whose figure `pools` is their number."""
+    connections: Sequence[JsonConnection]
     view: ServerView
     locks: Locks = Locks()
     """The waits for locks there."""
 
-    def owners(self, naming: Naming) -> dict[int, list[Mapping[str, Any]]]:
+    def owners(self, naming: Naming) -> dict[int, list[JsonConnection]]:
         """Return the connections that have each session of the server, by session id."""
         return _match(self, naming).owners
 
@@ -60,12 +65,11 @@ class Look(NamedTuple):
 class _Matched(NamedTuple):
     """One look, sorted."""
 
-    owners: dict[int, list[Mapping[str, Any]]]
+    owners: dict[int, list[JsonConnection]]
     """By session id: the connections that have it."""
     unowned: dict[int, Session]
-    missing: dict[tuple[str, int], Mapping[str, Any]]
-    """By instance and number of the connection."""
-    pools: list[Mapping[str, Any]]
+    missing: dict[ConnectionKey, JsonConnection]
+    pools: list[JsonPool]
     others: list[OtherServer]
     """The other servers of the same family, with the pools and connections there."""
     connections: int
@@ -79,20 +83,20 @@ class _Matched(NamedTuple):
 def _match(look: Look, naming: Naming) -> _Matched:
     view = look.view
     family = FAMILIES[view.dialect]
-    pools = [row for row in look.pools if FAMILIES.get(row["dialect"] or "") == family]
+    pools = [row for row in look.pools if family_of(row.pool) == family]
     pools_here = [row for row in pools if naming.has(view, row)]
-    rows = [row for row in look.connections if FAMILIES.get(row["dialect"] or "") == family]
+    rows = [row for row in look.connections if family_of(row.pool) == family]
     connections = [row for row in rows if naming.has(view, row)]
     others, unknown = _others(pools, pools_here, rows, connections)
     sessions = {session.id: session for session in view.sessions}
-    owners: dict[int, list[Mapping[str, Any]]] = {}
-    missing: dict[tuple[str, int], Mapping[str, Any]] = {}
+    owners: dict[int, list[JsonConnection]] = {}
+    missing: dict[ConnectionKey, JsonConnection] = {}
     for row in connections:
-        session = sessions.get(row["server_id"])
+        session = None if row.server_id is None else sessions.get(row.server_id)
         if session is not None and _is_old_enough(session, view, row):
             owners.setdefault(session.id, []).append(row)
-        elif row["server_id"] is not None and row["state"] is not None:
-            missing[(row["instance"], row["connection"])] = row
+        elif row.server_id is not None and row.state is not None:
+            missing[(row.process.instance, row.connection)] = row
     return _Matched(
         owners=owners,
         unowned={key: session for key, session in sessions.items() if key not in owners},
@@ -100,17 +104,17 @@ def _match(look: Look, naming: Naming) -> _Matched:
         pools=pools_here,
         others=others,
         connections=len(connections),
-        without_id=sum(row["server_id"] is None for row in connections),
-        pooled=sum(row["server_id"] is None and bool(row["pooler"]) for row in connections),
+        without_id=sum(row.server_id is None for row in connections),
+        pooled=sum(row.server_id is None and bool(row.pool.pooler) for row in connections),
         unknown=unknown,
     )
 
 
 def _others(
-    pools: Sequence[Mapping[str, Any]],
-    pools_here: Sequence[Mapping[str, Any]],
-    rows: Sequence[Mapping[str, Any]],
-    connections_here: Sequence[Mapping[str, Any]],
+    pools: Sequence[JsonPool],
+    pools_here: Sequence[JsonPool],
+    connections: Sequence[JsonConnection],
+    connections_here: Sequence[JsonConnection],
 ) -> tuple[list[OtherServer], int]:
     """Return the other servers and the number of connections at a server that is not known.
 
@@ -118,25 +122,25 @@ def _others(
     """
     counts: dict[str, Counter[str]] = {}
     unknown = 0
-    here = {id(row) for row in (*pools_here, *connections_here)}
-    counted_pools: set[tuple[Any, Any]] = set()
-    for row in pools:
-        if id(row) in here:
+    here = {*map(id, pools_here), *map(id, connections_here)}
+    counted_pools: set[tuple[str | None, str | None]] = set()
+    for pool in pools:
+        if id(pool) in here:
             continue
-        servers = servers_of(row)
+        servers = pool_servers(pool.pool)
         count = counts.setdefault(named(servers), Counter())
         count["pools"] += 1
         if len(servers) == 1:
-            count["connections"] += row["connections"] or 0
-            count["pooler"] |= bool(row["pooler"])
-            counted_pools.add((row["instance"], row["pool"]))
-    for row in rows:
-        if id(row) in here:
+            count["connections"] += pool.figures.connections or 0
+            count["pooler"] |= bool(pool.pool.pooler)
+            counted_pools.add((pool.process.instance, pool.pool.pool))
+    for connection in connections:
+        if id(connection) in here:
             continue
-        servers = servers_of(row)
+        servers = pool_servers(connection.pool)
         if not servers:
             unknown += 1
-        elif (row["instance"], row["pool"]) not in counted_pools:
+        elif (connection.process.instance, connection.pool.pool) not in counted_pools:
             counts.setdefault(named(servers), Counter())["connections"] += 1
     counts.pop(str(UNKNOWN), None)
     others: list[OtherServer] = [
@@ -151,10 +155,10 @@ def _others(
     return others, unknown
 
 
-def _is_old_enough(session: Session, view: ServerView, row: Mapping[str, Any]) -> bool:
+def _is_old_enough(session: Session, view: ServerView, row: JsonConnection) -> bool:
     """Whether session and server existed when the connection of this row was opened."""
     ages = [age for age in (session.age_seconds, view.uptime_seconds) if age is not None]
-    return all(row["age_seconds"] <= age + AGE_SLACK_SECONDS for age in ages)
+    return row.age_seconds is None or all(row.age_seconds <= age + AGE_SLACK_SECONDS for age in ages)
 
 
 def is_settled(look: Look, naming: Naming) -> bool:
@@ -189,7 +193,7 @@ def reconcile(first: Look, second: Look | None, naming: Naming) -> Reconcile:
         "connections_without_id": matched.without_id,
         "connections_through_pooler": matched.pooled,
         "unknown_server_connections": matched.unknown,
-        "pools": sum(row.get("pools") or 1 for row in matched.pools),  # a row can be of several
+        "pools": sum(row.figures.pools or 1 for row in matched.pools),  # a row can be of several
         "capacity": pools.capacity,
         "limited_capacity": pools.limited,
         "unlimited_pools": pools.unlimited,
@@ -198,7 +202,7 @@ def reconcile(first: Look, second: Look | None, naming: Naming) -> Reconcile:
         "capacity_headroom": None if pools.capacity is None else free - pools.capacity,
         "programs": _programs(matched),
         "unowned": [_unowned(session) for _, session in sorted(unowned.items())],
-        "missing": [dict(row) for _, row in sorted(missing.items(), key=_by_program)],
+        "missing": sorted(missing.values(), key=_by_program),
         "other_servers": matched.others,
         "blocked": blocked,
         "blockers": blockers,
@@ -258,36 +262,36 @@ class _PoolCapacity(NamedTuple):
         return None if self.unlimited or self.lost or self.pooled else self.limited
 
     @classmethod
-    def of(cls, pools: Iterable[Mapping[str, Any]]) -> _PoolCapacity:
+    def of(cls, pools: Iterable[JsonPool]) -> _PoolCapacity:
         limited = unlimited = lost = pooled = 0
         for row in pools:
-            if row["pooler"]:
+            if row.pool.pooler:
                 pooled += 1
-            elif row["state"] == "lost":
+            elif row.state == LOST:
                 lost += 1
-            elif row["capacity"] is None:
+            elif row.figures.capacity is None:
                 unlimited += 1
             else:
-                limited += row["capacity"]
+                limited += row.figures.capacity
         return cls(limited=limited, unlimited=unlimited, lost=lost, pooled=pooled)
 
 
 def _programs(matched: _Matched) -> list[ProgramSessions]:
     """Return what each program on each host has, the most sessions first."""
-    counts: dict[tuple[str, str], Counter[str]] = {}
+    counts: dict[tuple[str | None, str | None], Counter[str]] = {}
     for rows in matched.owners.values():
-        row = min(rows, key=lambda row: row["state"] is None)  # of a living process, where there is one
-        count = counts.setdefault((row["host"], row["program"]), Counter())
+        row = min(rows, key=lambda row: row.state is None)  # of a living process, where there is one
+        count = counts.setdefault((row.process.host, row.process.program), Counter())
         count["sessions"] += 1
-        count[row["state"] or "lost"] += 1
-    unlimited: set[tuple[str, str]] = set()
+        count[row.state or LOST] += 1
+    unlimited: set[tuple[str | None, str | None]] = set()
     for pool in matched.pools:
-        key = (pool["host"], pool["program"])
+        key = (pool.process.host, pool.process.program)
         count = counts.setdefault(key, Counter())
-        if pool["capacity"] is None:
+        if pool.figures.capacity is None:
             unlimited.add(key)
         else:
-            count["capacity"] += pool["capacity"]
+            count["capacity"] += pool.figures.capacity
     programs: list[ProgramSessions] = [
         {
             "host": host,
@@ -301,9 +305,9 @@ def _programs(matched: _Matched) -> list[ProgramSessions]:
         }
         for (host, program), count in counts.items()
     ]
-    return sorted(programs, key=lambda row: (-row["sessions"], row["host"], row["program"]))
+    return sorted(programs, key=lambda row: (-row["sessions"], row["host"] or "", row["program"] or ""))
 
 
-def _by_program(item: tuple[tuple[str, int], Mapping[str, Any]]) -> tuple[Any, ...]:
-    key, row = item
-    return (row["host"], row["program"], row["pid"] or 0, *key)
+def _by_program(row: JsonConnection) -> tuple[str, str, int, str, int]:
+    who = row.process
+    return (who.host or "", who.program or "", who.pid or 0, who.instance or "", row.connection)

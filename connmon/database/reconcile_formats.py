@@ -1,4 +1,4 @@
-"""Print the result of `connmon reconcile`: tables and CSV. Pure: no I/O, no time.
+"""Print the result of `connmon reconcile`: tables, CSV and JSON. Pure: no I/O, no time.
 
 Names come from applications and from the database server: all are sanitized for the terminal.
 """
@@ -13,8 +13,9 @@ from typing import Any, Final
 from connmon.database.documents import BlockedSession, BlockingSession, LockSession, Reconcile, UnownedSession
 from connmon.database.lock_chains import owner_name
 from connmon.database_address import DatabaseServer
+from connmon.protocol.document import cells
 from connmon.protocol.text import csv_cell, printable
-from connmon.reader.formats import aligned
+from connmon.reader.formats import aligned, as_json
 
 #: How many session ids with the same owner a line of the table has.
 SHOWN_IDS: Final = 5
@@ -31,12 +32,17 @@ CSV_KEYS: Final = (
 )  # fmt: skip
 
 
+def reconcile_json(document: Reconcile) -> str:
+    """Return the document as indented JSON."""
+    return as_json({**document, "missing": [cells(row) for row in document["missing"]]})
+
+
 def reconcile_csv(document: Reconcile) -> str:
     """Return programs, unowned sessions, missing connections, and the waits for locks as rows of one CSV."""
     rows: list[Mapping[str, Any]] = [
         *({**row, "kind": "program"} for row in document["programs"]),
         *({**row, "server_id": row["id"], "kind": "unowned"} for row in document["unowned"]),
-        *({**row, "kind": "missing"} for row in document["missing"]),
+        *({**cells(row), "kind": "missing"} for row in document["missing"]),
         *({**row, "blocked_by": _ids(row["blocked_by"]), "kind": "blocked"} for row in document["blocked"]),
         *({**row, "blocks": _ids(row["blocks"]), "kind": "blocker"} for row in document["blockers"]),
     ]
@@ -76,7 +82,7 @@ def _lines(document: Reconcile) -> Iterable[str]:
         (
             "Connections that applications believe in and the server does not know",
             _MISSING,
-            document["missing"],
+            [cells(row) for row in document["missing"]],
         ),
         ("Sessions that wait for a lock", _BLOCKED, blocked),
         ("Sessions that they wait for, the roots first", _BLOCKERS, blockers),

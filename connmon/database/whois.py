@@ -11,18 +11,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple, TypeAlias
 from urllib.parse import unquote
 
-from connmon.database.documents import RootOrNot, Whois, WhoisLocks
+from connmon.database.documents import LookHeader, RootOrNot, Whois, WhoisLocks, WhoisRow
 from connmon.database.lock_chains import blocked_by, described, roots, session_info, waiting_for
 from connmon.database.locks import Locks
-from connmon.database.naming import Naming
+from connmon.database.naming import Naming, pool_servers
 from connmon.database.reconcile import Look
-from connmon.database_address import DatabaseServer, joined, named, names, servers_of
+from connmon.database_address import DatabaseServer, joined, named, names
 from connmon.errors import ConfigError, one_line
-from connmon.protocol.values import LARGEST
+from connmon.protocol.document import JsonConnection, JsonPool, PoolFields
+from connmon.protocol.values import LARGEST, VerdictWord
 
 #: How many servers an error names.
 _NAMED_SERVERS: Final = 10
@@ -48,52 +49,53 @@ class ServerLook(NamedTuple):
 
 
 def whois(
-    document: Mapping[str, Any],
+    header: LookHeader,
+    connections: Sequence[JsonConnection],
     session: int,
     database: Sequence[DatabaseServer] = (),
-    pools: Iterable[Mapping[str, Any]] = (),
+    pools: Iterable[JsonPool] = (),
     at: ServerLook | None = None,
 ) -> tuple[Whois, str | None]:
     """Return what is known of the session; and where no process has it, the reason.
 
-    `document`: a snapshot by connection; the result has the rows that match. `database`: only sessions of
-    one of these servers. `pools`: the rows by pool of the same moment, for their verdicts. `at`: the
+    `connections`: the rows of a snapshot by connection; the result has those that match. `database`: only
+    sessions of one of these servers. `pools`: the pools of the same snapshot, for their verdicts. `at`: the
     answers of the server that `database` names; without them the keys of `WhoisLocks` are None.
     """
-    candidates = [row for row in document["rows"] if row["server_id"] == session]
+    candidates = [row for row in connections if row.server_id == session]
     if at is None:
-        matches: Iterable[Mapping[str, Any]] = (row for row in candidates if _is_at(row, database))
+        matches = [row for row in candidates if _is_at(row.pool, database)]
     else:
         matches = _at_server(candidates, session, at)
     verdicts = _pool_verdicts(pools)
     rows = [
-        {**row, "database_user": database_user(row["pool"]), **verdicts.get(_pool_key(row), _NO_VERDICT)}
+        WhoisRow(row, database_user(row.pool.pool), *verdicts.get(_pool_key(row), _NO_VERDICT))
         for row in matches
     ]
     result: Whois = {
-        "service": document["service"],
-        "node": document["node"],
-        "leader": document["leader"],
-        "quorum": document["quorum"],
-        "stale_seconds": document["stale_seconds"],
+        "service": header["service"],
+        "node": header["node"],
+        "leader": header["leader"],
+        "quorum": header["quorum"],
+        "stale_seconds": header["stale_seconds"],
         "server_id": session,
         "database": joined(database) or None,
         "rows": rows,
         **(_NOT_ASKED if at is None else _locks(session, at)),
     }
-    return result, None if rows else _not_found(document, session, database, candidates)
+    return result, None if rows else _not_found(header, connections, session, database)
 
 
 _NOT_ASKED: Final[WhoisLocks] = {
     "session": None, "blocked_by": None, "blockers": None, "blocking_problem": None,
     "blocks": None, "blocked": None, "blocks_problem": None,
 }  # fmt: skip
-_NO_VERDICT: Final = {"pool_verdict": None, "pool_verdict_reason": None}
+_PoolVerdict: TypeAlias = tuple[VerdictWord | None, str | None]
+"""A pool's verdict and its reason."""
+_NO_VERDICT: Final[_PoolVerdict] = (None, None)
 
 
-def _at_server(
-    candidates: Iterable[Mapping[str, Any]], session: int, at: ServerLook
-) -> list[Mapping[str, Any]]:
+def _at_server(candidates: Iterable[JsonConnection], session: int, at: ServerLook) -> list[JsonConnection]:
     """Return the connections that have the session of the server that was asked."""
     if any(listed.id == session for listed in at.look.view.sessions):
         return list(at.look.owners(at.naming).get(session, ()))
@@ -119,17 +121,17 @@ def _locks(session: int, at: ServerLook) -> WhoisLocks:
     }
 
 
-def _pool_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[key] for key in ("instance", "pool", "pool_class", "pool_size", "max_overflow"))
+def _pool_key(row: JsonPool | JsonConnection) -> tuple[object, ...]:
+    pool = row.pool
+    return (row.process.instance, pool.pool, pool.pool_class, pool.pool_size, pool.max_overflow)
 
 
-def _pool_verdicts(pools: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], dict[str, Any]]:
+def _pool_verdicts(pools: Iterable[JsonPool]) -> dict[tuple[object, ...], _PoolVerdict]:
     """Return the pools' verdicts; none for pools that a connection's row does not distinguish."""
-    verdicts: dict[tuple[Any, ...], dict[str, Any]] = {}
+    verdicts: dict[tuple[object, ...], _PoolVerdict] = {}
     for row in pools:
         key = _pool_key(row)
-        verdict = {"pool_verdict": row.get("verdict"), "pool_verdict_reason": row.get("verdict_reason")}
-        verdicts[key] = _NO_VERDICT if key in verdicts else verdict
+        verdicts[key] = _NO_VERDICT if key in verdicts else (row.verdict, row.verdict_reason)
     return verdicts
 
 
@@ -139,34 +141,34 @@ def database_user(pool: str | None) -> str | None:
     return unquote(match[1]) if match else None
 
 
-def _is_at(row: Mapping[str, Any], database: Sequence[DatabaseServer]) -> bool:
-    """Whether the connection of this row is at one of the servers; no servers: at any, known or not."""
-    return not database or any(names(wanted, server) for wanted in database for server in servers_of(row))
+def _is_at(pool: PoolFields, database: Sequence[DatabaseServer]) -> bool:
+    """Whether the pool is at one of the servers; no servers: at any, known or not."""
+    return not database or any(names(wanted, server) for wanted in database for server in pool_servers(pool))
 
 
 def _not_found(
-    document: Mapping[str, Any],
+    header: LookHeader,
+    connections: Sequence[JsonConnection],
     session: int,
     database: Sequence[DatabaseServer],
-    candidates: list[dict[str, Any]],
 ) -> str:
     """Return the error for a session that no process has, with a hint at what is known."""
-    rows = document["rows"]
-    with_id = [row for row in rows if row["server_id"] is not None]
+    with_id = [row for row in connections if row.server_id is not None]
+    without_id = [row for row in connections if row.server_id is None]
     where = f" on {joined(database)}" if database else ""
-    if candidates:
-        servers = sorted({named(servers_of(row)) for row in candidates})
+    if candidates := [row for row in with_id if row.server_id == session]:
+        servers = sorted({named(pool_servers(row.pool)) for row in candidates})
         hint = f"there is one on {', '.join(servers)}"
-    elif database and not any(_is_at(row, database) for row in with_id):
-        servers = sorted({named(servers_of(row)) for row in with_id})
+    elif database and not any(_is_at(row.pool, database) for row in with_id):
+        servers = sorted({named(pool_servers(row.pool)) for row in with_id})
         more = f" and {len(servers) - _NAMED_SERVERS} more" * (len(servers) > _NAMED_SERVERS)
         hint = f"the servers that pools name are {', '.join(servers[:_NAMED_SERVERS])}{more}"
         if not servers:
             hint = "no server is known"
     else:
-        hint = f"sessions known: {len(with_id)}; connections without a session id: {len(rows) - len(with_id)}"
-        if pooled := sum(bool(row["pooler"]) for row in rows if row["server_id"] is None):
+        hint = f"sessions known: {len(with_id)}; connections without a session id: {len(without_id)}"
+        if pooled := sum(bool(row.pool.pooler) for row in without_id):
             hint += f", {pooled} of them through a pooler (PgBouncer), which hides it"
-    if left_out := document.get("totals", {}).get("left_out"):
+    if left_out := header.get("left_out"):
         hint += f"; limits leave out {left_out} of the service"
-    return f"no process that reports to service {document['service']} has session {session}{where}: {hint}"
+    return f"no process that reports to service {header['service']} has session {session}{where}: {hint}"

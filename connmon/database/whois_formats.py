@@ -1,4 +1,4 @@
-"""Print the result of `connmon whois`: text and CSV. Pure: no I/O, no time.
+"""Print the result of `connmon whois`: text, CSV and JSON. Pure: no I/O, no time.
 
 Names come from applications and from the database server: all are sanitized for the terminal.
 """
@@ -10,10 +10,13 @@ import io
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from connmon.database.documents import Whois
+from connmon.database.documents import Whois, WhoisRow
 from connmon.database.lock_chains import in_words
-from connmon.database_address import DatabaseServer, named, servers_of
+from connmon.database.naming import pool_servers
+from connmon.database_address import DatabaseServer, named
+from connmon.protocol.document import JsonConnection
 from connmon.protocol.text import HOLDER_WORDS, csv_cell, printable, short_age
+from connmon.reader.formats import as_json
 
 #: Characters of the names on the left.
 _NAME_WIDTH: Final = 10
@@ -29,6 +32,11 @@ CSV_KEYS: Final = (
 )  # fmt: skip
 
 
+def whois_json(result: Whois) -> str:
+    """Return the document as indented JSON."""
+    return as_json({**result, "rows": [row.cells() for row in result["rows"]]})
+
+
 def whois_csv(result: Whois) -> str:
     """Return the matches, the blockers and the blocked sessions as rows of one CSV."""
     info = result["session"]
@@ -37,7 +45,7 @@ def whois_csv(result: Whois) -> str:
             "client_host": info and info["client_host"],
             "client_port": info and info["client_port"],
         }
-        sessions: list[Mapping[str, Any]] = [{**row, **client} for row in result["rows"]]
+        sessions: list[Mapping[str, Any]] = [{**row.cells(), **client} for row in result["rows"]]
     elif info is not None:
         sessions = [{**info, "server_id": result["server_id"], "database_user": info["user"]}]
     else:
@@ -68,48 +76,48 @@ def whois_text(result: Whois) -> str:
     return "\n".join("".join(f"{line.rstrip()}\n" for line in block) for block in blocks)
 
 
-def _match(session: int, row: Mapping[str, Any], locks: Iterable[str]) -> list[str]:
+def _match(session: int, match: WhoisRow, locks: Iterable[str]) -> list[str]:
     """Return the block of a connection that has the session."""
-    title = f"session {session} of {printable(str(row['dialect']))} {printable(named(servers_of(row)))}"
-    verdict, reason = row.get("verdict"), row.get("pool_verdict_reason")
-    pool_verdict = None if reason is None else f"{row['pool_verdict']}: {reason}"
+    row = match.connection
+    process, pool, reason = row.process, row.pool, match.pool_verdict_reason
+    title = f"session {session} of {printable(str(pool.dialect))} {printable(named(pool_servers(pool)))}"
+    pool_verdict = None if reason is None else f"{match.pool_verdict}: {reason}"
     stack = [
         f"  {'stack' if not number else '':<{_NAME_WIDTH}}{printable(line)}"
-        for number, line in enumerate(row["stack"])
+        for number, line in enumerate(row.stack)
     ]
     return [
         title,
         *_named(
-            ("host", row["host"]),
-            ("program", row["program"]),
-            ("pid", row["pid"]),
-            ("os user", row["user"]),
-            ("command", row["command"]),
-            ("pool", row["pool"]),
-            ("db user", row["database_user"]),
+            ("host", process.host),
+            ("program", process.program),
+            ("pid", process.pid),
+            ("os user", process.user),
+            ("command", process.command),
+            ("pool", pool.pool),
+            ("db user", match.database_user),
             ("state", _state(row)),
         ),
-        *_named_if_known(("verdict", verdict), ("its pool", pool_verdict)),
+        *_named_if_known(("verdict", row.verdict), ("its pool", pool_verdict)),
         *locks,
-        *_named(("holder", row["holder"])),
+        *_named(("holder", row.holder)),
         *_named_if_known(("holder is", _holder_place(row))),
-        *_named(("opened", f"{short_age(row['age_seconds'])} ago"), ("code", row["call_site"])),
+        *_named(("opened", f"{short_age(row.age_seconds)} ago"), ("code", row.call_site)),
         *stack,
     ]
 
 
-def _state(row: Mapping[str, Any]) -> str:
-    if row["state"] is None:
+def _state(row: JsonConnection) -> str:
+    if row.state is None:
         return "lost: its process is silent, this is the last report"
-    state = str(row["state"]).replace("_", " ")
-    return state if row["held_seconds"] is None else f"{state}, held for {short_age(row['held_seconds'])}"
+    state = row.state.replace("_", " ")
+    return state if row.held_seconds is None else f"{state}, held for {short_age(row.held_seconds)}"
 
 
-def _holder_place(row: Mapping[str, Any]) -> str | None:
+def _holder_place(row: JsonConnection) -> str | None:
     """Return where the holder is now: in the database, at which call site."""
-    holder_in, call_site = row.get("holder_in"), row.get("holder_site")
-    place = None if holder_in is None else HOLDER_WORDS[holder_in].brief
-    return " ".join(filter(None, (place, call_site))) or None
+    place = None if row.holder_in is None else HOLDER_WORDS[row.holder_in].brief
+    return " ".join(filter(None, (place, row.holder_site))) or None
 
 
 def _unreported(result: Whois) -> list[str]:

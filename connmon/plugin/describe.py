@@ -49,13 +49,7 @@ class Location:
     def __init__(self, info: PoolInfo, ask: Callable[[Any], int | None]) -> None:
         """`info` has the URL's words; `ask` returns a connection's session id, and usually is a `Driver`."""
         self._ask = ask
-        self._url: Final = servers_of(
-            {
-                "database_host": info.database_host,
-                "database_port": info.database_port,
-                "dialect": info.dialect,
-            }
-        )
+        self._url: Final = servers_of(info.dialect, info.database_host, info.database_port)
         self._single: DatabaseServer | None = None
         """The URL's server as it is written there, if it is just one."""
         if len(self._url) == 1:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from itertools import chain
 from operator import attrgetter
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 from connmon.protocol.document import (
     Document,
@@ -28,7 +28,6 @@ from connmon.protocol.document import (
     JsonRow,
     JsonTotals,
     ProcessFields,
-    cells,
 )
 from connmon.protocol.queries import Query
 from connmon.protocol.rows import (
@@ -54,6 +53,7 @@ from connmon.protocol.typed_rows import (
 )
 from connmon.protocol.values import LOST, Grouping
 
+OneRow = TypeVar("OneRow", bound=JsonRow)
 Derive: TypeAlias = Callable[[RowKey, JsonRow], JsonRow]
 
 #: How far the ages of rows off the screen may lag.
@@ -169,26 +169,21 @@ class Snapshot:
         """Return who answered, the totals and the rows. Raises as `document` does."""
         return Document(self.by, self.typed_head(), [row for _, row in self.typed_rows()])
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Return the rows as in JSON; empty while there is no complete answer."""
-        return [cells(row) for _, row in self.typed_rows()]
+    def rows_of(self, row_type: type[OneRow]) -> list[OneRow]:
+        """Return the rows, which are of this type; empty while there is no complete answer."""
+        return [row for _, row in self.typed_rows() if isinstance(row, row_type)]
 
-    def pool_rows(self) -> list[dict[str, Any]]:
-        """Return the pools of a snapshot by connection as in JSON, from the same answer.
+    def pool_rows(self) -> list[JsonPool]:
+        """Return the pools of a snapshot by connection, from the same answer.
 
-        They include sums of several pools, which have the key `pools`: their number.
+        They include sums of several pools, whose figure `pools` is their number.
         """
         pools = Snapshot("pool")
         pools._sums = True
         pools.header = self.header
         pools._blocks = {name: _Block(block.received) for name, block in self._blocks.items()}
         pools._changed = set(pools._blocks)
-        flat: list[dict[str, Any]] = []
-        for _, row in pools.typed_rows():
-            assert isinstance(row, JsonPool)
-            several = {} if row.figures.pools is None else {"pools": row.figures.pools}
-            flat.append({**cells(row), **several})
-        return flat
+        return pools.rows_of(JsonPool)
 
     def typed_head(self) -> JsonHead:
         """Return the document without its rows. Raises ValueError while there is no complete answer yet."""

@@ -53,5 +53,4 @@ def _with_verdict(row: JsonDatabase, verdict: Verdict | None) -> JsonDatabase:
 
 def _servers(row: JsonDatabase) -> tuple[DatabaseServer, ...]:
     """Return the servers of a database row."""
-    host, port = row.database_host, row.database_port
-    return servers_of({"dialect": row.dialect, "database_host": host, "database_port": port})
+    return servers_of(row.dialect, row.database_host, row.database_port)

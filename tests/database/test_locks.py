@@ -19,7 +19,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection
 from sqlalchemy.pool import NullPool
 
-from connmon.database.documents import Whois
+from connmon.database.documents import Whois, WhoisRow
 from connmon.database.lock_chains import (
     blocked_by,
     blocks,
@@ -37,12 +37,10 @@ from connmon.database.postgresql import read_locks as postgresql_locks
 from connmon.database.sessions import DatabaseSessions, parse_url
 from connmon.database.settings import LOCK_LIMITS, DatabaseSettings, LockLimits
 from connmon.database.whois import ServerLook, whois
-from connmon.database.whois_formats import whois_csv, whois_text
-from connmon.reader.formats import as_json
+from connmon.database.whois_formats import whois_csv, whois_json, whois_text
 from tests.database.quick import run_connmon
-from tests.database.test_reconcile import NAMING, conn, look, session
+from tests.database.test_reconcile import HEADER, NAMING, conn, look, session
 from tests.database.test_sessions import DRIVERS, PASSWORD, RIGHTS, account, url_of
-from tests.protocol.test_snapshot import pool, process, shown
 from tests.support.nodes import RunningNode, running_node
 from tests.support.servers import MariaDB, Server
 from tests.support.stopping import stopped
@@ -363,7 +361,7 @@ def result(**changes: Any) -> Whois:
     given: Whois = {
         "service": "default", "node": "node1", "leader": "node1", "quorum": True, "stale_seconds": 0.2,
         "server_id": 5, "database": "db1:3306",
-        "rows": [{**conn(5), "database_user": "nova", "pool_verdict": None, "pool_verdict_reason": None}],
+        "rows": [WhoisRow(conn(5), "nova", None, None)],
         "session": None, "blocked_by": [7], "blockers": [{**blocker, "root": True}], "blocking_problem": None,
         "blocks": [], "blocked": [], "blocks_problem": None,
     }  # fmt: skip
@@ -372,11 +370,10 @@ def result(**changes: Any) -> Whois:
 
 def test_the_contract_is_the_typed_document() -> None:
     """The document of whois has exactly the keys of its type, asked of a server or not."""
-    document = {**shown("connection", process(), pool()), "rows": [conn(5)]}
     view = look([conn(5)], session(5), session(7))
     at = ServerLook(view._replace(locks=waits((5, 7))), NAMING, Locks())
     for answers_of_server in (None, at):
-        result, problem = whois(document, 5, (), (), answers_of_server)
+        result, problem = whois(HEADER, [conn(5)], 5, (), (), answers_of_server)
         assert problem is None
         assert set(result) == set(Whois.__annotations__)
 
@@ -412,7 +409,7 @@ def test_whom_it_blocks_is_printed() -> None:
 
 def test_locks_are_printed_before_the_stack() -> None:
     """The blocking sessions come before the stack, which is long."""
-    row = {**result()["rows"][0], "stack": [f"api.py:{n} f" for n in range(40)]}
+    row = WhoisRow(conn(5, stack=[f"api.py:{n} f" for n in range(40)]), "nova", None, None)
     words = [line[2:12].strip() for line in whois_text(result(rows=[row])).splitlines()]
     assert words.index("state") < words.index("blocked") < words.index("blocks") < words.index("code")
     assert words.index("code") < words.index("stack")
@@ -428,9 +425,8 @@ def test_a_session_that_only_the_server_knows() -> None:
 
 def test_the_verdict_is_printed() -> None:
     """The connection's verdict, its holder's place and the pool's reason are printed where known."""
-    row = result()["rows"][0]
-    row |= {"verdict": "BLOCKED", "holder_in": "database", "holder_site": "api.py:9 get"}
-    row |= {"pool_verdict": "BLOCKED", "pool_verdict_reason": "held for 41s in the database"}
+    held = conn(5, verdict="BLOCKED", holder_in="database", holder_site="api.py:9 get")
+    row = WhoisRow(held, "nova", "BLOCKED", "held for 41s in the database")
     printed = whois_text(result(rows=[row]))
     for line in (
         "  verdict   BLOCKED",
@@ -438,7 +434,7 @@ def test_the_verdict_is_printed() -> None:
         "  holder is in the database api.py:9 get",
     ):
         assert f"{line}\n" in printed
-    row |= {"holder_in": "waiting", "holder_site": "stock.py:7 reserve"}
+    row = row._replace(connection=conn(5, holder_in="waiting", holder_site="stock.py:7 reserve"))
     printed = whois_text(result(rows=[row]))
     assert "  holder is waiting for another connection stock.py:7 reserve\n" in printed
     assert "verdict" not in whois_text(result())
@@ -464,7 +460,7 @@ def test_hostile_names_of_blockers() -> None:
     for row in (blocker, {**blocker, "program": None, "user": evil, "client_host": evil}):
         printed = whois_text(result(blockers=[row]))
         assert all(line.isprintable() for line in printed.splitlines())
-        assert json.loads(as_json(result(blockers=[row])))["blockers"][0]["state"] == evil
+        assert json.loads(whois_json(result(blockers=[row])))["blockers"][0]["state"] == evil
 
 
 # --- Real servers -------------------------------------------------------------------------

@@ -17,10 +17,10 @@ from connmon.database.documents import LookHeader, Reconcile
 from connmon.database.locks import Locks, Wait
 from connmon.database.naming import Naming
 from connmon.database.reconcile import Look, is_settled, reconcile
-from connmon.database.reconcile_formats import CSV_KEYS, reconcile_csv, reconcile_text
+from connmon.database.reconcile_formats import CSV_KEYS, reconcile_csv, reconcile_json, reconcile_text
 from connmon.database.server_view import Listening, ServerView, Session
 from connmon.database_address import DatabaseServer, parse_server, parse_servers
-from connmon.reader.formats import as_json
+from connmon.protocol.document import JsonConnection, JsonPool, typed
 from tests.protocol.test_snapshot import connection as connection_row
 from tests.protocol.test_snapshot import pool, process, shown
 
@@ -33,8 +33,17 @@ CONNECTION = shown("connection", process(), pool(), connection_row())["rows"][0]
 POOL = shown("pool", process(), pool())["rows"][0]
 
 
-def conn(server_id: int | None, number: int = 1, **changes: Any) -> dict[str, Any]:
-    return {**CONNECTION, "server_id": server_id, "connection": number, "age_seconds": 60.0, **changes}
+def conn(server_id: int | None, number: int = 1, **changes: Any) -> JsonConnection:
+    """Return a row of a snapshot by connection; `changes`: by their keys in JSON."""
+    given = {"server_id": server_id, "connection": number, "age_seconds": 60.0}
+    row: JsonConnection = typed("connection", {**CONNECTION, **given, **changes})
+    return row
+
+
+def pool_row(**changes: Any) -> JsonPool:
+    """Return a row of a snapshot by pool; `changes`: by their keys in JSON."""
+    row: JsonPool = typed("pool", {**POOL, **changes})
+    return row
 
 
 def session(number: int, **changes: Any) -> Session:
@@ -48,12 +57,12 @@ def view(*sessions: Session, **changes: Any) -> ServerView:
 
 
 def look(
-    connections: list[dict[str, Any]],
+    connections: list[JsonConnection],
     *sessions: Session,
-    pools: list[dict[str, Any]] | None = None,
+    pools: list[JsonPool] | None = None,
     **changes: Any,
 ) -> Look:
-    return Look(HEADER, [POOL] if pools is None else pools, connections, view(*sessions, **changes))
+    return Look(HEADER, [pool_row()] if pools is None else pools, connections, view(*sessions, **changes))
 
 
 def counts(document: Reconcile) -> tuple[int, int, int, int]:
@@ -95,7 +104,7 @@ def test_limits() -> None:
 )
 def test_capacity_that_is_not_known(change: dict[str, Any], unlimited: int, lost: int) -> None:
     """A pool without a limit, or of a lost process, makes the capacity unknown."""
-    document = reconcile(look([], pools=[POOL, {**POOL, **change}]), None, NAMING)
+    document = reconcile(look([], pools=[pool_row(), pool_row(**change)]), None, NAMING)
     assert document["capacity"] is None
     assert document["capacity_headroom"] is None
     assert (document["limited_capacity"], document["unlimited_pools"], document["lost_pools"]) == (
@@ -114,13 +123,13 @@ def test_two_looks() -> None:
     document = reconcile(first, second, NAMING)
     assert counts(document) == (2, 1, 1, 1)
     assert [row["id"] for row in document["unowned"]] == [20]
-    assert [row["server_id"] for row in document["missing"]] == [8]
+    assert [row.server_id for row in document["missing"]] == [8]
 
 
 def test_other_servers_with_the_same_ids() -> None:
     """A connection to another server accounts for no session here, and a note names that server."""
     elsewhere: dict[str, Any] = {"database_host": "db2"}
-    one_look = look([conn(1, **elsewhere)], session(1), pools=[POOL, {**POOL, **elsewhere}])
+    one_look = look([conn(1, **elsewhere)], session(1), pools=[pool_row(), pool_row(**elsewhere)])
     document = reconcile(one_look, None, NAMING)
     assert counts(document) == (0, 1, 0, 0)
     assert document["other_servers"] == [
@@ -152,10 +161,11 @@ def test_local_names_mean_another_server_on_each_host(
     server: str, pool_host: str | None, host: str, same: bool
 ) -> None:
     """localhost in a URL is the server on the process's own host."""
-    row = {**POOL, "database_host": pool_host, "host": host}
+    row = pool_row(database_host=pool_host, host=host)
+    sqlite = pool_row(database_host=pool_host, host=host, dialect="sqlite")
     assert NAMING.has(view(server=DatabaseServer(server, 3306)), row) is same
     assert not NAMING.has(view(server=DatabaseServer(server, 3307)), row)
-    assert not NAMING.has(view(server=DatabaseServer(server, 3306)), {**row, "dialect": "sqlite"})
+    assert not NAMING.has(view(server=DatabaseServer(server, 3306)), sqlite)
 
 
 MYSQL_HERE = Listening("terminal", 3306, (DatabaseServer("/run/s", None),), ("*",))
@@ -244,7 +254,7 @@ def test_hint_for_several_hosts_is_taken() -> None:
     several: dict[str, Any] = {"dialect": "postgresql", "database_host": "a:1,b:2", "database_port": None}
     here: dict[str, Any] = {"dialect": "postgresql", "database_host": "b", "database_port": 2}
     one_look = look(
-        [conn(1, **here)], session(1), pools=[{**POOL, **several}], dialect="postgresql",
+        [conn(1, **here)], session(1), pools=[pool_row(**several)], dialect="postgresql",
         server=DatabaseServer("c", 3),
     )  # fmt: skip
     printed = reconcile_text(reconcile(one_look, None, NAMING))
@@ -258,7 +268,7 @@ def test_server_that_is_not_known() -> None:
     """A connection whose server is not known accounts for no session, and a note says so."""
     nowhere: dict[str, Any] = {"database_host": None, "database_port": None}
     one_look = look(
-        [conn(1, **nowhere)], session(1), pools=[{**POOL, **nowhere}], server=DatabaseServer("/run/s", None)
+        [conn(1, **nowhere)], session(1), pools=[pool_row(**nowhere)], server=DatabaseServer("/run/s", None)
     )
     document = reconcile(one_look, None, Naming("ctl1"))
     assert counts(document) == (0, 1, 0, 0)
@@ -271,7 +281,7 @@ def test_connections_through_a_pooler() -> None:
     document = reconcile(look([conn(None, pooler=True)], session(1)), None, NAMING)
     assert counts(document) == (0, 1, 0, 0)
     assert (document["connections_without_id"], document["connections_through_pooler"]) == (1, 1)
-    both = reconcile(look([], pools=[POOL, {**POOL, "pooler": True}]), None, NAMING)
+    both = reconcile(look([], pools=[pool_row(), pool_row(pooler=True)]), None, NAMING)
     assert (both["capacity"], both["limited_capacity"], both["pooled_pools"]) == (None, 240, 1)
     assert "not known: at least 240, and 1 through a pooler" in reconcile_text(both)
     printed = reconcile_text(document)
@@ -343,13 +353,13 @@ def test_every_session_is_in_one_place(
     assert accounted + unowned + unsettled == len(last) == document["sessions"]
     assert sum(row["sessions"] for row in document["programs"]) == accounted
     reconcile_text(document)
-    json.loads(as_json(document))
+    json.loads(reconcile_json(document))
 
 
 def test_pools_that_have_no_row_each_count() -> None:
     """A row for several pools counts with all of them; a note says how much limits leave out."""
-    several = {**POOL, "pool": "(others)", "pools": 4, "capacity": 60}
-    one_look = look([conn(1)], session(1), pools=[POOL, several])
+    several = pool_row(pool="(others)", pools=4, capacity=60)
+    one_look = look([conn(1)], session(1), pools=[pool_row(), several])
     document = reconcile(one_look._replace(header={**HEADER, "left_out": 4}), None, NAMING)
     assert (document["pools"], document["left_out"]) == (5, 4)
     assert document["capacity"] == POOL["capacity"] + 60
@@ -362,7 +372,7 @@ def hostile() -> Reconcile:
     one_look = look(
         [conn(1, **bad), conn(2, 2, **bad), conn(9, 9, database_host=evil)],
         session(1), session(3, user=evil, client_host=evil, database=evil, application=evil, state=evil),
-        pools=[POOL, {**POOL, "database_host": evil}],
+        pools=[pool_row(), pool_row(database_host=evil)],
         version=evil,
     )  # fmt: skip
     return reconcile(one_look, None, NAMING)
@@ -378,7 +388,7 @@ def test_hostile_names() -> None:
     assert [row["kind"] for row in rows] == ["program", "program", "unowned", "missing"]
     assert all(value.isprintable() for row in rows for value in row.values())
     assert rows[2]["user"] == "'=a??[2J\"?,b"
-    assert json.loads(as_json(document))["unowned"][0]["user"] == '=a\n\x1b[2J"\u202e,b'
+    assert json.loads(reconcile_json(document))["unowned"][0]["user"] == '=a\n\x1b[2J"\u202e,b'
 
 
 def test_the_contract_is_the_typed_document() -> None:

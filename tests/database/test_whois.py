@@ -15,14 +15,16 @@ import pytest
 import sqlalchemy
 from sqlalchemy import text
 
+from connmon.database.documents import LookHeader, look_header
+from connmon.database.naming import pool_servers
 from connmon.database.whois import parse_session, whois
-from connmon.database.whois_formats import whois_text
-from connmon.database_address import DatabaseServer, names, parse_server, parse_servers, servers_of
+from connmon.database.whois_formats import whois_json, whois_text
+from connmon.database_address import DatabaseServer, names, parse_server, parse_servers
 from connmon.errors import ConfigError
-from connmon.reader.formats import as_json
+from connmon.protocol.document import JsonConnection, JsonPool, cells, typed
 from tests.database.quick import run_connmon
 from tests.protocol.test_snapshot import connection as connection_row
-from tests.protocol.test_snapshot import pool, process, shown
+from tests.protocol.test_snapshot import pool, process, shown, typed_document
 from tests.support.nodes import RunningNode, running_node
 from tests.support.servers import Server
 from tests.support.waiting import wait_for
@@ -30,18 +32,14 @@ from tests.support.waiting import wait_for
 APPLICATION = str(Path(__file__).parents[1] / "support" / "blocking_application.py")
 
 
-def connection(server_id: int | None = 5, **changes: Any) -> dict[str, Any]:
-    """Return a row of a snapshot by connection."""
-    (row,) = document_of_one()["rows"]
-    return {**row, "server_id": server_id, **changes}
+def connection(server_id: int | None = 5, **changes: Any) -> JsonConnection:
+    """Return a row of a snapshot by connection; `changes`: by their keys in JSON."""
+    (flat,) = shown("connection", process(), pool(), connection_row())["rows"]
+    row: JsonConnection = typed("connection", {**flat, "server_id": server_id, **changes})
+    return row
 
 
-def document_of_one() -> dict[str, Any]:
-    return shown("connection", process(), pool(), connection_row())
-
-
-def document(*rows: dict[str, Any]) -> dict[str, Any]:
-    return {**document_of_one(), "rows": list(rows)}
+HEADER: LookHeader = look_header(typed_document("connection").head)
 
 
 # --- Pure ---------------------------------------------------------------------------------
@@ -50,10 +48,10 @@ def document(*rows: dict[str, Any]) -> dict[str, Any]:
 def test_all_matches_with_their_server() -> None:
     """Where several servers have the id, all are listed, each with its server."""
     rows = (connection(), connection(database_host="db2"), connection(6), connection(None))
-    result, problem = whois(document(*rows), 5)
+    result, problem = whois(HEADER, rows, 5)
     assert problem is None
     added = {"database_user": "root", "pool_verdict": None, "pool_verdict_reason": None}
-    assert result["rows"] == [{**row, **added} for row in rows[:2]]
+    assert [row.cells() for row in result["rows"]] == [{**cells(row), **added} for row in rows[:2]]
     assert result["server_id"] == 5
     printed = whois_text(result)
     assert "session 5 of mysql 10.0.0.9:3306\n" in printed
@@ -71,7 +69,7 @@ def test_all_matches_with_their_server() -> None:
 )
 def test_only_of_the_server_named(database: str, found: bool) -> None:
     """Where a server is named only its sessions match; without a port, on any of its ports."""
-    result, problem = whois(document(connection()), 5, parse_servers(database))
+    result, problem = whois(HEADER, [connection()], 5, parse_servers(database))
     assert bool(result["rows"]) is found
     assert (problem is None) is found
 
@@ -88,14 +86,14 @@ def test_only_of_the_server_named(database: str, found: bool) -> None:
 def test_how_a_server_is_named(text: str, host: str | None, same: bool) -> None:
     """Names are compared without regard to case, a final dot and the spelling of IPv6."""
     row = connection(dialect="postgresql", database_host=host, database_port=None)
-    assert any(names(parse_server(text), server) for server in servers_of(row)) is same
+    assert any(names(parse_server(text), server) for server in pool_servers(row.pool)) is same
 
 
 def test_port_left_out_in_the_applications_url() -> None:
     """A pool whose URL has no port is at its dialect's default port."""
     for dialect, port in (("mysql", 3306), ("mariadb", 3306), ("postgresql", 5432)):
         row = connection(dialect=dialect, database_host="db", database_port=None)
-        assert servers_of(row) == (DatabaseServer("db", port),)
+        assert pool_servers(row.pool) == (DatabaseServer("db", port),)
 
 
 @pytest.mark.parametrize(
@@ -108,9 +106,9 @@ def test_port_left_out_in_the_applications_url() -> None:
         ([], None, "sessions known: 0"),
     ],
 )  # fmt: skip
-def test_nobody_has_it(rows: list[dict[str, Any]], database: str | None, hint: str) -> None:
+def test_nobody_has_it(rows: list[JsonConnection], database: str | None, hint: str) -> None:
     """Where no process has the session, the error says what is known instead."""
-    result, problem = whois(document(*rows), 5, () if database is None else parse_servers(database))
+    result, problem = whois(HEADER, rows, 5, () if database is None else parse_servers(database))
     assert result["rows"] == []
     assert problem is not None
     assert hint in problem
@@ -118,10 +116,10 @@ def test_nobody_has_it(rows: list[dict[str, Any]], database: str | None, hint: s
 
 def test_nobody_has_it_but_not_all_is_known() -> None:
     """The error says how much limits leave out, and how many servers there are beyond the first ten."""
-    _, problem = whois({**document(connection(6)), "totals": {"left_out": 12}}, 5)
+    _, problem = whois({**HEADER, "left_out": 12}, [connection(6)], 5)
     assert problem is not None and problem.endswith("; limits leave out 12 of the service")
     rows = [connection(6, database_host=f"db{number}") for number in range(13)]
-    _, problem = whois(document(*rows), 5, [parse_server("elsewhere")])
+    _, problem = whois(HEADER, rows, 5, [parse_server("elsewhere")])
     assert problem is not None and problem.endswith(" and 3 more")
 
 
@@ -133,7 +131,7 @@ def test_what_is_printed() -> None:
         call_site="api.py:412 get",
         stack=["api.py:412 get", "w.py:8 go"],
     )
-    lines = whois_text(whois(document(row), 5)[0]).splitlines()
+    lines = whois_text(whois(HEADER, [row], 5)[0]).splitlines()
     for line in (
         "  host      ctl1",
         "  program   nova-api",
@@ -161,8 +159,8 @@ def test_what_is_printed() -> None:
 )
 def test_both_users_are_named_as_what_they_are(pool: str | None, user: str | None) -> None:
     """The process's user is the system's; the database user comes from the pool's URL, or is not known."""
-    result, _ = whois(document(connection(pool=pool, user="www-data")), 5)
-    assert result["rows"][0]["database_user"] == user
+    result, _ = whois(HEADER, [connection(pool=pool, user="www-data")], 5)
+    assert result["rows"][0].database_user == user
     printed = whois_text(result)
     assert "  os user   www-data\n" in printed
     assert f"  db user   {user or '-'}\n" in printed
@@ -172,20 +170,20 @@ def test_both_users_are_named_as_what_they_are(pool: str | None, user: str | Non
 def test_the_verdict_of_its_pool() -> None:
     """A match has the verdict and reason of its pool; none where two pools look the same."""
     row = connection()
-    same = ("instance", "pool", "pool_class", "pool_size", "max_overflow")
-    pool_row = {key: row[key] for key in same} | {"verdict": "LEAK", "verdict_reason": "held"}
-    other = {**pool_row, "pool": "sqlite://", "verdict": None, "verdict_reason": None}
-    (known,) = whois(document(row), 5, pools=[other, pool_row])[0]["rows"]
-    assert (known["pool_verdict"], known["pool_verdict_reason"]) == ("LEAK", "held")
-    (unknown,) = whois(document(row), 5, pools=[pool_row, other, pool_row])[0]["rows"]
-    assert (unknown["pool_verdict"], unknown["pool_verdict_reason"]) == (None, None)
+    same = {**cells(row), "verdict": "LEAK", "verdict_reason": "held"}
+    pool_row: JsonPool = typed("pool", same)
+    other: JsonPool = typed("pool", {**same, "pool": "sqlite://", "verdict": None, "verdict_reason": None})
+    (known,) = whois(HEADER, [row], 5, pools=[other, pool_row])[0]["rows"]
+    assert (known.pool_verdict, known.pool_verdict_reason) == ("LEAK", "held")
+    (unknown,) = whois(HEADER, [row], 5, pools=[pool_row, other, pool_row])[0]["rows"]
+    assert (unknown.pool_verdict, unknown.pool_verdict_reason) == (None, None)
 
 
 def test_lost_and_idle_and_unknown() -> None:
     """A lost process is marked as lost, an idle connection has no holder, an unknown value is a dash."""
     lost = connection(state=None, held_seconds=None)
     idle = connection(state="idle", held_seconds=None, holder=None, call_site=None, stack=[], pid=None)
-    first, second = whois_text(whois(document(lost, idle), 5)[0]).split("\n\n")
+    first, second = whois_text(whois(HEADER, [lost, idle], 5)[0]).split("\n\n")
     assert "  state     lost: its process is silent" in first
     assert "  state     idle\n" in second
     assert "  holder    -\n" in second
@@ -199,11 +197,11 @@ def test_hostile_names() -> None:
         host=evil, program=evil, command=evil, pool=evil, holder=evil, call_site=evil, stack=[evil],
         database_host=evil, dialect=evil,
     )  # fmt: skip
-    result, _ = whois(document(row), 5)
+    result, _ = whois(HEADER, [row], 5)
     printed = whois_text(result)
     assert all(line.isprintable() for line in printed.splitlines())
     assert len(printed.splitlines()) == 13
-    assert json.loads(as_json(result))["rows"][0]["program"] == evil
+    assert json.loads(whois_json(result))["rows"][0]["program"] == evil
 
 
 @pytest.mark.parametrize("wrong", ["", "0", "-1", "1.5", "0x1f", "٣", "9" * 17, "1 2", "a\nb"])

@@ -21,6 +21,7 @@ from connmon.protocol.document import (
     PRESENT,
     Document,
     JsonConnection,
+    JsonHost,
     JsonProgram,
     JsonRow,
     head_cells,
@@ -395,7 +396,7 @@ def test_connections_of_pools_that_have_no_row_each() -> None:
     assert shown("pool", process(), summed)["rows"] == []
     snapshot = Snapshot("connection")
     snapshot.apply(answer(process(), summed, connection()))
-    assert [row["pools"] for row in snapshot.pool_rows()] == [summed.figures.gauges.pools]
+    assert [row.figures.pools for row in snapshot.pool_rows()] == [summed.figures.gauges.pools]
 
 
 def test_nothing_known_is_null() -> None:
@@ -477,9 +478,9 @@ def test_a_view_that_stands_still(by: Grouping) -> None:
     rows = [*((program,) if by == "program" else ()), process(), pool(), connection()]
     snapshot = Snapshot(by)
     snapshot.apply(answer(*rows, stale=0.2, clock=99.8))
-    (before,) = snapshot.rows()
+    (before,) = snapshot.document()["rows"]
     snapshot.apply(answer(quorum=False, leader=None, stale=60.2, clock=99.8, complete=False))
-    (after,) = snapshot.rows()
+    (after,) = snapshot.document()["rows"]
     changed = {key: after[key] - before[key] for key in before if before[key] != after[key]}
     assert changed == {
         key: pytest.approx(60.0)
@@ -566,7 +567,8 @@ def test_nothing_before_the_first_answer() -> None:
     """Before the first complete answer there are no rows and no document."""
     snapshot = Snapshot("host", host="ctl1", program="nova", instance="i1")
     assert snapshot.query() == Query("host", "", 0, "ctl1", "nova", "i1")
-    assert snapshot.rows() == []
+    assert snapshot.typed_rows() == []
+    assert snapshot.rows_of(JsonHost) == []
     with pytest.raises(ValueError, match="no complete answer"):
         snapshot.document()
 

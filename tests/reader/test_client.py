@@ -326,7 +326,7 @@ def test_read_once() -> None:
     ):
         for seed in range(6):
             snapshot = read_once([down, cut, mad, good], "default", "program", rng=random.Random(seed))
-            assert [row["program"] for row in snapshot.rows()] == ["good"]
+            assert [row["program"] for row in snapshot.document()["rows"]] == ["good"]
 
 
 def test_read_once_without_quorum() -> None:
@@ -337,7 +337,7 @@ def test_read_once_without_quorum() -> None:
     ):
         for seed in range(4):
             snapshot = read_once([a, b], "default", "program", rng=random.Random(seed))
-            assert [row["program"] for row in snapshot.rows()] == ["new"]
+            assert [row["program"] for row in snapshot.document()["rows"]] == ["new"]
             assert snapshot.document()["quorum"] is False
 
 

@@ -73,11 +73,11 @@ def test_a_recording_shows_what_the_node_showed(recorded: Path) -> None:
     assert (first["connmon"], first["version"], first["service"]) == ("recording", 1, "default")
     recording = Recording(str(recorded))
     assert len(recording) == 4 and not recording.cut
-    rows = recording.snapshot(0, "program").rows()
+    rows = recording.snapshot(0, "program").document()["rows"]
     assert {row["program"] for row in rows} >= {"nova-api", "keystone"}
-    assert "nova-api" not in {row["program"] for row in recording.snapshot(3, "program").rows()}
+    assert "nova-api" not in {row["program"] for row in recording.snapshot(3, "program").document()["rows"]}
     for by, number in (("host", 2), ("database", 2), ("process", 3), ("pool", 3), ("connection", 16)):
-        assert len(recording.snapshot(0, by).rows()) == number  # type: ignore[arg-type]
+        assert len(recording.snapshot(0, by).document()["rows"]) == number  # type: ignore[arg-type]
 
 
 def test_the_player_steps_back_and_forth(recorded: Path) -> None:
@@ -226,7 +226,7 @@ def test_every_part_can_be_replayed_alone(tmp_path: Path) -> None:
     parts = sorted(tmp_path.iterdir())
     assert len(parts) > 1
     for part in parts:
-        assert Recording(str(part)).snapshot(0, "program").rows()
+        assert Recording(str(part)).snapshot(0, "program").document()["rows"]
 
 
 @pytest.mark.slow

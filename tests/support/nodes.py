@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from connmon.config import direct
+from connmon.protocol.document import cells
 from connmon.protocol.values import GROUPINGS, Grouping
 from connmon.reader.client import read_once
 from tests.support.stopping import stop
@@ -128,7 +129,8 @@ class RunningNode:
 
     def rows(self, by: Grouping) -> list[dict[str, Any]]:
         """Return the rows without starting a process, for frequent checks."""
-        return read_once(direct(self.address).nodes, self.service, by).rows()
+        document = read_once(direct(self.address).nodes, self.service, by).typed_document()
+        return [cells(row) for row in document.rows]
 
     def snapshots(self, groupings: Sequence[Grouping] = GROUPINGS) -> dict[Grouping, dict[str, Any]]:
         """Return the output of the real `connmon snapshot` for each grouping; two run at a time."""

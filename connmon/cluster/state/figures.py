@@ -218,12 +218,12 @@ def own_figures(
 def _pool_parts(process: ProcessRecord, database: RowKey) -> list[_PoolShare]:
     return [
         _PoolShare(
-            process.reported,
-            pool.longest_wait,
-            pool.waiting_since,
-            pool.held_since,
-            pool.checkouts_per_second,
-            pool.left_out + process.missing(pool) if process.left_out else 0,
+            reported=process.reported,
+            longest_wait=pool.longest_wait,
+            waiting_since=pool.waiting_since,
+            held_since=pool.held_since,
+            checkouts_per_second=pool.checkouts_per_second,
+            left_out=pool.left_out + process.missing(pool) if process.left_out else 0,
         )
         for pool in process.pools.values()
         if pool.database == database

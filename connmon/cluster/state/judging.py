@@ -329,4 +329,7 @@ def name_of_pool(process: ProcessRecord, number: int, grouping: str = "process",
 def _servers(database: RowKey) -> tuple[DatabaseServer, ...]:
     """Return the servers of a database's key, as hosts are compared."""
     _, dialect, host, port, _ = database
-    return servers_of({"dialect": dialect, "database_host": host, "database_port": port})
+    assert isinstance(dialect, (str, type(None)))
+    assert isinstance(host, (str, type(None)))
+    assert isinstance(port, (int, type(None)))
+    return servers_of(dialect, host, port)

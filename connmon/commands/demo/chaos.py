@@ -23,6 +23,7 @@ from connmon.commands.demo.process import Child
 from connmon.commands.demo.settings import DemoSettings
 from connmon.config import Node, Service
 from connmon.errors import ConnmonError, PeerError
+from connmon.protocol.document import FigureFields, JsonProcess
 from connmon.reader.client import read_once
 from connmon.reader.cluster_status import ask
 from connmon.reader.formats import aligned
@@ -142,11 +143,21 @@ def _counts_of_node(node: Node, service: Service, counted: Counts, settings: Dem
     while True:
         counts: Counts = {}
         with contextlib.suppress(PeerError):
-            rows = read_once([node], service.name, "process").rows()
-            counts = {row["pid"]: {key: row[key] for key in COUNTED} for row in rows}
+            rows = read_once([node], service.name, "process").rows_of(JsonProcess)
+            counts = {row.process.pid: _counts(row.figures) for row in rows if row.process.pid is not None}
         if counts == counted or time.monotonic() > deadline:
             return counts
         time.sleep(0.1)
+
+
+def _counts(figures: FigureFields) -> dict[str, int]:
+    return {
+        "connects_total": figures.connects_total or 0,
+        "closes_total": figures.closes_total or 0,
+        "checkouts_total": figures.checkouts_total or 0,
+        "checkins_total": figures.checkins_total or 0,
+        "timeouts_total": figures.timeouts_total or 0,
+    }
 
 
 def _table(counted: Counts, by_node: Mapping[str, Counts]) -> str:

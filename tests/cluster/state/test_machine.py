@@ -287,8 +287,8 @@ def test_short_holds_are_never_shown_as_long(group: Group) -> None:
             for follower in (snapshot, pools):
                 for frame in group.state.rows(follower.query(), About("s", "n", "n", True, 0.4)):
                     follower.apply(frame)
-            seen += [row["held_seconds"] for row in snapshot.rows()]
-            seen += [row["longest_held_seconds"] for row in pools.rows()]
+            seen += [row["held_seconds"] for row in snapshot.document()["rows"]]
+            seen += [row["longest_held_seconds"] for row in pools.document()["rows"]]
             seen.append(pools.document()["totals"]["longest_held_seconds"])
     assert set(seen) == {0.1}
 
@@ -800,7 +800,7 @@ def test_answers_come_in_frames_and_bear_changes_between(group: Group) -> None:
         assert not frame.complete
         assert len(frame.removed) <= 2000
         snapshot.apply(frame)
-    assert len(snapshot.rows()) == 2000
+    assert len(snapshot.document()["rows"]) == 2000
 
 
 def test_frames_are_bounded_in_size(group: Group) -> None:
