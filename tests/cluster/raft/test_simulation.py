@@ -42,7 +42,7 @@ def test_a_seed_is_a_run(caplog: pytest.LogCaptureFixture) -> None:
 def test_a_violation_is_found(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """The checks work: a node that calls every view current is found."""
     caplog.set_level("CRITICAL")
-    monkeypatch.setattr("connmon.cluster.raft.group.Group.has_quorum", lambda group, now: True)
+    monkeypatch.setattr("connmon.cluster.raft.group.RaftGroup.has_quorum", lambda group, now: True)
     with pytest.raises(Violation, match="old"):
         for seed in range(20):
             simulation.run(seed)
