@@ -12,16 +12,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from connmon.protocol.batch import Departure
 from connmon.protocol.reports import Report
 
 Source = TypeVar("Source")
 """The connection that an entry came from."""
-
-#: Entries of one batch.
-_BATCH_ENTRIES: Final = 10_000
 
 
 @dataclass(frozen=True)
@@ -62,11 +59,14 @@ class BatchQueue(Generic[Source]):
         self._waiting[number] = waiting
         return replaced
 
-    def take(self, limit_bytes: int) -> list[Waiting[Source]]:
-        """Remove and return the oldest entries, up to `limit_bytes` on the wire, or one that is larger."""
+    def take(self, limit_bytes: int, limit_entries: int) -> list[Waiting[Source]]:
+        """Remove and return the oldest entries, up to the limits, but at least one, however large it is.
+
+        `limit_bytes`: on the wire.
+        """
         taken: list[Waiting[Source]] = []
         size = 0
-        for number, waiting in list(itertools.islice(self._waiting.items(), _BATCH_ENTRIES)):
+        for number, waiting in list(itertools.islice(self._waiting.items(), limit_entries)):
             size += waiting.wire_bytes
             if taken and size > limit_bytes:
                 break

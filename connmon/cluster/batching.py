@@ -43,6 +43,8 @@ class BatchSettings:
     """Of a tick: a leader that slept does not expire everything when it wakes."""
     batch_bytes: int = 2 * 1024 * 1024
     """On the wire; a larger report goes alone."""
+    batch_entries: int = 10_000
+    """Reports and departures."""
 
 
 class ReportSource(Protocol):
@@ -116,7 +118,7 @@ class Batcher:
         while True:
             try:
                 await self._due()
-                taken = self._queue.take(self._settings.batch_bytes)
+                taken = self._queue.take(self._settings.batch_bytes, self._settings.batch_entries)
                 if (batch := self._batch(taken)) is not None:
                     await self._apply(batch, taken)
                 # A group of one applies without waiting: give the clients a turn.

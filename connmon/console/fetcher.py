@@ -17,13 +17,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from connmon.config import Node
 from connmon.console.local_process import Watch
 from connmon.console.rows import Key, KeyedRow, Samples, node_rows
 from connmon.console.settings import DEFAULT_SETTINGS, ConsoleSettings
-from connmon.console.source import Maxima, Source, Want
+from connmon.console.source import HEAD, Maxima, Source, Want
 from connmon.console.state import Local, Reel, Refresh, Remembered, Silence
 from connmon.errors import ConnmonError
 from connmon.protocol.credentials import OPEN, Credentials
@@ -194,7 +194,7 @@ class Fetcher(threading.Thread):
         demand = self._demand
         self._remember(node, demand.remembers)
         # The nodes' rows do not come from a node: only the head of its answer is wanted then.
-        asked = {want: _HEAD if want.by == "node" else want for want in demand.wants}
+        asked = {want: HEAD if want.by == "node" else want for want in demand.wants}
         self._sources = {
             want: self._sources.get(want) or Source(want, self._maxima, self._settings)
             for want in asked.values()
@@ -286,10 +286,6 @@ def wall_clock(ago: float) -> str:
     except OverflowError:
         return "long ago"
     return then.strftime("%H:%M:%S" if then.date() == now.date() else "%Y-%m-%d %H:%M:%S")
-
-
-#: What is asked for where only the head of the answer is wanted.
-_HEAD: Final = Want("host")
 
 
 def _has_quorum(node: client.Client) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -20,7 +20,7 @@ from connmon.console import aggregate, app, screen
 from connmon.console.fetcher import Demand, News, Note, Position
 from connmon.console.rows import FigureRow, KeyedRow, Samples, node_rows
 from connmon.console.settings import DEFAULT_SETTINGS, ConsoleSettings
-from connmon.console.source import Source, Want, belongs
+from connmon.console.source import HEAD, Source, Want, belongs
 from connmon.console.state import ConsoleState, Reel, Refresh, Remembered
 from connmon.errors import UsageError
 from connmon.protocol.document import FigureFields
@@ -98,7 +98,7 @@ class Player:
             self._sources = {
                 want: Source(_recorded(want), settings=self._settings) for want in wants if want.by != "node"
             }
-            self._sources[_HEAD] = Source(_HEAD, settings=self._settings)
+            self._sources[HEAD] = Source(HEAD, settings=self._settings)
             self._position = -1
             self._samples.clear()
         begin = self._recording.before(position)
@@ -106,7 +106,7 @@ class Player:
             self._read(at)
         self._position = position
         moment = self._recording.recorded(position).at
-        head = self._sources[_HEAD].head()
+        head = self._sources[HEAD].head()
         return Refresh(
             head=head,
             tables={want: self._rows(want) for want in wants},
@@ -135,7 +135,7 @@ class Player:
                 for key, row in source.rows():
                     if isinstance(row, FigureRow):
                         self._sample(key, row.figures)
-        self._sample(EVERYTHING, self._sources[_HEAD].head().totals.figures)
+        self._sample(EVERYTHING, self._sources[HEAD].head().totals.figures)
 
     def _sample(self, key: RowKey, figures: FigureFields) -> None:
         rates, counts = self._samples.setdefault(key, ([], []))
@@ -153,10 +153,6 @@ class Player:
         if want.by == "wait":
             return rows
         return [row for row in rows if belongs(want, row[1])]
-
-
-#: The table whose answer gives the head.
-_HEAD: Final = Want("host")
 
 
 def _recorded(want: Want) -> Want:

@@ -55,6 +55,10 @@ class Want(NamedTuple):
     """Connections only: those that somebody holds."""
 
 
+#: What is asked for where only the head of the answer is wanted.
+HEAD: Final = Want("host")
+
+
 class Source:
     """Follows a node's answers for one table; not for `node`, which no single node can answer."""
 

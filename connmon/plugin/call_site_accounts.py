@@ -9,8 +9,8 @@ Rules:
 2. Counts are absolute. They never move from one call site to another, but for those of a pool that is gone,
    which follow its totals.
 3. Memory is bounded: a pool keeps `CallSiteSettings.kept_per_pool` call sites. A process reports the first
-   `reported_per_process` of them; all others are counted as one, `OTHER`. Of the application only code
-   objects are kept.
+   `reported_per_process` of them; all others are counted as one, `OTHER_CALL_SITES`. Of the application only
+   code objects are kept.
 4. No lock: an update that another thread overtakes makes the sample slightly larger or smaller, nothing else.
    Durations are appended to lists, and taken out by one thread at a time.
 
@@ -30,7 +30,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from connmon.protocol import histogram
 from connmon.protocol.reports import SITES_REPORTED
-from connmon.protocol.values import HolderIn
+from connmon.protocol.values import OTHER_CALL_SITES, HolderIn
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,6 @@ class CallSiteSettings:
     reported_per_process: int = SITES_REPORTED
 
 
-#: The call site that stands for all those that are not reported one by one.
-OTHER: Final = "(other)"
 #: A call site's usual hold is measured over this many of its latest holds, or up to twice as many.
 RECENT_HOLDS: Final = 500
 #: Uncounted holds of a call site are counted on the spot when there are more.
@@ -170,7 +168,7 @@ class CallSiteAccount:
         self.reported_at = 0.0
 
     def __repr__(self) -> str:
-        place = OTHER if self.code is None else f"{self.code.co_filename}:{self.number}"
+        place = OTHER_CALL_SITES if self.code is None else f"{self.code.co_filename}:{self.number}"
         return f"<CallSiteAccount {place}: {self.ended} holds>"
 
     def count(self) -> HoldFigures:
@@ -236,7 +234,7 @@ class CallSites:
         return account
 
     def reported(self) -> list[CallSiteAccount]:
-        """Return those that are reported one by one, and not as `OTHER`."""
+        """Return those that are reported one by one, and not as `OTHER_CALL_SITES`."""
         return [account for account in list(self.accounts.values()) if account.counts is account]
 
     def share(self, checkouts: int) -> float:

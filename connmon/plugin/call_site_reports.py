@@ -5,7 +5,7 @@ Rules:
 1. Counts are absolute. A call site is reported when something of it has changed: at once where somebody waits
    there or has stopped waiting, else every `interval_seconds`, since in a busy program all call sites have
    changed at each report. The last report of a process has all that have changed.
-2. Call sites without a report of their own share one, `OTHER`, of no pool (number 0).
+2. Call sites without a report of their own share one, `OTHER_CALL_SITES`, of no pool (number 0).
 3. A call site that holds a connection is reported again after `refresh_seconds` although nothing has changed:
    the replica ages it by its own clock, which can lag.
 """
@@ -42,7 +42,7 @@ class _PresentHolds(NamedTuple):
 
 
 class _PoolPart(NamedTuple):
-    """What one pool contributes to `OTHER`."""
+    """What one pool contributes to `OTHER_CALL_SITES`."""
 
     held: dict[CallSiteAccount, _PresentHolds]
     waiting: Counter[CallSiteAccount]

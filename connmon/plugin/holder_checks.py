@@ -26,8 +26,9 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import Any, Final, Protocol
 
-from connmon.plugin.call_site_accounts import OTHER, CallSiteAccount, Whereabouts
+from connmon.plugin.call_site_accounts import CallSiteAccount, Whereabouts
 from connmon.plugin.pool_account import Entry, PoolAccount
+from connmon.protocol.values import OTHER_CALL_SITES
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,9 @@ class HolderChecks:
         if account.text is None:
             known = account.code is not None and self.holders is not None
             account.text = (
-                self.holders.frame_text(account.code, account.number) if known and self.holders else OTHER
+                self.holders.frame_text(account.code, account.number)
+                if known and self.holders
+                else OTHER_CALL_SITES
             )
         return account.text
 

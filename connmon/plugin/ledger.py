@@ -102,7 +102,7 @@ class Ledger:
     ) -> None:
         """`make_lock` makes a lock of the native kind; `holders` knows who has a connection.
 
-        `clock` gives all times, in seconds. An application's is `time.monotonic`, which queuepool reads directly.
+        `clock` gives all times, in seconds. In an application it is `time.monotonic`, as queuepool reads it.
         """
         self.instance = instance
         self.settings = settings

@@ -12,13 +12,12 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Final, NamedTuple
 
 #: A certificate that expires sooner causes a warning.
 SOON_DAYS: Final = 30
 
-_DAY_SECONDS: Final = 86400.0
 _PEM: Final = re.compile(
     r"-----BEGIN (?:X509 )?CERTIFICATE-----(.*?)-----END (?:X509 )?CERTIFICATE-----", re.S
 )
@@ -73,9 +72,8 @@ def judge(dates: list[Validity], now: float, all_needed: bool = True) -> Judgeme
             f"is not valid before {_date(begin)} (in {_days(begin - now)}); is the clock right?", "", False
         )
     end = min(validity.end for validity in dates if validity.end >= now)
-    return Judgement(
-        "", f"expires on {_date(end)} (in {_days(end - now)})", end - now < SOON_DAYS * _DAY_SECONDS
-    )
+    left = timedelta(seconds=end - now)
+    return Judgement("", f"expires on {_date(end)} (in {_days(end - now)})", left < timedelta(days=SOON_DAYS))
 
 
 def _date(seconds: float) -> str:
@@ -83,7 +81,7 @@ def _date(seconds: float) -> str:
 
 
 def _days(seconds: float) -> str:
-    days = int(seconds // _DAY_SECONDS)
+    days = timedelta(seconds=seconds).days
     return f"{days} day{'' if days == 1 else 's'}" if days else "less than a day"
 
 

@@ -395,9 +395,6 @@ _PATHS: Final = {by: dict(_paths(by)) for by in ROW_TYPES}
 KEYS: Final[Mapping[Grouping, tuple[str, ...]]] = {by: tuple(paths) for by, paths in _PATHS.items()}
 #: The keys of a row's figures, in the order of JSON and CSV.
 FIGURES: Final[tuple[str, ...]] = FigureFields.__struct_fields__
-#: Figures of the last one to two minutes: half, 95 % and 99 % of the waits, holds and connects that ended
-#: took at most this long. None: there were none.
-QUANTILES: Final = tuple(key for key in FIGURES if "_p50_" in key or "_p95_" in key or "_p99_" in key)
 #: Figures of the present, which are unknown of a lost process. Counts of processes, maxima, totals and the
 #: time of the last report are known.
 PRESENT: Final = tuple(

@@ -3,6 +3,8 @@
 - Structs are encoded as arrays. A new field goes to the end and has a default.
 - A report carries absolute totals and ages, no increments and no clock times: hosts' clocks differ, and
   repeating a report must be harmless.
+- A call site is a `site` in the names of the wire's structs and fields, as in the tag of its rows and in the
+  option `--by site`: these are the contract with other versions and with users.
 """
 
 from __future__ import annotations

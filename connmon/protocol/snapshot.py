@@ -227,10 +227,6 @@ class Snapshot:
                     self._renew(seen_block, clock, seen)
         return list(chain.from_iterable([block.built for block in self._ordered]))
 
-    def remake(self) -> None:
-        """Build all rows again next time, since the result of `derive` has changed."""
-        self._changed.update(self._blocks)
-
     def _build_changed(self, clock: float) -> None:
         """Build the blocks that have changed, and sort the blocks where that changes their order."""
         same_order = True

@@ -29,6 +29,9 @@ Name: TypeAlias = Annotated[str, Meta(max_length=256)]
 Text: TypeAlias = Annotated[str, Meta(max_length=2048)]
 Instance: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
 
+#: What stands for all call sites of a process that are not reported one by one. It goes over the wire.
+OTHER_CALL_SITES: Final = "(other)"
+
 IDLE: Final = "idle"
 CHECKED_OUT: Final = "checked_out"
 DETACHED: Final = "detached"

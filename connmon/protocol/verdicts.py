@@ -26,7 +26,7 @@ TIMEOUTS
 LOST
     All processes of the row have been silent for longer than the lease: their present is unknown.
 SLOW CONNECT
-    The database takes `slow_connect` to accept a connection (p95 of at least `SAMPLES` recent connects).
+    The database takes `slow_connect` to accept a connection (p95 of `LEAST_SAMPLES` recent connects or more).
 OVERCOMMIT
     Of a database server: its pools together may open more connections than it takes (`server_max` in the
     config). Nothing has failed yet, but it will under load.
@@ -60,7 +60,7 @@ NEVER_FACTOR: Final = 10.0
 #: unknown holder says nothing.
 LOOKED_FOR_SECONDS: Final = 30.0
 #: This many holds or connects must have ended before their times say what is usual.
-SAMPLES: Final = 3
+LEAST_SAMPLES: Final = 3
 #: Characters of a call site, or of a pool's URL, in a reason.
 NAME_CHARACTERS: Final = 160
 #: From this length of a hold on, the application's own work in it is mentioned, if holds are short.
@@ -94,9 +94,9 @@ class Hold(NamedTuple):
     holder_in: HolderIn | None = None
     holder_site: str | None = None
     server_id: int | None = None
-    line_ended: int | None = None
+    call_site_ended: int | None = None
     """How many holds of its call site have ended. None: the call site is unknown, or nothing was reported."""
-    line_usual: float | None = None
+    call_site_usual: float | None = None
     """Seconds that 95 % of these took at most."""
     detached: bool = False
     """Whether it was taken out of its pool for good, so that it takes no place there."""
@@ -158,7 +158,7 @@ def judge(
     if facts.recent_timeouts >= max(1, thresholds.timeouts):
         verdicts.append(Verdict("TIMEOUTS", _timeouts(facts.recent_timeouts)))
     slow = facts.connect_p95
-    if slow is not None and slow >= thresholds.slow_connect and facts.connect_samples >= SAMPLES:
+    if slow is not None and slow >= thresholds.slow_connect and facts.connect_samples >= LEAST_SAMPLES:
         verdicts.append(Verdict("SLOW CONNECT", _slow_connect(slow)))
     return tuple(verdicts)
 
@@ -175,7 +175,7 @@ def gravity(verdict: Verdict, facts: PoolFacts) -> tuple[int, float]:
     return rank(verdict.word), float(extent or 0.0)
 
 
-def line_reason(word: Stuck, connections: int, longest: float, usual: float | None) -> str:
+def call_site_reason(word: Stuck, connections: int, longest: float, usual: float | None) -> str:
     """Return the reason of a call site's verdict.
 
     `connections`: how many of its connections have the verdict; `longest`, `usual`: seconds of a hold.
@@ -280,27 +280,27 @@ def _stuck(hold: Hold, facts: PoolFacts, thresholds: Thresholds) -> Stuck | None
         return "BLOCKED" if usual is None or seconds >= UNUSUAL_FACTOR * usual else None
     if where is None and seconds < LOOKED_FOR_SECONDS:
         return None
-    if where in ("application", "waiting") and hold.line_ended is not None:  # it will come back
+    if where in ("application", "waiting") and hold.call_site_ended is not None:  # it will come back
         return None
     # A detached connection is kept on purpose: the holds of other call sites say nothing about it.
     elsewhere = where == "elsewhere" and not hold.detached
-    if elsewhere and hold.line_ended == 0 and seconds >= NEVER_FACTOR * thresholds.held_long:
+    if elsewhere and hold.call_site_ended == 0 and seconds >= NEVER_FACTOR * thresholds.held_long:
         return "LEAK"
-    if usual is None and (elsewhere or hold.line_ended is None):
+    if usual is None and (elsewhere or hold.call_site_ended is None):
         usual = _usual_of_pool(facts)
     return "LEAK" if usual is not None and seconds >= SURE_FACTOR * usual else None
 
 
 def _usual_of_call_site(hold: Hold) -> float | None:
     """Return how long holds of its call site take. None: too few have ended."""
-    return hold.line_usual if (hold.line_ended or 0) >= SAMPLES else None
+    return hold.call_site_usual if (hold.call_site_ended or 0) >= LEAST_SAMPLES else None
 
 
 def _usual_of_pool(facts: PoolFacts) -> float | None:
     """Return how long holds of the pool take, lately or else ever. None: too few have ended."""
-    if facts.held_p95 is not None and facts.held_samples >= SAMPLES:
+    if facts.held_p95 is not None and facts.held_samples >= LEAST_SAMPLES:
         return facts.held_p95
-    return facts.held_mean if facts.held_ended >= SAMPLES else None
+    return facts.held_mean if facts.held_ended >= LEAST_SAMPLES else None
 
 
 # --- Their reasons --------------------------------------------------------------------------------
@@ -328,9 +328,9 @@ def _usual(hold: Hold, facts: PoolFacts) -> str:
     of_call_site = _usual_of_call_site(hold)
     if of_call_site is not None:
         return f", where {duration(of_call_site)} is usual for that line (p95)"
-    if facts.held_p95 is not None and facts.held_samples >= SAMPLES:
+    if facts.held_p95 is not None and facts.held_samples >= LEAST_SAMPLES:
         return f", where {duration(facts.held_p95)} is usual in that pool (p95)"
-    if facts.held_mean is not None and facts.held_ended >= SAMPLES:
+    if facts.held_mean is not None and facts.held_ended >= LEAST_SAMPLES:
         return f", where {duration(facts.held_mean)} is the mean in that pool"
     return ""
 

@@ -28,10 +28,18 @@ def test_order() -> None:
     for waiting in given:
         assert queue.put(waiting) is None
     assert (len(queue), list(queue)) == (4, given)
-    assert queue.take(20) == given[:2]
-    assert queue.take(20) == given[2:3]
-    assert queue.take(20) == given[3:]
-    assert (len(queue), queue.take(20)) == (0, [])
+    assert queue.take(20, 100) == given[:2]
+    assert queue.take(20, 100) == given[2:3]
+    assert queue.take(20, 100) == given[3:]
+    assert (len(queue), queue.take(20, 100)) == (0, [])
+
+
+def test_entries_of_a_batch() -> None:
+    """No more entries are taken at once than the limit allows."""
+    queue: BatchQueue[str] = BatchQueue()
+    for number in range(5):
+        queue.put(report(f"i{number}"))
+    assert [len(queue.take(10_000, 2)) for _ in range(4)] == [2, 2, 1, 0]
 
 
 def test_a_full_report_takes_the_place_of_an_earlier_one() -> None:
@@ -61,7 +69,7 @@ def test_what_was_taken_is_out_of_reach() -> None:
     """A report that was taken is not replaced."""
     queue: BatchQueue[str] = BatchQueue()
     queue.put(report("a", 1))
-    (taken,) = queue.take(100)
+    (taken,) = queue.take(100, 100)
     assert taken.message.sequence == 1
     assert queue.put(report("a", 2)) is None
     assert len(queue) == 1

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connmon.cluster.open_files import CLIENTS, FEWEST_CLIENTS, ClientRoom, room
+from connmon.cluster.open_files import SETTINGS, ClientRoom, room
 from connmon.config import Address, Node
 from connmon.errors import RefusedError, UsageError
 from connmon.reader.client import reach
@@ -28,17 +28,17 @@ def test_room(limit: int, peers: int, scrapes: bool) -> None:
         clients_room = room(limit, peers, scrapes)
     except UsageError as error:
         assert f"ulimit -n {limit} " in str(error) and "LimitNOFILE=" in str(error)
-        assert limit < 40 + peers * 4 + scrapes * 32 + FEWEST_CLIENTS
+        assert limit < 40 + peers * 4 + scrapes * 32 + SETTINGS.fewest_clients
         return
-    assert FEWEST_CLIENTS <= clients_room.clients <= CLIENTS
+    assert SETTINGS.fewest_clients <= clients_room.clients <= SETTINGS.most_clients
     assert clients_room.clients + 40 + peers * 4 + scrapes * 32 <= limit
-    assert (clients_room.limit is None) == (clients_room.clients == CLIENTS)
+    assert (clients_room.limit is None) == (clients_room.clients == SETTINGS.most_clients)
     assert f"ulimit -n {limit} " in clients_room.notice or clients_room.limit is None
 
 
 def test_no_limit() -> None:
     """Without a limit on open files the limit on clients applies, and nothing is logged."""
-    assert room(None) == ClientRoom(CLIENTS, None)
+    assert room(None) == ClientRoom(SETTINGS.most_clients, None)
     assert room(None).notice == room(None).reason == ""
 
 
@@ -90,7 +90,7 @@ def test_the_least_limit_is_enough(started: list[Connmond], tmp_path: Path) -> N
     node = started[-1]
     node.wait_for("ready service=")
     with contextlib.ExitStack() as clients:
-        for _ in range(FEWEST_CLIENTS):
+        for _ in range(SETTINGS.fewest_clients):
             clients.enter_context(Client(port, "reader"))
         for _ in range(100):
             clients.enter_context(contextlib.closing(socket.create_connection(("127.0.0.1", port), 10)))

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connmon.cluster.server import ServerSettings
-from connmon.cluster.state.digest import REST, Digests
+from connmon.cluster.state.digest import REST_FACTOR, Digests
 from connmon.cluster.state.machine import StateMachine
 from connmon.protocol.queries import NodeStatus, Query, StatusQuery
 from tests.cluster.test_server import Client, until, with_server
@@ -73,7 +73,7 @@ def test_a_digest_is_of_the_version_asked_for(steps: list[int | None]) -> None:
 
 
 def test_a_costly_digest_is_rarely_made() -> None:
-    """After a digest that took T seconds none is made for REST * T; the last one is given again."""
+    """After a digest that took T seconds none is made for REST_FACTOR * T; the last one is given again."""
     state, answers = Moving(), list[str | None]()
     state.cost = 0.1
     digests = Digests(lambda: state.now)
@@ -81,7 +81,7 @@ def test_a_costly_digest_is_rarely_made() -> None:
         digests.ask(state, 0, answers.append)
     state.version = 1
     digests.ask(state, 1, answers.append)
-    state.now += REST * 0.1 + 0.001
+    state.now += REST_FACTOR * 0.1 + 0.001
     digests.ask(state, 1, answers.append)
     assert answers == ["digest 0"] * 3 + [None, "digest 1"]
 

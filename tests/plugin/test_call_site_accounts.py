@@ -17,7 +17,6 @@ from sqlalchemy.pool import QueuePool
 
 from connmon.plugin import call_site_accounts, holder
 from connmon.plugin.call_site_accounts import (
-    OTHER,
     RECENT_HOLDS,
     CallSiteAccount,
     CallSiteRoom,
@@ -32,6 +31,7 @@ from connmon.plugin.ledger import Ledger
 from connmon.plugin.pool import instrument
 from connmon.protocol import histogram
 from connmon.protocol.reports import SITES_REPORTED, Report, SiteReport
+from connmon.protocol.values import OTHER_CALL_SITES
 from tests.support.fake_dbapi import Database
 from tests.support.waiting import wait_for
 
@@ -329,7 +329,7 @@ def test_call_sites_beyond_those_that_are_reported() -> None:
     report = program.take()
     assert len(report.sites) == SITES_REPORTED + 1
     assert sum(site.held for site in report.sites) == 80
-    (other,) = [site for site in report.sites if site.call_site == OTHER]
+    (other,) = [site for site in report.sites if site.call_site == OTHER_CALL_SITES]
     assert (other.pool, other.held) == (0, 16)
     for connection in kept:
         connection.close()
@@ -429,4 +429,4 @@ def test_a_connection_that_a_loop_has_left_behind() -> None:
 
 def test_other_is_no_file() -> None:
     """The name of all other call sites cannot be one of a call site."""
-    assert ":" not in OTHER
+    assert ":" not in OTHER_CALL_SITES

@@ -136,7 +136,7 @@ def test_a_holder_elsewhere_leaks_only_against_history() -> None:
     assert words(holding(hold(45.0, "elsewhere"), facts=YOUNG)) == []
     assert words(holding(hold(45.0, "elsewhere"), held_p95=5.0)) == []
     # refund() has never given anything back, in a pool whose holds take 11 ms; or too seldom.
-    for ended in (0, verdicts.SAMPLES - 1):
+    for ended in (0, verdicts.LEAST_SAMPLES - 1):
         refund = hold(31.0, "elsewhere", ended, None)
         assert words(holding(refund, held_p95=0.011)) == ["LEAK"]
         assert words(holding(refund, held_p95=None, held_samples=0, held_mean=0.011)) == ["LEAK"]
@@ -323,7 +323,7 @@ def test_recent_timeouts() -> None:
 def test_slow_connects() -> None:
     """The p95 of several connects decides; one slow connect is no verdict."""
     assert words(WELL._replace(connect_p95=1.2)) == ["SLOW CONNECT"]
-    assert words(WELL._replace(connect_p95=1.2, connect_samples=verdicts.SAMPLES - 1)) == []
+    assert words(WELL._replace(connect_p95=1.2, connect_samples=verdicts.LEAST_SAMPLES - 1)) == []
     assert words(WELL._replace(connect_p95=1.2), slow_connect=2.0) == []
 
 

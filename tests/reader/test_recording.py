@@ -237,13 +237,13 @@ def test_record_outlives_a_node_and_ends_with_sigterm(tmp_path: Path) -> None:
     arguments = ["record", str(path), "-H", f"127.0.0.1:{node.port}", "--interval", "0.1"]
     process = subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, text=True, env=environment())
     try:
-        wait_for(lambda: path.exists() and path.read_bytes().count(b"\n") > 2, what="pictures")
+        wait_for(lambda: path.exists() and path.read_bytes().count(b"\n") > 2, what="snapshots")
         node.stop()
         assert process.stderr is not None
         assert "connmon: not recorded: " in process.stderr.readline()
         node = FakeNode(port=node.port)
         before = path.read_bytes().count(b"\n")
-        wait_for(lambda: path.read_bytes().count(b"\n") > before, what="more pictures")
+        wait_for(lambda: path.read_bytes().count(b"\n") > before, what="more snapshots")
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
         assert "snapshots in" in process.stderr.read()

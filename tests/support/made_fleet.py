@@ -2,7 +2,7 @@
 """A made fleet of 20 programs on 5 hosts in the middle of an incident: for the console's golden screens.
 
 All of it follows from the table `PROGRAMS`, so that it is the same in every run. As a program, it serves them until
-stdin ends, and prints its port, for docs/picture.py.
+stdin ends, and prints its port, for docs/draw_screen.py.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ import io
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from connmon.cluster.export.dump_file import DumpFile
@@ -32,8 +33,6 @@ from connmon.protocol.text import csv_cell
 
 logger = logging.getLogger(__name__)
 
-INTERVAL_SECONDS: Final = 1.0
-
 TIMESTAMP: Final = "timestamp"
 TOKEN: Final = "token"
 SERVICE: Final = "service"
@@ -46,8 +45,21 @@ DEFAULT_COLUMNS: Final = (
     "max_processes", "max_connections", "max_checked_out", "checkouts_total", "checkouts_per_second",
 )  # fmt: skip
 _TIME_ONLY: Final = (TIMESTAMP, "last_report_seconds", "verdict_reason")
-DEFAULT_FILE_BYTES: Final = 100 * 2**20
-DEFAULT_KEEP: Final = 5
+
+
+@dataclass(frozen=True)
+class DumpSettings:
+    """How often the dump is written, and how large its files are where the config says nothing."""
+
+    interval_seconds: float = 1.0
+    """Between two looks at the rows."""
+    file_bytes: int = 100 * 2**20
+    """Of one file, before it is rotated."""
+    kept_files: int = 5
+    """Older files that are kept."""
+
+
+SETTINGS: Final = DumpSettings()
 
 
 def columns_of(service: Service) -> tuple[str, ...]:
@@ -86,8 +98,8 @@ def _dump_file(service: Service, check: Callable[[DumpFile], None]) -> DumpFile 
                 raise ConfigError(f"{where}{option}: without csv_dump, which names the file")
         return None
     columns = columns_of(service)
-    size = DEFAULT_FILE_BYTES if service.csv_size is None else service.csv_size
-    keep = DEFAULT_KEEP if service.csv_keep is None else service.csv_keep
+    size = SETTINGS.file_bytes if service.csv_size is None else service.csv_size
+    keep = SETTINGS.kept_files if service.csv_keep is None else service.csv_keep
     file = DumpFile(service.csv_dump, _line(columns), size, keep)
     try:
         check(file)
@@ -110,6 +122,9 @@ class ChangedRows:
         self._fixed = fixed
         self._compared = [column for column in columns if column not in _TIME_ONLY]
         self._last: dict[RowKey, list[Any]] = {}
+
+    def __repr__(self) -> str:
+        return f"<ChangedRows: {len(self._columns)} columns, {len(self._last)} rows>"
 
     def due(self, rows: Sequence[tuple[RowKey, Mapping[str, Any]]], timestamp: str) -> str:
         """Return the rows that have changed since the last call, as lines."""
@@ -137,7 +152,16 @@ def _line(cells: Sequence[Any]) -> str:
 class Dump:
     """Writes the dump of this node."""
 
-    def __init__(self, service: Service, node: str, server: Server, replica: Replica, file: DumpFile) -> None:
+    def __init__(
+        self,
+        service: Service,
+        node: str,
+        server: Server,
+        replica: Replica,
+        file: DumpFile,
+        settings: DumpSettings = SETTINGS,
+    ) -> None:
+        self._interval_seconds = settings.interval_seconds
         self._leader_only = service.csv_by != "node"
         self._server = server
         self._replica = replica
@@ -156,7 +180,7 @@ class Dump:
                 await self._write_changes()
             except Exception:
                 logger.exception("the CSV dump has failed; going on")
-            await asyncio.sleep(INTERVAL_SECONDS)
+            await asyncio.sleep(self._interval_seconds)
 
     async def _write_changes(self) -> None:
         group = self._replica.status

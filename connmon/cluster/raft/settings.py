@@ -53,6 +53,10 @@ class RaftSettings:
     retry_seconds: float = 0.05
     """A batch that was refused (no leader yet) is proposed again after this."""
 
+    # --- the disk
+    disk_retry_seconds: float = 5.0
+    """Between two attempts to write again what could not be written."""
+
     # --- whether the view is current
     silent_seconds: float = 1.5
     """Without news of the leader (on the leader: of a majority) for so long, the view is not current."""

@@ -33,6 +33,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from connmon.cluster.raft.log import Checkpoint
+from connmon.cluster.raft.settings import RaftSettings
 from connmon.cluster.state.machine import StateMachine
 from connmon.cluster.writable import check_directory, check_parent
 from connmon.errors import ConfigError, ProtocolError, one_line
@@ -40,15 +41,13 @@ from connmon.errors import ConfigError, ProtocolError, one_line
 logger = logging.getLogger(__name__)
 
 FORMAT: Final = 1
-#: Between two attempts to write again what could not be written.
-DISK_RETRY_SECONDS: Final = 5.0
 _JOURNAL_FILE: Final = "journal"
 _CHECKPOINT_FILE: Final = "snapshot"
 
 _MAGIC: Final = b"connmonJ"
 _CHECKPOINT_MAGIC: Final = b"connmonS"
 _HEADER: Final = struct.Struct("<8sIQQQB?H")  # magic, format, end, term, commit, voted, behind, name's size
-_BLOCK: Final = 512
+_BLOCK_BYTES: Final = 512
 _RECORD: Final = struct.Struct("<II")  # size and checksum of what follows
 _ENTRY: Final = struct.Struct("<QQ")  # index, term; the command follows
 _CHECKPOINT_HEADER: Final = struct.Struct("<8sIQI")  # magic, format, size, checksum; the checkpoint follows
@@ -94,7 +93,7 @@ class _Directory:
     def check_owner(self, names: set[str], service: str, nodes: Sequence[str]) -> bool:
         """Return whether one of the nodes has it; False: nobody has. Raises OSError and ConfigError."""
         if "identity" not in names:
-            if "journal" in names and (self.path / "journal").stat().st_size > _BLOCK:
+            if "journal" in names and (self.path / "journal").stat().st_size > _BLOCK_BYTES:
                 raise self.damaged("the identity is missing")
             return False
         self._check_identity((self.path / "identity").read_bytes(), service, nodes)
@@ -205,8 +204,16 @@ class DataDir:
     Raises ConfigError if the directory cannot be made, locked or used.
     """
 
-    def __init__(self, path: str, service: str, node: str, origin: str = "") -> None:
+    def __init__(
+        self,
+        path: str,
+        service: str,
+        node: str,
+        origin: str = "",
+        settings: RaftSettings | None = None,
+    ) -> None:
         self._directory = directory = _Directory(path, origin)
+        self._settings = settings or RaftSettings()
         self._unwritten: Checkpoint | None = None
         """What is still to be written; None: the file is up to date."""
         self._kept: Checkpoint | None = None
@@ -239,7 +246,7 @@ class DataDir:
             self._kept = directory.read_checkpoint()
             content = directory.read_journal()
             directory.check_pair(self._kept, content)
-        self.journal = Journal(directory, content, self.flush)
+        self.journal = Journal(directory, content, self.flush, self._settings)
         if content is None:
             try:
                 directory.write_identity(service, node)
@@ -359,11 +366,12 @@ class _JournalContent(NamedTuple):
 
 def _parse_journal(data: bytes) -> _JournalContent:
     """Return what a journal has. Raises _DamagedError."""
-    if len(data) < _BLOCK:
+    if len(data) < _BLOCK_BYTES:
         raise _DamagedError("the journal is truncated")
     magic, form, end, term, commit, voted, behind, size = _HEADER.unpack_from(data)
-    block = data[: _BLOCK - 4]
-    if magic != _MAGIC or zlib.crc32(block) != int.from_bytes(data[_BLOCK - 4 : _BLOCK], "little"):
+    block = data[: _BLOCK_BYTES - 4]
+    checksum = int.from_bytes(data[_BLOCK_BYTES - 4 : _BLOCK_BYTES], "little")
+    if magic != _MAGIC or zlib.crc32(block) != checksum:
         raise _DamagedError("the journal is damaged")
     if form != FORMAT:
         raise _DamagedError(f"the journal is in format {form}, {FORMAT} is known here")
@@ -372,7 +380,7 @@ def _parse_journal(data: bytes) -> _JournalContent:
         raise _DamagedError("the journal is truncated")
     entries: list[_Entry] = []
     ends: list[int] = []
-    at = _BLOCK
+    at = _BLOCK_BYTES
     while at < end:
         length, check = _RECORD.unpack_from(data, at) if at + _RECORD.size <= end else (0, 0)
         at += _RECORD.size
@@ -408,6 +416,7 @@ class Journal:
         directory: _Directory,
         content: _JournalContent | None,
         flush_checkpoint: Callable[[], None],
+        settings: RaftSettings,
     ) -> None:
         self._directory = directory
         self._flush_checkpoint = flush_checkpoint
@@ -415,11 +424,12 @@ class Journal:
         """The disk has not taken everything."""
         self.forgetful = content is None or content.behind
         """Whether it may have voted without knowing: this member must not vote for a while."""
+        self._disk_retry_seconds = settings.disk_retry_seconds
         self._retry_at = 0.0
         self._dirty = False
         fresh = content is None
         if content is None:
-            content = _JournalContent([], [], end=_BLOCK, term=0, vote=None, commit=1, behind=False)
+            content = _JournalContent([], [], end=_BLOCK_BYTES, term=0, vote=None, commit=1, behind=False)
         self._entries, self._ends, self._end = content.entries, content.ends, content.end
         self._term, self._vote, self.commit = content.term, content.vote, content.commit
         flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_TRUNC if fresh else 0)
@@ -441,18 +451,18 @@ class Journal:
     def _header(self, end: int, behind: bool) -> bytes:
         vote = (self._vote or "").encode()
         values = (FORMAT, end, self._term, self.commit, self._vote is not None, behind, len(vote))
-        block = (_HEADER.pack(_MAGIC, *values) + vote).ljust(_BLOCK - 4, b"\0")
+        block = (_HEADER.pack(_MAGIC, *values) + vote).ljust(_BLOCK_BYTES - 4, b"\0")
         return block + zlib.crc32(block).to_bytes(4, "little")
 
     def _write_header(self) -> None:
         """Write how far the log goes: one block, in place."""
-        if os.pwrite(self._file, self._header(self._end, self.behind), 0) != _BLOCK:
+        if os.pwrite(self._file, self._header(self._end, self.behind), 0) != _BLOCK_BYTES:
             raise OSError("the disk takes no more")
         self._dirty = False
 
     def fall_behind(self, error: OSError) -> None:
         """Go on in memory; what is on disk stays as it is."""
-        self._retry_at = time.monotonic() + DISK_RETRY_SECONDS
+        self._retry_at = time.monotonic() + self._disk_retry_seconds
         if self.behind:
             return
         self.behind = True
@@ -466,7 +476,7 @@ class Journal:
 
     def _rewrite(self) -> None:
         """Replace the file with all entries. Raises OSError."""
-        ends, parts, end = [], [], _BLOCK
+        ends, parts, end = [], [], _BLOCK_BYTES
         for entry in self._entries:
             parts.append(_record(entry))
             end += len(parts[-1])
@@ -503,7 +513,7 @@ class Journal:
         if self.behind:
             return
         del self._ends[start:]
-        self._end = self._ends[-1] if self._ends else _BLOCK
+        self._end = self._ends[-1] if self._ends else _BLOCK_BYTES
         try:
             self._write_header()
         except OSError as error:

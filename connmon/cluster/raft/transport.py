@@ -39,7 +39,7 @@ from connmon.protocol.frames import VERSION, ClientSide, Hello, NodeSide, Refuse
 logger = logging.getLogger(__name__)
 
 #: Longest reason that is logged, in characters.
-REASON_LENGTH: Final = 1000
+REASON_CHARACTERS: Final = 1000
 #: Changes when nodes of two versions cannot be in one group: messages, batches, state.
 REVISION: Final = 1
 
@@ -212,7 +212,7 @@ class PeerLink(asyncio.Protocol):
             self._become(LinkState.OPEN)
             self._peers.joined(self)
         elif isinstance(message, Refuse):
-            raise PeerError(f"it says: {one_line(message.reason, REASON_LENGTH)}")
+            raise PeerError(f"it says: {one_line(message.reason, REASON_CHARACTERS)}")
         elif self.state is LinkState.OPENING:
             raise ProtocolError("a message before the welcome")
         elif isinstance(message, messages.Part):
@@ -446,7 +446,7 @@ class Peers:
                     await self._open(loop, name, address)
                 except (OSError, asyncio.TimeoutError, PeerError) as error:
                     reason = system_reason(error) if isinstance(error, OSError) else str(error)
-                    problem = one_line(reason or type(error).__name__, REASON_LENGTH)
+                    problem = one_line(reason or type(error).__name__, REASON_CHARACTERS)
                     self.complain(name, f"{address} cannot be reached: {problem}")
                 except Exception:
                     logger.exception("dialing node %s has failed; going on", name)

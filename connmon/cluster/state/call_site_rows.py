@@ -1,13 +1,13 @@
 """Make the rows by call site: each sums the processes of one program on one host. Pure; changes only caches.
 
 What a call site holds now is taken from the connections, which are reported whenever they change. A call site
-that is not reported by itself has a row where it has a verdict; else it is part of `OTHER`.
+that is not reported by itself has a row where it has a verdict; else it is part of `OTHER_CALL_SITES`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 
@@ -17,11 +17,8 @@ from connmon.cluster.state.judging import name_of_pool
 from connmon.cluster.state.records import ProcessRecord
 from connmon.protocol.queries import Query
 from connmon.protocol.rows import Row, Rows, SiteRow, Verdict
-from connmon.protocol.values import LARGEST
-from connmon.protocol.verdicts import Stuck, line_reason, quoted
-
-#: Stands for all call sites of a process that are not reported one by one.
-OTHER: Final = "(other)"
+from connmon.protocol.values import LARGEST, OTHER_CALL_SITES
+from connmon.protocol.verdicts import Stuck, call_site_reason, quoted
 
 CallSiteKey: TypeAlias = tuple[str, str, str]
 """Host, program, call site."""
@@ -72,7 +69,7 @@ class _CallSite:
         """Return the gravest; of several pools that it fills, that of the one for which most wait."""
         word: Stuck | None = "LEAK" if "LEAK" in self.stuck else "BLOCKED" if self.stuck else None
         if word is not None:
-            return Verdict(word, line_reason(word, *self.stuck[word], self.usual))
+            return Verdict(word, call_site_reason(word, *self.stuck[word], self.usual))
         if not self.filled:
             return None
         _, _, number, process, verdict = max(self.filled, key=lambda pool: pool[:3])
@@ -149,7 +146,7 @@ def _add_held(sources: Sources, process: ProcessRecord, call_sites: dict[CallSit
         seen += 1
         word, lasted = stuck.get(connection.number), at - connection.held_since
         has_row = word is not None or connection.call_site in own
-        sums = _of(call_sites, process, connection.call_site if has_row else OTHER)
+        sums = _of(call_sites, process, connection.call_site if has_row else OTHER_CALL_SITES)
         sums.held += 1
         sums.in_database += connection.holder_in == "database"
         if sums.lasted is None or lasted > sums.lasted:

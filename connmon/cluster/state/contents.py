@@ -66,4 +66,4 @@ class Contents:
 
     def forgotten(self) -> dict[str, int]:
         """Return how much each of `FORGETTING_LIMITS` made this replica forget since its start or load."""
-        return {"ended": self.ended.forgotten, "gone": self.groups.forgotten}
+        return dict(zip(FORGETTING_LIMITS, (self.ended.forgotten, self.groups.forgotten), strict=True))

@@ -5,7 +5,7 @@ whether replicas are equal. So a reader names a version, best one that is still 
 the digest at the moment when it has that version.
 
 - A digest costs as much as a checkpoint of the whole state, on the thread that ticks the group. It is made
-  once per version, and after one that took T seconds none for `rest` * T, however many ask.
+  once per version, and after one that took T seconds none for `rest_factor` * T, however many ask.
 - A digest that cannot be made (the version is past, or a rest) is None, at once.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Final, Protocol, TypeAlias
 
 #: How many times as long as the last digest took no further one is made.
-REST: Final = 20.0
+REST_FACTOR: Final = 20.0
 
 OnDigest: TypeAlias = Callable[[str | None], None]
 
@@ -34,9 +34,9 @@ class Digestible(Protocol):
 class Digests:
     """Makes digests of one node's state. `clock` is monotonic, in seconds."""
 
-    def __init__(self, clock: Callable[[], float], rest: float = REST) -> None:
+    def __init__(self, clock: Callable[[], float], rest_factor: float = REST_FACTOR) -> None:
         self._clock = clock
-        self._rest = rest
+        self._rest_factor = rest_factor
         self._waiting: dict[int, list[OnDigest]] = {}
         self._last: tuple[str, int, str] | None = None
         """Epoch, version, digest."""
@@ -77,6 +77,6 @@ class Digests:
             return None
         digest = state.digest()
         ended = self._clock()
-        self._rests_until = ended + self._rest * (ended - began)
+        self._rests_until = ended + self._rest_factor * (ended - began)
         self._last = state.epoch, state.version, digest
         return digest

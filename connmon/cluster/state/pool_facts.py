@@ -45,8 +45,8 @@ def facts_of(
                 holder_in=connection.holder_in,
                 holder_site=connection.holder_site,
                 server_id=None if pool.info.pooler else connection.server_id,
-                line_ended=None if call_site is None else call_site.holds,
-                line_usual=None if call_site is None else call_site.usual,
+                call_site_ended=None if call_site is None else call_site.holds,
+                call_site_usual=None if call_site is None else call_site.usual,
                 detached=connection.state == "detached",
             )
         )

@@ -26,7 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from connmon.cluster.export.prometheus import Fleet, label, limits_text
 from connmon.cluster.state.machine import StateMachine
-from connmon.protocol.document import PRESENT, QUANTILES
+from connmon.protocol.document import FIGURES, PRESENT
 from connmon.protocol.histogram import BUCKETS, bucket, of
 from connmon.protocol.rows import DatabaseRow, Figures, ProgramRow, Verdict
 from connmon.protocol.values import Times, VerdictWord
@@ -66,6 +66,8 @@ def fleet(*rows: ProgramRow | DatabaseRow) -> str:
 STATES = ("processes", "connections", "checked_out", "idle", "detached")
 #: By limit, and not by program.
 BY_LIMIT = ("left_out",)
+#: Prometheus makes its own quantiles of the histograms.
+QUANTILES = tuple(key for key in FIGURES if "_p50_" in key or "_p95_" in key or "_p99_" in key)
 #: Of the last minutes: Prometheus makes its own rates of the totals.
 LATELY = ("checkouts_per_second", "recent_timeouts")
 

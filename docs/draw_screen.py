@@ -1,7 +1,7 @@
 """Render a screen of the console as SVG: the image in the README.
 
     python -m tests.support.made_fleet    # run a node with the tests' fleet; it prints its port
-    python docs/picture.py docs/console.svg --host 127.0.0.1:PORT
+    python docs/draw_screen.py docs/console.svg --host 127.0.0.1:PORT
 
 The real console runs in a pseudo-terminal of 100 x 24. pyte keeps its screen, which is drawn character by
 character, with its colours.
