@@ -29,7 +29,7 @@ FAMILIES: Final[Mapping[str, str]] = {"mysql": "mysql", "mariadb": "mysql", "pos
 
 #: The largest session id of a PostgreSQL server: the pid of its process. On Linux the largest is
 #: PID_MAX_LIMIT of include/linux/threads.h, 4 * 1024 * 1024; on macOS and the BSDs 99,999.
-LARGEST_BACKEND: Final = 4 * 1024 * 1024
+LARGEST_BACKEND_ID: Final = 4 * 1024 * 1024
 
 Query: TypeAlias = Mapping[str, "str | Sequence[str]"]
 """The options of a URL."""

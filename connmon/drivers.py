@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from connmon.database_address import FAMILIES, LARGEST_BACKEND, UNKNOWN, DatabaseServer, of_socket
+from connmon.database_address import FAMILIES, LARGEST_BACKEND_ID, UNKNOWN, DatabaseServer, of_socket
 from connmon.interrupts import interrupted
 from connmon.protocol.values import LARGEST
 
@@ -77,7 +77,7 @@ class Driver:
         """Return whether a server of this kind can have this session id. If not, a pooler has made it up."""
         if number is None:
             return True
-        return 0 < number <= LARGEST_BACKEND if self.family == "postgresql" else number > 0
+        return 0 < number <= LARGEST_BACKEND_ID if self.family == "postgresql" else number > 0
 
     def server(self, connection: Any) -> ConnectedServer:
         """Return where it is connected."""

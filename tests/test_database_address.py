@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from connmon import drivers
 from connmon.database_address import (
-    LARGEST_BACKEND,
+    LARGEST_BACKEND_ID,
     UNKNOWN,
     DatabaseServer,
     comparable,
@@ -220,7 +220,7 @@ def test_a_connection_that_was_not_asked_is_nowhere() -> None:
     assert Location(info("db", 3306), PYMYSQL).address_of(entry(), info("db", 3306)) is None
 
 
-@pytest.mark.parametrize("number", [-5, LARGEST_BACKEND + 1, 2**32 - 1])
+@pytest.mark.parametrize("number", [-5, LARGEST_BACKEND_ID + 1, 2**32 - 1])
 def test_ids_of_a_pooler(number: int) -> None:
     """An id that no PostgreSQL can have shows a pooler; then no id there is the server's."""
     location = Location(info("db", 5432, "postgresql"), Driver("postgresql", "psycopg"))

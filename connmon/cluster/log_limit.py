@@ -32,6 +32,9 @@ class RateLimitedLog:
         self._at = clock()
         self._left_out = 0
 
+    def __repr__(self) -> str:
+        return f"<RateLimitedLog: {self._allowed:.1f} lines allowed, {self._left_out} left out>"
+
     def warning(self, message: str, *values: object) -> None:
         now = self._clock()
         settings = self._settings
@@ -72,6 +75,10 @@ class LimitLog:
         self._logged: dict[str, bool] = {}
         """What was last logged about each limit: whether it leaves something out."""
         self._at: dict[str, float] = {}
+
+    def __repr__(self) -> str:
+        reached = ", ".join(name for name, logged in self._logged.items() if logged)
+        return f"<LimitLog: reached: {reached or 'none'}>"
 
     def observe(self, left_out: Mapping[str, int], limits: Mapping[str, int]) -> None:
         """Log changes. Both arguments are by the limit's name; `limits` has their values."""

@@ -23,7 +23,7 @@ from connmon.protocol.snapshot import Snapshot
 from connmon.protocol.values import Grouping
 from connmon.reader import client
 from connmon.reader.cluster_status import ask
-from connmon.reader.recording import COMPLETE_EVERY, RECORDED, RecordedSnapshot, encode, first_line
+from connmon.reader.recording import COMPLETE_EVERY_SNAPSHOTS, RECORDED, RecordedSnapshot, encode, first_line
 from connmon.rotating_file import RotatingFile
 from connmon.signals import Terminated, terminable
 from connmon.version import __version__
@@ -40,6 +40,9 @@ class Rotating:
         first = first_line({"service": service, "software": __version__})
         self._file = RotatingFile(path, first, size, keep)
         self._begin(lambda: self._file.open(new=True))
+
+    def __repr__(self) -> str:
+        return f"<Rotating {self._file!r}>"
 
     def _begin(self, open_file: Callable[[], None]) -> None:
         path = self._file.path
@@ -76,6 +79,9 @@ class Recorder:
         self._client: client.Client | None = None
         self._nodes_again = 0.0
         self._snapshots: dict[Grouping, Snapshot] = {}
+
+    def __repr__(self) -> str:
+        return f"<Recorder of {self._service.name} by {self._client!r}>"
 
     def frame(self, complete: bool) -> RecordedSnapshot:
         """Return the next recorded snapshot. Raises ConnmonError where no node answers."""
@@ -143,7 +149,7 @@ def run(
             due = time.monotonic()
             while times is None or number < times:
                 try:
-                    frame = recorder.frame(since % COMPLETE_EVERY == 0)
+                    frame = recorder.frame(since % COMPLETE_EVERY_SNAPSHOTS == 0)
                     silent = False
                 except ConnmonError as error:
                     if file is None:

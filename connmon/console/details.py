@@ -22,7 +22,7 @@ from connmon.protocol.text import short_duration as duration
 #: More lines than all fields of a row need.
 MOST_LINES: Final = 10_000
 #: Frames below the own frame that are shown with it, where there is room.
-CALLERS: Final = 2
+CALLER_FRAMES: Final = 2
 #: Fields that are shown in another way, or that only the machine needs.
 _APART: Final = frozenset({
     "verdict", "verdict_reason", "stack", "problems", "instance", "call_site", "holder", "holder_in",
@@ -49,7 +49,7 @@ def lines(row: TableRow, width: int, most: int) -> list[Line]:
     frames = most - all_details.stack
     if all_details.own is None or all_details.own < most or frames < 1:
         return all_details.lines[:most]
-    begin = min(all_details.own + 1 - max(1, frames - CALLERS), len(all_details.lines) - frames)
+    begin = min(all_details.own + 1 - max(1, frames - CALLER_FRAMES), len(all_details.lines) - frames)
     above = begin - all_details.stack
     heading: Line = [(text.clip(f" stack, without its {above} innermost frames:", width), "")]
     return [*all_details.lines[: all_details.stack - 1], heading, *all_details.lines[begin : begin + frames]]

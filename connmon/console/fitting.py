@@ -27,7 +27,7 @@ RISING: Final = "▲"
 NARROW_WIDTH: Final = 60
 #: How much wider a path gets at a time, until rows look different, and how often at most: drawing a screen
 #: must not take long, whatever the names are.
-_PATH_STEP: Final = 4
+_PATH_STEP_CELLS: Final = 4
 _PATH_STEPS: Final = 20
 
 
@@ -178,7 +178,7 @@ def _with_wider_path(
             continue
         for place in cut:
             if place.column.write(row) != place.column.write(other):
-                wider = min(place.width + _PATH_STEP, _whole(natural, place))
+                wider = min(place.width + _PATH_STEP_CELLS, _whole(natural, place))
                 if wider <= _floor(natural, place):
                     continue  # it had that width already, and there was no room for it
                 return [

@@ -109,7 +109,11 @@ def _about(
     row_details = details.whole(selected[1], width)
     lines = len(row_details.lines)
     room = min(room, lines + 1)
-    top = 0 if row_details.own is None or row_details.own < room - 1 else row_details.own - details.CALLERS
+    top = (
+        0
+        if row_details.own is None or row_details.own < room - 1
+        else row_details.own - details.CALLER_FRAMES
+    )
     return room, Spread(lines, room - 1, max(0, min(top, lines + 1 - room)))
 
 

@@ -121,7 +121,7 @@ _GENERATOR: Final = 0x20 | 0x200  # synchronous and asynchronous ones
 _ENTERING: Final = frozenset({"__enter__", "__exit__", "__aenter__", "__aexit__"})
 _CONTEXTLIB: Final = contextlib.__file__
 _VARIABLE: Final = 0x04 | 0x08  # *args and **kwargs
-_LARGEST_BYTECODE: Final = 200
+_LARGEST_BYTECODE_BYTES: Final = 200
 _SEP: Final = os.sep
 _HERE: Final = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
 _SQLALCHEMY: Final = os.path.join(os.path.dirname(sqlalchemy.__file__), "")
@@ -308,7 +308,7 @@ def hands_on(code: CodeType) -> HandsOn | None:
     """Return where this function only hands on a call. None: nowhere."""
     wrapper = code.co_flags & _VARIABLE == _VARIABLE
     overrides = "super" in code.co_names and code.co_name in code.co_names
-    if not (wrapper or overrides) and (len(code.co_code) > _LARGEST_BYTECODE or not _parameters(code)):
+    if not (wrapper or overrides) and (len(code.co_code) > _LARGEST_BYTECODE_BYTES or not _parameters(code)):
         return None
     instructions = [step for step in dis.get_instructions(code) if step.opname != "CACHE"]
     if _passes_through(code, instructions):

@@ -91,6 +91,9 @@ class Sampling:
         self._at = self._changed = 0.0
         self._random = random.Random()  # so that the application's own random numbers stay as they are
 
+    def __repr__(self) -> str:
+        return f"<Sampling: one of {self.mean} checkouts, at most {self.rate:g} per second>"
+
     def due(self, now: float) -> bool:
         """Return whether there is room to note one more checkout, and take it."""
         rate = self.rate

@@ -64,6 +64,9 @@ class CallSiteReports:
         self._now = 0.0
         self._all = self._changed = False
 
+    def __repr__(self) -> str:
+        return f"<CallSiteReports: {len(self._parts)} pools, as of {self._now:.1f}>"
+
     def begin(self, now: float, *, everything: bool, all_changed: bool) -> None:
         """Begin a report: with every call site, or all that have changed, or only those that are due."""
         self._now, self._all, self._changed = now, everything, all_changed

@@ -61,6 +61,9 @@ class Location:
         """The one server that `described` returned last: the same object as in the pool's entries."""
         self._databases: dict[str, None] = {}
 
+    def __repr__(self) -> str:
+        return f"<Location: {len(self._seen)} servers, {len(self._databases)} databases>"
+
     def meet(self, entry: Located, connection: Any) -> None:
         """Ask a driver connection that was just made or found. May raise what the driver raises."""
         ask = self._ask

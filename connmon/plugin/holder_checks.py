@@ -78,6 +78,9 @@ class HolderChecks:
         """The connections that another thread works with than the one that took them."""
         self._random = random.Random()  # so that the application's own random numbers stay as they are
 
+    def __repr__(self) -> str:
+        return f"<HolderChecks: {len(self._chosen)} connections chosen>"
+
     def choose(self, accounts: Collection[PoolAccount], now: float) -> None:
         """Choose what to check for the next report, from who holds what at this moment."""
         self._chosen, self._with_stack, self._lent = set(), set(), set()

@@ -160,7 +160,7 @@ class Entry:
         self.since = 0.0
         """When the present hold began; 0.0: nobody holds it. Written before `checkouts`."""
         self.holder: Any = 0
-        """Who checked it out last, as `holder.holder_source` returned it."""
+        """Who checked it out last, as the account's `current_holder` returned it."""
         self.note_at = pool.first_noted_checkout
         """The call site of this checkout, counted from 1, is noted next; of earlier ones it is not."""
         self.noted_at = 0

@@ -94,6 +94,9 @@ class FoldLock:
         self.current = make_lock()
         self._failed_attempts, self._failing_since = 0, 0.0
 
+    def __repr__(self) -> str:
+        return f"<FoldLock {self.current!r}: {self._failed_attempts} failed attempts>"
+
     def acquire(self, wait_seconds: float = 0.0) -> Lock | None:
         """Return the lock, acquired, for the caller to release; None where another thread has it."""
         lock = self.current

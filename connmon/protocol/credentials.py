@@ -31,7 +31,7 @@ _OTHERS: Final = 0o007
 
 
 class TlsChannel(Protocol):
-    """The TLS of one connection (connmon.protocol.tls.Channel)."""
+    """The TLS of one connection (`connmon.protocol.tls.Channel`)."""
 
     plain: bool
     """The other side does not speak TLS."""

@@ -9,8 +9,8 @@
 - A quantile is the inverted distribution function, also called nearest rank: the smallest value that at least
   so many per cent of the values do not exceed (numpy's method "inverted_cdf"). Its bucket is exact. Within a
   bucket from a to b the quantile is 2ab/(a+b), whose error is the same at both bounds: at most (b-a)/(b+a).
-  So between the first bound and the last a quantile differs from the exact value by less than `ERROR` of it,
-  whatever the distribution.
+  So between the first bound and the last a quantile differs from the exact value by less than
+  `ERROR_FRACTION` of it, whatever the distribution.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BUCKETS: Final = len(BOUNDS) + 1
 
 #: The part of the exact quantile by which a quantile may differ from it. (The widest bucket allows 1/11, and
 #: each value is rounded to three digits.)
-ERROR: Final = 0.092
+ERROR_FRACTION: Final = 0.092
 
 #: The quantile in each bucket. Below the first bound and above the last one, that bound.
 _VALUES: Final = (
@@ -96,8 +96,8 @@ def merged(before: Histogram, changes: Histogram) -> Histogram:
 def quantile(histogram: Histogram, percent: int) -> float | None:
     """Return how many seconds `percent` (1 to 100) of the counted values took at most; None without any.
 
-    It differs from the exact quantile by less than `ERROR` of it. Values below the first bound count as that
-    bound, and values above the last one as that.
+    It differs from the exact quantile by less than `ERROR_FRACTION` of it. Values below the first bound count
+    as that bound, and values above the last one as that.
     """
     return quantiles(histogram, (percent,))[0]
 

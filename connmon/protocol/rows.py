@@ -29,7 +29,7 @@ from connmon.protocol.values import (
 
 
 class Quantiles(NamedTuple):
-    """Seconds that half, 95 % and 99 % of recent durations took at most, within `histogram.ERROR`.
+    """Seconds that half, 95 % and 99 % of recent durations took at most, within `histogram.ERROR_FRACTION`.
 
     None: there were no durations.
     """

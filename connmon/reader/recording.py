@@ -5,8 +5,8 @@ The format, which this version and later ones read:
 - The first line says what the file is: ``{"connmon": "recording", "version": 1, "service": ...}``.
 - Each further line is a `RecordedSnapshot`: the time, and a node's answers by grouping, as on the wire
   (arrays). With ``"complete": true`` it stands alone; otherwise it has the changes since the one before it.
-- The first recorded snapshot of a file is complete, and so is every `COMPLETE_EVERY`-th after it: to show
-  one, no more than that has to be read.
+- The first recorded snapshot of a file is complete, and so is every `COMPLETE_EVERY_SNAPSHOTS`-th
+  after it: to show one, no more than that has to be read.
 
 Rules kept here:
 
@@ -30,7 +30,7 @@ from connmon.protocol.values import Grouping
 
 VERSION: Final = 1
 #: This many recorded snapshots after a complete one, the next is complete.
-COMPLETE_EVERY: Final = 60
+COMPLETE_EVERY_SNAPSHOTS: Final = 60
 #: The longest first line.
 FIRST_LINE_BYTES: Final = 64 * 1024
 #: The groupings that are recorded; connection brings the rows of processes and pools as well.

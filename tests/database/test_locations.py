@@ -22,7 +22,7 @@ from sqlalchemy import URL, create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from connmon.database_address import LARGEST_BACKEND
+from connmon.database_address import LARGEST_BACKEND_ID
 from connmon.drivers import Driver
 from tests.database.quick import run_connmon
 from tests.database.test_sessions import PASSWORD, account
@@ -502,7 +502,7 @@ def test_pgbouncer(
         while True:  # one in a thousand of its ids could be a backend's
             case = stack.enter_context(opened(node, postgresql, url))
             number = Driver("postgresql", driver.removesuffix("_async")).session(case.raw)
-            if number is not None and not 0 < number <= LARGEST_BACKEND:
+            if number is not None and not 0 < number <= LARGEST_BACKEND_ID:
                 break
             stack.close()
 

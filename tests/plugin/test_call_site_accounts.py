@@ -170,11 +170,11 @@ def test_what_is_usual() -> None:
     account = CallSiteAccount(code("x"), 1)
     assert account.count().usual is None
     account.holds += [0.01] * 100
-    assert account.count().usual == pytest.approx(0.01, rel=histogram.ERROR)
+    assert account.count().usual == pytest.approx(0.01, rel=histogram.ERROR_FRACTION)
     for _ in range(3):
         account.holds += [2.0] * RECENT_HOLDS
         account.count()
-    assert account.count().usual == pytest.approx(2.0, rel=histogram.ERROR)
+    assert account.count().usual == pytest.approx(2.0, rel=histogram.ERROR_FRACTION)
 
 
 def test_the_share_is_that_of_all_checkouts() -> None:

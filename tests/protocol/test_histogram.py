@@ -13,7 +13,7 @@ from connmon.protocol.histogram import (
     BOUNDS,
     BUCKETS,
     EMPTY,
-    ERROR,
+    ERROR_FRACTION,
     Histogram,
     added,
     bucket,
@@ -39,7 +39,7 @@ def right(took: list[float]) -> bool:
     counts = of(took)
     shown = [quantile(counts, percent) for percent in PERCENTS]
     return all(
-        value is not None and abs(value - (true := exact(took, percent))) <= ERROR * true
+        value is not None and abs(value - (true := exact(took, percent))) <= ERROR_FRACTION * true
         for value, percent in zip(shown, PERCENTS, strict=True)
     )
 
@@ -137,6 +137,6 @@ def test_the_bound_by_construction() -> None:
     for low, high in itertools.pairwise(BOUNDS):
         shown = quantile({bucket(high): 1}, 50)
         assert shown is not None
-        assert shown - low <= ERROR * low
-        assert high - shown <= ERROR * high
-    assert ERROR < 0.1
+        assert shown - low <= ERROR_FRACTION * low
+        assert high - shown <= ERROR_FRACTION * high
+    assert ERROR_FRACTION < 0.1

@@ -4,7 +4,7 @@
   a scrape delays no report and no heartbeat, however many programs there are.
 - A node without quorum has its own metrics only: what it knows of the fleet is out of date, and would be
   taken for current.
-- Scrapes during the making of a page, or within `FRESH_SECONDS` after it, get the same page.
+- Scrapes during the making of a page, or within `fresh_seconds` after it, get the same page.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_left
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -25,19 +26,29 @@ from connmon.cluster.server import Server
 from connmon.protocol.batch import Batch
 from connmon.protocol.queries import NodeStatus, StatusQuery
 
-#: For which a page is served again.
-FRESH_SECONDS: Final = 0.5
-#: Programs and databases between two turns for other tasks.
-PIECE_ROWS: Final = 250
 #: The upper bounds of the buckets of the latency of commands.
 BOUNDS_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+@dataclass(frozen=True)
+class MetricsSettings:
+    """How often the page is made, and how."""
+
+    fresh_seconds: float = 0.5
+    """For which a page is served again."""
+    piece_rows: int = 250
+    """Programs and databases between two turns for other tasks."""
+
+
+SETTINGS: Final = MetricsSettings()
 
 
 class Metrics:
     """Makes the page. Counts what `server` applies from now on."""
 
-    def __init__(self, server: Server, replica: Replica) -> None:
+    def __init__(self, server: Server, replica: Replica, settings: MetricsSettings = SETTINGS) -> None:
         self._server = server
+        self._settings = settings
         self._replica = replica
         self._reports = 0
         self._batches = 0
@@ -59,7 +70,7 @@ class Metrics:
 
     async def page(self) -> bytes:
         """Return the page in Prometheus's text format."""
-        if self._server.clock() - self._made_at < FRESH_SECONDS:
+        if self._server.clock() - self._made_at < self._settings.fresh_seconds:
             return self._page
         if self._making is None:
             self._making = asyncio.get_running_loop().create_task(self._make())
@@ -78,9 +89,10 @@ class Metrics:
             fleet, state = Fleet(), self._replica.state
             pieces.append(limits_text(state.left_out(), state.forgotten).encode())
             keys = [key for key in state.groups if key[0] in METRIC_GROUPINGS]
-            for at in range(0, len(keys), PIECE_ROWS):
+            piece_rows = self._settings.piece_rows
+            for at in range(0, len(keys), piece_rows):
                 now = state.clock + self._replica.status.stale
-                for key in keys[at : at + PIECE_ROWS]:
+                for key in keys[at : at + piece_rows]:
                     group = state.groups.get(key)
                     if group is not None:  # else it was removed meanwhile
                         fleet.take(key, state.figures.of_group_sums(group), group.times, now)

@@ -61,9 +61,9 @@ class _LagWatch:
 class RaftGroup:
     """One node's member of a group. `others` are the names of the other nodes.
 
-    `carrier` takes messages to them. `journal` is the log on disk (storage.Journal, or a path for pysyncobj's
-    own) and `store` keeps the checkpoint; None: both are in memory only. `clock` is monotonic, in seconds.
-    `tick` and `receive` never block. Raises ConfigError (member.check_pysyncobj), and OSError and
+    `carrier` takes messages to them. `journal` is the log on disk (`storage.Journal`, or a path for
+    pysyncobj's own) and `store` keeps the checkpoint; None: both are in memory only. `clock` is monotonic, in
+    seconds. `tick` and `receive` never block. Raises ConfigError (member.check_pysyncobj), and OSError and
     ProtocolError if journal or store cannot be read.
     """
 

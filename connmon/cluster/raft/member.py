@@ -236,7 +236,7 @@ class _NoPoller:
 
 
 class _Core(_SyncObj):  # type: ignore[misc]
-    """pysyncobj with the methods of pysyncobj_check.REPLACED calling the hooks."""
+    """pysyncobj with the methods of `pysyncobj_check.REPLACED` calling the hooks."""
 
     def __init__(self, hooks: Hooks, *arguments: Any, **named: Any) -> None:
         self.hooks = hooks
@@ -254,7 +254,7 @@ class _Core(_SyncObj):  # type: ignore[misc]
 
 
 def _private(name: str) -> Any:
-    """Return access to a private attribute of pysyncobj, one of pysyncobj_check.ATTRIBUTES."""
+    """Return access to a private attribute of pysyncobj, one of `pysyncobj_check.ATTRIBUTES`."""
     key = f"_SyncObj__{name}"
 
     def get(member: Member) -> Any:
@@ -269,8 +269,9 @@ def _private(name: str) -> Any:
 class Member:
     """One member of the group. `others` are the names of the other members.
 
-    `journal` is the log on disk (storage.Journal, or a path for pysyncobj's own); None: in memory. `clock` is
-    monotonic, in seconds. Raises ConfigError, and OSError and ProtocolError if the journal cannot be read.
+    `journal` is the log on disk (`storage.Journal`, or a path for pysyncobj's own); None: in memory.
+    `clock` is monotonic, in seconds. Raises ConfigError, and OSError and ProtocolError if the journal cannot
+    be read.
     """
 
     deadline: float = _private("raftElectionDeadline")

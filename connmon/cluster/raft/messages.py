@@ -176,7 +176,7 @@ class Carrier(Protocol):
         """Send; False: there is no link to that node now."""
 
     def room(self, name: str) -> bool:
-        """Whether the link takes more than heartbeats now. `Group.roomy` is called when it does again."""
+        """Whether the link takes more than heartbeats now. `RaftGroup.roomy` is called when it does again."""
 
 
 def check_commands(message: Message) -> None:

@@ -199,7 +199,7 @@ class _Directory:
 
 
 class DataDir:
-    """The directory of a node, locked until `close`. It is the group's store (follower.Store).
+    """The directory of a node, locked until `close`. It is the group's store (`follower.Store`).
 
     Raises ConfigError if the directory cannot be made, locked or used.
     """
@@ -405,7 +405,7 @@ def _record(entry: _Entry) -> bytes:
 
 
 class Journal:
-    """The log, in memory and on disk: a journal for pysyncobj, by its method names (log.LogJournal).
+    """The log, in memory and on disk: a journal for pysyncobj, by its method names (`log.LogJournal`).
 
     `content` is what the file has; None: it is made. `flush_checkpoint` writes the checkpoint if the disk has
     not taken it yet; it raises OSError.

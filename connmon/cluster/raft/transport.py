@@ -309,7 +309,7 @@ class Peers:
     def __repr__(self) -> str:
         return f"<Peers of {self._node} {[*self._links.values(), *self._opening]}>"
 
-    # --- what the replica uses (messages.Carrier) ---
+    # --- what the replica uses (`messages.Carrier`) ---
 
     @property
     def names(self) -> tuple[str, ...]:

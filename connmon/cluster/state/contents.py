@@ -42,6 +42,9 @@ class Contents:
         self.turned_away = TurnedAway(self.now, limits.turned_away)
         self.recent_times = RecentTimes(self.now)
 
+    def __repr__(self) -> str:
+        return f"<Contents: version {self.now.version}, {len(self.processes)} processes, {self.groups!r}>"
+
     def places(self) -> int:
         """Return how many more processes may come in."""
         return places(self.processes, self.room, self.settings.limits.processes)

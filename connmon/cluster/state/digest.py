@@ -42,6 +42,9 @@ class Digests:
         """Epoch, version, digest."""
         self._rests_until = float("-inf")
 
+    def __repr__(self) -> str:
+        return f"<Digests: {len(self._waiting)} versions waited for>"
+
     def ask(self, state: Digestible, version: int, on_digest: OnDigest) -> None:
         """Have `on_digest` called, once, with the digest of that version; with None where it cannot be made.
 

@@ -59,6 +59,9 @@ class RowFigures:
         self._recent: dict[str, tuple[int, dict[int, Times]]] = {}
         """The recent times of one process's pools, as of its version."""
 
+    def __repr__(self) -> str:
+        return f"<RowFigures of {self._contents!r}>"
+
     def of_process(self, process: ProcessRecord) -> Figures:
         verdicts, timeouts = self._judge.of_own(process)
         return own_figures(

@@ -127,6 +127,9 @@ class Groups:
         self.forgotten = 0
         """Groups removed before their time because of the limit, since this replica was made or loaded."""
 
+    def __repr__(self) -> str:
+        return f"<Groups: {len(self.by_key)}, {len(self.gone)} gone>"
+
     def at(self, key: RowKey) -> Group:
         """Return the group; a new one where there is none."""
         group = self.by_key.get(key)

@@ -102,6 +102,9 @@ class Judge:
         self._loads_at = -1
         """The version as of which groups had last changed when the loads were summed."""
 
+    def __repr__(self) -> str:
+        return f"<Judge: {len(self._judged)} processes judged, {len(self.maxima)} server maxima>"
+
     def configure(self, thresholds: Thresholds, maxima: Maxima) -> None:
         """Judge by these from now on."""
         self.thresholds, self.maxima = thresholds, maxima
