@@ -18,11 +18,11 @@ from connmon.config import Address, Node, Service
 from connmon.console import actions, state
 from connmon.console.fetcher import Demand, Note, Position
 from connmon.console.replay import Player
+from connmon.console.rows import DatabaseUser
 from connmon.console.source import Want
 from connmon.console.state import ConsoleState, Reel, Refresh
 from connmon.errors import UsageError
 from connmon.protocol.credentials import OPEN
-from connmon.protocol.document import JsonProgram
 from connmon.reader.recording import Recording
 from tests.commands.test_cli import command, environment
 from tests.support.console_fakes import FLEET, NOVA, FakeNode
@@ -122,7 +122,7 @@ def test_all_views_of_a_replay(recorded: Path) -> None:
             here = actions.pressed(here, "enter")
     users = shown(player, Demand((Want("program", database=NOVA),), reel=Reel(4, playing=False)))
     ((_, row),) = users.tables[Want("program", database=NOVA)]
-    assert isinstance(row, JsonProgram)
+    assert isinstance(row, DatabaseUser)
     assert (row.program, row.figures.connections, row.figures.pools) == ("nova-api", 15, 3)
 
 

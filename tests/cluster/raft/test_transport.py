@@ -306,7 +306,7 @@ def test_a_link_and_a_role_tell_their_story_at_debug(caplog: pytest.LogCaptureFi
     async def body(trio: Trio) -> None:
         await trio.until(lambda: all(trio.replicas["node1"].status.connected.values()))
         replica = trio.replicas["node1"]
-        assert repr(replica).startswith("<Replica default/node1 <Group ")
+        assert repr(replica).startswith("<Replica default/node1 <RaftGroup ")
         assert "<PeerLink node2 127.0.0.1:" in repr(replica.peers)
         trio.stop("node1")
 
