@@ -40,7 +40,7 @@ from connmon.config import Address, Node, Service
 from connmon.console import layout, state, views
 from connmon.console.panes import page
 from connmon.console.source import Source, Want
-from connmon.console.state import Refresh, StateMachine
+from connmon.console.state import ConsoleState, Refresh
 from connmon.protocol import frames
 from connmon.protocol.batch import Batch
 from connmon.protocol.queries import HistoryQuery, Query, WaitsQuery
@@ -141,7 +141,7 @@ def screen_times(nodes: list[Node]) -> dict[str, float]:
         source = Source(want)
         for rows in client.ask(source.question()):
             source.apply(rows)
-        shown = StateMachine("", pages=(page("all", want),))
+        shown = ConsoleState("", pages=(page("all", want),))
         refresh = Refresh(source.head(), {want: source.rows()}, 1.0, "12:00:00")
         shown = state.refreshed(shown, refresh)
         shown = state.fitted(shown, layout.layout(shown, 200, 50).panes)

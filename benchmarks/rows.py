@@ -231,7 +231,8 @@ class Path:
 
     def batch(self) -> Batch | None:
         """Return the next batch; None where nothing waits."""
-        taken = self._queue.take(BatchSettings().batch_bytes)
+        settings = BatchSettings()
+        taken = self._queue.take(settings.batch_bytes, settings.batch_entries)
         return self.tick(tuple(waiting.message for waiting in taken)) if taken else None
 
     def tick(self, reports: tuple[Any, ...] = ()) -> Batch:
