@@ -52,8 +52,8 @@ class ProgramGroup(Struct, frozen=True, kw_only=True):
     hosts: int
 
 
-class PoolGroup(Struct, frozen=True, kw_only=True):
-    """A pool over all processes of a program on a host; None in a field in which these differ."""
+class SummedPools(Struct, frozen=True, kw_only=True):
+    """Several pools of one program on a host; None in a field in which they or their processes differ."""
 
     process: ProcessFields
     pool: PoolFields
@@ -62,19 +62,16 @@ class PoolGroup(Struct, frozen=True, kw_only=True):
     verdict: VerdictWord | None
     verdict_reason: str | None
     connects_per_second: float | None
+
+
+class PoolGroup(SummedPools, frozen=True, kw_only=True):
+    """A pool over all processes of a program on a host."""
+
     processes: int
 
 
-class DatabaseUser(Struct, frozen=True, kw_only=True):
-    """A program with pools of one database, from the rows of these pools; None where they differ."""
-
-    process: ProcessFields
-    pool: PoolFields
-    state: RowState | None
-    figures: FigureFields
-    verdict: VerdictWord | None
-    verdict_reason: str | None
-    connects_per_second: float | None
+class DatabaseUser(SummedPools, frozen=True, kw_only=True):
+    """A program with pools of one database."""
 
     @property
     def host(self) -> str:

@@ -472,17 +472,7 @@ def test_remains_are_those_of_the_database() -> None:
         max_overflow=None,
         timeout=None,
     )
-    two = PoolInfo(
-        url="postgresql:///x",
-        dialect="postgresql",
-        database_host="h2",
-        database_port=5432,
-        database="x",
-        pool_class="NullPool",
-        pool_size=None,
-        max_overflow=None,
-        timeout=None,
-    )
+    two = structs.replace(one, database_host="h2")
     for what in (one, two, two):
         Pool(ledger, what).checkout()
     report = taken(ledger.take(10.0))
