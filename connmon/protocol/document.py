@@ -367,7 +367,7 @@ ROW_TYPES: Final[Mapping[Grouping, type[Any]]] = {
 
 #: Fields that are no part of the contract: what only this reader knows.
 READER_ONLY: Final = frozenset({"connects_per_second", "server", "server_max", "server_capacity"})
-_PARTS: Final[Mapping[str, type[Any]]] = {
+PARTS: Final[Mapping[str, type[Any]]] = {
     "process": ProcessFields, "pool": PoolFields, "figures": FigureFields,
 }  # fmt: skip
 #: Figures that a grouping's rows are without: a process is one process, a pool one pool.
@@ -381,7 +381,7 @@ def _paths(by: Grouping) -> Iterator[tuple[str, str]]:
     """Yield each key of a grouping's rows with the path of its attribute."""
     for name in ROW_TYPES[by].__struct_fields__:
         # JsonPool.pool is a part; in JSON "pool" is a field of that part.
-        part = _PARTS.get(name)
+        part = PARTS.get(name)
         if part is not None:
             for field in part.__struct_fields__:
                 if name != "figures" or field not in WITHOUT.get(by, ()):
@@ -414,20 +414,6 @@ def cells(row: JsonRow) -> dict[str, Any]:
     if "stack" in flat:
         flat["stack"] = list(flat["stack"])
     return flat
-
-
-def typed(by: Grouping, flat: Mapping[str, Any]) -> Any:
-    """Return the row of a flat dict as in JSON. A key that the dict lacks is an unknown value."""
-    parts: dict[str, Any] = {}
-    for name in ROW_TYPES[by].__struct_fields__:
-        part = _PARTS.get(name)
-        if part is not None:
-            parts[name] = part(**{field: flat.get(field) for field in part.__struct_fields__})
-        elif name == "stack":
-            parts[name] = tuple(flat.get(name) or ())
-        else:
-            parts[name] = flat.get(name)
-    return ROW_TYPES[by](**parts)
 
 
 class Document(NamedTuple):

@@ -20,9 +20,10 @@ from connmon.database.reconcile import Look, is_settled, reconcile
 from connmon.database.reconcile_formats import CSV_KEYS, reconcile_csv, reconcile_json, reconcile_text
 from connmon.database.server_view import Listening, ServerView, Session
 from connmon.database_address import DatabaseServer, parse_server, parse_servers
-from connmon.protocol.document import JsonConnection, JsonPool, typed
+from connmon.protocol.document import JsonConnection, JsonPool
 from tests.protocol.test_snapshot import connection as connection_row
 from tests.protocol.test_snapshot import pool, process, shown
+from tests.support.json_rows import typed
 
 DB = DatabaseServer("10.0.0.9", 3306)
 NAMING = Naming("terminal")

@@ -21,10 +21,11 @@ from connmon.database.whois import parse_session, whois
 from connmon.database.whois_formats import whois_json, whois_text
 from connmon.database_address import DatabaseServer, names, parse_server, parse_servers
 from connmon.errors import ConfigError
-from connmon.protocol.document import JsonConnection, JsonPool, cells, typed
+from connmon.protocol.document import JsonConnection, JsonPool, cells
 from tests.database.quick import run_connmon
 from tests.protocol.test_snapshot import connection as connection_row
 from tests.protocol.test_snapshot import pool, process, shown, typed_document
+from tests.support.json_rows import typed
 from tests.support.nodes import RunningNode, running_node
 from tests.support.servers import Server
 from tests.support.waiting import wait_for

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connmon.protocol import verdicts
-from connmon.protocol.document import JsonDatabase, typed
+from connmon.protocol.document import JsonDatabase
 from connmon.protocol.values import HolderIn
 from connmon.protocol.verdicts import Hold, PoolFacts, Thresholds, judge, rank
 from connmon.reader.server_maxima import judged_by
+from tests.support.json_rows import typed
 
 #: A pool at work, with nothing wrong.
 WELL = PoolFacts(

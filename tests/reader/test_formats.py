@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from msgspec import structs
 from wcwidth import wcswidth
 
-from connmon.protocol.document import KEYS, Document, JsonCallSite, JsonDatabase, cells, typed
+from connmon.protocol.document import KEYS, Document, JsonCallSite, JsonDatabase, cells
 from connmon.protocol.rows import DatabaseRow, HostRow, ProgramRow
 from connmon.protocol.text import shortened
 from connmon.protocol.values import Grouping, VerdictWord
 from connmon.reader.formats import as_csv, as_json, as_table
 from connmon.reader.server_maxima import judged_by
 from tests.protocol.test_snapshot import FIGURES_1, connection, pool, process, typed_document
+from tests.support.json_rows import typed
 
 LEAK = {"verdict": "LEAK", "verdict_reason": "a connection has been held for 41s by a thread that has ended"}
 WELL = {"verdict": None, "verdict_reason": None}

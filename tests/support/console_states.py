@@ -27,12 +27,12 @@ from connmon.protocol.document import (
     JsonTotals,
     PoolFields,
     ProcessFields,
-    typed,
 )
 from connmon.protocol.queries import HistoryQuery
 from connmon.protocol.rows import Row
 from tests.support import made_fleet
 from tests.support.console_fakes import FLEET, answer, history
+from tests.support.json_rows import typed
 
 #: What the nodes say of themselves.
 NODES: list[dict[str, Any]] = [
