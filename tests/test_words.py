@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import words
+from tests.support.requirements import program
 from tests.support.words import Unwanted, main, text_files, unwanted
 
 #: One word and one phrase of the list; the tests of the check have none in their own text.
@@ -71,14 +72,26 @@ def test_paths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "nowhere" in capsys.readouterr().err
 
 
-def test_which_files(tmp_path: Path) -> None:
-    """The text files that git tracks are checked, without golden files and the list; without git, all are."""
-    names = ["a.py", "a.svg", "docs/a.rst", ".ci/run", "tests/golden/a.rst", "tests/support/words.py"]
-    for name in names:
-        path = tmp_path / name
+def make_files(directory: Path) -> None:
+    for name in (
+        "a.py", "a.svg", "docs/a.rst", ".ci/run", "tests/console/golden/a.rst", "tests/support/words.py",
+        ".tox/py/lib/b.py", "venv/pyvenv.cfg", "venv/lib/b.py",
+    ):  # fmt: skip
+        path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n")
+
+
+def test_which_files_without_git(tmp_path: Path) -> None:
+    """Without git all text files are checked, but for golden files, the list, environments and caches."""
+    make_files(tmp_path)
     assert text_files(tmp_path) == [".ci/run", "a.py", "docs/a.rst"]
+
+
+def test_which_files_of_git(tmp_path: Path) -> None:
+    """The text files that git tracks are checked, without golden files and the list."""
+    program("git")
+    make_files(tmp_path)
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
     subprocess.run(["git", "-C", tmp_path, "add", "a.py", "docs", "tests"], check=True)
     assert text_files(tmp_path) == ["a.py", "docs/a.rst"]

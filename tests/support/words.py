@@ -10,6 +10,7 @@ It needs nothing that is not in the standard library, so that a hook of git can 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -68,7 +69,7 @@ _SUFFIXES: Final = frozenset((".py", ".rst", ".toml", ".yml", ".yaml", ".sh", ".
 #: Text files without a suffix.
 _NAMES: Final = frozenset((".ci/run", "devstack/settings"))
 #: Files that tests compare with output, byte for byte: their words are the program's.
-_GOLDEN: Final = "tests/golden/"
+_GOLDEN: Final = "tests/console/golden/"
 
 #: Anything between the words of a phrase: also the end of a line, in a comment or between string literals.
 _GAP: Final = r"""(?:[\s"']|#:?)+"""
@@ -101,13 +102,13 @@ def unwanted(path: str, text: str) -> Iterator[Unwanted]:
 
 
 def text_files(root: Path) -> list[str]:
-    """Return the files to check, relative to the root: those that git tracks; without git, all files."""
+    """Return the files to check, relative to the root: those of git; without git, all of the tree."""
     git = ["git", "-C", str(root), "ls-files", "-z"]
     try:
         listed = subprocess.run(git, stdin=subprocess.DEVNULL, capture_output=True, check=True, text=True)
         names: Iterable[str] = listed.stdout.split("\0")
     except (OSError, subprocess.CalledProcessError):  # an unpacked sdist
-        names = (path.relative_to(root).as_posix() for path in root.rglob("*"))
+        names = _unpacked(root)
     return sorted(
         name
         for name in names
@@ -116,6 +117,18 @@ def text_files(root: Path) -> list[str]:
         and not name.startswith(_GOLDEN)
         and root.joinpath(name).is_file()  # not so for a file that is deleted and not yet committed
     )
+
+
+def _unpacked(root: Path) -> Iterator[str]:
+    """Yield the files of a tree without git, but not those of virtual environments, tox and caches."""
+    for directory, folders, names in os.walk(root):
+        place = Path(directory)
+        folders[:] = [
+            name
+            for name in folders
+            if (name == ".ci" or not name.startswith(".")) and not (place / name / "pyvenv.cfg").exists()
+        ]
+        yield from ((place / name).relative_to(root).as_posix() for name in names)
 
 
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
