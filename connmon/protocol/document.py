@@ -303,23 +303,49 @@ class JsonCallSite(Struct, frozen=True, kw_only=True, gc=False):
     waiting_now: int | None
     """Threads and tasks that wait there for a connection."""
     holds_total: int
-    """Holds that have ended, of processes that run or are lost."""
+    """Holds that have ended, of ended processes too."""
     hold_seconds_total: float
-    """What these took together."""
+    """How long connections taken there were held, present holds included. The call sites of a program sum to
+    all that it held."""
     database_seconds_total: float | None
-    """Always null."""
+    """Of these, the time in which the holder was in the database. Null: nobody has looked."""
     share: float | None
-    """Always null."""
+    """Its part of what its program on this host held in the last one to two minutes, from 0 to 1. Null:
+    nothing was held."""
+    mean_held: float | None
+    """Connections that it held on average in that time. Null, as the next five: not known."""
+    database_share: float | None
+    """The part of that time in which the holders were in the database, from 0 to 1."""
+    holds_per_second: float | None
+    """Holds that ended in that time, per second."""
+    mean_hold_seconds: float | None
+    """How long a hold took in that time, on average. Null also where none has ended."""
+    mean_waiting: float | None
+    """Threads and tasks that waited there for a connection, on average over that time."""
+    mean_waiting_caused: float | None
+    """How many waited for the pool because of its holds, on average over that time: while somebody waits,
+    each call site causes its part of what is held."""
+    where_shares: dict[str, float]
+    """Where the holders were in that time, from 0 to 1: database, waiting, own code, or what the application
+    has called. Empty: not known."""
+    where_seconds_total: dict[str, float]
+    """The same in seconds since first seen."""
+    waited_seconds_total: float | None
+    """How long threads and tasks have waited there for a connection."""
+    waiting_caused_seconds_total: float | None
+    """How long others have waited for the pool because of its holds."""
     longest_held_seconds: float | None
     """How long the connection held longest had been held at the last report."""
     usual_held_seconds: float | None
     """What 95 % of the latest holds took at most; of several processes the largest."""
     estimated: bool
-    """Whether only a sample of the checkouts is known by its line; counts are of that sample."""
+    """Whether only a sample of the checkouts is known by its line: holds and seconds are estimated then."""
     verdict: VerdictWord | None = None
     """The gravest verdict of its connections, or SATURATED for the line that fills a pool. Null: none."""
     verdict_reason: str | None = None
     """Its reason, in one line."""
+    stack: tuple[str, ...] = ()
+    """A recent stack of a holder, the innermost first. Empty: none is known."""
 
 
 class JsonTotals(Struct, frozen=True, kw_only=True, gc=False):

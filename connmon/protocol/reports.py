@@ -28,6 +28,7 @@ from connmon.protocol.values import (
     Text,
     Times,
     Totals,
+    Where,
 )
 
 #: How many pools and connections one report can have: they bound what a hostile report costs.
@@ -153,6 +154,24 @@ class Connection(Struct, frozen=True, array_like=True):
     """The line of the application where its holder is now; `call_site` is where the connection was taken."""
 
 
+class HoldProfile(Struct, frozen=True, array_like=True, gc=False):
+    """Where the connection time of one call site goes; of a process all of it is absolute.
+
+    The `held_ms` of a pool's call sites sum to the time that its connections were held.
+    """
+
+    holds: Count = 0
+    """Holds that have ended: counted, or estimated where only a sample of the checkouts is noted."""
+    held_ms: Count = 0
+    """Milliseconds of its ended and present holds together."""
+    waited_ms: Count = 0
+    """Milliseconds of ended and present waits for a connection at this call site."""
+    caused_ms: Count = 0
+    """Its part of the milliseconds that others waited for the pool while it held connections."""
+    where: Where = {}
+    """`held_ms` by where the holders were, as far as somebody looked; the rest is not known."""
+
+
 class SiteReport(Struct, frozen=True, array_like=True):
     """One call site that takes connections from one pool; its counts are absolute.
 
@@ -178,6 +197,10 @@ class SiteReport(Struct, frozen=True, array_like=True):
     """Seconds that 95 % of its latest holds took at most. None: none has ended yet."""
     share: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
     """The part of the pool's checkouts whose call site is known; 1: all."""
+    profile: HoldProfile | None = None
+    """None: the process does not know it (an earlier version)."""
+    stack: Annotated[tuple[Text, ...], Meta(max_length=16)] = ()
+    """A recent stack of a holder, the innermost frame first. Empty: as reported before, or none."""
 
 
 class Report(Struct, frozen=True, array_like=True, tag="report"):

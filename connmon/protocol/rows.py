@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeAlias, Union
 
 from msgspec import Struct
 
-from connmon.protocol.reports import PoolInfo, Process, ServerAddress, Usage
+from connmon.protocol.reports import HoldProfile, PoolInfo, Process, ServerAddress, Usage
 from connmon.protocol.values import (
     ConnectionState,
     Count,
@@ -201,6 +201,16 @@ class SiteRow(Struct, frozen=True, array_like=True, gc=False, tag="site"):
     are checked out of a saturated pool."""
     reason: str | None = None
     """The verdict's reason, in one line."""
+    profile: HoldProfile | None = None
+    """Since first seen, ended processes included. None: no process has reported one."""
+    recent: HoldProfile | None = None
+    """The same of the last one to two minutes."""
+    recent_seconds: Seconds = 0.0
+    """What `recent` covers."""
+    share: float | None = None
+    """Its part of `recent.held_ms` of its program on this host: 0 to 1. None: nothing was held."""
+    stack: tuple[str, ...] = ()
+    """A recent stack of a holder, the innermost frame first. Empty: none is known."""
 
     @property
     def key(self) -> RowKey:

@@ -18,6 +18,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -52,7 +53,7 @@ from connmon.protocol.rows import (
     Verdict,
 )
 from connmon.protocol.text import short_age
-from connmon.protocol.values import LOST, VerdictWord
+from connmon.protocol.values import IN_DATABASE, LOST, VerdictWord
 
 #: No age is longer than this, whatever a peer reports.
 LONGEST_SECONDS: Final = 1e12
@@ -185,6 +186,9 @@ def connection_rows(
 
 def _call_site(row: SiteRow) -> JsonCallSite:
     known = row.processes > 0  # else they are all lost
+    profile, recent, seconds = row.profile, row.recent, row.recent_seconds
+    held_ms = recent.held_ms if recent is not None else 0
+    looked_ms = sum(recent.where.values()) if recent is not None else 0
     return JsonCallSite(
         host=row.host,
         program=row.program,
@@ -193,16 +197,52 @@ def _call_site(row: SiteRow) -> JsonCallSite:
         held_now=row.held if known else None,
         in_database_now=row.in_database if known else None,
         waiting_now=row.waiting if known else None,
-        holds_total=row.holds,
-        hold_seconds_total=milliseconds(row.hold_ms / 1000.0),
-        database_seconds_total=None,  # unknown, as share
-        share=None,
+        holds_total=row.holds if profile is None else profile.holds,
+        hold_seconds_total=milliseconds((row.hold_ms if profile is None else profile.held_ms) / 1000.0),
+        database_seconds_total=_seconds_of(profile.where.get(IN_DATABASE, 0))
+        if profile is not None and profile.where
+        else None,
+        share=None if row.share is None else round(row.share, 4),
+        mean_held=_mean(held_ms / 1000.0, seconds) if recent is not None else None,
+        database_share=round(recent.where.get(IN_DATABASE, 0) / looked_ms, 4)
+        if recent is not None and looked_ms
+        else None,
+        holds_per_second=_mean(recent.holds, seconds) if recent is not None else None,
+        mean_hold_seconds=_nanoseconds(held_ms / 1000.0 / recent.holds)
+        if recent is not None and recent.holds
+        else None,
+        mean_waiting=_mean(recent.waited_ms / 1000.0, seconds) if recent is not None else None,
+        mean_waiting_caused=_mean(recent.caused_ms / 1000.0, seconds) if recent is not None else None,
+        where_shares=_shares(recent.where, looked_ms) if recent is not None else {},
+        where_seconds_total={}
+        if profile is None
+        else {where: _seconds_of(ms) for where, ms in _largest_first(profile.where)},
+        waited_seconds_total=None if profile is None else _seconds_of(profile.waited_ms),
+        waiting_caused_seconds_total=None if profile is None else _seconds_of(profile.caused_ms),
         longest_held_seconds=(_lasted(row.reported, row.held_since) or 0.0) if known else None,
         usual_held_seconds=_nanoseconds(row.usual),
         estimated=row.estimated,
         verdict=row.verdict,
         verdict_reason=row.reason,
+        stack=row.stack,
     )
+
+
+def _seconds_of(ms: int) -> float:
+    return milliseconds(ms / 1000.0)
+
+
+def _mean(total: float, seconds: float) -> float | None:
+    """Return the mean over these seconds. None: there were none."""
+    return milliseconds(total / seconds) if seconds > 0.0 else None
+
+
+def _largest_first(where: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(where.items(), key=lambda entry: (-entry[1], entry[0]))
+
+
+def _shares(where: Mapping[str, int], looked_ms: int) -> dict[str, float]:
+    return {label: round(ms / looked_ms, 4) for label, ms in _largest_first(where) if ms} if looked_ms else {}
 
 
 def aged_row(source: Row, row: JsonRow, process: ProcessFields | None, clock: float) -> JsonRow:

@@ -50,6 +50,17 @@ HolderIn: TypeAlias = Literal["database", "application", "waiting", "elsewhere",
 Where the function is unknown, `application` stands for `elsewhere` too.
 """
 
+Where: TypeAlias = Annotated[Mapping[Name, Count], Meta(max_length=16)]
+"""Milliseconds of holds by where their holders were; see the module `profile` of the plugin.
+
+`database`: the driver is innermost, or an await in it. `waiting`: it waits for another connection of a pool.
+`own code`: it runs the application's own lines. `event loop`: its task is ready, and the loop is busy.
+`other connection`: the driver is innermost, with a connection that the holder took later. `elsewhere`,
+`ended`: as in `HolderIn`. `(other)`: labels without an entry of their own. Every other label is the package
+that the application has called, such as `requests`, or a function of Python's own library: `time.sleep`.
+"""
+IN_DATABASE: Final = "database"
+
 VerdictWord: TypeAlias = Literal[
     "LEAK", "BLOCKED", "SATURATED", "TIMEOUTS", "LOST", "SLOW CONNECT", "OVERCOMMIT"
 ]  # fmt: skip
