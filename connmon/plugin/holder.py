@@ -85,6 +85,7 @@ class Tracing(NamedTuple):
 
     trace: Literal["auto", "all", "off"] = "auto"
     held: float = 30.0
+    profile_hz: float = 10.0
 
 
 # --- At the checkout ------------------------------------------------------------------------
