@@ -129,8 +129,6 @@ class Ledger:
         """Which checkouts have their call site noted, of all pools together."""
         self._checkouts = 0
         """Of all pools, as last counted."""
-        self.profile_hz = 0.0
-        """How often a second, on average, the holders are looked at. 0: never."""
         self._ending = False
         self._sequence = 0
         self._base = 0
@@ -227,15 +225,6 @@ class Ledger:
                 if pool_sum.moved_after is not None and pool_sum.moved_after < sequence:
                     pool_sum.moved_after = None
 
-    @property
-    def busy(self) -> bool:
-        """Whether anything is checked out, or somebody waits."""
-        live = self.process.live
-        return live.checked_out > 0 or live.waiting > 0
-
-    def look(self, now: float, late: float) -> None:
-        """Look where the holders are. A stand-in."""
-
     def take_over(self) -> None:
         """Go on in another thread; the one before is gone, maybe in the middle of folding."""
         self.process.fold_lock.replace()
@@ -274,8 +263,7 @@ class Ledger:
         self._call_site_reports.begin(now, everything=full, all_changed=self._ending)
         longest_wait = max([age(now, figures.waits_since) or 0.0 for figures in counted], default=0.0)
         process_peaks = self.process.live.collect(longest_wait)
-        if process_peaks.checked_out or process_peaks.waiting or any(f.gauges.detached for f in counted):
-            self._busy_until = now + self.settings.accounts.profile.busy_seconds
+        self._note_busy(now, process_peaks, counted)
         self._unacknowledged = highest(self._unacknowledged, process_peaks)
         self._unlisted, self._holder_bytes_left = 0, self.settings.holder_bytes
         pools: list[PoolReport] = []
@@ -298,10 +286,8 @@ class Ledger:
             account.closed_connections = []
             row = account if pool_sum is None else pool_sum
             connections += self._connections(account.entries.values(), row.number, row.info, now, full)
-            if pool_sum is None:
-                call_sites += self._call_site_reports.of(account, figures.totals.checkouts)
-            else:
-                self._call_site_reports.sum_up(account, figures.totals.checkouts)
+            checkouts = figures.totals.checkouts
+            call_sites += self._call_site_reports.of(account, checkouts, summed=pool_sum is not None)
         pools += self._sum_reports(now, full, self._unacknowledged)
         call_sites += self._call_site_reports.others(self.process.call_site_room)
         has_news = bool(pools or connections or closed_connections or self._closed_pools or call_sites)
@@ -327,6 +313,12 @@ class Ledger:
             sites=tuple(call_sites),
         )
 
+    def _note_busy(self, now: float, peaks: Peaks, counted: Iterable[PoolFigures]) -> None:
+        """Have looks go on for a while, where something was held or waited for since the last report."""
+        detached = any(figures.gauges.detached for figures in counted)
+        if peaks.checked_out or peaks.waiting or detached:
+            self._busy_until = now + self.settings.accounts.profile.busy_seconds
+
     def _count_pools(self, now: float) -> list[PoolFigures]:
         """Fold and count each pool; its peaks become part of the unacknowledged ones."""
         for pool_sum in self._sums.values():
@@ -338,7 +330,7 @@ class Ledger:
                 call_site.count_ended()
             gauges, totals, held_since = account.count(now)
             account.settle(gauges, totals, now)
-            account.settle_profile(totals, now)
+            account.settle_time(totals, now)
             waits_since = min(account.waits.copy().values(), default=None)
             peaks = account.live.collect(age(now, waits_since) or 0.0)
             account.unacknowledged = highest(account.unacknowledged, peaks)
@@ -527,7 +519,7 @@ class Ledger:
             remains.ended = plus(remains.ended, totals)
             remains.inherit(account.times())
             heirs = account.call_sites.hand_over(remains.call_sites)
-            remains.profile.absorb(account.profile, heirs)
+            remains.time.profile.absorb(account.time.profile, heirs)
             remains.closed_connections += account.closed_connections
             if account.reported is not None:
                 self._closed_pools.append(account.number)

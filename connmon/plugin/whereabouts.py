@@ -56,6 +56,8 @@ class Held(NamedTuple):
     """The function that took the connection. None: not noted."""
     since: float
     """When the hold began, in seconds of the monotonic clock."""
+    newest: bool = True
+    """Whether the holder has taken no other connection since that it still holds."""
 
 
 class Look(NamedTuple):
@@ -65,6 +67,8 @@ class Look(NamedTuple):
     """A label of `values.Where`. None: it cannot be found out."""
     places: tuple[Place, ...]
     """Its stack, the innermost frame first; at most `STACK_FRAMES`."""
+    application: tuple[Place, ...] = ()
+    """The application's frames among them and further out, as far as the server; at most `STACK_FRAMES`."""
 
 
 # --- What is known of a code object ---------------------------------------------------------
@@ -220,7 +224,9 @@ def looks(held: Sequence[Held], stacks: Sequence[Stack], codes: Codes) -> list[L
     found = []
     for hold, stack in zip(held, stacks, strict=True):
         try:
-            found.append(_look(hold, stack, codes, mine=hold.since >= newest[_identity(hold.holder)]))
+            found.append(
+                _look(hold, stack, codes, mine=hold.newest and hold.since >= newest[_identity(hold.holder)])
+            )
         except Exception as error:
             if interrupted(error):
                 raise
@@ -232,7 +238,22 @@ def _look(hold: Held, stack: Stack, codes: Codes, *, mine: bool) -> Look:
     if not stack.frames:
         return Look(ENDED if stack.ended else None, ())
     at = _application(hold.code, stack, codes)
-    return Look(_where(hold.code, stack, codes, at, mine), _shown(stack, codes, at))
+    where = _where(hold.code, stack, codes, at, mine)
+    return Look(where, _shown(stack, codes, at), _of_application(stack, codes))
+
+
+def _of_application(stack: Stack, codes: Codes) -> tuple[Place, ...]:
+    """Return the frames of the application and of libraries, the innermost first, as far as the server."""
+    places: list[Place] = []
+    for code, offset in stack.frames:
+        kind = codes.kind(code)
+        if kind == call_site.SERVER:
+            break
+        if kind <= call_site.HANDS_ON:
+            places.append(codes.place(code, offset))
+            if len(places) == STACK_FRAMES:
+                break
+    return tuple(places)
 
 
 def _shown(stack: Stack, codes: Codes, at: int | None) -> tuple[Place, ...]:
@@ -374,7 +395,7 @@ def lend(
     lendable = [number for number, hold in enumerate(held) if _lendable(hold, found[number])]
     lendable.sort(key=lambda number: held[number].since, reverse=True)
     lent = set(lendable[:strangers])
-    return [Look(IN_DATABASE, look.places) if number in lent else look for number, look in enumerate(found)]
+    return [look._replace(where=IN_DATABASE) if number in lent else look for number, look in enumerate(found)]
 
 
 def _lendable(hold: Held, look: Look) -> bool:
