@@ -22,7 +22,7 @@ import time
 import timeit
 import weakref
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
 from time import sleep
 from types import CodeType
@@ -554,6 +554,37 @@ async def uses_a_thread() -> None:
     await asyncio.to_thread(time.sleep, 0.5)
 
 
+async def generates() -> AsyncIterator[int]:
+    await asyncio.Event().wait()
+    yield 1
+
+
+@contextlib.asynccontextmanager
+async def provides() -> AsyncIterator[int]:
+    async for number in generates():
+        yield number
+
+
+async def enters() -> None:
+    async with provides():
+        pass
+
+
+async def asks_for_the_next() -> None:
+    await anext(generates(), None)
+
+
+class Awaitable:
+    """Stands for a coroutine."""
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return sleeps().__await__()
+
+
+async def awaits_another_object() -> None:
+    await Awaitable()
+
+
 @pytest.mark.parametrize(
     ("function", "where"),
     [
@@ -562,6 +593,9 @@ async def uses_a_thread() -> None:
         (waits_with_a_limit, "asyncio.wait_for"),
         (waits_for_a_future, "asyncio.Future"),
         (uses_a_thread, "asyncio.to_thread"),
+        (enters, "asyncio.wait"),
+        (asks_for_the_next, "asyncio.wait"),
+        (awaits_another_object, "asyncio.sleep"),
     ],
 )
 def test_what_a_task_awaits(function: Callable[[], Any], where: str) -> None:
@@ -900,6 +934,56 @@ def test_few_code_objects_are_known() -> None:
 
 def traced(frame: Any, event: str, _: Any) -> Any:
     return traced
+
+
+def test_debugger(looks: list[Held]) -> None:
+    """What a debugger has changed in a function's variables stays, while its thread is looked at."""
+    failures: list[BaseException] = []
+
+    def changed(frame: Any, event: str, _: Any) -> Any:
+        if frame.f_code is not counts.__code__:
+            return None
+        if event == "line" and frame.f_locals.get("number") == 7:
+            frame.f_locals["number"] = 1000
+        return changed
+
+    def counts() -> int:
+        number = 0
+        for _ in range(20):
+            number += 1
+            sum(range(50))
+        return number
+
+    def works() -> None:
+        looks.append(Held(stacks.mark(), counts.__code__, 1.0))
+        sys.settrace(changed)
+        try:
+            for _ in range(500):
+                assert counts() == 1013
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            sys.settrace(None)
+
+    thread = threading.Thread(target=works)
+    thread.start()
+    thread.join(120)
+    assert not failures
+
+
+def test_deep_recursion() -> None:
+    """Where not all of a deep stack is read, a function further out is not thought to have returned."""
+
+    def deep(levels: int) -> None:
+        if levels:
+            deep(levels - 1)
+        else:
+            threading.Event().wait(PAUSE)
+
+    def takes() -> None:
+        deep(stacks.FRAMES_READ)
+
+    comes_to(takes, "threading.wait")
 
 
 @pytest.mark.parametrize("tool", ["settrace", "setprofile", "monitoring", "none"])
