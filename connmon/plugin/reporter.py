@@ -414,7 +414,7 @@ class Reporter:
     def _wait_and_look(self, poller: Any, due: float, uplinks: list[Uplink], prepared: bool) -> Any:
         """Poll until then, or until a look is due, and look; return what the poll has returned."""
         schedules: list[tuple[Ledger, LookSchedule]] = []
-        if not (self._leaving or self._preparing):
+        if not (self._leaving or self._preparing or self._ending):
             now = monotonic()
             schedules = [(uplink.ledger, self._schedules[uplink.ledger]) for uplink in uplinks]
             for ledger, schedule in schedules:

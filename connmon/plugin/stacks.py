@@ -23,7 +23,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Mapping
-from types import CodeType, FrameType
+from types import AsyncGeneratorType, CodeType, CoroutineType, FrameType, GeneratorType
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from connmon.plugin import unpatched
@@ -33,7 +33,7 @@ Holder: TypeAlias = Any
 """A thread's mark or its number, or a weak reference to a task or a greenlet."""
 
 #: The most frames of a stack that are read.
-FRAMES_READ: Final = 1000
+FRAMES_READ: Final = 400
 _active: Final[dict[int, threading.Thread]] = getattr(threading, "_active", {})
 
 
@@ -86,7 +86,7 @@ class Stack(NamedTuple):
     ready: bool = False
     """Whether what the task waits for is done: it could go on."""
     complete: bool = True
-    """Whether no frames are missing between the innermost and the outermost ones."""
+    """Whether all frames were read."""
     ended: bool | None = None
     """Whether thread, task or greenlet has ended, where there are no frames; None: not known."""
 
@@ -141,11 +141,17 @@ def _stack(holder: Holder, threads: Threads) -> Stack:
 def _of_thread(ident: int, threads: Threads) -> Stack:
     frame = threads.get(ident)
     if frame is not None:
-        return Stack(upwards(frame), frame.f_globals)
+        return _from(frame)
     thread = _active.get(ident)
     if thread is None or isinstance(thread, threading._DummyThread) or not thread.is_alive():
         return Stack([], ended=True)
     return NO_STACK
+
+
+def _from(frame: FrameType) -> Stack:
+    """Return the stack whose innermost frame this is."""
+    frames = upwards(frame)
+    return Stack(frames, frame.f_globals, complete=len(frames) < FRAMES_READ)
 
 
 def upwards(frame: FrameType | None) -> list[tuple[CodeType, int]]:
@@ -185,7 +191,7 @@ def _of_running_task(task: Any, outermost: FrameType | None, threads: Threads) -
         return NO_STACK
     for frame in threads.values():
         if _runs(frame, outermost):
-            return Stack(upwards(frame), frame.f_globals)
+            return _from(frame)
     # It is in SQLAlchemy's greenlet, whose stack does not lead to the task's.
     frame_of_loop = threads.get(getattr(task.get_loop(), "_thread_id", None) or 0)
     own = [(outermost.f_code, outermost.f_lasti)]
@@ -211,9 +217,8 @@ def _awaited(coroutine: Any) -> tuple[list[tuple[CodeType, int]], dict[str, Any]
     frames: list[tuple[CodeType, int]] = []
     variables: dict[str, Any] | None = None
     while len(frames) < FRAMES_READ:
-        frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "gi_frame", None)
-        if frame is None:
-            frame = getattr(coroutine, "ag_frame", None)
+        coroutine = _wrapped(coroutine)
+        frame = _attribute(coroutine, "cr_frame", "gi_frame", "ag_frame")
         if frame is None:
             break
         frames.append((frame.f_code, frame.f_lasti))
@@ -223,10 +228,35 @@ def _awaited(coroutine: Any) -> tuple[list[tuple[CodeType, int]], dict[str, Any]
             if inner is not None:
                 frames.extend(reversed(upwards(inner)))
                 variables = inner.f_globals
-        awaited = getattr(coroutine, "cr_await", None)
-        coroutine = awaited if awaited is not None else getattr(coroutine, "gi_yieldfrom", None)
+        coroutine = _attribute(coroutine, "cr_await", "gi_yieldfrom", "ag_await")
     frames.reverse()
     return frames, variables
+
+
+def _attribute(coroutine: Any, *names: str) -> Any:
+    """Return the first of these attributes that is there and not None."""
+    return next((value for name in names if (value := getattr(coroutine, name, None)) is not None), None)
+
+
+#: What Python itself awaits in place of a coroutine or an asynchronous generator, by their types' names.
+_WRAPPING: Final = frozenset(
+    {"async_generator_asend", "async_generator_athrow", "coroutine_wrapper", "anext_awaitable"}
+)
+_WRAPPED: Final = (CoroutineType, AsyncGeneratorType, GeneratorType)
+
+
+def _wrapped(awaited: Any) -> Any:
+    """Return the coroutine or generator that an object of Python's own stands for; else the object."""
+    for _ in range(3):  # anext() with a default wraps twice
+        if type(awaited).__name__ not in _WRAPPING:
+            break
+        inner = [one for one in gc.get_referents(awaited) if type(one) in _WRAPPED or _wraps(one)]
+        awaited = inner[0] if inner else None
+    return awaited
+
+
+def _wraps(referent: Any) -> bool:
+    return type(referent).__name__ in _WRAPPING
 
 
 def _frame_of_greenlet(coroutine: Any, frame: FrameType) -> FrameType | None:
@@ -252,7 +282,7 @@ def _frame_of_greenlet(coroutine: Any, frame: FrameType) -> FrameType | None:
 def _of_greenlet(greenlet: Any, threads: Threads) -> Stack:
     frame = greenlet.gr_frame
     if frame is not None:
-        return Stack(upwards(frame), frame.f_globals)
+        return _from(frame)
     if greenlet.dead:
         return Stack([], ended=True)
     if not greenlet:  # it has not started
