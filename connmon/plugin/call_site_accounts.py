@@ -82,6 +82,30 @@ class Whereabouts(NamedTuple):
     """The innermost frame first."""
 
 
+class Held(NamedTuple):
+    """A held connection that a look is about."""
+
+    holder: Any
+    """A thread's mark or its number, or a weak reference to a task or a greenlet."""
+    code: CodeType | None
+    """The function that took the connection. None: not noted."""
+    since: float
+    """When the hold began, in seconds of the monotonic clock."""
+    newest: bool = True
+    """Whether the holder has taken no other connection since that it still holds."""
+
+
+class Look(NamedTuple):
+    """Where the holder of one connection is."""
+
+    where: str | None
+    """A label of `values.Where`. None: it cannot be found out."""
+    places: tuple[CallSite, ...]
+    """Its stack, the innermost frame first; at most `whereabouts.STACK_FRAMES`."""
+    application: tuple[CallSite, ...] = ()
+    """The application's frames, also those further out, as far as the server; as many at most."""
+
+
 class Sampling:
     """Which checkouts of a process have their call site noted."""
 

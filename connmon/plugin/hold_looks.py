@@ -21,11 +21,10 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from connmon.plugin.call_site_accounts import CallSiteAccount
+from connmon.plugin.call_site_accounts import CallSiteAccount, Held, Look
 from connmon.plugin.hold_profile import YOUNG_SECONDS, Lateness, ProfileSettings
 from connmon.plugin.holder_checks import Holders
 from connmon.plugin.pool_account import Entry, PoolAccount
-from connmon.plugin.whereabouts import Held, Look
 
 
 class _Holding(NamedTuple):

@@ -26,9 +26,8 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import Any, Final, Protocol
 
-from connmon.plugin.call_site_accounts import CallSiteAccount, Whereabouts
+from connmon.plugin.call_site_accounts import CallSiteAccount, Held, Look, Whereabouts
 from connmon.plugin.pool_account import Entry, PoolAccount
-from connmon.plugin.whereabouts import Held, Look
 from connmon.protocol.values import OTHER_CALL_SITES
 
 

@@ -23,11 +23,12 @@ import sys
 import weakref
 from collections.abc import Collection, Mapping, Sequence
 from types import CodeType
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from connmon.interrupts import interrupted
 from connmon.plugin import call_site, called
 from connmon.plugin.call_site import FrameKinds, Place
+from connmon.plugin.call_site_accounts import Held, Look
 from connmon.plugin.stacks import Holder, Stack, ThreadMark, line_of
 from connmon.protocol.values import IN_DATABASE
 
@@ -46,29 +47,6 @@ LABEL_CHARACTERS: Final = 64
 STACK_FRAMES: Final = 16
 #: If a stack is longer, this many of its frames are further in than the application's innermost one.
 INNER_FRAMES: Final = 7
-
-
-class Held(NamedTuple):
-    """A held connection that a look is about."""
-
-    holder: Holder
-    code: CodeType | None
-    """The function that took the connection. None: not noted."""
-    since: float
-    """When the hold began, in seconds of the monotonic clock."""
-    newest: bool = True
-    """Whether the holder has taken no other connection since that it still holds."""
-
-
-class Look(NamedTuple):
-    """Where the holder of one connection is."""
-
-    where: str | None
-    """A label of `values.Where`. None: it cannot be found out."""
-    places: tuple[Place, ...]
-    """Its stack, the innermost frame first; at most `STACK_FRAMES`."""
-    application: tuple[Place, ...] = ()
-    """The application's frames among them and further out, as far as the server; at most `STACK_FRAMES`."""
 
 
 # --- What is known of a code object ---------------------------------------------------------

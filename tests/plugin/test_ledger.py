@@ -29,11 +29,10 @@ from sqlalchemy.pool import NullPool
 
 from connmon.cluster.state.machine import StateMachine
 from connmon.cluster.state.times import added_times, unpacked
-from connmon.plugin.call_site_accounts import Whereabouts
+from connmon.plugin.call_site_accounts import Held, Look, Whereabouts
 from connmon.plugin.ledger import Ledger, LedgerSettings
 from connmon.plugin.pool import instrument
 from connmon.plugin.pool_account import KEY, PoolAccount, Token, highest, within_peaks
-from connmon.plugin.whereabouts import Held, Look
 from connmon.protocol import histogram
 from connmon.protocol.batch import Batch
 from connmon.protocol.frames import REPORT_BYTES, frame

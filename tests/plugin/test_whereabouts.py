@@ -36,7 +36,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 import connmon.plugin
 from connmon.plugin import called, holder, stacks
-from connmon.plugin.whereabouts import LABEL_CHARACTERS, Codes, Held, Look
+from connmon.plugin.call_site_accounts import Held, Look
+from connmon.plugin.whereabouts import LABEL_CHARACTERS, Codes
 from tests.support.requirements import needs, needs_driver
 from tests.support.servers import Server
 from tests.support.site import ROOT
