@@ -238,7 +238,7 @@ class Sessions:
     def __str__(self) -> str:
         lines = [f"{self.looks} looks at the servers' session lists:"]
         lines += [
-            f"  {program:24} executing {active / self.looks:5.2f}  idle in transaction {held / self.looks:5.2f}"
+            f"  {program:22} executing {active / self.looks:5.2f}  in transaction {held / self.looks:5.2f}"
             for program, (active, held) in sorted(self.counts.items())
         ]
         return "\n".join(lines)
