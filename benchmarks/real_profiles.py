@@ -46,7 +46,6 @@ EXTRAS: Final = {
     "fastapi": ["psycopg2-binary", "asyncpg", "uvicorn"],
 }
 ENDPOINTS: Final = ("report", "checkout", "forecast", "one")
-WARM_UP_SECONDS: Final = 120.0
 CONNMON: Final = "import sys; from connmon.commands.cli import main; sys.exit(main())"
 
 
@@ -272,6 +271,9 @@ def main() -> int:
         "--directory", type=Path, default=Path("services"), help="where the environments are kept"
     )
     parser.add_argument("--seconds", type=float, default=60.0, help="how long is measured (default: 60)")
+    parser.add_argument(
+        "--warm-up", type=float, default=120.0, help="seconds of load before that (default: 120)"
+    )
     options = parser.parse_args()
     programs = options.programs or list(EXTRAS)
     if unknown := set(programs) - set(EXTRAS):
@@ -281,11 +283,11 @@ def main() -> int:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(connmond(directory))
         bench = Bench(directory, options.directory.absolute(), stack)
-        measure(bench, programs, options.seconds)
+        measure(bench, programs, options.warm_up, options.seconds)
     return 0
 
 
-def measure(bench: Bench, programs: list[str], seconds: float) -> None:
+def measure(bench: Bench, programs: list[str], warm_up: float, seconds: float) -> None:
     servers: list[Any] = []
     addresses: list[str] = []
     if "placement" in programs:
@@ -299,7 +301,7 @@ def measure(bench: Bench, programs: list[str], seconds: float) -> None:
         airflow(bench, servers[-1])
     if "fastapi" in programs:
         addresses = fastapi(bench, servers[-1])
-    time.sleep(WARM_UP_SECONDS)
+    time.sleep(warm_up)
     sessions = Sessions(bench, servers)
     before, began = [own_times(address) for address in addresses], time.monotonic()
     profile = subprocess.Popen(
