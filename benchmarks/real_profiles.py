@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import psycopg
 import psycopg.conninfo
 import pymysql
+from names import end
 from overhead import HOST, LAUNCH, _port, connmond
 from services import SERVICES, environment
 from sqlalchemy import make_url
@@ -69,8 +70,7 @@ class Bench:
                 launch, cwd=self.directory, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 env={**os.environ, "CONNMON_CONFIG": str(self.config), **(env or {})},
             )  # fmt: skip
-        self.stack.callback(process.wait)
-        self.stack.callback(process.terminate)
+        self.stack.callback(end, process)
 
     def python(self, service: str) -> Path:
         """Return the Python of the service's environment."""
