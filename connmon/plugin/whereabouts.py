@@ -11,8 +11,11 @@ Rules:
 4. Else the label is what the application's innermost frame has called: the package, or for Python's own
    library the function. What only wraps calls does not count where it leads further (`_WRAPPERS`).
 5. A connection may be handed to another thread (`holder_checks.py`, rule 4): see `lend`.
-6. Labels are few: names of packages and of functions of Python's library, never a number, an id or a path.
-7. What is known of a code object is kept as `call_site.FrameKinds` keeps kinds, and for as long.
+6. The function that took the connection is often gone: a helper has made the first query, and the function
+   that called it goes on with the transaction. So a holder is `elsewhere` only if no function of the
+   application is on its stack, or if it has taken another connection since.
+7. Labels are few: names of packages and of functions of Python's library, never a number, an id or a path.
+8. What is known of a code object is kept as `call_site.FrameKinds` keeps kinds, and for as long.
 """
 
 from __future__ import annotations
@@ -276,11 +279,12 @@ def _where(taker: CodeType | None, stack: Stack, codes: Codes, at: int | None, m
     acquires = not _ACQUIRES.isdisjoint(kinds)
     on_stack = taker is None or any(code is taker for code, _ in stack.frames)
     in_driver = not acquires and (_in_driver(kinds) or (at == 0 and _at_cursor(stack, codes)))
-    if stack.ready and on_stack:
+    works = mine and at is not None
+    if stack.ready and (on_stack or works):
         return EVENT_LOOP
     if in_driver and mine:
         return IN_DATABASE
-    if not on_stack and stack.complete:
+    if not on_stack and stack.complete and not works:
         return ELSEWHERE
     if in_driver:
         return OTHER_CONNECTION
