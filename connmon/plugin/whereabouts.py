@@ -68,6 +68,8 @@ class Look(NamedTuple):
     """A label of `values.Where`. None: it cannot be found out."""
     places: tuple[Place, ...]
     """Its stack, the innermost frame first; at most `STACK_FRAMES`."""
+    returned: bool = False
+    """Whether the function that took the connection has returned, or its holder has ended."""
 
 
 # --- What is known of a code object ---------------------------------------------------------
@@ -233,9 +235,11 @@ def looks(held: Sequence[Held], stacks: Sequence[Stack], codes: Codes) -> list[L
 
 def _look(hold: Held, stack: Stack, codes: Codes, *, mine: bool) -> Look:
     if not stack.frames:
-        return Look(ENDED if stack.ended else None, ())
+        return Look(ENDED if stack.ended else None, (), returned=bool(stack.ended))
     at = _application(hold.code, stack, codes)
-    return Look(_where(hold.code, stack, codes, at, mine), _shown(stack, codes, at))
+    returned = hold.code is not None and all(code is not hold.code for code, _ in stack.frames)
+    where = _where(stack, codes, at, mine=mine, returned=returned)
+    return Look(where, _shown(stack, codes, at), returned)
 
 
 def _shown(stack: Stack, codes: Codes, at: int | None) -> tuple[Place, ...]:
@@ -273,18 +277,17 @@ def _application(taker: CodeType | None, stack: Stack, codes: Codes) -> int | No
     return library
 
 
-def _where(taker: CodeType | None, stack: Stack, codes: Codes, at: int | None, mine: bool) -> str | None:
+def _where(stack: Stack, codes: Codes, at: int | None, *, mine: bool, returned: bool) -> str | None:
     inner = stack.frames if at is None else stack.frames[:at]
     kinds = [codes.kind(code) for code, _ in inner]
     acquires = not _ACQUIRES.isdisjoint(kinds)
-    on_stack = taker is None or any(code is taker for code, _ in stack.frames)
     in_driver = not acquires and (_in_driver(kinds) or (at == 0 and _at_cursor(stack, codes)))
     works = mine and at is not None
-    if stack.ready and (on_stack or works):
+    if stack.ready and (works or not returned):
         return EVENT_LOOP
     if in_driver and mine:
         return IN_DATABASE
-    if not on_stack and stack.complete and not works:
+    if returned and stack.complete and not works:
         return ELSEWHERE
     if in_driver:
         return OTHER_CONNECTION
@@ -378,11 +381,11 @@ def lend(
     lendable = [number for number, hold in enumerate(held) if _lendable(hold, found[number])]
     lendable.sort(key=lambda number: held[number].since, reverse=True)
     lent = set(lendable[:strangers])
-    return [Look(IN_DATABASE, look.places) if number in lent else look for number, look in enumerate(found)]
+    return [look._replace(where=IN_DATABASE) if number in lent else look for number, look in enumerate(found)]
 
 
 def _lendable(hold: Held, look: Look) -> bool:
-    left = look.where in (ELSEWHERE, ENDED)
+    left = look.returned and look.where != IN_DATABASE
     return _ident(hold.holder) is not None and (left or (hold.code is None and look.where is None))
 
 
