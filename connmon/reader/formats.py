@@ -78,7 +78,7 @@ def _escape(character: str) -> str:
 
 
 def as_csv(document: Document) -> str:
-    """Return the rows as CSV below a line of all keys; None is empty, a stack is joined by " < "."""
+    """Return the rows as CSV below a line of all keys; None is empty, stacks and shares as in `csv_cell`."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(KEYS[document.by])
