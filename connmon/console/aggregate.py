@@ -4,7 +4,7 @@
 - An aggregate is as grave as its gravest part, and has the verdict and the reason of that part: nothing is
   judged by figures that are sums.
 - A field of a process or a pool that differs between the parts is None.
-- The share of a call site over several hosts is that of its program's sum over all hosts.
+- The share of a call site over several hosts is its part of what its program holds on all of them.
 """
 
 from __future__ import annotations

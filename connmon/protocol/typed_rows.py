@@ -401,7 +401,7 @@ def milliseconds(seconds: float) -> float:
 
 
 def _seconds_of(ms: int) -> float:
-    return milliseconds(ms / 1000.0)
+    return ms / 1000.0  # has three digits
 
 
 def _mean(total_ms: int, seconds: float) -> float | None:
