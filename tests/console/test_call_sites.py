@@ -125,8 +125,8 @@ def test_enter_leads_to_the_call_site_and_what_it_holds() -> None:
     assert [len(pane.rows or ()) for pane in shown.page.panes] == [1, 36]
     said = screen(shown, 160, 60)
     for fact in (
-        "last minutes: 92 % of its program's connection time, 35.6 connections held on average (39.7 holds/s, "
-        "0.9s each); 19.4 wait because of them",
+        "last minutes: 92 % of its program's connection time, 35.6 connections held on average",
+        "average (39.7 holds/s, 0.9s each); 19.4 wait because of them",
         "where its time goes  last minutes               since first seen",
         "requests            86 % |||||||||||||||||      51 %",
         "database             8 % ||                     37 %",
