@@ -51,8 +51,8 @@ def profile(
         measured = recent_profile(totals.of(programs))
     else:
         begin = time.monotonic()
-        announce(f"measuring for {seconds:g} s on {totals.node}; Ctrl-C ends it early")
         try:
+            announce(f"measuring for {seconds:g} s on {totals.node}; Ctrl-C ends it early")
             time.sleep(seconds)
         except KeyboardInterrupt:
             complain(f"ended early: {time.monotonic() - begin:.1f} s of {seconds:g} s are measured")
@@ -77,7 +77,7 @@ def _read(service: Service, credentials: Credentials, first: str | None = None) 
     snapshot = read_once(service.nodes, service.name, "site", rng=_NodeFirst(first), credentials=credentials)
     header = snapshot.header
     assert header is not None  # `read_once` returns a snapshot only with a complete answer
-    return SiteTotals(header.node, header.epoch, snapshot.site_rows()), header
+    return SiteTotals(header.node, header.epoch, header.version, snapshot.site_rows()), header
 
 
 class _NodeFirst:

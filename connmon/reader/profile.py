@@ -2,11 +2,12 @@
 
 - The last one to two minutes are in the rows of a node. Any other stretch is the difference of two answers:
   totals that all nodes have, so the second answer may be another node's.
-- Nothing is negative. If totals have gone back, there is no profile.
+- Nothing is negative. Totals begin again only with another epoch (all nodes have forgotten them: there is no
+  profile then), or with a call site whose program was forgotten and has come back.
 - The places of a call site sum to at most what it held; the rest is not known. A place may be reported later
   than the hold: where a difference has more in places than was held, the places are scaled down.
-- Means are over the time between the reports of a call site's processes, not between the two answers: a
-  process that reports every 5 s reports 5 s at once.
+- Means are over the time that the reports of a call site's processes cover, not over that between the two
+  answers: a process that reports every 5 s reports 5 s at once.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class SiteTime:
     program: str
     call_site: str
     seconds: float
-    """The stretch, above 0."""
+    """What the reports cover of the stretch, above 0."""
     profile: HoldProfile
     """Of the stretch; `where` sums to at most `held_ms`."""
     estimated: bool
@@ -52,7 +53,7 @@ class MeasuredProfile:
     node: str
     """The node that answered last."""
     seconds: float
-    """The longest stretch of a call site, or what was asked for."""
+    """The stretch."""
     sites: Sequence[SiteTime]
     """Those that held or waited, by `SiteTime.mean_held`, the largest first."""
     without: Sequence[tuple[str, str]] = field(default=())
@@ -73,6 +74,7 @@ class SiteTotals:
 
     node: str
     epoch: str
+    version: int
     rows: Sequence[SiteRow]
 
     @property
@@ -83,40 +85,44 @@ class SiteTotals:
         """Return those of some programs; of all, if none is named."""
         if not programs:
             return self
-        return SiteTotals(self.node, self.epoch, [row for row in self.rows if row.program in programs])
+        rows = [row for row in self.rows if row.program in programs]
+        return SiteTotals(self.node, self.epoch, self.version, rows)
 
 
 def recent_profile(totals: SiteTotals) -> MeasuredProfile:
     """Return the profile of the last one to two minutes, as the node keeps it."""
-    sites = [
-        _site_time(row, row.recent_seconds, row.recent)
-        for row in totals.rows
-        if row.recent is not None and row.recent_seconds > 0.0
-    ]
-    seconds = max((site.seconds for site in sites), default=0.0)
-    return _sorted_profile(totals, seconds, sites)
+    stretch_seconds = max((row.recent_seconds for row in totals.rows), default=0.0)
+    latest = max((row.reported for row in totals.rows if row.reported is not None), default=0.0)
+    sites = []
+    for row in totals.rows:
+        # A call site that was first seen in the stretch held nothing before; only what comes after the last
+        # report is not known.
+        lag = stretch_seconds if row.reported is None else latest - row.reported
+        seconds = max(row.recent_seconds, stretch_seconds - lag)
+        if row.recent is not None and seconds > 0.0:
+            sites.append(_site_time(row, seconds, row.recent))
+    return _sorted_profile(totals, stretch_seconds, sites)
 
 
 def profile_between(before: SiteTotals, after: SiteTotals, seconds: float) -> MeasuredProfile:
     """Return the profile between two answers, `seconds` apart (above 0).
 
-    Raises ConnmonError if the totals went back.
+    Raises ConnmonError if there is no difference between them.
     """
+    if before.epoch not in ("", after.epoch):  # "": it had heard of nothing yet
+        raise ConnmonError(
+            "the nodes have restarted and forgotten the totals that were measured: measure again"
+        )
+    if after.version < before.version:
+        raise ConnmonError(f"{after.node} is behind {before.node}, which was read before: measure again")
     earlier: Mapping[RowKey, SiteRow] = {row.key: row for row in before.rows}
-    sites: list[SiteTime] = []
-    went_back = before.epoch != after.epoch
+    sites = []
     for row in after.rows:
         if row.profile is not None:
             earlier_row = earlier.get(row.key)
             since = _NOTHING if earlier_row is None or earlier_row.profile is None else earlier_row.profile
-            went_back = went_back or _went_back(since, row.profile)
             site_seconds = _between_reports(earlier_row, row) or seconds
             sites.append(_site_time(row, site_seconds, _difference(since, row.profile)))
-    if went_back:
-        raise ConnmonError(
-            f"the totals went back while they were measured: all nodes have restarted, or {after.node} is "
-            "behind the others; measure again"
-        )
     return _sorted_profile(after, seconds, sites)
 
 
@@ -154,22 +160,14 @@ def _between_reports(before: SiteRow | None, after: SiteRow) -> float:
     return max(0.0, after.reported - before.reported)
 
 
-def _went_back(before: HoldProfile, after: HoldProfile) -> bool:
-    return (
-        after.holds < before.holds
-        or after.held_ms < before.held_ms
-        or after.waited_ms < before.waited_ms
-        or after.caused_ms < before.caused_ms
-    )
-
-
 def _difference(before: HoldProfile, after: HoldProfile) -> HoldProfile:
+    if after.held_ms < before.held_ms or after.holds < before.holds:  # it was forgotten, and has come back
+        return after
     return HoldProfile(
         holds=after.holds - before.holds,
         held_ms=after.held_ms - before.held_ms,
-        waited_ms=after.waited_ms - before.waited_ms,
-        caused_ms=after.caused_ms - before.caused_ms,
-        # The node may join small places to one, so a place may be missing or smaller later.
+        waited_ms=max(0, after.waited_ms - before.waited_ms),
+        caused_ms=max(0, after.caused_ms - before.caused_ms),
         where={label: max(0, ms - before.where.get(label, 0)) for label, ms in after.where.items()},
     )
 

@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from connmon.protocol.reports import HoldProfile
@@ -62,7 +62,7 @@ def _percent(share: float | None) -> str:
 
 
 def _mean(mean: float) -> str:
-    """Return a mean so that small ones are still told from nothing."""
+    """Return a mean so that a small one still differs from nothing."""
     if mean >= 9.995 or not mean:
         return f"{mean:.1f}" if mean else "0"
     return f"{mean:.2f}" if mean >= 0.005 else "<0.01"
@@ -258,11 +258,13 @@ def as_speedscope(profile: MeasuredProfile) -> dict[str, Any]:
 
 
 def _sampled(
-    program: str, sites: Iterable[SiteTime], several_hosts: bool, table: _FrameTable
+    program: str, sites: Sequence[SiteTime], several_hosts: bool, table: _FrameTable
 ) -> dict[str, Any]:
+    hosts = list(dict.fromkeys(site.host for site in sites))
     samples: list[list[int]] = []
     weights: list[int] = []
-    for site in sites:
+    # Side by side, so that equal frames are one in its "Time Order" as well.
+    for site in sorted(sites, key=lambda site: hosts.index(site.host)):
         roots = [table.number(site.host)] if several_hosts else []
         for place, ms in _places(site.profile):
             if ms:
