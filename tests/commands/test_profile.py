@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -9,7 +10,7 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -216,24 +217,16 @@ def test_all_nodes_have_restarted(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_ctrl_c_ends_a_measurement_early() -> None:
     """What was measured until then is printed; stderr says that it is less than was asked for."""
-    asked = threading.Event()
     answers = answer(shop(50_000)), answer(shop(60_000, reported=105.0), version=8)
-    with serving(answering(*answers, asked=asked.set)) as node:
-        ours, theirs = pty.openpty()  # so that stderr says when it measures
-        process = subprocess.Popen(
-            command("profile", "-H", str(node.address), "--seconds", "3600", "--format", "folded"),
-            stdout=subprocess.PIPE, stderr=theirs, env=environment(),
-        )  # fmt: skip
-        os.close(theirs)
-        with process:
-            assert asked.wait(30)
-            line = read_until(ours, "early\r\n")
+    with serving(answering(*answers)) as node:
+        arguments = ("profile", "-H", str(node.address), "--seconds", "3600", "--format", "folded")
+        with measuring(*arguments) as (process, terminal):
+            line = read_until(terminal, "early\r\n")
             assert line == "connmon: measuring for 3600 s on node1; Ctrl-C ends it early\r\n"
             process.send_signal(signal.SIGINT)
             assert process.stdout is not None
             out = process.stdout.read().decode()
-            err = read_until(ours, "\r\n")
-        os.close(ours)
+            err = read_until(terminal, "\r\n")
     assert process.returncode == 0
     assert out == "shop;shop.py:12 order;requests 9000\nshop;shop.py:12 order;database 1000\n"
     assert err.startswith("connmon: ended early: ") and " s of 3600 s are measured" in err
@@ -242,8 +235,8 @@ def test_ctrl_c_ends_a_measurement_early() -> None:
 def test_a_second_ctrl_c_ends_at_once() -> None:
     """While the second answer does not come, nothing is printed, and the exit code is 130."""
     numbers = iter(range(9))
-    first, second = threading.Event(), threading.Event()
-    behave = answering(answer(shop(50_000)), asked=first.set)
+    second = threading.Event()
+    behave = answering(answer(shop(50_000)))
 
     def mute(sock: socket.socket) -> None:
         if next(numbers):
@@ -253,23 +246,30 @@ def test_a_second_ctrl_c_ends_at_once() -> None:
         else:
             behave(sock)
 
-    with serving(mute) as node:
-        ours, theirs = pty.openpty()
-        process = subprocess.Popen(
-            command("profile", "-H", str(node.address), "--seconds", "3600"),
-            stdout=subprocess.PIPE, stderr=theirs, env=environment(),
-        )  # fmt: skip
-        os.close(theirs)
-        with process:
-            assert first.wait(30)
-            read_until(ours, "early\r\n")
-            process.send_signal(signal.SIGINT)
-            assert second.wait(30)
-            process.send_signal(signal.SIGINT)
-            assert process.stdout is not None
-            assert process.stdout.read() == b""
-        os.close(ours)
+    with (
+        serving(mute) as node,
+        measuring("profile", "-H", str(node.address), "--seconds", "3600") as (process, terminal),
+    ):
+        read_until(terminal, "early\r\n")
+        process.send_signal(signal.SIGINT)
+        assert second.wait(30)
+        process.send_signal(signal.SIGINT)
+        assert process.stdout is not None
+        assert process.stdout.read() == b""
     assert process.returncode == 130
+
+
+@contextlib.contextmanager
+def measuring(*arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Run `connmon` with stderr on a terminal, where it says when it measures; yield process and terminal."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=theirs, env=environment())
+    os.close(theirs)
+    try:
+        with process:
+            yield process, ours
+    finally:
+        os.close(ours)
 
 
 def read_until(terminal: int, end: str) -> str:
