@@ -17,12 +17,15 @@ from typing import Any
 import pytest
 
 from connmon.commands import cli
-from connmon.protocol.frames import Hello, NodeSide, frame
+from connmon.protocol.frames import Ack, ClientSide, Hello, NodeSide, Welcome, frame
 from connmon.protocol.queries import NodeStatus, Query
+from connmon.protocol.reports import PoolInfo, PoolReport, Process, Report, SiteReport
 from connmon.protocol.rows import Rows, SiteRow
+from connmon.protocol.values import Gauges, Peaks, Totals
 from tests.commands.test_cli import command, config, environment, run, without_reader
 from tests.reader.test_client import Manner, nobody, rows, serving
 from tests.reader.test_profile import hold_profile, site_row
+from tests.support.nodes import running_node
 
 
 @pytest.fixture(autouse=True)
@@ -358,3 +361,71 @@ def test_broken_pipe() -> None:
     many = [shop(1_000, call_site=f"a/long/path/{number}.py:1 f") for number in range(5_000)]
     with serving(answering(answer(*many))) as node:
         assert without_reader("profile", "-H", str(node.address)) == (141, b"")
+
+
+# --- With a real node -----------------------------------------------------------------------
+
+
+class Reporting:
+    """An application that reports to a real node: one pool with one call site."""
+
+    def __init__(self, port: int) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=30)
+        self._side = ClientSide("application", "default", "a test")
+        self._number = 0
+        self._socket.sendall(self._side.hello())
+        assert isinstance(self._next(), Welcome)
+
+    def _next(self) -> object:
+        while True:
+            messages = self._side.receive(self._socket.recv(65536))
+            if messages:
+                return messages[0]
+
+    def report(self, held_ms: int, where: dict[str, int]) -> None:
+        """Report that one connection has been held for so long in all."""
+        self._number += 1
+        first = self._number == 1
+        info = PoolInfo("sqlite:///x", "sqlite", None, None, "x", "QueuePool", 5, 10, 30.0)
+        pool = PoolReport(
+            1, info if first else None, Gauges(1, 15, 0, 1, 1), Totals(connects=1, checkouts=1), Peaks(1, 1)
+        )
+        site = SiteReport(
+            1, "shop.py:12 order", holds=3, profile=hold_profile(held_ms, where, holds=3, caused_ms=500)
+        )
+        process = Process("web1", "shop", 42, 1, "www", "python shop.py", 5.0)
+        self._socket.sendall(
+            frame(
+                Report(
+                    instance="i1", sequence=self._number, base=self._number - 1, interval=1.0,
+                    peaks=Peaks(1, 1), pools=(pool,), sites=(site,), process=process if first else None,
+                )
+            )
+        )  # fmt: skip
+        assert self._next() == Ack("i1", self._number, False)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.mark.slow
+def test_a_real_node(tmp_path: Path) -> None:
+    """What a process reports while `connmon profile` measures is what it prints, of all places."""
+    with running_node(tmp_path) as node, contextlib.closing(Reporting(node.port)) as application:
+        application.report(10_000, {"database": 4_000})
+        arguments = ("profile", "-H", node.address, "--seconds", "3600", "--format", "folded")
+        with measuring(*arguments) as (process, terminal):
+            read_until(terminal, "early\r\n")
+            application.report(13_000, {"database": 5_000, "requests": 1_500})
+            process.send_signal(signal.SIGINT)
+            assert process.stdout is not None
+            lines = process.stdout.read().decode().splitlines()
+        done = run("profile", "-H", node.address)
+    assert lines == [
+        "shop;shop.py:12 order;requests 1500",
+        "shop;shop.py:12 order;database 1000",
+        "shop;shop.py:12 order;unknown 500",
+    ]
+    assert process.returncode == 0
+    assert done.stdout.splitlines()[-1].startswith("100 %")
+    assert done.stderr == ""
