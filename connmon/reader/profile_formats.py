@@ -114,7 +114,7 @@ def _head(profile: MeasuredProfile, total: HoldProfile) -> str:
     if not profile.sites:
         return printable(nothing_held(profile))
     share = database_share(total)
-    where = "nobody has looked where" if share is None else f"{_percent(share)} % in the database"
+    where = "how much in the database is unknown" if share is None else f"{_percent(share)} % in the database"
     held = f"{_mean(profile.mean_held)} connections held on average"
     return f"{profile.seconds:.1f} s measured on {printable(profile.node)}, {held}, {where}"
 

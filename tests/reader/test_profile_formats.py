@@ -73,7 +73,7 @@ def test_the_table() -> None:
 def test_time_at_which_nobody_looked_is_unknown() -> None:
     """Without any look nothing is said of the database; one hold is no mean of none."""
     lines = profile_table(measured(recent_row("a.py:1 f", 10_000, {}))).splitlines()
-    assert lines[0].endswith(", 0.10 connections held on average, nobody has looked where")
+    assert lines[0].endswith(", 0.10 connections held on average, how much in the database is unknown")
     assert lines[3].split()[:6] == ["100", "%", "0.10", "-", "unknown", "0"]
     partly = profile_table(measured(recent_row("a.py:1 f", 10_000, {"database": 1_000, "boto3": 3_000})))
     assert " 25  boto3 75 %, unknown 60 %  " in partly
