@@ -5,7 +5,7 @@ table and CSV have "?" for each character that does not print, JSON is ASCII wit
 spreadsheet would take for a formula, or that begins with an apostrophe, gets an apostrophe in front; without
 it, the cell is the text again.
 
-One printer makes all tables (`_table_lines`); a table is data: its columns, each with the attribute of the
+One printer makes all tables (`table_lines`); a table is data: its columns, each with the attribute of the
 typed row that it shows.
 
 tabulate, texttable, prettytable and rich were compared. They align cells, some by terminal width as here, but
@@ -290,7 +290,7 @@ def as_table(document: Document, width: int | None = None) -> str:
     columns, rows = _TABLES[document.by], sorted(document.rows, key=_urgency)
     if any(_has_left_out(row) for row in rows):
         columns = (*columns, _LEFT_OUT)
-    table = _table_lines(columns, rows, width)
+    table = table_lines(columns, rows, width)
     lines = (*_head(document.head), "", *table, *_legend(rows, width), *_reasons(rows, columns))
     return "".join(f"{line.rstrip()}\n" for line in lines)
 
@@ -317,7 +317,7 @@ def _has_left_out(row: JsonRow) -> bool:
     return not isinstance(row, JsonConnection | JsonCallSite) and bool(row.figures.left_out)
 
 
-def _table_lines(
+def table_lines(
     columns: Iterable[TableColumn[Any]], rows: Sequence[Any], width: int | None = None
 ) -> list[str]:
     """Return the lines of a table, the headings first; `width` as in `as_table`."""
@@ -456,7 +456,7 @@ def status_table(document: Mapping[str, Any]) -> str:
 def aligned(headings: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return the lines of a table of dicts; `headings` by key. A row may lack a key."""
     columns = [_column_of(key, heading) for key, heading in headings.items()]
-    return [line.rstrip() for line in _table_lines(columns, list(rows))]
+    return [line.rstrip() for line in table_lines(columns, list(rows))]
 
 
 def _column_of(key: str, heading: str) -> TableColumn[Mapping[str, Any]]:
