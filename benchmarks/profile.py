@@ -87,7 +87,7 @@ class Kind:
     """Scenarios of one wave run at the same time; 0: each alone, since they need the CPU."""
     library: str = ""
     coarse: bool = False
-    """Only the database is told from everything else: other labels depend on a library's names."""
+    """Only the database and everything else are compared: other labels depend on a library's names."""
     lost_seconds: float = 0.0
     """What the application's books may have more, since processes are killed."""
     nodes: int = 1
