@@ -41,6 +41,8 @@ def attach(engine: Engine | AsyncEngine, **options: object) -> None:
         - ``trace``: which checkouts have their call site noted: ``"auto"`` (each, up to 100 a second in the
           process, and a fair sample of more; the default), ``"all"``, or ``"off"``.
         - ``held``: seconds after which a held connection counts as held long, above 0; default 30.
+        - ``profile``: how often a second, on average, the plugin looks where the holders of connections are,
+          for the profile of holds; 0 (off) to 100; default 10.
         - ``project``: the packages that are the application, with commas between; default: derived from where
           code is installed.
         - ``secret_file``: path of the file with the service's secret; default: the config file's.

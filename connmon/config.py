@@ -48,6 +48,7 @@ _NODE_LINE: Final = "NAME hostname=HOST[:PORT] [bind=HOST[:PORT]]"
 _FILE_BYTES: Final = 1024 * 1024
 _NAME_CHARACTERS: Final = 256
 """The protocol's limit."""
+_MOST_LOOKS_PER_SECOND: Final = 100.0
 _DAY_SECONDS: Final = 86400.0
 
 Trace: TypeAlias = Literal["auto", "all", "off"]
@@ -452,6 +453,8 @@ class UrlOptions:
     """The application's packages; empty: guessed by the place of installation."""
     driver: str | None = None
     """Of `<dialect>+connmon://`; None: the dialect's default."""
+    profile: float = 10.0
+    """Looks per second at who holds connections, on average: from 0 (none) to 100."""
 
     def resolve(self, environ: Mapping[str, str] = os.environ, default_path: str = DEFAULT_PATH) -> Service:
         """Return the service to report to. Raises ConfigError."""
@@ -508,6 +511,16 @@ def _project(text: str) -> tuple[str, ...]:
     return names
 
 
+def _profile(text: str) -> float:
+    try:
+        looks_per_second = float(text)
+    except ValueError:
+        looks_per_second = math.nan
+    if 0.0 <= looks_per_second <= _MOST_LOOKS_PER_SECOND:
+        return looks_per_second
+    raise _error(f"{quoted(text)} is not a number of looks per second from 0 (off) to 100")
+
+
 def _trace(text: str) -> Trace:
     if text not in _TRACES:
         raise _error(f"{quoted(text)} is not one of {', '.join(_TRACES)}")
@@ -524,4 +537,5 @@ _URL_OPTIONS: Final[Mapping[str, Callable[[str], Any]]] = {
     "connmon_project": _project,
     "connmon_secret_file": str,
     "connmon_driver": _driver,
+    "connmon_profile": _profile,
 }

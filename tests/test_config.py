@@ -500,8 +500,9 @@ def test_url_options() -> None:
             "connmon_trace": "all",
             "connmon_held": "2.5",
             "connmon_secret_file": "/s",
+            "connmon_profile": "0.5",
         }
-    ) == UrlOptions("s", Address("192.168.1.205", 5800), "/c", "nova-api", "all", 2.5, "/s")
+    ) == UrlOptions("s", Address("192.168.1.205", 5800), "/c", "nova-api", "all", 2.5, "/s", profile=0.5)
 
 
 @pytest.mark.parametrize(
@@ -515,6 +516,13 @@ def test_url_options() -> None:
         ("connmon_trace", "on", "connmon_trace=on: 'on' is not one of auto, all, off"),
         ("connmon_held", "0", "connmon_held=0: '0' is not a number of seconds above 0"),
         ("connmon_held", "long", "connmon_held=long: 'long' is not a number of seconds above 0"),
+        (
+            "connmon_profile",
+            "-1",
+            "connmon_profile=-1: '-1' is not a number of looks per second from 0 (off) to 100",
+        ),
+        ("connmon_profile", "100.5", "connmon_profile=100.5: '100.5' is not a number of looks per second"),
+        ("connmon_profile", "nan", "connmon_profile=nan: 'nan' is not a number of looks per second"),
         ("connmon_program", "a\nb", r"connmon_program=a\nb: 'a\nb' is not a name; expected at most 256"),
     ],
 )

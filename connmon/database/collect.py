@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from connmon.config import Service
 from connmon.database.documents import Reconcile, Whois, look_header
 from connmon.database.naming import Naming
-from connmon.database.reconcile import Look, is_settled, reconcile
+from connmon.database.reconcile import DatabaseLook, is_settled, reconcile
 from connmon.database.sessions import DatabaseSessions, parse_url
 from connmon.database.settings import DEFAULTS, DatabaseSettings
 from connmon.database.whois import ServerLook, whois
@@ -74,10 +74,10 @@ def _naming(also: Sequence[DatabaseServer]) -> Naming:
 
 def _look(
     service: Service, credentials: Credentials, database: DatabaseSessions, session: int | None = None
-) -> Look:
+) -> DatabaseLook:
     snapshot = read_once(service.nodes, service.name, "connection", credentials=credentials)
     view = database.look()
-    return Look(
+    return DatabaseLook(
         header=look_header(snapshot.typed_head()),
         pools=snapshot.pool_rows(),
         connections=snapshot.rows_of(JsonConnection),

@@ -46,7 +46,7 @@ ConnectionKey: TypeAlias = tuple["str | None", int]
 """Instance and number of a connection."""
 
 
-class Look(NamedTuple):
+class DatabaseLook(NamedTuple):
     """Replica and server at about one moment."""
 
     header: LookHeader
@@ -80,7 +80,7 @@ class _Matched(NamedTuple):
     """Connections at a server that is not known."""
 
 
-def _match(look: Look, naming: Naming) -> _Matched:
+def _match(look: DatabaseLook, naming: Naming) -> _Matched:
     view = look.view
     family = FAMILIES[view.dialect]
     pools = [row for row in look.pools if family_of(row.pool) == family]
@@ -161,13 +161,13 @@ def _is_old_enough(session: Session, view: ServerView, row: JsonConnection) -> b
     return row.age_seconds is None or all(row.age_seconds <= age + AGE_SLACK_SECONDS for age in ages)
 
 
-def is_settled(look: Look, naming: Naming) -> bool:
+def is_settled(look: DatabaseLook, naming: Naming) -> bool:
     """Whether nothing is unowned or missing, so that a second look is not needed."""
     matched = _match(look, naming)
     return not matched.unowned and not matched.missing
 
 
-def reconcile(first: Look, second: Look | None, naming: Naming) -> Reconcile:
+def reconcile(first: DatabaseLook, second: DatabaseLook | None, naming: Naming) -> Reconcile:
     """Return the document: the last look, with the mismatches that are in both looks."""
     last = first if second is None else second
     matched = _match(last, naming)
@@ -228,7 +228,9 @@ def _unowned(session: Session) -> UnownedSession:
     return cast(UnownedSession, session._asdict())
 
 
-def _lock_sessions(look: Look, matched: _Matched) -> tuple[list[BlockedSession], list[BlockingSession]]:
+def _lock_sessions(
+    look: DatabaseLook, matched: _Matched
+) -> tuple[list[BlockedSession], list[BlockingSession]]:
     """Return the sessions that wait for a lock, and the sessions that they wait for, the roots first."""
     locks, sessions = look.locks, {session.id: session for session in look.view.sessions}
     waiting = sorted({wait.waiting for wait in locks.waits} | set(locks.unknown))

@@ -19,7 +19,7 @@ from connmon.database.documents import LookHeader, RootOrNot, Whois, WhoisLocks,
 from connmon.database.lock_chains import blocked_by, described, roots, session_info, waiting_for
 from connmon.database.locks import Locks
 from connmon.database.naming import Naming, pool_servers
-from connmon.database.reconcile import Look
+from connmon.database.reconcile import DatabaseLook
 from connmon.database_address import DatabaseServer, joined, named, names
 from connmon.errors import ConfigError, one_line
 from connmon.protocol.document import JsonConnection, JsonPool, PoolFields
@@ -42,7 +42,7 @@ def parse_session(text: str) -> int:
 class ServerLook(NamedTuple):
     """The answers of the database server that was asked."""
 
-    look: Look
+    look: DatabaseLook
     naming: Naming
     waiters: Locks
     """The waits for the session, and for those that wait for it."""

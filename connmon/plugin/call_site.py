@@ -125,13 +125,15 @@ _LARGEST_BYTECODE_BYTES: Final = 200
 _SEP: Final = os.sep
 _HERE: Final = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
 _SQLALCHEMY: Final = os.path.join(os.path.dirname(sqlalchemy.__file__), "")
-_PYTHON: Final = tuple(
+#: Where Python's own library is.
+PYTHON_DIRECTORIES: Final = tuple(
     {os.path.join(path, "") for path in (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))}
 )
 _SCRIPTS: Final = frozenset(
     {os.path.dirname(sys.executable or ""), sysconfig.get_path("scripts") or "", "/usr/bin", "/usr/local/bin"}
 )
-_INSTALLED: Final = (f"{_SEP}site-packages{_SEP}", f"{_SEP}dist-packages{_SEP}")
+#: In the paths of installed packages.
+INSTALLED_MARKS: Final = (f"{_SEP}site-packages{_SEP}", f"{_SEP}dist-packages{_SEP}")
 _TYPED_IN: Final = ("<stdin", "<console", "<ipython")
 #: How many frames further out than a library the application is searched for.
 FRAMES_BEYOND: Final = 30
@@ -219,7 +221,7 @@ class FrameKinds:
             return PLUMBING_FRAME if plumbing >= server else SERVER
         if _installed(path):
             return LIBRARY
-        if path.startswith(_PYTHON):
+        if path.startswith(PYTHON_DIRECTORIES):
             return PYTHON
         if code.co_name == "<module>" and _made_by_pip(path):
             return PLUMBING_FRAME
@@ -290,7 +292,7 @@ def _made_by_pip(path: str) -> bool:
 
 
 def _installed(path: str) -> bool:
-    return any(part in path for part in _INSTALLED)
+    return any(part in path for part in INSTALLED_MARKS)
 
 
 # --- Code that hands on a call --------------------------------------------------------------

@@ -179,7 +179,9 @@ def created(engine: Engine, options: Options) -> None:
         ledger = ledger_for(service, given.program or program_name())
         if given.project:
             holder.project(given.project)
-        tracing = holder.Tracing(given.trace, given.held)
+        # Without call sites nothing can be charged to one, and `off` says that no stack is read.
+        profile_hz = 0.0 if given.trace == "off" else given.profile
+        tracing = holder.Tracing(given.trace, given.held, profile_hz)
         instrument(engine.pool, ledger, describe(engine), driver_of(engine.dialect), tracing)
         _attached.add(engine.pool)
     except ConfigError as error:

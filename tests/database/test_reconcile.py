@@ -16,7 +16,7 @@ from connmon.database import documents
 from connmon.database.documents import LookHeader, Reconcile
 from connmon.database.locks import Locks, Wait
 from connmon.database.naming import Naming
-from connmon.database.reconcile import Look, is_settled, reconcile
+from connmon.database.reconcile import DatabaseLook, is_settled, reconcile
 from connmon.database.reconcile_formats import CSV_KEYS, reconcile_csv, reconcile_json, reconcile_text
 from connmon.database.server_view import Listening, ServerView, Session
 from connmon.database_address import DatabaseServer, parse_server, parse_servers
@@ -62,8 +62,10 @@ def look(
     *sessions: Session,
     pools: list[JsonPool] | None = None,
     **changes: Any,
-) -> Look:
-    return Look(HEADER, [pool_row()] if pools is None else pools, connections, view(*sessions, **changes))
+) -> DatabaseLook:
+    return DatabaseLook(
+        HEADER, [pool_row()] if pools is None else pools, connections, view(*sessions, **changes)
+    )
 
 
 def counts(document: Reconcile) -> tuple[int, int, int, int]:
@@ -342,7 +344,7 @@ def test_every_session_is_in_one_place(
 ) -> None:
     """accounted + unowned + unsettled = sessions, and the programs' sessions add up to the accounted ones."""
 
-    def looked(rows: list[tuple[Any, ...]], ids: set[int]) -> Look:
+    def looked(rows: list[tuple[Any, ...]], ids: set[int]) -> DatabaseLook:
         connections = [
             conn(i, n, instance=f"i{k}", program=f"p{n}", state=s) for n, (i, k, s) in enumerate(rows)
         ]

@@ -32,7 +32,7 @@ from sqlalchemy.types import TypeDecorator
 
 from connmon.config import url_options
 from connmon.errors import ConfigError
-from connmon.plugin import call_site, holder
+from connmon.plugin import call_site, holder, stacks
 from connmon.plugin.call_site import FrameKinds, Place
 from connmon.plugin.call_site_accounts import Whereabouts
 from connmon.plugin.engine import attach
@@ -95,7 +95,7 @@ def shown(*frames: Frame, kinds: FrameKinds | None = None) -> str | None:
     def innermost(*_: Any) -> None:
         frame = sys._getframe(1)
         found.append(call_site.find(frame, kinds))
-        stack = list(holder._upwards(frame))
+        stack = stacks.places(stacks.Stack(stacks.upwards(frame)))
         found.append(call_site.find_in(stack, kinds))
 
     call: Callable[..., Any] = innermost
@@ -985,11 +985,11 @@ def test_task_that_runs() -> None:
 
 def test_thread_number_that_is_used_again() -> None:
     """A thread is known by more than its ident, which the next thread can get."""
-    marks: list[holder.ThreadMark] = []
+    marks: list[stacks.ThreadMark] = []
 
     def work() -> None:
-        marks.append(holder.mark())
-        assert holder.mark() is marks[-1]
+        marks.append(stacks.mark())
+        assert stacks.mark() is marks[-1]
         assert not marks[-1].ended
 
     for _ in range(2):
@@ -999,7 +999,7 @@ def test_thread_number_that_is_used_again() -> None:
     assert [mark.ended for mark in marks] == [True, True]
     assert holder.name(marks[0]) == "worker (ended)"
     assert holder.whereabouts(marks[0]) == Whereabouts("ended", None, ())
-    here = holder.mark()
+    here = stacks.mark()
     assert not here.ended
     assert holder.whereabouts(here).stack
 

@@ -211,6 +211,7 @@ WRONG = [
     ("connmon_config=/nowhere/connmon.cfg", ["connmon_config", "/nowhere/connmon.cfg"]),
     ("connmon_trace=always", ["connmon_trace", "always"]),
     ("connmon_held=-1", ["connmon_held", "-1"]),
+    ("connmon_profile=often", ["connmon_profile", "often"]),
     ("connmon_program=a&connmon_program=b", ["connmon_program", "a,b"]),
 ]
 
