@@ -15,6 +15,9 @@ Rules:
    What is wrong with them is a warning in the log, like a node that cannot be reached.
 5. An unexpected failure in the thread is an error in the log; after `restart_seconds` the thread restarts,
    with full reports.
+6. The same thread looks where the holders of connections are (`look_schedule.py`), right after it has woken
+   for that. How late it wakes says how long another thread has kept the interpreter's lock. So what it
+   does itself before it waits does not count, and the wait is in whole milliseconds, as poll takes them.
 """
 
 from __future__ import annotations
@@ -23,13 +26,14 @@ import atexit
 import errno
 import gc
 import logging
+import math
 import os
 import random
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 from connmon import process_info
 from connmon.config import Service
@@ -37,6 +41,7 @@ from connmon.errors import ConfigError
 from connmon.interrupts import interrupted
 from connmon.plugin import forks, holder, unpatched
 from connmon.plugin.ledger import Ledger, LedgerSettings
+from connmon.plugin.look_schedule import LookSchedule, LookScheduleSettings
 from connmon.plugin.uplink import Uplink, UplinkSettings
 from connmon.plugin.uplink_socket import READ, UplinkSocket
 from connmon.protocol.credentials import Credentials, of_client
@@ -63,6 +68,7 @@ class ReporterSettings:
     """After this a start of the thread that has not finished was interrupted."""
     ledger: LedgerSettings = field(default_factory=LedgerSettings)
     uplink: UplinkSettings = field(default_factory=UplinkSettings)
+    looks: LookScheduleSettings = field(default_factory=LookScheduleSettings)
 
 
 log = logging.getLogger("connmon")
@@ -80,6 +86,10 @@ class Reporter:
         self.instance = _instance()
         self._sockets: dict[tuple[Service, str], UplinkSocket] = {}
         """By service and program."""
+        self._schedules: dict[Ledger, LookSchedule] = {}
+        """When the holders of each ledger's connections are looked at."""
+        self._looks_failed = False
+        """Whether a look has failed, which is logged once."""
         self._guard = unpatched.lock()
         """Held while a ledger is made."""
         self._starting = unpatched.lock()
@@ -143,6 +153,7 @@ class Reporter:
             f"connmon {__version__} {program} pid {os.getpid()}"[:256],
             self.settings.uplink,
         )
+        self._schedules[ledger] = LookSchedule(random.Random(os.urandom(8)), self.settings.looks)
         ledger.process.wake = self._wake(ledger)
         uplink_socket = UplinkSocket(uplink, self._fork_lock, credentials)
         self._sockets[service, program] = uplink_socket
@@ -295,6 +306,7 @@ class Reporter:
         self._exit_seconds_left = self.settings.exit_seconds
         self._drop_alarm()
         self._usage, self._usage_at = None, -self.settings.usage_interval_seconds
+        self._schedules, self._looks_failed = {}, False
         parent_sockets, self._sockets = self._sockets, {}
         for number, ((service, program), parent_socket) in enumerate(parent_sockets.items()):
             parent_socket.close()
@@ -382,7 +394,10 @@ class Reporter:
         due = min((uplink.due for uplink in uplinks), default=now + 60.0)
         if deadline is not None:
             due = min(due, deadline)
-        events = _poll_until(poller, due) if alarm is None else self._wait(poller, due, prepared)
+        if alarm is None:
+            events = _poll_until(poller, due).events
+        else:
+            events = self._wait_and_look(poller, due, uplinks, prepared)
         for descriptor in by_descriptor:
             poller.unregister(descriptor)
         now = monotonic()
@@ -393,7 +408,42 @@ class Reporter:
                 by_descriptor[descriptor].ready(flags, now)
         return True
 
-    def _wait(self, poller: Any, due: float, prepared: bool) -> Any:
+    def _wait_and_look(self, poller: Any, due: float, uplinks: list[Uplink], prepared: bool) -> Any:
+        """Poll until then, or until a look is due, and look; return what the poll has returned."""
+        schedules: list[tuple[Ledger, LookSchedule]] = []
+        if not (self._leaving or self._preparing):
+            now = monotonic()
+            schedules = [(uplink.ledger, self._schedules[uplink.ledger]) for uplink in uplinks]
+            for ledger, schedule in schedules:
+                schedule.consider(now, ledger.profile_hz, ledger.profile_hz > 0.0 and ledger.busy)
+        look_due = min([one.due for _, one in schedules if one.due is not None], default=None)
+        woken = self._wait(poller, due, look_due, prepared)
+        for ledger, schedule in schedules:
+            late = schedule.late(woken.at, woken.planned)
+            if late is not None and not self._leaving:
+                self._look(ledger, schedule, woken.at, late)
+        return woken.events
+
+    def _look(self, ledger: Ledger, schedule: LookSchedule, now: float, late: float) -> None:
+        """Look where the holders of this ledger's connections are."""
+        try:
+            ledger.look(now, late)
+        except Exception as error:
+            if interrupted(error):
+                raise
+            seconds = self.settings.restart_seconds
+            schedule.put_off(monotonic(), seconds)
+            if not self._looks_failed:
+                self._looks_failed = True
+                self._log(
+                    logging.ERROR,
+                    "connmon: where connections are held cannot be looked at, and is tried again after "
+                    f"{seconds:g} s: {error!r}",
+                )
+        else:
+            schedule.plan(monotonic(), ledger.profile_hz)
+
+    def _wait(self, poller: Any, due: float, look_due: float | None, prepared: bool) -> _Woken:
         """Poll until then, and let the main thread take this one's place meanwhile."""
         self._working.release()
         try:
@@ -403,7 +453,7 @@ class Reporter:
                 self._preparing = False
                 _release(self._prepared)
                 self._new_poll().poll(self.settings.standstill_seconds * 1000.0)
-            return _poll_until(poller, due)
+            return _poll_until(poller, due, look_due)
         finally:
             self._working.acquire()
 
@@ -440,8 +490,26 @@ class Reporter:
         return process, self._usage if full or fresh else None
 
 
-def _poll_until(poller: Any, due: float) -> Any:
-    return poller.poll(max(0.0, due - monotonic()) * 1000.0 + 1.0)
+class _Woken(NamedTuple):
+    """How a wait has ended."""
+
+    events: Any
+    """What poll has returned."""
+    at: float
+    """When the thread went on."""
+    planned: float
+    """When it had to go on for a look; meaningless where none was due."""
+
+
+def _poll_until(poller: Any, due: float, look_due: float | None = None) -> _Woken:
+    now = planned = monotonic()
+    milliseconds = math.ceil(max(0.0, due - now) * 1000.0) + 1
+    if look_due is not None:
+        before_look = math.ceil(max(0.0, look_due - now) * 1000.0)
+        planned = now + before_look / 1000.0
+        milliseconds = min(milliseconds, before_look)
+    events = poller.poll(milliseconds)
+    return _Woken(events, monotonic(), planned)
 
 
 def _release(lock: Any) -> None:
