@@ -22,12 +22,15 @@ from __future__ import annotations
 import random
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from math import inf
+from operator import attrgetter
 from types import CodeType
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
+from connmon.plugin.hold_profile import YOUNG_SECONDS, Counted, Sample
 from connmon.protocol import histogram
 from connmon.protocol.reports import SITES_REPORTED
 from connmon.protocol.values import OTHER_CALL_SITES, HolderIn
@@ -135,7 +138,7 @@ class Sampling:
 
 
 class HoldFigures(NamedTuple):
-    """What a report says of a call site's ended holds."""
+    """What a report says of a call site's noted holds that have ended."""
 
     holds: int
     hold_ms: int
@@ -143,12 +146,23 @@ class HoldFigures(NamedTuple):
     """Their 95th percentile in seconds, of the latest ones. None: none has ended."""
 
 
+class EndedHold(NamedTuple):
+    """A noted hold that has ended."""
+
+    seconds: float
+    checkouts: int = 1
+    """How many checkouts of its connection it stands for: itself, and those before it that were not noted."""
+    cpu_seconds: float | None = None
+    """How long its holder computed meanwhile. None: not known."""
+
+
 class CallSiteAccount:
     """One call site that checks connections out of one pool."""
 
     __slots__ = (
-        "_before", "_latest", "code", "counts", "ended", "holds", "number", "reported", "reported_at",
-        "seconds", "text",
+        "_before", "_latest", "_sample", "code", "counts", "cpu_held_seconds", "cpu_seconds", "ended",
+        "holds", "number", "old_seconds", "reported", "reported_at", "seconds", "text", "waited_seconds",
+        "waits",
     )  # fmt: skip
 
     def __init__(self, code: CodeType | None, number: int, counts: CallSiteAccount | None = None) -> None:
@@ -158,16 +172,24 @@ class CallSiteAccount:
         self.number = number
         """The line number."""
         self.counts: CallSiteAccount = self if counts is None else counts
-        self.holds: list[float] = []
-        """Seconds of each ended hold that is not counted yet."""
+        self.holds: list[EndedHold] = []
+        """Each ended hold that is not counted yet."""
+        self.waits: list[float] = []
+        """Seconds of each ended wait that is not counted yet."""
         self.ended = 0
         self.seconds = 0.0
+        self.old_seconds = 0.0
+        """Of these, what each hold lasted beyond `YOUNG_SECONDS`."""
+        self.waited_seconds = 0.0
+        self.cpu_seconds = self.cpu_held_seconds = 0.0
+        """How long holders computed in so many seconds held, since `take_sample`."""
+        self._sample = Sample()
         self._latest: Counter[int] = Counter()
         self._before: Counter[int] = Counter()
         self.text: str | None = None
         """As reports name it. None: not needed yet."""
-        self.reported: tuple[object, ...] | None = None
-        """What the last report said of it. None: nothing yet."""
+        self.reported: Any = None
+        """What the last report said of it, as `call_site_reports` has it. None: nothing yet."""
         self.reported_at = 0.0
 
     def __repr__(self) -> str:
@@ -175,30 +197,95 @@ class CallSiteAccount:
         return f"<CallSiteAccount {place}: {self.ended} holds>"
 
     def count(self) -> HoldFigures:
-        """Count the holds that have ended. One thread at a time."""
-        seconds = self.holds[:]
-        del self.holds[: len(seconds)]
-        if seconds:
-            self.ended += len(seconds)
-            self.seconds += sum(seconds)
-            if sum(self._latest.values()) >= RECENT_HOLDS:
-                self._before, self._latest = self._latest, Counter()
-            self._latest.update(map(_bucket, seconds))
-        usual = histogram.quantile(self._latest + self._before, 95) if self.ended else None
-        return HoldFigures(self.ended, int(self.seconds * 1000.0), usual)
+        """Count the holds and waits that have ended, and return `figures`. One thread at a time."""
+        self.count_ended()
+        return self.figures()
+
+    def count_ended(self) -> None:
+        """Count the holds and waits that have ended. One thread at a time."""
+        holds = self.holds[:]
+        del self.holds[: len(holds)]
+        if holds:
+            self._count_holds(holds)
+        waits = self.waits[:]
+        del self.waits[: len(waits)]
+        if waits:
+            waited = sum(waits)
+            self.waited_seconds += waited
+            self._sample = self._sample._replace(waits=self._sample.waits + waited)
+
+    def _count_holds(self, holds: list[EndedHold]) -> None:
+        seconds = [hold.seconds for hold in holds]
+        self.ended += len(holds)
+        self.seconds += sum(seconds)
+        self.old_seconds += sum([held - YOUNG_SECONDS for held in seconds if held > YOUNG_SECONDS])
+        unnoted = young = old = 0.0
+        for held, checkouts, cpu_seconds in holds:
+            if cpu_seconds is not None:
+                self.cpu_seconds += cpu_seconds
+                self.cpu_held_seconds += held
+            if checkouts > 1:
+                unnoted += checkouts - 1
+                young += (checkouts - 1) * min(held, YOUNG_SECONDS)
+                old += (checkouts - 1) * max(0.0, held - YOUNG_SECONDS)
+        if unnoted:
+            sample = self._sample
+            self._sample = sample._replace(
+                holds=sample.holds + unnoted,
+                young_seconds=sample.young_seconds + young,
+                old_seconds=sample.old_seconds + old,
+            )
+        if sum(self._latest.values()) >= RECENT_HOLDS:
+            self._before, self._latest = self._latest, Counter()
+        self._latest.update(map(_bucket, seconds))
+
+    def figures(self) -> HoldFigures:
+        """Return what is counted of the noted holds."""
+        return HoldFigures(self.ended, int(self.seconds * 1000.0), usual_hold([self]))
+
+    def counted(self, present_seconds: float, present_old_seconds: float, waiting_seconds: float) -> Counted:
+        """Return what is counted, with the present holds and waits."""
+        return Counted(
+            seconds=self.seconds + present_seconds,
+            old_seconds=self.old_seconds + present_old_seconds,
+            holds=self.ended,
+            waited_seconds=self.waited_seconds + waiting_seconds,
+        )
+
+    def take_sample(self) -> Sample:
+        """Return what the holds counted since the last call stand for."""
+        sample, self._sample = self._sample, Sample()
+        return sample
+
+    def take_cpu(self) -> tuple[float, float]:
+        """Return how many seconds the holders computed since the last call, and in how many seconds held."""
+        taken = self.cpu_seconds, self.cpu_held_seconds
+        self.cpu_seconds = self.cpu_held_seconds = 0.0
+        return taken
 
     def absorb(self, closed: CallSiteAccount) -> None:
         """Add what the same call site has counted in a pool that is gone. One thread at a time."""
-        closed.count()
-        self.count()
+        closed.count_ended()
+        self.count_ended()
         self.ended += closed.ended
         self.seconds += closed.seconds
+        self.old_seconds += closed.old_seconds
+        self.waited_seconds += closed.waited_seconds
         self._latest.update(closed._latest)
         self._before.update(closed._before)
 
 
+def usual_hold(accounts: Iterable[CallSiteAccount]) -> float | None:
+    """Return the 95th percentile in seconds of the latest holds. None: none has ended."""
+    counts: Counter[int] = Counter()
+    for account in accounts:
+        counts.update(account._latest)
+        counts.update(account._before)
+    return histogram.quantile(counts, 95) if counts else None
+
+
 class CallSiteRoom:
-    """How many more call sites a process may report one by one, and the account of all others."""
+    """How many more call sites a process may report one by one, and what was reported of all others."""
 
     __slots__ = ("kept_per_pool", "left", "other")
 
@@ -206,17 +293,21 @@ class CallSiteRoom:
         self.kept_per_pool = settings.kept_per_pool
         self.left = settings.reported_per_process
         self.other = CallSiteAccount(None, 0)
+        """Counts nothing; it stands for the others of all pools in reports."""
 
 
 class CallSites:
     """The call sites that check connections out of one pool."""
 
-    __slots__ = ("_room", "accounts", "noted")
+    __slots__ = ("_by_code", "_room", "accounts", "noted", "other")
 
     def __init__(self, room: CallSiteRoom) -> None:
         self._room = room
         self.accounts: dict[tuple[int, int], CallSiteAccount] = {}
         """By id of the code object, which is kept, and line: comparing code objects is slow."""
+        self._by_code: dict[int, list[CallSiteAccount]] = {}
+        self.other = CallSiteAccount(None, 0)
+        """Counts for all call sites of this pool that are not reported by themselves."""
         self.noted = 0
         """Checkouts whose call site was noted."""
 
@@ -227,18 +318,35 @@ class CallSites:
         if account is None:
             room = self._room
             own = room.left > 0
-            account = CallSiteAccount(code, number, None if own else room.other)
+            account = CallSiteAccount(code, number, None if own else self.other)
             if len(self.accounts) < room.kept_per_pool:
                 self.accounts[key] = account
+                self._by_code.setdefault(id(code), []).append(account)
                 if own:
                     room.left -= 1
             else:
-                account.counts = room.other
+                account.counts = self.other
         return account
+
+    def on_stack(self, places: Iterable[CallSite]) -> CallSiteAccount | None:
+        """Return the known call site whose function is on this stack, the innermost frame first.
+
+        Of several in one function it is the last one before the line where the function is now.
+        """
+        for code, number in places:
+            accounts = self._by_code.get(id(code))
+            if accounts:
+                before = [account for account in accounts if account.number <= number]
+                return max(before, key=_number) if before else min(accounts, key=_number)
+        return None
 
     def reported(self) -> list[CallSiteAccount]:
         """Return those that are reported one by one, and not as `OTHER_CALL_SITES`."""
         return [account for account in list(self.accounts.values()) if account.counts is account]
+
+    def counting(self) -> list[CallSiteAccount]:
+        """Return all that count: those reported one by one, and that of all others."""
+        return [*self.reported(), self.other]
 
     def share(self, checkouts: int) -> float:
         """Return the noted part of the pool's `checkouts`: above 0, to one digit, 1.0 only where all were."""
@@ -246,11 +354,25 @@ class CallSites:
             return 1.0
         return min(0.99, max(0.0001, float(f"{self.noted / checkouts:.1g}")))
 
-    def hand_over(self, heirs: CallSites) -> None:
-        """Move all counts to the pool account that takes over the totals. One thread at a time."""
+    def hand_over(self, heirs: CallSites) -> dict[CallSiteAccount, CallSiteAccount]:
+        """Move all counts to the pool account that takes over the totals. One thread at a time.
+
+        Return what takes the place of each account that counts.
+        """
+        heir_of = {self.other: heirs.other}
         for account in self.reported():
             assert account.code is not None
             self._room.left += 1
-            heirs.of(account.code, account.number).counts.absorb(account)
+            heir = heirs.of(account.code, account.number)
+            if heir.counts is not heir and heir in heirs.accounts.values():  # there is room for it now
+                heir.counts = heir
+                self._room.left -= 1
+            heir_of[account] = heir.counts
+        for account, heir in heir_of.items():
+            heir.absorb(account)
         heirs.noted += self.noted
-        self.accounts = {}
+        self.accounts, self._by_code = {}, {}
+        return heir_of
+
+
+_number = attrgetter("number")

@@ -4,23 +4,23 @@ Rules:
 
 1. Counts are absolute. A call site is reported when something of it has changed: at once where somebody waits
    there or has stopped waiting, else every `interval_seconds`, since in a busy program all call sites have
-   changed at each report. The last report of a process has all that have changed.
+   changed at each report. The last report of a process has all that have changed. While a call site holds a
+   connection, the time that it has held changes.
 2. Call sites without a report of their own share one, `OTHER_CALL_SITES`, of no pool (number 0).
-3. A call site that holds a connection is reported again after `refresh_seconds` although nothing has changed:
-   the replica ages it by its own clock, which can lag.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from connmon.plugin.call_site_accounts import CallSiteAccount, CallSiteRoom
+from connmon.plugin.call_site_accounts import CallSiteAccount, CallSiteRoom, HoldFigures, usual_hold
+from connmon.plugin.hold_profile import Places, added_profiles
 from connmon.plugin.pool_account import PoolAccount
 from connmon.plugin.pool_sums import age
-from connmon.protocol.reports import SiteReport
+from connmon.protocol.reports import HoldProfile, SiteReport
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,6 @@ class CallSiteReportSettings:
 
     interval_seconds: float = 5.0
     """Between two reports of a call site where nobody waits."""
-    refresh_seconds: float = 30.0
-    """After this a call site that holds a connection is reported again, changed or not."""
 
 
 class _PresentHolds(NamedTuple):
@@ -41,12 +39,25 @@ class _PresentHolds(NamedTuple):
     """When the longest of these holds began."""
 
 
-class _PoolPart(NamedTuple):
+class _Others(NamedTuple):
     """What one pool contributes to `OTHER_CALL_SITES`."""
 
-    held: dict[CallSiteAccount, _PresentHolds]
-    waiting: Counter[CallSiteAccount]
+    account: CallSiteAccount
+    held: _PresentHolds | None
+    waiting: int
+    profile: HoldProfile
     share: float
+
+
+class _Facts(NamedTuple):
+    """What must have changed for a call site to be reported again."""
+
+    held: int
+    held_since: float | None
+    waiting: int
+    figures: HoldFigures
+    share: float
+    profile: HoldProfile
 
 
 class CallSiteReports:
@@ -60,85 +71,153 @@ class CallSiteReports:
         """`text` returns what a call site is called in reports."""
         self._text = text
         self._settings = settings
-        self._parts: list[_PoolPart] = []
+        self._others: list[_Others] = []
         self._now = 0.0
         self._all = self._changed = False
 
     def __repr__(self) -> str:
-        return f"<CallSiteReports: {len(self._parts)} pools, as of {self._now:.1f}>"
+        return f"<CallSiteReports: {len(self._others)} pools, as of {self._now:.1f}>"
 
     def begin(self, now: float, *, everything: bool, all_changed: bool) -> None:
         """Begin a report: with every call site, or all that have changed, or only those that are due."""
         self._now, self._all, self._changed = now, everything, all_changed
-        self._parts = []
+        self._others = []
 
     def of(self, account: PoolAccount, checkouts: int) -> list[SiteReport]:
         """Return what is due of this pool, which has had `checkouts` checkouts."""
         call_sites = account.call_sites
-        if not call_sites.accounts:
-            return []
         held: dict[CallSiteAccount, _PresentHolds] = {}
-        for entry in list(account.entries.values()):
-            since, call_site = entry.since, entry.call_site
-            if since and call_site is not None and entry.noted_at == entry.checkouts and not entry.closed:
-                number, first = held.get(call_site.counts, (0, since))
-                held[call_site.counts] = _PresentHolds(number + 1, min(first, since))
+        if call_sites.accounts:
+            held = _present_holds(account)
         waiting = Counter(list(account.wait_call_sites.values()))
-        part = _PoolPart(held, waiting, call_sites.share(checkouts))
-        self._parts.append(part)
-        return [
-            report
-            for call_site in call_sites.reported()
-            if (
-                report := self._one(
-                    call_site, account.number, held.get(call_site), part.waiting[call_site], part.share
+        share = call_sites.share(checkouts)
+        self._add_others(account, held, waiting, share)
+        reports = []
+        for call_site in call_sites.reported():
+            facts = _facts(
+                held.get(call_site),
+                waiting[call_site],
+                call_site.figures(),
+                share,
+                account.profile.of(call_site),
+            )
+            if self._is_due(call_site, facts):
+                stack = self._stack(account.profile.places.get(call_site))
+                reports.append(self._report(call_site, account.number, facts, stack))
+        return reports
+
+    def sum_up(self, account: PoolAccount, checkouts: int) -> None:
+        """Add what a pool without a report of its own counts for `OTHER_CALL_SITES`.
+
+        Its other call sites are reported once the pool is: they would go back there otherwise.
+        """
+        call_sites = account.call_sites
+        held = _present_holds(account) if call_sites.accounts else {}
+        waiting = Counter(list(account.wait_call_sites.values()))
+        self._add_others(account, held, waiting, call_sites.share(checkouts))
+
+    def _add_others(
+        self,
+        account: PoolAccount,
+        held: Mapping[CallSiteAccount, _PresentHolds],
+        waiting: Counter[CallSiteAccount],
+        share: float,
+    ) -> None:
+        other = account.call_sites.other
+        profile = account.profile.of(other)
+        if profile != _NO_PROFILE or other.ended or other in held or waiting[other]:
+            self._others.append(
+                _Others(
+                    account=other,
+                    held=held.get(other),
+                    waiting=waiting[other],
+                    profile=profile,
+                    share=share,
                 )
             )
-        ]
 
     def others(self, room: CallSiteRoom) -> list[SiteReport]:
         """Return the report of all call sites without one of their own, where it is due."""
-        parts, self._parts = self._parts, []
-        other = room.other
-        in_pools = [part.held[other] for part in parts if other in part.held]
-        held = None
-        if in_pools:
-            number = sum([holds.number for holds in in_pools])
-            held = _PresentHolds(number, min([holds.since for holds in in_pools]))
-        waiting = sum([part.waiting[other] for part in parts])
-        if other.reported is None and not (other.ended or other.holds or held or waiting):
+        others, self._others = self._others, []
+        if not others and room.other.reported is None:
             return []
-        share = min([part.share for part in parts], default=1.0)
-        report = self._one(other, 0, held, waiting, share)
-        return [] if report is None else [report]
+        held = [part.held for part in others if part.held is not None]
+        facts = _facts(
+            _PresentHolds(sum([holds.number for holds in held]), min([holds.since for holds in held]))
+            if held
+            else None,
+            sum([part.waiting for part in others]),
+            HoldFigures(
+                holds=sum([part.account.ended for part in others]),
+                hold_ms=int(1000.0 * sum([part.account.seconds for part in others])),
+                usual=usual_hold([part.account for part in others]),
+            ),
+            min([part.share for part in others], default=1.0),
+            added_profiles([part.profile for part in others]),
+        )
+        if not self._is_due(room.other, facts):
+            return []
+        return [self._report(room.other, 0, facts, ())]
 
-    def _one(
-        self, account: CallSiteAccount, pool: int, held: _PresentHolds | None, waiting: int, share: float
-    ) -> SiteReport | None:
-        now, figures, reported = self._now, account.count(), account.reported
-        number, since = held or (0, None)
-        facts = (number, since, waiting, figures, share)
-        passed = now - account.reported_at
+    def _is_due(self, account: CallSiteAccount, facts: _Facts) -> bool:
+        """Return whether a call site is to be reported; then note what is reported of it."""
+        reported, passed = account.reported, self._now - account.reported_at
         if self._all or reported is None:
             due = True
         elif facts == reported:
-            due = number > 0 and passed > self._settings.refresh_seconds
+            due = False
         else:
             interval_over = passed >= self._settings.interval_seconds
-            due = self._changed or interval_over or waiting > 0 or reported[2] != waiting
-        if not due:
-            return None
-        account.reported, account.reported_at = facts, now
+            due = self._changed or interval_over or facts.waiting > 0 or reported.waiting != facts.waiting
+        if due:
+            account.reported, account.reported_at = facts, self._now
+        return due
+
+    def _stack(self, places: Places | None) -> tuple[str, ...]:
+        """Return a call site's stack, where it is to be reported."""
+        if places is None or not places.stack or (places.stack_reported and not self._all):
+            return ()
+        places.stack_reported = True
+        return places.stack
+
+    def _report(
+        self, account: CallSiteAccount, pool: int, facts: _Facts, stack: tuple[str, ...]
+    ) -> SiteReport:
         # `held` and `longest` are not read by any node: it sums its connections' call sites instead. They
         # stay on the wire, whose structs are arrays.
         return SiteReport(
             pool=pool,
             call_site=self._text(account),
-            held=number,
-            longest=age(now, since),
-            waiting=waiting,
-            holds=figures.holds,
-            hold_ms=figures.hold_ms,
-            usual=figures.usual,
-            share=share,
+            held=facts.held,
+            longest=age(self._now, facts.held_since),
+            waiting=facts.waiting,
+            holds=facts.figures.holds,
+            hold_ms=facts.figures.hold_ms,
+            usual=facts.figures.usual,
+            share=facts.share,
+            profile=facts.profile,
+            stack=stack,
         )
+
+
+_NO_PROFILE: Final = HoldProfile()
+
+
+def _facts(
+    held: _PresentHolds | None, waiting: int, figures: HoldFigures, share: float, profile: HoldProfile
+) -> _Facts:
+    number, since = held or (0, None)
+    return _Facts(
+        held=number, held_since=since, waiting=waiting, figures=figures, share=share, profile=profile
+    )
+
+
+def _present_holds(account: PoolAccount) -> dict[CallSiteAccount, _PresentHolds]:
+    """Return what each call site holds now, where that is noted."""
+    held: dict[CallSiteAccount, _PresentHolds] = {}
+    for entry in list(account.entries.values()):
+        since, call_site = entry.since, entry.call_site
+        if since and call_site is not None and entry.noted_at == entry.checkouts and not entry.closed:
+            number, first = held.get(call_site.counts, (0, since))
+            held[call_site.counts] = _PresentHolds(number + 1, min(first, since))
+    return held

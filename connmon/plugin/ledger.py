@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from connmon.plugin.call_site_accounts import Sampling, SamplingSettings, Whereabouts
 from connmon.plugin.call_site_reports import CallSiteReports, CallSiteReportSettings
+from connmon.plugin.hold_looks import HoldLooks
 from connmon.plugin.holder_checks import NOT_CHECKED, HolderChecks, HolderCheckSettings, Holders
 from connmon.plugin.pool_account import Entry, PoolAccount, highest, within_peaks
 from connmon.plugin.pool_sums import OTHERS, PoolFigures, PoolSum, age
@@ -99,14 +100,19 @@ class Ledger:
         clock: Callable[[], float],
         holders: Holders | None = None,
         settings: LedgerSettings = LedgerSettings(),  # it is immutable
+        thread_cpu: Callable[[], tuple[int, float]] | None = None,
     ) -> None:
         """`make_lock` makes a lock of the native kind; `holders` knows who has a connection.
 
         `clock` gives all times, in seconds. In an application it is `time.monotonic`, as queuepool reads it.
+        `thread_cpu` returns the calling thread and the seconds that it has computed.
         """
         self.instance = instance
         self.settings = settings
-        self.process = ProcessAccount(make_lock, clock, settings.accounts)
+        if thread_cpu is None:
+            self.process = ProcessAccount(make_lock, clock, settings.accounts)
+        else:
+            self.process = ProcessAccount(make_lock, clock, settings.accounts, thread_cpu)
         self.pools: dict[int, PoolAccount] = {}
         self.remains: dict[RowKey, PoolAccount] = {}
         """By database: the totals of its closed pools, which must not go missing there."""
@@ -115,6 +121,10 @@ class Ledger:
         self._call_site_reports = CallSiteReports(
             self.holder_checks.call_site_text, settings.call_site_reports
         )
+        self.profile_hz = 0.0
+        """Looks per second at who holds connections, on average. 0: none."""
+        self._looks = HoldLooks(holders, settings.accounts.profile)
+        self._busy_until = 0.0
         self.sampling = Sampling(settings.sampling)
         """Which checkouts have their call site noted, of all pools together."""
         self._checkouts = 0
@@ -177,8 +187,28 @@ class Ledger:
         self._closed_pools = []
         self._sums, self._sum_of_pool, self._moved = {}, {}, {}
         self._listed = self._unlisted = 0
+        self._busy_until = 0.0
 
     # --- In the reporter's thread
+
+    @property
+    def busy(self) -> bool:
+        """Whether connections are held or waited for, or were a moment ago: looks are worth while."""
+        live = self.process.live
+        return bool(live.checked_out or live.waiting) or self.process.clock() < self._busy_until
+
+    def look(self, now: float, late: float) -> None:
+        """Look where holders are.
+
+        `late`: how many seconds after its moment this look has got the interpreter lock.
+        """
+        lock = self.process.fold_lock.acquire()
+        if lock is None:
+            return
+        try:
+            self._looks.look(self._accounts(), now, late)
+        finally:
+            lock.release()
 
     def restart(self) -> None:
         """Make the next report a full one: the node is another, or has missed something."""
@@ -244,6 +274,8 @@ class Ledger:
         self._call_site_reports.begin(now, everything=full, all_changed=self._ending)
         longest_wait = max([age(now, figures.waits_since) or 0.0 for figures in counted], default=0.0)
         process_peaks = self.process.live.collect(longest_wait)
+        if process_peaks.checked_out or process_peaks.waiting or any(f.gauges.detached for f in counted):
+            self._busy_until = now + self.settings.accounts.profile.busy_seconds
         self._unacknowledged = highest(self._unacknowledged, process_peaks)
         self._unlisted, self._holder_bytes_left = 0, self.settings.holder_bytes
         pools: list[PoolReport] = []
@@ -268,6 +300,8 @@ class Ledger:
             connections += self._connections(account.entries.values(), row.number, row.info, now, full)
             if pool_sum is None:
                 call_sites += self._call_site_reports.of(account, figures.totals.checkouts)
+            else:
+                self._call_site_reports.sum_up(account, figures.totals.checkouts)
         pools += self._sum_reports(now, full, self._unacknowledged)
         call_sites += self._call_site_reports.others(self.process.call_site_room)
         has_news = bool(pools or connections or closed_connections or self._closed_pools or call_sites)
@@ -300,8 +334,11 @@ class Ledger:
         counted = []
         for account in self._accounts():
             account.fold()
-            gauges, totals, held_since = account.count()
+            for call_site in account.call_sites.counting():
+                call_site.count_ended()
+            gauges, totals, held_since = account.count(now)
             account.settle(gauges, totals, now)
+            account.settle_profile(totals, now)
             waits_since = min(account.waits.copy().values(), default=None)
             peaks = account.live.collect(age(now, waits_since) or 0.0)
             account.unacknowledged = highest(account.unacknowledged, peaks)
@@ -489,7 +526,8 @@ class Ledger:
             _, totals, _ = account.count()
             remains.ended = plus(remains.ended, totals)
             remains.inherit(account.times())
-            account.call_sites.hand_over(remains.call_sites)
+            heirs = account.call_sites.hand_over(remains.call_sites)
+            remains.profile.absorb(account.profile, heirs)
             remains.closed_connections += account.closed_connections
             if account.reported is not None:
                 self._closed_pools.append(account.number)

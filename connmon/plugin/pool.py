@@ -26,7 +26,7 @@ from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
 from connmon.interrupts import interrupted
-from connmon.plugin import forks, holder
+from connmon.plugin import forks, holder, unpatched
 from connmon.plugin.call_site_accounts import Sampling, SamplingSettings
 from connmon.plugin.describe import Location
 from connmon.plugin.ledger import Ledger
@@ -60,11 +60,14 @@ def instrument(
     _wrap_creator(pool, account)
     account.long_hold_seconds = None if tracing.trace == "off" else tracing.held
     account.current_holder = holder.holder_source(bool(getattr(pool, "_is_asyncio", False)))
+    account.shares_threads = bool(getattr(pool, "_is_asyncio", False)) or unpatched.patched()
+    account.measures_cpu = info.dialect != "sqlite"
     account.find_call_site = holder.call_site
     if tracing.trace == "all":
         account.sampling = Sampling(SamplingSettings(checkouts_per_second=inf))
     elif tracing.trace == "auto":
         account.sampling = ledger.sampling
+    ledger.profile_hz = max(ledger.profile_hz, tracing.profile_hz)
     enter = _enter_function(account, location)
     _listen(pool, account, location, enter)
     checkout = _checkout_listener(account, enter)
@@ -142,8 +145,8 @@ def _checkin_listener(account: PoolAccount) -> Checkin:
                 entry.holds.append(held)
                 entry.checkins = count = entry.checkouts
                 entry.since = 0.0
-                if entry.noted_at == count and entry.call_site is not None:
-                    entry.call_site.counts.holds.append(held)
+                if entry.noted_at == count:
+                    entry.end_noted(held)
                 live.checked_out -= 1
                 process.checked_out -= 1
                 if not count & UNCOUNTED and len(entry.holds) >= UNCOUNTED:

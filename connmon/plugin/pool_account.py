@@ -39,10 +39,12 @@ from connmon.plugin.call_site_accounts import (
     CallSite,
     CallSiteAccount,
     CallSites,
+    EndedHold,
     Sampling,
     Whereabouts,
 )
 from connmon.plugin.describe import Location
+from connmon.plugin.hold_profile import YOUNG_SECONDS, HeldTime, PoolProfile, PoolTotals
 from connmon.plugin.process_account import LiveCounts, ProcessAccount
 from connmon.protocol.histogram import BOUNDS, ordered
 from connmon.protocol.reports import PoolInfo
@@ -105,15 +107,20 @@ def within_peaks(gauges: Gauges, peaks: Peaks, process_peaks: Peaks, other_pools
     )
 
 
-def _count_durations(durations: list[float], histogram: Counter[int]) -> float:
-    """Move these durations into the histogram; return their sum in seconds.
+def _count_durations(durations: list[float], histogram: Counter[int]) -> list[float]:
+    """Move these durations into the histogram; return them.
 
     What other threads append meanwhile stays for the next call.
     """
     seconds = durations[:]
     del durations[: len(seconds)]
     histogram.update(map(_bucket, seconds))
-    return sum(seconds)
+    return seconds
+
+
+def _old_seconds(holds: list[float]) -> float:
+    """Return what these holds lasted beyond `YOUNG_SECONDS` of each."""
+    return sum([held - YOUNG_SECONDS for held in holds if held > YOUNG_SECONDS])
 
 
 class Entry:
@@ -122,8 +129,9 @@ class Entry:
     __slots__ = (
         "call_site", "checkins", "checkouts", "closed", "connect_seconds", "detached", "detached_ref",
         "driver_ref", "held_seconds", "holder", "holds", "invalidations", "key", "left_call_site", "note_at",
-        "noted_at", "noted_since", "number", "opened", "owned", "pool", "reported", "reported_at", "server",
-        "server_id", "session_read_at", "since", "whereabouts", "whereabouts_at",
+        "noted_at", "noted_cpu", "noted_for", "noted_since", "noted_thread", "number", "old_seconds",
+        "opened", "owned", "pool", "reported", "reported_at", "server", "server_id", "session_read_at", "since",
+        "whereabouts", "whereabouts_at",
     )  # fmt: skip
 
     def __init__(
@@ -148,6 +156,8 @@ class Entry:
         """Seconds of each ended hold that is not counted yet."""
         self.held_seconds = 0.0
         """The sum of all holds that are counted."""
+        self.old_seconds = 0.0
+        """Of these, what each hold lasted beyond `YOUNG_SECONDS`."""
         self.server_id: int | None = None
         """The server's session id. `Location` writes this and the next three."""
         self.server: DatabaseServer | None = None
@@ -168,6 +178,11 @@ class Entry:
         self.call_site: CallSiteAccount | None = None
         """That call site, noted at `noted_since`."""
         self.noted_since = 0.0
+        self.noted_for = 1
+        """How many checkouts the noted one stands for: itself, and those since the one noted before it."""
+        self.noted_thread = 0
+        """The thread of the noted checkout, which had computed for `noted_cpu` seconds. 0: not known."""
+        self.noted_cpu = 0.0
         self.left_call_site = False
         """Whether the holder was seen elsewhere during this hold: it does not return to the call site."""
         self.whereabouts: Whereabouts | None = None
@@ -208,10 +223,24 @@ class Entry:
         if since:
             held = pool.process.clock() - since
             self.holds.append(held)
-            if self.noted_at == self.checkouts and self.call_site is not None:
-                self.call_site.counts.holds.append(held)
+            if self.noted_at == self.checkouts:
+                self.end_noted(held)
         self.checkins = self.checkouts
         self.since = 0.0  # last: from now on it may be folded
+
+    def end_noted(self, held: float) -> None:
+        """Count a hold of so many seconds for the call site that was noted."""
+        call_site = self.call_site
+        if call_site is None:
+            return
+        cpu_seconds, pool = None, self.pool
+        if self.noted_thread:
+            thread, cpu = pool.process.thread_cpu()
+            if thread == self.noted_thread:  # else another one has given it back
+                # Tasks and greenlets share a thread: what it computed is of all that hold a connection.
+                holders = max(1, pool.process_live.checked_out) if pool.shares_threads else 1
+                cpu_seconds = (cpu - self.noted_cpu) / holders
+        call_site.counts.holds.append(EndedHold(held, self.noted_for, cpu_seconds))
 
     def state(self) -> tuple[int, float, int]:
         """Return what `end` changes, for `reopen`."""
@@ -224,8 +253,9 @@ class Entry:
             self.checkins, self.since, counted_holds = state
             new_holds, self.holds[counted_holds:] = self.holds[counted_holds:], []
             if new_holds and self.noted_at == self.checkouts and self.call_site is not None:
-                with contextlib.suppress(ValueError):  # counted already
-                    self.call_site.counts.holds.remove(new_holds[0])
+                holds = self.call_site.counts.holds
+                with contextlib.suppress(StopIteration, ValueError):  # counted already
+                    holds.remove(next(hold for hold in holds[:] if hold.seconds == new_holds[0]))
 
     def ended(self, _: object = None) -> None:
         """Do what `end` does, where no caller could take an exception: it would be written to stderr."""
@@ -296,6 +326,20 @@ class PoolAccount:
         self.call_sites = CallSites(process.call_site_room)
         self.wait_call_sites: dict[object, CallSiteAccount] = {}
         """By wait: its call site, where it was noted."""
+        self.shares_threads = False
+        """Whether its holders are tasks or greenlets, several of which share a thread."""
+        self.measures_cpu = True
+        """Whether what holders compute is outside the database; SQLite computes in the holder's thread."""
+        self.profile: PoolProfile[CallSiteAccount] = PoolProfile(process.settings.profile)
+        """How its time is split over call sites and places."""
+        self.held = HeldTime()
+        """How long its connections were held, as last counted."""
+        self.present_holds: dict[CallSiteAccount, tuple[float, float]] = {}
+        """By call site: seconds of its present noted holds, and of these beyond `YOUNG_SECONDS`."""
+        self.present_unnoted = 0
+        """Present holds whose call site was not noted."""
+        self.unnoted = self.unnoted_before = (0, 0)
+        """Checkouts and present holds whose call site was not noted, as last counted, and the time before."""
         self.entries: dict[int, Entry] = {}
         self.detached: dict[int, Entry] = {}
         self.waits: dict[object, float] = {}
@@ -308,8 +352,9 @@ class PoolAccount:
         """The sum of all ended waits."""
         self.ended = Totals()
         """The totals that folded entries have left behind."""
-        self.ended_held_seconds = self.ended_connect_seconds = 0.0
-        """How long folded entries were held, and how long their connects took."""
+        self.ended_held_seconds = self.ended_old_seconds = self.ended_connect_seconds = 0.0
+        """How long folded entries were held, beyond `YOUNG_SECONDS` of each hold, and how long their connects
+        took."""
         self.last_milliseconds: tuple[int, ...] = (0, 0, 0)
         """The sums that `count` last returned: waits, holds, connects."""
         self.connect_times: list[float] = []
@@ -347,10 +392,14 @@ class PoolAccount:
         self.waits = {}
         self.timeouts = self.connect_errors = 0
         self.wait_times, self.connect_times = [], []
-        self.wait_seconds = self.ended_held_seconds = self.ended_connect_seconds = 0.0
+        self.wait_seconds = self.ended_held_seconds = self.ended_old_seconds = 0.0
+        self.ended_connect_seconds = 0.0
         self.ended = Totals()
         self.call_sites = CallSites(self.process.call_site_room)
         self.wait_call_sites = {}
+        self.profile = PoolProfile(self.process.settings.profile)
+        self.held, self.present_holds, self.present_unnoted = HeldTime(), {}, 0
+        self.unnoted = self.unnoted_before = (0, 0)
         self.histograms = Counter(), Counter(), Counter()
         self.last_milliseconds = (0, 0, 0)
         self.closed_connections = []
@@ -409,6 +458,9 @@ class PoolAccount:
             if sampling.due(now) and (call_site := self.find_call_site()) is not None:
                 account = self.call_sites.of(*call_site)
                 entry.call_site, entry.noted_since = account, now
+                entry.noted_for = checkout - entry.noted_at
+                if self.measures_cpu:
+                    entry.noted_thread, entry.noted_cpu = self.process.thread_cpu()
                 entry.noted_at = checkout
                 self.call_sites.noted += 1
                 if len(account.counts.holds) > UNCOUNTED_SITE_HOLDS:
@@ -450,7 +502,7 @@ class PoolAccount:
 
     def wait_ends(self, wait: object, now: float) -> None:
         """Note that a wait has ended, by a connection, a timeout or a cancellation."""
-        self.wait_call_sites.pop(wait, None)
+        call_site = self.wait_call_sites.pop(wait, None)
         began = self.waits.pop(wait, None)
         if began is None:  # ended already, or the process forked meanwhile
             return
@@ -464,6 +516,8 @@ class PoolAccount:
             process.longest_wait = waited
         self.wait_times.append(waited)
         self.wait_seconds += waited
+        if call_site is not None:
+            call_site.waits.append(waited)
         if len(self.wait_times) > UNCOUNTED:
             self.count_times()
 
@@ -492,7 +546,7 @@ class PoolAccount:
         """Count the holds of a call site before they pile up."""
         if lock := self.process.fold_lock.acquire():
             try:
-                account.count()
+                account.count_ended()
             finally:
                 lock.release()
 
@@ -507,6 +561,7 @@ class PoolAccount:
             self.count_holds(entry)
             owned = int(entry.owned)
             self.ended_held_seconds += entry.held_seconds
+            self.ended_old_seconds += entry.old_seconds
             self.ended_connect_seconds += entry.connect_seconds or 0.0
             self.ended = plus(
                 self.ended,
@@ -533,20 +588,31 @@ class PoolAccount:
 
     def count_holds(self, entry: Entry) -> None:
         """Count the ended holds of this connection."""
-        entry.held_seconds += _count_durations(entry.holds, self.histograms[1])
+        holds = _count_durations(entry.holds, self.histograms[1])
+        entry.held_seconds += sum(holds)
+        entry.old_seconds += _old_seconds(holds)
 
     def inherit(self, times: Times) -> None:
         """Add the histograms of a pool that is gone."""
         for histogram, counts in zip(self.histograms, times, strict=True):
             histogram.update(counts)
 
-    def count(self) -> tuple[Gauges, Totals, float | None]:
-        """Return the gauges, the totals, and when the longest present hold began (None: none is held)."""
+    def count(self, now: float = 0.0) -> tuple[Gauges, Totals, float | None]:
+        """Return the gauges, the totals, and when the longest present hold began (None: none is held).
+
+        How long connections were held until now is in `held` and `present_holds` then; without `now` this is
+        of ended holds.
+        """
         connects = closes = checkouts = checkins = connections = held = detached = invalidations = 0
         longest_since: float | None = None
         held_seconds, connect_seconds = self.ended_held_seconds, self.ended_connect_seconds
+        old_seconds = self.ended_old_seconds
+        present: list[float] = []
+        self.present_holds, self.present_unnoted = {}, 0
         for entry in list(self.entries.values()):
-            held_seconds += entry.held_seconds + sum(entry.holds)
+            holds = entry.holds
+            held_seconds += entry.held_seconds + sum(holds)
+            old_seconds += entry.old_seconds + _old_seconds(holds)
             connect_seconds += entry.connect_seconds or 0.0
             connects += entry.owned
             invalidations += entry.invalidations
@@ -562,8 +628,10 @@ class PoolAccount:
             if entry_checkouts > entry_checkins:
                 held += 1
                 detached += entry.detached
-                if since and (longest_since is None or since < longest_since):
-                    longest_since = since
+                if since:
+                    present.append(self._count_present(entry, entry_checkouts, now - since))
+                    if longest_since is None or since < longest_since:
+                        longest_since = since
         totals = Totals(
             connects=connects,
             closes=closes,
@@ -575,7 +643,65 @@ class PoolAccount:
         )
         wait_ms, hold_ms, connect_ms = self._milliseconds(self.wait_seconds, held_seconds, connect_seconds)
         totals = totals._replace(wait_ms=wait_ms, hold_ms=hold_ms, connect_ms=connect_ms)
+        present_seconds = sum(present)
+        self.held = HeldTime(
+            present_seconds=present_seconds,
+            seconds=held_seconds + present_seconds,
+            old_seconds=old_seconds + _old_seconds(present),
+        )
         return self._gauges(connections, held, detached), plus(self.ended, totals), longest_since
+
+    def _count_present(self, entry: Entry, checkouts: int, age: float) -> float:
+        """Count a present hold for its call site, where that is noted; return its age in seconds."""
+        age = max(0.0, age)
+        if entry.noted_at == checkouts and entry.call_site is not None:
+            seconds, old_seconds = self.present_holds.get(entry.call_site.counts, (0.0, 0.0))
+            self.present_holds[entry.call_site.counts] = (
+                seconds + age,
+                old_seconds + max(0.0, age - YOUNG_SECONDS),
+            )
+        else:
+            self.present_unnoted += 1
+        return age
+
+    def settle_profile(self, totals: Totals, now: float) -> None:
+        """Split the time that `count` has just counted over the call sites and places."""
+        call_sites, profile = self.call_sites, self.profile
+        waiting: dict[CallSiteAccount, float] = {}
+        wait_call_sites = self.wait_call_sites.copy()
+        present_waits = 0.0
+        for wait, began in self.waits.copy().items():
+            present_waits += now - began
+            if (waits_at := wait_call_sites.get(wait)) is not None:
+                waiting[waits_at] = waiting.get(waits_at, 0.0) + now - began
+        counted, samples = {}, {}
+        for call_site in call_sites.counting():
+            present = self.present_holds.get(call_site, (0.0, 0.0))
+            counted[call_site] = call_site.counted(*present, waiting.get(call_site, 0.0))
+            samples[call_site] = call_site.take_sample()
+            cpu_seconds, cpu_held_seconds = call_site.take_cpu()
+            if cpu_held_seconds:
+                profile.places_of(call_site).compute(cpu_seconds, cpu_held_seconds)
+        sampled = self._is_sampled(totals.checkouts)
+        profile.settle(
+            now,
+            PoolTotals(
+                held_ms=totals.hold_ms + int(self.held.present_seconds * 1000.0),
+                holds=totals.checkins,
+                waited_ms=totals.wait_ms + int(present_waits * 1000.0),
+                held=self.held,
+                sampled=sampled,
+            ),
+            counted,
+            samples,
+            call_sites.other,
+        )
+
+    def _is_sampled(self, checkouts: int) -> bool:
+        """Return whether some holds of the last two reports' time were not noted."""
+        before, self.unnoted_before = self.unnoted_before, self.unnoted
+        self.unnoted = checkouts - self.call_sites.noted, self.present_unnoted
+        return self.unnoted[0] > before[0] or self.unnoted[1] + self.unnoted_before[1] > 0
 
     def _gauges(self, connections: int, held: int, detached: int) -> Gauges:
         size, max_overflow = self.info.pool_size, self.info.max_overflow

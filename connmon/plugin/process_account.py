@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from connmon.plugin.call_site_accounts import CallSiteRoom, CallSiteSettings
+from connmon.plugin.hold_profile import ProfileSettings
 from connmon.protocol.values import Peaks
 
 
@@ -31,6 +32,7 @@ class AccountSettings:
     """Folding takes milliseconds. After so many failed attempts in a row over so many seconds the fold lock
     has no owner: an interruption came before its release. It is replaced."""
     call_sites: CallSiteSettings = field(default_factory=CallSiteSettings)
+    profile: ProfileSettings = field(default_factory=ProfileSettings)
 
 
 class LiveCounts:
@@ -118,6 +120,10 @@ class FoldLock:
         self._failed_attempts, self.current = 0, self._make_lock()
 
 
+def _unknown_cpu() -> tuple[int, float]:
+    return 0, 0.0
+
+
 class ProcessAccount:
     """What the accounts of one process's pools share."""
 
@@ -126,9 +132,12 @@ class ProcessAccount:
         make_lock: Callable[[], Lock],
         clock: Callable[[], float],
         settings: AccountSettings = AccountSettings(),  # it is immutable
+        thread_cpu: Callable[[], tuple[int, float]] = _unknown_cpu,
     ) -> None:
         self.settings = settings
         self.clock = clock
+        self.thread_cpu = thread_cpu
+        """Returns the number of the calling thread, and how many seconds it has computed; 0: not known."""
         self.live = LiveCounts()
         self.pool_live: dict[int, LiveCounts] = {}
         """The live counts of each open pool, by its number."""

@@ -141,7 +141,7 @@ def _return_method(do_return: Callable[[Any, Any], None]) -> Callable[[Any, Any]
                     entry.checkins = count = entry.checkouts
                     entry.since = 0.0
                     if entry.noted_at == count:
-                        entry.call_site.counts.holds.append(held)
+                        entry.end_noted(held)
                     account.live.checked_out -= 1
                     account.process_live.checked_out -= 1
                     if not count & UNCOUNTED and len(entry.holds) >= UNCOUNTED:

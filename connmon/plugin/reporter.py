@@ -138,7 +138,9 @@ class Reporter:
             if uplink_socket is None:
                 # One process under two names is two rows: the second ledger is an instance of its own.
                 instance = self.instance if not self._sockets else _instance()
-                ledger = Ledger(instance, unpatched.lock, monotonic, holder, self.settings.ledger)
+                ledger = Ledger(
+                    instance, unpatched.lock, monotonic, holder, self.settings.ledger, unpatched.thread_cpu
+                )
                 uplink_socket = self._open(ledger, service, program, _credentials(service))
         return uplink_socket.uplink.ledger
 

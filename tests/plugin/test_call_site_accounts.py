@@ -22,6 +22,7 @@ from connmon.plugin.call_site_accounts import (
     CallSiteRoom,
     CallSites,
     CallSiteSettings,
+    EndedHold,
     Sampling,
     SamplingSettings,
 )
@@ -131,13 +132,13 @@ def test_nothing_is_lost_where_call_sites_are_many(holds: list[tuple[int, float]
     lines = CallSites(shared)
     codes = [code(f"m{number}") for number in range(201)]
     for number, held in holds:
-        lines.of(codes[number], 1).counts.holds.append(held)
+        lines.of(codes[number], 1).counts.holds.append(EndedHold(held))
     reported = lines.reported()
     assert len(reported) <= room
     assert shared.left == room - len(reported)
-    counted = [account.count() for account in (*reported, shared.other)]
+    counted = [account.count() for account in lines.counting()]
     assert sum(usual.holds for usual in counted) == len(holds)
-    total = sum(account.seconds for account in (*reported, shared.other))
+    total = sum(account.seconds for account in lines.counting())
     assert total == pytest.approx(math.fsum(held for _, held in holds))
 
 
@@ -146,7 +147,7 @@ def test_call_sites_that_are_kept_are_bounded() -> None:
     settings = CallSiteSettings(kept_per_pool=1_000, reported_per_process=2)
     lines = CallSites(CallSiteRoom(settings))
     for number in range(3_000):
-        lines.of(code("made"), number).counts.holds.append(1.0)
+        lines.of(code("made"), number).counts.holds.append(EndedHold(1.0))
     assert len(lines.accounts) == settings.kept_per_pool
     assert len(lines.reported()) == 2
 
@@ -156,8 +157,8 @@ def test_what_a_pool_leaves_goes_to_its_heirs() -> None:
     room = CallSiteRoom(CallSiteSettings(reported_per_process=2))
     gone, heirs = CallSites(room), CallSites(room)
     here = code("here")
-    gone.of(here, 1).counts.holds += [1.0, 3.0]
-    heirs.of(here, 1).counts.holds.append(5.0)
+    gone.of(here, 1).counts.holds += [EndedHold(1.0), EndedHold(3.0)]
+    heirs.of(here, 1).counts.holds.append(EndedHold(5.0))
     gone.hand_over(heirs)
     assert gone.accounts == {}
     assert room.left == 1
@@ -169,10 +170,10 @@ def test_what_is_usual() -> None:
     """It is the 95th percentile of the latest holds; old ones do not count."""
     account = CallSiteAccount(code("x"), 1)
     assert account.count().usual is None
-    account.holds += [0.01] * 100
+    account.holds += [EndedHold(0.01)] * 100
     assert account.count().usual == pytest.approx(0.01, rel=histogram.ERROR_FRACTION)
     for _ in range(3):
-        account.holds += [2.0] * RECENT_HOLDS
+        account.holds += [EndedHold(2.0)] * RECENT_HOLDS
         account.count()
     assert account.count().usual == pytest.approx(2.0, rel=histogram.ERROR_FRACTION)
 
@@ -232,13 +233,14 @@ def test_who_holds_and_how_often() -> None:
     assert found["second_line"].usual is not None
     assert found["first_line"].longest is not None
     assert {site.share for site in found.values()} == {1.0}
-    assert program.take(6.0).sites == ()  # nothing has changed
-    kept.pop(0).close()  # type: ignore[attr-defined]
     assert program.take(1.0).sites == ()  # too soon
-    assert [site.holds for site in program.take(6.0).sites] == [1]
+    assert [site.holds for site in program.take(6.0).sites] == [0, 3]  # both have held on
+    kept.pop(0).close()  # type: ignore[attr-defined]
+    assert program.take(7.0).sites == ()
+    assert [site.holds for site in program.take(12.0).sites] == [1, 3]
     kept.pop(0).close()  # type: ignore[attr-defined]
     program.ledger.end()
-    assert [site.holds for site in program.take(7.0).sites] == [2, 4]  # the last report has all
+    assert [site.holds for site in program.take(13.0).sites] == [2, 4]  # the last report has all
     program.ledger.restart()
     assert len(program.take().sites) == 2  # a full one has all
 
@@ -379,6 +381,8 @@ def test_a_thread_that_works_with_another_connection() -> None:
         name = staticmethod(holder.name)
         frame_text = staticmethod(holder.frame_text)
         in_driver = staticmethod(holder.in_driver)
+        look = staticmethod(holder.look)
+        stack_texts = staticmethod(holder.stack_texts)
 
         @staticmethod
         def whereabouts(holding: object, code: CodeType | None, mine: bool) -> call_site_accounts.Whereabouts:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
+from collections.abc import Sequence
 from types import CodeType
 from typing import Any
 
@@ -29,6 +30,7 @@ from sqlalchemy.pool import NullPool
 from connmon.cluster.state.machine import StateMachine
 from connmon.cluster.state.times import added_times, unpacked
 from connmon.plugin.call_site_accounts import Whereabouts
+from connmon.plugin.holder_checks import Held, Look
 from connmon.plugin.ledger import Ledger, LedgerSettings
 from connmon.plugin.pool import instrument
 from connmon.plugin.pool_account import KEY, PoolAccount, Token, highest, within_peaks
@@ -55,6 +57,12 @@ class Holders:
 
     def in_driver(self) -> frozenset[int]:
         return frozenset()
+
+    def look(self, held: Sequence[Held]) -> list[Look]:
+        return [Look("database" if one.code is None else "own code", ()) for one in held]
+
+    def stack_texts(self, places: Sequence[tuple[CodeType, int]]) -> tuple[str, ...]:
+        return tuple([self.frame_text(*place) for place in places])
 
 
 PROCESS = Process(host="ctl1", program="nova-api", pid=1, ppid=0, user=None, command=None, started=None)
