@@ -2,9 +2,9 @@
 
 - A program has a sum for each database and call site, of the increases that its processes report. So what an
   ended process has reported stays in it, and no sum ever goes back.
-- A process whose call sites went back, or whose pool has closed, was counted for more than its present
-  records say. The difference is kept as its surplus, and increases use that up first. So counts that move to
-  another pool of the process, or come back with a process that was dropped, do not count twice.
+- A process whose pool has closed, or that was dropped and is back, was counted for more than its present
+  records say. The difference is its surplus. What takes over these counts uses the surplus up first: the
+  remains of closed pools, and call sites that are new in a full report. So nothing counts twice.
 - Recent is what was added in the current window of the replica's clock and the one before.
 - A program has a bounded number of sums and labels: what comes later counts as `OTHER_CALL_SITES` or
   `OTHER_LABELS`.
@@ -29,6 +29,8 @@ OTHER_LABELS: Final = "(other)"
 #: The database of what is reported of several pools.
 UNKNOWN_DATABASE: Final[RowKey] = ()
 NO_PROFILE: Final = HoldProfile()
+#: No profile may have more: the bound of `Where`.
+MOST_LABELS: Final = 16
 
 SiteKey: TypeAlias = tuple[RowKey, str]
 """Database and call site."""
@@ -54,8 +56,20 @@ def unpacked_profiles(data: PackedProfiles) -> Profiles:
 # --- Arithmetic -------------------------------------------------------------------------------
 
 
-def added(a: HoldProfile, b: HoldProfile) -> HoldProfile:
-    """Return the sum, no count above `LARGEST`."""
+def fewer_labels(where: dict[str, int], most: int) -> dict[str, int]:
+    """Return at most so many labels: the database's and the largest ones, the rest as `OTHER_LABELS`."""
+    if len(where) <= most:
+        return where
+    named = [label for label in where if label not in (IN_DATABASE, OTHER_LABELS)]
+    named.sort(key=lambda label: (-where[label], label))
+    kept = {IN_DATABASE, *named[: most - 2]}
+    fewer = {label: ms for label, ms in where.items() if label in kept}
+    fewer[OTHER_LABELS] = min(sum(where.values()) - sum(fewer.values()), LARGEST)
+    return fewer
+
+
+def added(a: HoldProfile, b: HoldProfile, labels: int = MOST_LABELS) -> HoldProfile:
+    """Return the sum, with at most so many labels and no count above `LARGEST`."""
     where = dict(a.where)
     for label, ms in b.where.items():
         where[label] = min(where.get(label, 0) + ms, LARGEST)
@@ -64,7 +78,7 @@ def added(a: HoldProfile, b: HoldProfile) -> HoldProfile:
         held_ms=min(a.held_ms + b.held_ms, LARGEST),
         waited_ms=min(a.waited_ms + b.waited_ms, LARGEST),
         caused_ms=min(a.caused_ms + b.caused_ms, LARGEST),
-        where=where,
+        where=fewer_labels(where, labels),
     )
 
 
@@ -80,6 +94,11 @@ def excess(a: HoldProfile, b: HoldProfile) -> HoldProfile:
             label: ms - before.get(label, 0) for label, ms in a.where.items() if ms > before.get(label, 0)
         },
     )
+
+
+def highest(a: HoldProfile, b: HoldProfile) -> HoldProfile:
+    """Return the larger one of each count."""
+    return added(b, excess(a, b))
 
 
 def is_nothing(profile: HoldProfile) -> bool:
@@ -237,10 +256,12 @@ def stack_weight(stack: tuple[str, ...]) -> int:
 class HoldSums:
     """The sums of one program on one host, by database and call site, in the order they were first seen."""
 
-    __slots__ = ("by_database", "folded", "number", "weight")
+    __slots__ = ("by_database", "names", "number", "weight")
 
     def __init__(self, by_database: Mapping[RowKey, dict[str, HoldSum]] | None = None) -> None:
         self.by_database: dict[RowKey, dict[str, HoldSum]] = dict(by_database or {})
+        self.names = {call_site for sums in self.by_database.values() for call_site in sums}
+        """The call sites that have a sum."""
         self.number = sum(map(len, self.by_database.values()))
         self.weight = sum(sum_weight(call_site, hold_sum) for _, call_site, hold_sum in self)
 
@@ -260,12 +281,9 @@ class HoldSums:
     def put(self, database: RowKey, call_site: str, hold_sum: HoldSum) -> None:
         """Add a sum that is new here."""
         self.by_database.setdefault(database, {})[call_site] = hold_sum
+        self.names.add(call_site)
         self.number += 1
         self.weight += sum_weight(call_site, hold_sum)
-
-    def names(self) -> set[str]:
-        """Return the call sites that have a sum."""
-        return {call_site for sums in self.by_database.values() for call_site in sums}
 
 
 def recent_seconds(since: float, window: int, reported: float | None) -> float:

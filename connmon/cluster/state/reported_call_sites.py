@@ -14,7 +14,7 @@ from typing import Final, Literal, TypeAlias
 
 from connmon.cluster.state.contents import Contents
 from connmon.cluster.state.hold_profiles import (
-    NO_PROFILE,
+    MOST_LABELS,
     OTHER_LABELS,
     UNKNOWN_DATABASE,
     HoldSum,
@@ -23,6 +23,8 @@ from connmon.cluster.state.hold_profiles import (
     SiteKey,
     added,
     excess,
+    fewer_labels,
+    highest,
     is_nothing,
     other_name,
     stack_weight,
@@ -208,7 +210,7 @@ class ReportedCallSites:
             held_ms=profile.held_ms,
             waited_ms=profile.waited_ms,
             caused_ms=profile.caused_ms,
-            where=where,
+            where=fewer_labels(where, MOST_LABELS),
         )
 
 
@@ -257,7 +259,7 @@ class _Taking:
         if (
             profile is None
             or old is None
-            or name in process.surplus
+            or (process.surplus and _takes_over(process, number))
             or self._counting != "recent"
             or old.where.keys() != profile.where.keys()
             or (hold_sum := self._sums.at(database, name)) is None
@@ -294,7 +296,10 @@ class _Taking:
         `new`: whether the process has not reported the call site before.
         """
         owner, process, key = self._owner, self._process, (database, report.call_site)
-        profile = owner.profile_with_room(report.profile, old)
+        profile = report.profile
+        if profile is not None and old is not None:
+            profile = highest(profile, old)  # counts that go back do not count again
+        profile = owner.profile_with_room(profile, old)
         owner._room.weight += profile_weight(profile) - profile_weight(old)
         if profile is None:
             if old is not None:
@@ -302,10 +307,11 @@ class _Taking:
             elif report.profile is not None:
                 process.unprofiled = True
             return None
-        before = NO_PROFILE if old is None else old
-        more = excess(profile, before)
-        more = owner.use_surplus(process, key, more)
-        owner._add_surplus(process, key, excess(before, profile))
+        more = profile if old is None else excess(profile, old)
+        # Also in another pool, a call site that is new in a full report may have been counted before.
+        again = old is None and (self._report.full or not self._had_room)
+        if process.surplus and (again or _takes_over(process, report.pool)):
+            more = owner.use_surplus(process, key, more)
         if self._counting != "known" and (not is_nothing(more) or old is None):
             recent = self._counting == "recent" and (old is not None or (new and self._is_young(report)))
             owner.add(self._sums, key, more, recent=recent)
@@ -316,6 +322,11 @@ class _Taking:
         if not self._had_room:
             return False
         return not any(pool.moved and pool.number == report.pool for pool in self._report.pools)
+
+
+def _takes_over(process: ProcessRecord, number: int) -> bool:
+    """Whether a pool has the remains of closed pools, or is a sum of several."""
+    return number == 0 or not process.pools[number].gauges.pools
 
 
 def _without_folded(more: HoldProfile, left: HoldProfile) -> tuple[HoldProfile, HoldProfile]:
