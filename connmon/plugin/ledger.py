@@ -129,8 +129,6 @@ class Ledger:
         """Which checkouts have their call site noted, of all pools together."""
         self._checkouts = 0
         """Of all pools, as last counted."""
-        self.profile_hz = 0.0
-        """How often a second, on average, the holders are looked at. 0: never."""
         self._ending = False
         self._sequence = 0
         self._base = 0
@@ -226,15 +224,6 @@ class Ledger:
             for pool_sum in self._sums.values():
                 if pool_sum.moved_after is not None and pool_sum.moved_after < sequence:
                     pool_sum.moved_after = None
-
-    @property
-    def busy(self) -> bool:
-        """Whether anything is checked out, or somebody waits."""
-        live = self.process.live
-        return live.checked_out > 0 or live.waiting > 0
-
-    def look(self, now: float, late: float) -> None:
-        """Look where the holders are. A stand-in."""
 
     def take_over(self) -> None:
         """Go on in another thread; the one before is gone, maybe in the middle of folding."""
