@@ -42,9 +42,9 @@ from sqlalchemy import create_engine, text
 SLICE: Final = 400
 """Statements."""
 CONDITIONS: Final = (
-    "without connmon", "without, once more", "node is well", "no node", "stopped by SIGSTOP",
-    "behind a firewall", "closes at once", "answers rubbish", "answers a byte a second",
-    "accepts, says nothing",
+    "without connmon", "without, once more", "node is well", "node is well, no looks",
+    "no node", "stopped by SIGSTOP", "behind a firewall", "closes at once", "answers rubbish",
+    "answers a byte a second", "accepts, says nothing",
 )  # fmt: skip
 NAMESPACE: Final = f"connmon-harmless-{os.getpid()}"
 
@@ -191,10 +191,12 @@ def conditions(directory: Path) -> Iterator[dict[str, tuple[str, tuple[str, ...]
     with contextlib.ExitStack() as stack:
         well = directory / "well"
         well.mkdir()
+        address = stack.enter_context(connmond(well))
         made = {
             "without connmon": "",
             "without, once more": "",
-            "node is well": stack.enter_context(connmond(well)),
+            "node is well": address,
+            "node is well, no looks": f"{address}&connmon_profile=0",
             "no node": f"{HOST}:{_port()}",
             "stopped by SIGSTOP": stack.enter_context(_stopped(directory / "stopped")),
             "closes at once": stack.enter_context(_bad_node(lambda client: client.close())),

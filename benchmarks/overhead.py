@@ -72,10 +72,13 @@ VARIANTS: Final[dict[str, tuple[str, str]]] = {
     "again": ("no plugin, once more", "sqlalchemy"),
     "listeners": ("two empty listeners", "sqlalchemy"),
     "connmon": ("connmon", "connmon"),
+    "quiet": ("connmon, no looks", "connmon"),
     "collectd": ("sqlalchemy-collectd", "sqlalchemy_collectd"),
     # greenlet: it imports sqlalchemy.ext.asyncio, and SQLAlchemy 2.1 does not install greenlet.
     "opentelemetry": ("opentelemetry", "opentelemetry.instrumentation.sqlalchemy opentelemetry.sdk greenlet"),
 }
+#: The variants with connmon, and their options.
+WATCHED: Final[dict[str, dict[str, str]]] = {"connmon": {}, "quiet": {"connmon_profile": "0"}}
 #: Title, statements per slice, and connmon's target as a ratio of CPU time.
 LOADS: Final[dict[str, tuple[str, int, float | None]]] = {
     "pool": ("pool checkout + checkin, dummy driver", 1500, 1.30),
@@ -142,8 +145,8 @@ def make_engine(variant: str, url: URL, report_to: str, load: str = "pool") -> E
     options: dict[str, Any] = {} if load == "asyncio" else {"poolclass": QueuePool}
     if load in ("threads", "asyncio"):
         options |= {"pool_size": SHARED, "max_overflow": 0}
-    if variant == "connmon":
-        url = url.update_query_dict({"plugin": "connmon", "connmon_addr": report_to})
+    if variant in WATCHED:
+        url = url.update_query_dict({"plugin": "connmon", "connmon_addr": report_to, **WATCHED[variant]})
     elif variant == "collectd":
         host, port = report_to.split(":")
         url = url.update_query_dict({"plugin": "collectd", "collectd_host": host, "collectd_port": port})
@@ -510,9 +513,9 @@ def measure(
         finally:
             for worker in workers.values():
                 worker.close()
-        if "connmon" in workers:
-            result.connmon_listeners += workers["connmon"].listeners
-            result.connmon_checkouts += workers["connmon"].statements
+        for watched in WATCHED.keys() & workers.keys():
+            result.connmon_listeners += workers[watched].listeners
+            result.connmon_checkouts += workers[watched].statements
     rows["bare"].cpu_ratios = rows["bare"].wall_ratios = [1.0, 1.0]
     return result
 
@@ -711,8 +714,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sink = stack.enter_context(socket.socket(type=socket.SOCK_DGRAM))
         sink.bind((HOST, 0))
         report_to = {name: f"{HOST}:{sink.getsockname()[1]}" for name in installed}
-        if "connmon" in installed:
-            report_to["connmon"] = stack.enter_context(connmond(directory))
+        watched = WATCHED.keys() & set(installed)
+        if watched:
+            report_to |= dict.fromkeys(watched, stack.enter_context(connmond(directory)))
         for load in options.load or LOADS:
             url = "dummy://"
             if load in ("orm", "asyncio"):
@@ -735,11 +739,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                     if not row.missing:
                         where = report_to[row.variant]
                         row.instructions, ran = instructions(row.variant, load, url, where, directory)
-                        result.connmon_checkouts += ran if row.variant == "connmon" else 0
+                        result.connmon_checkouts += ran if row.variant in WATCHED else 0
             measured.append(result)
             print("\n".join(table(result)), flush=True)
-        if "connmon" in installed and measured:
-            good = check(measured, report_to["connmon"]) and not any(
+        if watched and measured:
+            good = check(measured, report_to[min(watched)]) and not any(
                 one.connmon_listeners for one in measured
             )
     if options.json:

@@ -104,6 +104,8 @@ class Look(NamedTuple):
     """Its stack, the innermost frame first; at most `whereabouts.STACK_FRAMES`."""
     application: tuple[CallSite, ...] = ()
     """The application's frames, also those further out, as far as the server; as many at most."""
+    returned: bool = False
+    """Whether the function that took the connection has returned, or its holder has ended."""
 
 
 class Sampling:

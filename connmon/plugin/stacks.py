@@ -22,8 +22,8 @@ import operator
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Mapping
-from types import AsyncGeneratorType, CodeType, CoroutineType, FrameType, GeneratorType
+from collections.abc import Callable, Iterator, Mapping
+from types import AsyncGeneratorType, CodeType, CoroutineType, FrameType, FunctionType, GeneratorType
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from connmon.plugin import unpatched
@@ -34,6 +34,8 @@ Holder: TypeAlias = Any
 
 #: The most frames of a stack that are read.
 FRAMES_READ: Final = 400
+#: How many tasks are followed, each of which awaits the next.
+TASKS_FOLLOWED: Final = 4
 _active: Final[dict[int, threading.Thread]] = getattr(threading, "_active", {})
 
 
@@ -175,14 +177,55 @@ def _runs(innermost: FrameType | None, frame: FrameType) -> bool:
 # --- Tasks ----------------------------------------------------------------------------------
 
 
-def _of_task(task: Any, threads: Threads) -> Stack:
+def _of_task(task: Any, threads: Threads, tasks_further_in: int = TASKS_FOLLOWED) -> Stack:
     if task.done():
         return Stack([], ended=True)
     coroutine = task.get_coro()
     if getattr(coroutine, "cr_running", False):
         return _of_running_task(task, coroutine.cr_frame, threads)
-    frames, variables = _awaited(coroutine)
-    return Stack(frames, variables, suspended=True, ready=_ready(task))
+    frames, variables, innermost = _awaited(coroutine)
+    inner = _awaited_task(task, innermost) if tasks_further_in else None
+    if inner is None:
+        return Stack(frames, variables, suspended=True, ready=_ready(task))
+    if inner.done():
+        return Stack(frames, variables, suspended=True, ready=True)
+    stack = _of_task(inner, threads, tasks_further_in - 1)
+    return stack._replace(frames=stack.frames + frames) if stack.frames else Stack(frames, variables, True)
+
+
+def _awaited_task(task: Any, innermost: Any) -> Any:
+    """Return the task that a suspended one awaits, directly or by `asyncio.shield` or `wait_for`; or None.
+
+    SQLAlchemy closes its asyncio sessions and connections in a task of their own, which is shielded.
+    """
+    asyncio = sys.modules.get("asyncio")
+    kind = getattr(asyncio, "Task", None)
+    if kind is None:
+        return None
+    awaited = getattr(task, "_fut_waiter", None)
+    if issubclass(type(awaited), kind):
+        return awaited
+    frame = getattr(innermost, "cr_frame", None)
+    if frame is None or frame.f_globals is not getattr(sys.modules.get("asyncio.tasks"), "__dict__", None):
+        # shield is an ordinary function: what is left of it is a callback of the future that it returned.
+        return next((inner for inner in _shielded(awaited) if issubclass(type(inner), kind)), None)
+    if frame.f_code.co_name == "wait_for":  # up to Python 3.11 with a task of its own
+        inner_tasks = [local for local in gc.get_referents(innermost) if issubclass(type(local), kind)]
+        return inner_tasks[0] if len(inner_tasks) == 1 else None
+    return None
+
+
+def _shielded(future: Any) -> Iterator[Any]:
+    """Yield what `asyncio.shield` shields behind this future."""
+    asyncio = sys.modules.get("asyncio")
+    kind = getattr(asyncio, "Future", None)
+    if kind is None or not issubclass(type(future), kind):
+        return
+    for callback, *_ in getattr(future, "_callbacks", None) or ():
+        if type(callback) is FunctionType and callback.__qualname__ == "shield.<locals>._outer_done_callback":
+            for name, cell in zip(callback.__code__.co_freevars, callback.__closure__ or (), strict=True):
+                if name == "inner":
+                    yield cell.cell_contents
 
 
 def _of_running_task(task: Any, outermost: FrameType | None, threads: Threads) -> Stack:
@@ -212,15 +255,17 @@ def _ready(task: Any) -> bool:
     return awaited is not task and issubclass(type(awaited), future) and bool(future.done(awaited))
 
 
-def _awaited(coroutine: Any) -> tuple[list[tuple[CodeType, int]], dict[str, Any] | None]:
-    """Return the frames of a chain of awaits, the innermost first, and the globals of that."""
+def _awaited(coroutine: Any) -> tuple[list[tuple[CodeType, int]], dict[str, Any] | None, Any]:
+    """Return the frames of a chain of awaits, the innermost first, the globals of that, and its coroutine."""
     frames: list[tuple[CodeType, int]] = []
     variables: dict[str, Any] | None = None
+    innermost: Any = None
     while len(frames) < FRAMES_READ:
         coroutine = _wrapped(coroutine)
         frame = _attribute(coroutine, "cr_frame", "gi_frame", "ag_frame")
         if frame is None:
             break
+        innermost = coroutine
         frames.append((frame.f_code, frame.f_lasti))
         variables = frame.f_globals
         if frame.f_code.co_name == "greenlet_spawn":  # SQLAlchemy's: the rest is in a greenlet
@@ -230,7 +275,7 @@ def _awaited(coroutine: Any) -> tuple[list[tuple[CodeType, int]], dict[str, Any]
                 variables = inner.f_globals
         coroutine = _attribute(coroutine, "cr_await", "gi_yieldfrom", "ag_await")
     frames.reverse()
-    return frames, variables
+    return frames, variables, innermost
 
 
 def _attribute(coroutine: Any, *names: str) -> Any:

@@ -11,8 +11,11 @@ Rules:
 4. Else the label is what the application's innermost frame has called: the package, or for Python's own
    library the function. What only wraps calls does not count where it leads further (`_WRAPPERS`).
 5. A connection may be handed to another thread (`holder_checks.py`, rule 4): see `lend`.
-6. Labels are few: names of packages and of functions of Python's library, never a number, an id or a path.
-7. What is known of a code object is kept as `call_site.FrameKinds` keeps kinds, and for as long.
+6. The function that took the connection is often gone: a helper has made the first query, and the function
+   that called it goes on with the transaction. So a holder is `elsewhere` only if no function of the
+   application is on its stack, or if it has taken another connection since.
+7. Labels are few: names of packages and of functions of Python's library, never a number, an id or a path.
+8. What is known of a code object is kept as `call_site.FrameKinds` keeps kinds, and for as long.
 """
 
 from __future__ import annotations
@@ -214,10 +217,11 @@ def looks(held: Sequence[Held], stacks: Sequence[Stack], codes: Codes) -> list[L
 
 def _look(hold: Held, stack: Stack, codes: Codes, *, mine: bool) -> Look:
     if not stack.frames:
-        return Look(ENDED if stack.ended else None, ())
+        return Look(ENDED if stack.ended else None, (), returned=bool(stack.ended))
     at = _application(hold.code, stack, codes)
-    where = _where(hold.code, stack, codes, at, mine)
-    return Look(where, _shown(stack, codes, at), _of_application(stack, codes))
+    returned = hold.code is not None and all(code is not hold.code for code, _ in stack.frames)
+    where = _where(stack, codes, at, mine=mine, returned=returned)
+    return Look(where, _shown(stack, codes, at), _of_application(stack, codes), returned)
 
 
 def _of_application(stack: Stack, codes: Codes) -> tuple[Place, ...]:
@@ -269,17 +273,17 @@ def _application(taker: CodeType | None, stack: Stack, codes: Codes) -> int | No
     return library
 
 
-def _where(taker: CodeType | None, stack: Stack, codes: Codes, at: int | None, mine: bool) -> str | None:
+def _where(stack: Stack, codes: Codes, at: int | None, *, mine: bool, returned: bool) -> str | None:
     inner = stack.frames if at is None else stack.frames[:at]
     kinds = [codes.kind(code) for code, _ in inner]
     acquires = not _ACQUIRES.isdisjoint(kinds)
-    on_stack = taker is None or any(code is taker for code, _ in stack.frames)
     in_driver = not acquires and (_in_driver(kinds) or (at == 0 and _at_cursor(stack, codes)))
-    if stack.ready and on_stack:
+    works = mine and at is not None
+    if stack.ready and (works or not returned):
         return EVENT_LOOP
     if in_driver and mine:
         return IN_DATABASE
-    if not on_stack and stack.complete:
+    if returned and stack.complete and not works:
         return ELSEWHERE
     if in_driver:
         return OTHER_CONNECTION
@@ -377,7 +381,7 @@ def lend(
 
 
 def _lendable(hold: Held, look: Look) -> bool:
-    left = look.where in (ELSEWHERE, ENDED)
+    left = look.returned and look.where != IN_DATABASE
     return _ident(hold.holder) is not None and (left or (hold.code is None and look.where is None))
 
 

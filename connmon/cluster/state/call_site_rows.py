@@ -1,21 +1,29 @@
 """Make the rows by call site: each sums the processes of one program on one host. Pure; changes only caches.
 
-What a call site holds now is taken from the connections, which are reported whenever they change. A call site
-that is not reported by itself has a row where it has a verdict; else it is part of `OTHER_CALL_SITES`.
+- What a call site holds now is taken from the connections, which are reported whenever they change. A call
+  site that is not reported by itself, or whose profile is not summed by itself, has a row where it has a
+  verdict; else it is part of `OTHER_CALL_SITES`.
+- Where its time went comes from the sums of its program, so a call site keeps its row as long as its program
+  has one. Narrowed to one process, it comes from the process's own records, of which recent is not known.
+- Recent figures are as of the last report of the program, or of the begin of the present window if that is
+  later: so an answer changes only where something is reported, or the window turns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 
 from connmon.cluster.state.answer_frames import About, Sources, header, unchanged
 from connmon.cluster.state.answers import selects
+from connmon.cluster.state.groups import Group
+from connmon.cluster.state.hold_profiles import NO_PROFILE, HoldSums, added, recent_seconds, stack_weight
 from connmon.cluster.state.judging import name_of_pool
 from connmon.cluster.state.records import ProcessRecord
 from connmon.protocol.queries import Query
+from connmon.protocol.reports import HoldProfile
 from connmon.protocol.rows import Row, Rows, SiteRow, Verdict
 from connmon.protocol.values import LARGEST, OTHER_CALL_SITES
 from connmon.protocol.verdicts import Stuck, call_site_reason, quoted
@@ -24,12 +32,17 @@ CallSiteKey: TypeAlias = tuple[str, str, str]
 """Host, program, call site."""
 
 
+_NO_SUMS: Final = HoldSums()
+#: What a row weighs without its stack, roughly in bytes.
+_ROW_WEIGHT: Final = 1024
+
+
 class _CallSite:
     """The sum over the processes of one program on one host."""
 
     __slots__ = (
-        "estimated", "filled", "held", "hold_ms", "holds", "in_database", "lasted", "processes", "reported",
-        "stuck", "usual", "waiting",
+        "estimated", "filled", "held", "hold_ms", "holds", "in_database", "lasted", "processes", "profile",
+        "recent", "recent_seconds", "reported", "share", "stack", "stuck", "usual", "waiting",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -44,6 +57,11 @@ class _CallSite:
         """Leaked and blocked connections: how many, and how many seconds the longest was held."""
         self.filled: list[tuple[int, str, int, ProcessRecord, Verdict]] = []
         """Saturated pools of which it holds most: how many wait, the instance, the pool's number."""
+        self.profile: HoldProfile | None = None
+        self.recent: HoldProfile | None = None
+        self.recent_seconds = 0.0
+        self.share: float | None = None
+        self.stack: tuple[str, ...] = ()
 
     def row(self, host: str, program: str, call_site: str) -> SiteRow:
         verdict = self._verdict()
@@ -63,6 +81,11 @@ class _CallSite:
             reported=self.reported,
             verdict=None if verdict is None else verdict.word,
             reason=None if verdict is None else verdict.reason,
+            profile=self.profile,
+            recent=self.recent,
+            recent_seconds=self.recent_seconds,
+            share=self.share,
+            stack=self.stack,
         )
 
     def _verdict(self) -> Verdict | None:
@@ -91,16 +114,56 @@ def answer(sources: Sources, query: Query, about: About) -> Iterator[Rows]:
         if seen >= settings.piece_records:
             seen = 0
             yield msgspec.structs.replace(head, more=True)
-        seen += _add_reported(process, call_sites)
+        seen += _add_reported(sources, process, call_sites, own=query.instance is not None)
         if not process.lost and process.held_since is not None:
-            seen += _add_held(sources, process, call_sites)
+            seen += _add_held(sources, process, call_sites, own=query.instance is not None)
+    for group in [] if query.instance is not None else list(contents.groups.by_key.values()):
+        if group.holds is None or not _is_selected(query, group):
+            continue
+        if seen >= settings.piece_records:
+            seen = 0
+            yield msgspec.structs.replace(head, more=True)
+        seen += group.holds.number
+        _add_sums(group, call_sites, contents.recent_times.window, contents.settings.site_labels)
     rows: list[Row] = []
+    weight = 0
     for key, call_site in call_sites.items():
         rows.append(call_site.row(*key))
-        if len(rows) >= settings.frame_rows:
+        weight += _ROW_WEIGHT + stack_weight(call_site.stack)
+        if len(rows) >= settings.frame_rows or weight > settings.frame_weight:
             yield msgspec.structs.replace(head, rows=tuple(rows), more=True)
-            rows = []
+            rows, weight = [], 0
     yield msgspec.structs.replace(head, rows=tuple(rows))
+
+
+def _is_selected(query: Query, group: Group) -> bool:
+    _, host, program = group.key
+    return query.host in (None, host) and query.program in (None, program)
+
+
+def _add_sums(group: Group, call_sites: dict[CallSiteKey, _CallSite], window: int, labels: int) -> None:
+    """Add where the time of a program's call sites went; each row has at most so many labels."""
+    assert group.holds is not None
+    _, host, program = group.key
+    recent_ms = 0
+    rows: dict[str, _CallSite] = {}
+    for _, name, hold_sum in group.holds:
+        sums = rows.get(name)
+        if sums is None:
+            key = str(host), str(program), name
+            sums = rows[name] = call_sites.setdefault(key, _CallSite())
+            sums.reported = max(sums.reported, group.reported or 0.0)
+        profile, recent = hold_sum.profile(), hold_sum.recent(window)
+        sums.profile = profile if sums.profile is None else added(sums.profile, profile, labels)
+        sums.recent = recent if sums.recent is None else added(sums.recent, recent, labels)
+        covered = recent_seconds(hold_sum.since, window, group.reported)
+        sums.recent_seconds = max(sums.recent_seconds, covered)
+        sums.stack = hold_sum.stack or sums.stack
+        recent_ms += recent.held_ms
+    if recent_ms:
+        for sums in rows.values():
+            assert sums.recent is not None
+            sums.share = min(sums.recent.held_ms / recent_ms, 1.0)
 
 
 def _of(call_sites: dict[CallSiteKey, _CallSite], process: ProcessRecord, call_site: str) -> _CallSite:
@@ -115,13 +178,27 @@ def _of(call_sites: dict[CallSiteKey, _CallSite], process: ProcessRecord, call_s
     return found
 
 
-def _add_reported(process: ProcessRecord, call_sites: dict[CallSiteKey, _CallSite]) -> int:
-    """Add what the process counts for its call sites; return how many records were looked at."""
+def _summed(sources: Sources, process: ProcessRecord) -> HoldSums:
+    """Return the sums of a process's program."""
+    group = sources.contents.groups.by_key.get(process.program_key)
+    return _NO_SUMS if group is None or group.holds is None else group.holds
+
+
+def _add_reported(
+    sources: Sources, process: ProcessRecord, call_sites: dict[CallSiteKey, _CallSite], *, own: bool
+) -> int:
+    """Add what the process counts for its call sites; return how many records were looked at.
+
+    `own`: whether the profiles are those of the process, and not those of its program.
+    """
     seen = 0
+    names = None if own else _summed(sources, process).names
+    labels = sources.contents.settings.site_labels
     for reported in process.sites.values():
         for name, record in reported.items():
             seen += 1
-            sums = _of(call_sites, process, name)
+            has_row = names is None or record.profile is None or name in names
+            sums = _of(call_sites, process, name if has_row else OTHER_CALL_SITES)
             sums.waiting += 0 if process.lost else record.waiting
             sums.holds += record.holds
             sums.hold_ms += record.hold_ms
@@ -129,15 +206,25 @@ def _add_reported(process: ProcessRecord, call_sites: dict[CallSiteKey, _CallSit
                 sums.usual = record.usual
             if record.share < 1.0:
                 sums.estimated = True
+            if own and record.profile is not None:
+                sums.profile = added(sums.profile or NO_PROFILE, record.profile, labels)
     return seen
 
 
-def _add_held(sources: Sources, process: ProcessRecord, call_sites: dict[CallSiteKey, _CallSite]) -> int:
-    """Add what the process's call sites hold now; return how many records were looked at."""
+def _add_held(
+    sources: Sources, process: ProcessRecord, call_sites: dict[CallSiteKey, _CallSite], *, own: bool
+) -> int:
+    """Add what the process's call sites hold now; return how many records were looked at. `own` as above."""
     at, seen = process.reported, 0
-    own = {name for reported in process.sites.values() for name in reported}
+    names = None if own else _summed(sources, process).names
+    with_row = {
+        name
+        for reported in process.sites.values()
+        for name, record in reported.items()
+        if names is None or record.profile is None or name in names
+    }
     for number, name, verdict, waiting in sources.judge.fillers(process):
-        own.add(name)
+        with_row.add(name)
         _of(call_sites, process, name).filled.append((waiting, process.instance, number, process, verdict))
     stuck = sources.judge.stuck(process)
     for connection in process.connections.values():
@@ -145,7 +232,7 @@ def _add_held(sources: Sources, process: ProcessRecord, call_sites: dict[CallSit
             continue
         seen += 1
         word, lasted = stuck.get(connection.number), at - connection.held_since
-        has_row = word is not None or connection.call_site in own
+        has_row = word is not None or connection.call_site in with_row
         sums = _of(call_sites, process, connection.call_site if has_row else OTHER_CALL_SITES)
         sums.held += 1
         sums.in_database += connection.holder_in == "database"

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from connmon.cluster.state.contents import Contents
+from connmon.cluster.state.hold_profiles import unpacked_profiles
 from connmon.cluster.state.records import NO_GAUGES, BootRecord, EndedRecord, GroupRecord, ProcessRecord
 from connmon.cluster.state.times import PackedTimes, check_packed, packed, unpacked
 from connmon.cluster.state.weights import (
@@ -22,6 +23,7 @@ from connmon.cluster.state.weights import (
     call_sites_weight,
     connections_weight,
     pool_weight,
+    surpluses_weight,
 )
 from connmon.errors import ProtocolError
 from connmon.protocol.rows import RowKey
@@ -75,6 +77,8 @@ def decode(data: bytes, contents: Contents) -> None:
         checkpoint = _decoder.decode(data)
         for times in _all_packed(checkpoint):
             check_packed(times)
+        for ended in checkpoint.ended:
+            unpacked_profiles(ended.profiles or b"")
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ProtocolError(f"a checkpoint of the state that cannot be read: {error}") from None
     if checkpoint.layout != _LAYOUT:
@@ -125,7 +129,7 @@ def _count(contents: Contents, process: ProcessRecord) -> None:
     for key in (process.program_key, process.host_key):
         groups.shift(key, NO_GAUGES if process.lost else process.gauges, process.totals)
     listed = Counter([connection.pool for connection in process.connections.values()])
-    weight = PROCESS_WEIGHT + call_sites_weight(process)
+    weight = PROCESS_WEIGHT + call_sites_weight(process) + surpluses_weight(process)
     for pool in process.pools.values():
         pool.listed = listed[pool.number]  # a checkpoint of an earlier version lacks it
         groups.shift(pool.database, NO_GAUGES if process.lost else pool.gauges, pool.totals)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from connmon.cluster.state.hold_profiles import HoldSums
 from connmon.cluster.state.records import NO_GAUGES, NO_TOTALS, GroupRecord, PoolRecord, ProcessRecord
-from connmon.cluster.state.tables import Now
+from connmon.cluster.state.tables import Now, Room
 from connmon.cluster.state.times import (
     NO_TIMES_PACKED,
     PackedTimes,
@@ -29,8 +30,8 @@ class Group:
     """One group. Loading a checkpoint recomputes gauges, totals and members from the processes."""
 
     __slots__ = (
-        "born", "ended", "ended_times", "figures", "figures_version", "gauges", "gone_since", "key", "lost",
-        "max_checked_out", "max_connections", "max_processes", "max_waiting", "members", "processes",
+        "born", "ended", "ended_times", "figures", "figures_version", "gauges", "gone_since", "holds", "key",
+        "lost", "max_checked_out", "max_connections", "max_processes", "max_waiting", "members", "processes",
         "reported", "totals", "version",
     )  # fmt: skip
 
@@ -53,6 +54,8 @@ class Group:
         self.gone_since: float | None = None
         """Since when it has no process. None: it has some."""
         self.members: dict[str, ProcessRecord] = {}
+        self.holds: HoldSums | None = None
+        """Of a program: the sums of hold profiles. None: no call site has been reported."""
         self.figures: Figures | None = None
         """A cache of `RowFigures`: its figures as of `figures_version`."""
         self.figures_version = -1
@@ -100,6 +103,7 @@ class Group:
             born=self.born,
             gone_since=self.gone_since,
             ended_times=self.ended_times,
+            holds=() if self.holds is None else tuple(self.holds.by_database.items()),
         )
 
     @classmethod
@@ -109,6 +113,8 @@ class Group:
         group.ended, group.ended_times = record.ended, record.ended_times
         group.max_processes, group.max_connections, group.max_checked_out, group.max_waiting = record.maxima
         group.reported, group.born, group.gone_since = record.reported, record.born, record.gone_since
+        if record.holds:
+            group.holds = HoldSums(dict(record.holds))
         return group
 
 
@@ -119,8 +125,9 @@ class Groups:
     been without one longest first. Every change of a group gives it the current version.
     """
 
-    def __init__(self, now: Now) -> None:
+    def __init__(self, now: Now, room: Room) -> None:
         self._now = now
+        self._room = room
         self.by_key: dict[RowKey, Group] = {}
         self.gone: dict[RowKey, float] = {}
         """Since when each has been without a process."""
@@ -202,6 +209,8 @@ class Groups:
             if early and len(self.gone) <= most:
                 return
             self.forgotten += early
+            holds = self.by_key[key].holds
+            self._room.weight -= 0 if holds is None else holds.weight
             del self.gone[key], self.by_key[key]
             self._now.moved = self._now.version
             yield key
@@ -210,4 +219,5 @@ class Groups:
         """Take over the groups of a checkpoint, without their processes; return them."""
         self.by_key = {record.key: Group.of(record) for record in records}
         self.gone = {key: self.by_key[key].gone_since or 0.0 for key in gone}
+        self._room.weight += sum([g.holds.weight for g in self.by_key.values() if g.holds is not None])
         return self.by_key

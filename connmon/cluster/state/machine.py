@@ -30,6 +30,7 @@ from connmon.cluster.state.answer_frames import About, Sources
 from connmon.cluster.state.contents import Contents
 from connmon.cluster.state.figures import RowFigures
 from connmon.cluster.state.groups import Group
+from connmon.cluster.state.hold_profiles import packed_profiles
 from connmon.cluster.state.judging import Judge
 from connmon.cluster.state.records import (
     NO_GAUGES,
@@ -38,9 +39,10 @@ from connmon.cluster.state.records import (
     ProcessRecord,
     raise_maxima,
 )
-from connmon.cluster.state.reported import Connections, Pools, ReportedCallSites, rate
+from connmon.cluster.state.reported import Connections, Pools, rate
+from connmon.cluster.state.reported_call_sites import Counting, ReportedCallSites, counted_profiles
 from connmon.cluster.state.settings import ANSWERS, SETTINGS, AnswerSettings, Limits, StateSettings
-from connmon.cluster.state.times import added_times, packed, unpacked
+from connmon.cluster.state.times import WINDOW_SECONDS, added_times, packed, unpacked
 from connmon.cluster.state.weights import (
     BARE_CONNECTION_WEIGHT,
     LARGEST_POOL_WEIGHT,
@@ -48,6 +50,7 @@ from connmon.cluster.state.weights import (
     call_sites_weight,
     connections_weight,
     pool_weight,
+    surpluses_weight,
 )
 from connmon.protocol.batch import Batch, Departure, Tick
 from connmon.protocol.queries import RowsQuery, UsersQuery, WaitsQuery
@@ -175,7 +178,8 @@ class StateMachine:
         dropped_rows = 0
         for process in contents.processes.silent(clock, lease, dropped_after):
             if clock - process.reported > dropped_after and dropped_rows < settings.rows_dropped_per_tick:
-                dropped_rows += 1 + len(process.pools) + len(process.connections)
+                sites = sum(map(len, process.sites.values()))
+                dropped_rows += 1 + len(process.pools) + len(process.connections) + sites
                 self._drop(process)
             elif not process.lost:
                 contents.groups.set_lost(process, True)
@@ -187,11 +191,16 @@ class StateMachine:
 
     # --- processes that come and go
 
-    def _admit(self, process: ProcessRecord) -> None:
-        """Take in a process that has no pools yet; what it was before it was dropped is taken back."""
+    def _admit(self, process: ProcessRecord) -> Counting:
+        """Take in a process that has no pools yet; what it was before it was dropped is taken back.
+
+        Return how its call sites are to be taken.
+        """
         contents = self.contents
+        counting: Counting = "past"
         ended = contents.ended.remove(process.instance)
         if ended is not None:
+            counting = self._call_sites.come_back(process, ended)
             for (key, totals), times in zip(ended.totals, ended.times, strict=True):
                 group = self.groups.get(key)
                 # A younger group of this key has never had the process among its ended ones.
@@ -203,6 +212,7 @@ class StateMachine:
         contents.room.weight += PROCESS_WEIGHT
         for key in (process.program_key, process.host_key):
             contents.groups.enroll(contents.groups.at(key), process)
+        return counting
 
     def _drop(self, process: ProcessRecord) -> None:
         """Take the process out; its totals live on in the ended totals of its groups."""
@@ -219,11 +229,13 @@ class StateMachine:
             + sum([pool_weight(pool.info) for pool in process.pools.values()])
             + connections_weight(process.connections.values())
             + call_sites_weight(process)
+            + surpluses_weight(process)
         )
         self.judge.forget(process.instance)
         for key in process.row_keys():
             contents.tombstones.bury(key)
         contents.processes.remove(process.instance)
+        profiles = packed_profiles(counted_profiles(process))
         contents.ended.add(
             EndedRecord(
                 instance=process.instance,
@@ -232,6 +244,7 @@ class StateMachine:
                 version=contents.now.version,
                 totals=tuple(totals.items()),
                 times=tuple([packed(times[key]) for key in totals]),
+                profiles=profiles if len(profiles) <= contents.room.spare else None,
             )
         )
 
@@ -265,6 +278,7 @@ class StateMachine:
                 span = report.interval
             else:  # the reports between were lost, and with them their intervals
                 span = max(report.interval, now.clock - process.reported)
+            counting: Counting = "recent" if span <= WINDOW_SECONDS else "past"
         elif report.full and report.process is not None and self.contents.places() > 0:
             process = ProcessRecord(
                 instance=report.instance,
@@ -274,11 +288,12 @@ class StateMachine:
                 reported=now.clock,
                 version=now.version,
             )
-            self._admit(process)
-            span = 0.0
+            counting, span = self._admit(process), 0.0
+            if report.sequence == 1:
+                counting = "recent"
         else:
             return self._keep_out(report)
-        self._take(process, report, span)
+        self._take(process, report, span, counting)
         process.node = node
         process.sequence = report.sequence
         process.reported = now.clock
@@ -308,10 +323,11 @@ class StateMachine:
             return True
         return False
 
-    def _take(self, process: ProcessRecord, report: Report, span: float) -> None:
+    def _take(self, process: ProcessRecord, report: Report, span: float, counting: Counting) -> None:
         """Replace or change what is known of the process, and what its groups add up to.
 
-        `span` is how many seconds the report's changes took; 0: unknown.
+        `span` is how many seconds the report's changes took; 0: unknown. `counting`: what the increases of
+        its call sites are.
         """
         if process.lost:
             self.contents.groups.set_lost(process, False)
@@ -319,7 +335,7 @@ class StateMachine:
         self._take_identity(process, report)
         came_in = self._pools.take(process, report, span)
         self._connections.take(process, report)
-        self._call_sites.take(process, report)
+        self._call_sites.take(process, report, counting)
         process.unlisted = report.left_out
         if process.shared or process.refused_pools or process.refused or process.unlisted or process.left_out:
             self.contents.processes.count_left_out(process)

@@ -12,6 +12,12 @@ from typing import Final, NamedTuple, Protocol
 
 from msgspec import Struct
 
+from connmon.cluster.state.hold_profiles import (
+    NO_PROFILES_PACKED,
+    HoldSum,
+    PackedProfiles,
+    Profiles,
+)
 from connmon.cluster.state.times import (
     NO_TIMES,
     NO_TIMES_PACKED,
@@ -20,7 +26,7 @@ from connmon.cluster.state.times import (
     unpacked,
     window_of,
 )
-from connmon.protocol.reports import PoolInfo, Process, ServerAddress, SiteReport, Usage
+from connmon.protocol.reports import HoldProfile, PoolInfo, Process, ServerAddress, SiteReport, Usage
 from connmon.protocol.rows import RowKey
 from connmon.protocol.values import ConnectionState, Gauges, HolderIn, Peaks, RowState, Times, Totals, Vector
 
@@ -65,16 +71,21 @@ class CallSiteRecord(Struct, array_like=True, frozen=True, gc=False):
     hold_ms: int
     usual: float | None
     share: float
+    profile: HoldProfile | None = None
+    """None: not reported, or there was no room for it."""
 
     @classmethod
-    def of(cls, report: SiteReport) -> CallSiteRecord:
-        """Return what is kept of a report."""
+    def of(cls, report: SiteReport, profile: HoldProfile | None) -> CallSiteRecord:
+        """Return what is kept of a report. `profile`: what there is room for of its profile."""
+        waiting, holds, hold_ms = report.waiting, report.holds, report.hold_ms
+        # Not by min(), which takes twice as long.
         return cls(
-            waiting=min(report.waiting, LARGEST_COUNT),
-            holds=min(report.holds, LARGEST_COUNT),
-            hold_ms=min(report.hold_ms, LARGEST_COUNT),
+            waiting=waiting if waiting <= LARGEST_COUNT else LARGEST_COUNT,
+            holds=holds if holds <= LARGEST_COUNT else LARGEST_COUNT,
+            hold_ms=hold_ms if hold_ms <= LARGEST_COUNT else LARGEST_COUNT,
             usual=report.usual,
             share=report.share,
+            profile=profile,
         )
 
 
@@ -221,6 +232,10 @@ class ProcessRecord(Struct, array_like=True):
     """Pools and connections without a row of their own."""
     sites: dict[int, dict[str, CallSiteRecord]] = {}
     """By pool, then by call site."""
+    surplus: Profiles = {}
+    """What the sums of hold profiles have of it beyond its call sites."""
+    unprofiled: bool = False
+    """Whether there was no room here for some of its call sites, or for their profiles."""
 
     def missing(self, pool: PoolRecord) -> int:
         """Return how many of a pool's connections a limit keeps from being known one by one."""
@@ -267,6 +282,8 @@ class EndedRecord(Struct, array_like=True, frozen=True):
     totals: tuple[tuple[RowKey, Totals], ...]
     times: tuple[PackedTimes, ...] = ()
     """One for each of `totals`."""
+    profiles: PackedProfiles | None = NO_PROFILES_PACKED
+    """What the sums of hold profiles have of it. None: there was no room to remember that."""
 
 
 class BootRecord(Struct, array_like=True, frozen=True):
@@ -289,6 +306,8 @@ class GroupRecord(Struct, array_like=True, frozen=True):
     born: int
     gone_since: float | None
     ended_times: PackedTimes = NO_TIMES_PACKED
+    holds: tuple[tuple[RowKey, dict[str, HoldSum]], ...] = ()
+    """Of a program: the sums of hold profiles, by database and call site."""
 
 
 class HasMaxima(Protocol):

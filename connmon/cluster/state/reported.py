@@ -1,4 +1,4 @@
-"""Take what a report says of a process's pools, connections and call sites into the tables. Pure.
+"""Take what a report says of a process's pools and connections into the tables. Pure.
 
 - A full report replaces what is known of a process, but not its maxima; a change replaces what it names.
 - Each record that comes in weighs something, and is refused where the room or a limit does not allow it. What
@@ -18,13 +18,13 @@ from connmon.cluster.state.records import (
     LARGEST_COUNT,
     NO_GAUGES,
     NO_TOTALS,
-    CallSiteRecord,
     ConnectionRecord,
     PoolRecord,
     ProcessRecord,
     bounded,
     raise_maxima,
 )
+from connmon.cluster.state.reported_call_sites import ReportedCallSites
 from connmon.cluster.state.times import (
     NO_TIMES_PACKED,
     bounded_times,
@@ -34,13 +34,11 @@ from connmon.cluster.state.times import (
     unpacked,
 )
 from connmon.cluster.state.weights import (
-    call_site_weight,
-    call_sites_weight,
     connection_weight,
     connections_weight,
     pool_weight,
 )
-from connmon.protocol.reports import Connection, PoolInfo, PoolReport, Report, SiteReport
+from connmon.protocol.reports import Connection, PoolInfo, PoolReport, Report
 from connmon.protocol.rows import database_key
 from connmon.protocol.values import LARGEST_RATE, Gauges, Totals, minus, plus
 
@@ -50,46 +48,6 @@ def rate(before: Totals, after: Totals, span: float) -> float | None:
     if span <= 0.0:
         return None
     return min(max(after.checkouts - before.checkouts, 0) / span, LARGEST_RATE)
-
-
-class ReportedCallSites:
-    """The call sites of processes. Those of a closed pool end with it."""
-
-    def __init__(self, contents: Contents) -> None:
-        self._room = contents.room
-        self._most = contents.settings.limits.sites
-
-    def take(self, process: ProcessRecord, report: Report) -> None:
-        """Replace (full report) or change the process's call sites; beyond the limit the first ones stay."""
-        if report.full:
-            if process.sites:
-                self._room.weight -= call_sites_weight(process)
-                process.sites = {}
-        elif not report.sites:
-            return
-        number = sum([len(call_sites) for call_sites in process.sites.values()])
-        for call_site in report.sites:
-            number += self._take_one(process, call_site, number < self._most)
-
-    def _take_one(self, process: ProcessRecord, report: SiteReport, has_place: bool) -> bool:
-        """Take one call site; return whether it is new."""
-        if report.pool and report.pool not in process.pools:  # 0: of several pools
-            return False
-        call_sites = process.sites.get(report.pool, {})
-        new = report.call_site not in call_sites
-        if new:
-            weight = call_site_weight(report.call_site)
-            if not has_place or weight > self._room.free:
-                return False
-            self._room.weight += weight
-            process.sites[report.pool] = call_sites
-        call_sites[report.call_site] = CallSiteRecord.of(report)
-        return new
-
-    def forget(self, process: ProcessRecord, pool: int) -> None:
-        """Remove those of one pool."""
-        for call_site in process.sites.pop(pool, ()):
-            self._room.weight -= call_site_weight(call_site)
 
 
 class Connections:
@@ -247,7 +205,7 @@ class Pools:
 
     def _close(self, process: ProcessRecord, number: int) -> None:
         pool = process.pools.pop(number)
-        self._call_sites.forget(process, number)
+        self._call_sites.forget(process, pool)
         process.gauges = minus(process.gauges, pool.gauges)
         process.totals = minus(process.totals, pool.totals)
         self._groups.shift(pool.database, minus(NO_GAUGES, pool.gauges), minus(NO_TOTALS, pool.totals))

@@ -49,6 +49,11 @@ class StateSettings:
     under 100 ms, however many processes fall silent together. They count as lost until then."""
     full_report_interval_seconds: float = 5.0
     """The least time between two full reports that a process is asked for because left-out rows would fit."""
+    program_call_sites: int = 256
+    """Call sites of one program on one host whose profiles are summed, each in one database; the rest are
+    summed as one."""
+    site_labels: int = 9
+    """Labels of the profile of one of these; 3 at least."""
     clock_step_seconds: float = 2.0
     """The largest step of the clock that one batch can make."""
 

@@ -37,7 +37,7 @@ class Now:
 class Room:
     """What everything in the state weighs together, against what it may weigh.
 
-    `weight` is the sum of the weights of all processes, pools, connections and call sites in the state.
+    `weight` is the sum of the weights of all processes, pools, connections, call sites and hold profiles.
     """
 
     __slots__ = ("most", "weight")
@@ -49,6 +49,11 @@ class Room:
     @property
     def free(self) -> int:
         return self.most - self.weight
+
+    @property
+    def spare(self) -> int:
+        """What is free for hold profiles, which leave a quarter of the room to everything else."""
+        return 3 * self.most // 4 - self.weight
 
 
 class Processes:
@@ -99,11 +104,13 @@ class EndedProcesses:
     """Dropped processes, remembered so that none counts twice when it comes back; the first dropped first.
 
     There are at most `most` of them, with at most ten times as many totals: a process counts in two groups or
-    more and mostly in three; one with a thousand databases takes the place of many.
+    more and mostly in three; one with a thousand databases takes the place of many. What their profiles weigh
+    is in the room.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, room: Room) -> None:
         self._most = most
+        self._room = room
         self._totals = 0
         self.by_instance: dict[str, EndedRecord] = {}
         self.forgotten = 0
@@ -113,6 +120,7 @@ class EndedProcesses:
         self.remove(ended.instance)
         self.by_instance[ended.instance] = ended
         self._totals += len(ended.totals)
+        self._room.weight += len(ended.profiles or b"")
         while len(self.by_instance) > self._most or self._totals > 10 * self._most:
             self.forgotten += 1
             self.remove(next(iter(self.by_instance)))
@@ -122,6 +130,7 @@ class EndedProcesses:
         ended = self.by_instance.pop(instance, None)
         if ended is not None:
             self._totals -= len(ended.totals)
+            self._room.weight -= len(ended.profiles or b"")
         return ended
 
     def expire(self, clock: float, remember_seconds: float) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from connmon.cluster.state.records import ConnectionRecord, ProcessRecord
-from connmon.protocol.reports import Connection, PoolInfo
+from connmon.protocol.reports import Connection, HoldProfile, PoolInfo
 
 #: More than any process can weigh without its pools and connections.
 PROCESS_WEIGHT: Final = 2**14
@@ -42,13 +42,41 @@ def connections_weight(connections: Iterable[Connection | ConnectionRecord]) -> 
     return sum(map(connection_weight, connections))
 
 
-def call_site_weight(call_site: str) -> int:
+def profile_weight(profile: HoldProfile | None) -> int:
+    """Return the weight of a hold profile; 0 for none."""
+    if profile is None:
+        return 0
+    where = profile.where
+    return 320 + 64 * len(where) + sum(map(len, where))
+
+
+def call_site_weight(call_site: str, profile: HoldProfile | None) -> int:
     """Return the weight of a call site of a process."""
-    return 256 + len(call_site)
+    return 256 + len(call_site) + profile_weight(profile)
 
 
 def call_sites_weight(process: ProcessRecord) -> int:
     """Return the weight of all call sites of a process."""
     return sum(
-        [call_site_weight(call_site) for call_sites in process.sites.values() for call_site in call_sites]
+        [
+            call_site_weight(call_site, record.profile)
+            for call_sites in process.sites.values()
+            for call_site, record in call_sites.items()
+        ]
+    )
+
+
+def surplus_weight(call_site: str, profile: HoldProfile) -> int:
+    """Return the weight of the surplus of a call site in one database."""
+    return call_site_weight(call_site, profile)
+
+
+def surpluses_weight(process: ProcessRecord) -> int:
+    """Return the weight of all that the sums have of a process beyond its call sites."""
+    return sum(
+        [
+            surplus_weight(call_site, profile)
+            for call_site, of_name in process.surplus.items()
+            for profile in of_name.values()
+        ]
     )

@@ -437,16 +437,18 @@ def test_call_sites_are_bounded() -> None:
 
 
 def test_a_checkpoint_of_an_earlier_version_is_loaded(group: Group) -> None:
-    """A checkpoint of an earlier version loads: without call sites, recent timeouts and holders' places."""
+    """A checkpoint of an earlier version loads: without call sites, profiles, timeouts, holders' places."""
     group.say(full("a", 1, pool(out=1, held=5.0), connections=(leak(held=5.0, holder_in=None),)))
     layout, *parts = msgspec.msgpack.decode(group.state.encode())
     for record in parts[4]:
-        del record[-1]  # sites
+        del record[-3:]  # sites, surplus, unprofiled
         pools, connections = record[18], record[19]
         for each in pools.values():
             del each[-1]  # recent
         for each in connections.values():
             del each[-2:]  # holder_in, holder_site
+    for record in parts[5]:
+        del record[-1]  # holds
     assert StateMachine.decode(msgspec.msgpack.encode([layout, *parts])).encode() == group.state.encode()
 
 

@@ -9,7 +9,8 @@ readers follow changes on either replica.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from operator import add
 from random import Random
 from typing import get_args
 
@@ -27,6 +28,8 @@ from hypothesis.stateful import (
 )
 
 from connmon.cluster.state.answer_frames import About
+from connmon.cluster.state.groups import Group
+from connmon.cluster.state.hold_profiles import added, highest
 from connmon.cluster.state.machine import Outcome, StateMachine
 from connmon.cluster.state.records import NO_GAUGES, NO_TOTALS
 from connmon.cluster.state.settings import Limits, StateSettings
@@ -34,7 +37,15 @@ from connmon.cluster.state.times import NO_TIMES, added_times
 from connmon.protocol.batch import Batch, Departure, Tick
 from connmon.protocol.histogram import BUCKETS
 from connmon.protocol.queries import Query
-from connmon.protocol.reports import Connection, PoolInfo, PoolReport, Process, Report, SiteReport
+from connmon.protocol.reports import (
+    Connection,
+    HoldProfile,
+    PoolInfo,
+    PoolReport,
+    Process,
+    Report,
+    SiteReport,
+)
 from connmon.protocol.rows import (
     ConnectionRow,
     DatabaseRow,
@@ -45,9 +56,20 @@ from connmon.protocol.rows import (
     Row,
     RowKey,
     Rows,
+    SiteRow,
     database_key,
 )
-from connmon.protocol.values import GROUPINGS, Gauges, Grouping, HolderIn, Peaks, Times, Totals, plus
+from connmon.protocol.values import (
+    GROUPINGS,
+    OTHER_CALL_SITES,
+    Gauges,
+    Grouping,
+    HolderIn,
+    Peaks,
+    Times,
+    Totals,
+    plus,
+)
 
 LEASE = 15.0
 NODES = ("node1", "node2", "node3")
@@ -74,6 +96,23 @@ def add_totals(parts: Iterator[Totals]) -> Totals:
     return result
 
 
+def counts_by_site(profiles: Iterable[tuple[str, HoldProfile]]) -> dict[str, list[int]]:
+    """Return the counts of each call site, summed: of the labels only the database's, and their sum."""
+    counts: dict[str, list[int]] = {}
+    for name, profile in profiles:
+        where = profile.where
+        own = [profile.holds, profile.held_ms, profile.waited_ms, profile.caused_ms]
+        own += [where.get("database", 0), sum(where.values())]
+        counts[name] = list(map(add, own, counts.get(name, [0] * len(own))))
+    return counts
+
+
+def sums_of(group: Group) -> dict[str, list[int]]:
+    """Return what the sums of a program say, by call site."""
+    holds = group.holds or ()
+    return counts_by_site((name, hold_sum.profile()) for _, name, hold_sum in holds)
+
+
 class Pool:
     """One pool of an application, or (with `real` False) the remains of closed ones."""
 
@@ -87,6 +126,7 @@ class Pool:
         self.totals = NO_TOTALS
         self.times = NO_TIMES
         self.peak = 0
+        self.sites: dict[str, HoldProfile] = {}
 
     @property
     def key(self) -> RowKey:
@@ -109,8 +149,9 @@ class Pool:
 class Application:
     """One process: the truth, and a ledger that reports it."""
 
-    def __init__(self, instance: str, host: str, program: str) -> None:
+    def __init__(self, instance: str, host: str, program: str, with_sites: bool = True) -> None:
         self.instance = instance
+        self.with_sites = with_sites
         self.who = Process(host, program, 1, 0, None, None, 1.0)
         self.pools: dict[int, Pool] = {}
         self.numbers = 0
@@ -127,6 +168,15 @@ class Application:
         self.reported_totals: dict[int, dict[RowKey, Totals]] = {0: {}}
         """Its totals by database in each report, by sequence."""
         self.reported_times: dict[int, Times] = {0: NO_TIMES}
+        self.others = HoldProfile()
+        """Of the call sites of all pools that are not reported one by one."""
+        self.changed_sites: set[tuple[int, str]] = set()
+        self.visible: dict[tuple[int, str], HoldProfile] = {}
+        """The profile of each pool's call sites in the reports so far."""
+        self.ended_profiles: dict[str, HoldProfile] = {}
+        """What reports have said of each call site in pools that are closed."""
+        self.reported_profiles: dict[int, dict[str, list[int]]] = {0: {}}
+        """What reports have said of each call site in all pools, by sequence."""
         self.accepted = 0
         """The latest report that the state has."""
 
@@ -172,6 +222,10 @@ class Application:
             self.changed_pools[remains] = True
         self.pools[remains].totals = plus(self.pools[remains].totals, pool.totals)
         self.pools[remains].times = added_times([self.pools[remains].times, pool.times])
+        for name, profile in pool.sites.items():
+            heirs = self.pools[remains].sites
+            heirs[name] = added(heirs.get(name, HoldProfile()), profile)
+            self.changed_sites.add((remains, name))
         self.changed_pools.setdefault(remains, False)
 
     def open(self, number: int) -> None:
@@ -185,6 +239,15 @@ class Application:
         held[connection] = not held[connection]
         self.changed.add((number, connection))
         self._count(number, **({"checkouts": 1} if held[connection] else {"checkins": 1}))
+        where = {"database": connection % 7, f"package{connection % 12}": 1 + connection % 5}
+        more = HoldProfile(1, 20 + connection, connection % 3, connection % 2, where)
+        if connection % 5 == 0:
+            self.others = added(self.others, more)
+            self.changed_sites.add((0, OTHER_CALL_SITES))
+            return
+        name, sites = f"views.py:{connection % 3} f", self.pools[number].sites
+        sites[name] = added(sites.get(name, HoldProfile()), more)
+        self.changed_sites.add((number, name))
 
     def close(self, number: int, connection: int) -> None:
         held = self.pools[number].connections.pop(connection)
@@ -212,7 +275,9 @@ class Application:
             connections=tuple(self._connection(*each) for each in sorted(every if full else self.changed)),
             closed_connections=() if full else tuple(self.closed),
             process=self.who if full else None,
+            sites=tuple(self._sites(full)),
         )
+        self._note_profiles()
         self.changed_pools, self.changed = {}, set()
         self.closed_pools, self.closed = [], []
         self.peak = 0
@@ -221,6 +286,35 @@ class Application:
         self.reported_totals[self.sequence] = self.by_database()
         self.reported_times[self.sequence] = added_times([pool.times for pool in self.pools.values()])
         return report
+
+    def _sites(self, full: bool) -> Iterator[SiteReport]:
+        """Yield the call sites that are due: changed ones of each pool in every second report."""
+        if not self.with_sites:
+            return
+        every = {(n, name): profile for n, pool in self.pools.items() for name, profile in pool.sites.items()}
+        if self.others.holds:
+            every[0, OTHER_CALL_SITES] = self.others
+        for number, name in list(self.visible):
+            if number and number not in self.pools:
+                ended = self.ended_profiles
+                ended[name] = added(ended.get(name, HoldProfile()), self.visible.pop((number, name)))
+        for key, profile in every.items():
+            if full or (key in self.changed_sites and (self.sequence + key[0]) % 2):
+                self.changed_sites.discard(key)
+                self.visible[key] = profile
+                yield SiteReport(*key, profile=profile, stack=(f"views.py:{self.sequence} f",))
+
+    def _note_profiles(self) -> None:
+        remains: dict[str, HoldProfile] = {}
+        living: list[tuple[str, HoldProfile]] = []
+        for (number, name), profile in self.visible.items():
+            if number and not self.pools[number].real:
+                remains[name] = added(remains.get(name, HoldProfile()), profile)
+            else:
+                living.append((name, profile))
+        for name, profile in remains.items():
+            self.ended_profiles[name] = highest(profile, self.ended_profiles.get(name, profile))
+        self.reported_profiles[self.sequence] = counts_by_site([*living, *self.ended_profiles.items()])
 
     def by_database(self) -> dict[RowKey, Totals]:
         return {
@@ -291,6 +385,12 @@ def check_sums(state: StateMachine) -> None:
         assert (group.gone_since is not None) == (not members) == (key in state.contents.groups.gone)
 
 
+def check_weight(state: StateMachine) -> None:
+    """Assert that the state weighs what it weighs after a load: replicas decide by it what they refuse."""
+    loaded = StateMachine.decode(state.encode(), state.settings)
+    assert loaded.contents.room.weight == state.contents.room.weight
+
+
 class Cluster(RuleBasedStateMachine):
     """The rules of the simulated world, run in any order."""
 
@@ -312,6 +412,7 @@ class Cluster(RuleBasedStateMachine):
         """By node and instance: the last sequence that arrived there."""
         self.known_totals: dict[RowKey, Totals] = {}
         self.known_times: dict[RowKey, Times] = {}
+        self.known_sums: dict[RowKey, dict[str, list[int]]] = {}
         self.followers = [Follower(by) for by in GROUPINGS]
         self.followers += [
             Follower("connection", host="ctl1"),
@@ -487,6 +588,7 @@ class Cluster(RuleBasedStateMachine):
         self.replica = StateMachine.decode(checkpoint)
         assert self.replica.encode() == checkpoint
         check_sums(self.replica)
+        check_weight(self.replica)
 
     @rule()
     def install(self) -> None:
@@ -526,6 +628,15 @@ class Cluster(RuleBasedStateMachine):
                 assert all(counts.get(number, 0) >= count for number, count in then.items())
         self.known_totals = now
         self.known_times = {key: group.times for key, group in self.state.groups.items()}
+
+    @invariant()
+    def sums_of_profiles_never_go_back(self) -> None:
+        """Nor do the sums of a program's call sites."""
+        sums = {key: sums_of(group) for key, group in self.state.groups.items() if group.holds is not None}
+        for key, before in self.known_sums.items():
+            for name, counts in before.items():
+                assert all(now >= then for now, then in zip(sums[key][name], counts, strict=True))
+        self.known_sums = sums
 
     @invariant()
     def maxima_could_have_been(self) -> None:
@@ -607,9 +718,28 @@ class Cluster(RuleBasedStateMachine):
                 if key in times:
                     assert state.groups[key].times == added_times(times[key])
                 assert each.state == ("connected" if processes[key] else "gone")
+        self._compare_profiles(state)
         header = ask(state, Query("program"))[0]
         assert header.totals.processes == len(alive)
         assert header.totals.gauges == add_gauges(application.gauges for application in alive)
+
+    def _compare_profiles(self, state: StateMachine) -> None:
+        """Each program's sums are what its processes have ever reported, and so are its rows."""
+        expected: dict[RowKey, dict[str, list[int]]] = {}
+        for application in self.all.values():
+            key: RowKey = ("program", application.who.host, application.who.program)
+            sums = expected.setdefault(key, {})
+            for name, counts in application.reported_profiles[application.accepted].items():
+                sums[name] = list(map(add, counts, sums.get(name, [0] * len(counts))))
+        rows = fresh(state, Query("site"))
+        for key, group in state.groups.items():
+            if key[0] == "program":
+                assert sums_of(group) == expected[key]
+                for name, counts in expected[key].items():
+                    row = rows["site", key[1], key[2], name]
+                    assert isinstance(row, SiteRow) and row.profile is not None
+                    assert counts_by_site([(name, row.profile)]) == {name: counts}
+                    assert len(row.profile.where) <= state.settings.site_labels
 
 
 TestCluster = Cluster.TestCase
@@ -667,6 +797,7 @@ def test_long_lives_end_in_the_truth(seed: int) -> None:
         happening[1]()
         world.sums_are_right()
         world.totals_never_go_back()
+        world.sums_of_profiles_never_go_back()
         world.maxima_could_have_been()
     world.teardown()
 
@@ -696,9 +827,14 @@ _connections = st.builds(
     _seconds, st.none() | _seconds, st.none() | st.text(max_size=3), _lines, st.just(()), st.none(),
     st.sampled_from([None, *get_args(HolderIn)]), _lines,
 )  # fmt: skip
+_labels = st.sampled_from(["database", "requests", "own code", "(other)", *[f"label{n}" for n in range(16)]])
+_profiles = st.none() | st.builds(
+    HoldProfile, _counts, _counts, _counts, _counts, st.dictionaries(_labels, _counts, max_size=16)
+)  # fmt: skip
 _sites = st.builds(
     SiteReport, _small, st.sampled_from(["a.py:1 f", "b.py:2 g", "(other)"]), _counts, st.none() | _seconds,
-    _counts, _counts, _counts, st.none() | _seconds, st.sampled_from([0.01, 1.0]),
+    _counts, _counts, _counts, st.none() | _seconds, st.sampled_from([0.01, 1.0]), _profiles,
+    st.sampled_from([(), ("a.py:1 f",), ("x" * 2048,) * 16]),
 )  # fmt: skip
 _reports = st.builds(
     Report, _instances, st.integers(1, 6), _small, _seconds, _peaks,
@@ -725,7 +861,7 @@ def test_whatever_is_reported_nothing_raises_and_replicas_agree(
 ) -> None:  # fmt: skip
     """Invalid reports break no sum, no checkpoint, no verdict and no reader, with room and without."""
     limits = Limits(2, 2, 3, 60_000, 2, 1, 1, 3, sites=2) if tight else Limits()
-    settings = StateSettings(limits=limits)
+    settings = StateSettings(limits, program_call_sites=3 if tight else 256, site_labels=3 if tight else 9)
     state, other = StateMachine(settings), StateMachine(settings)
     followers = [Follower(by) for by in GROUPINGS]
     for turn, batch in enumerate(batches):
@@ -735,6 +871,7 @@ def test_whatever_is_reported_nothing_raises_and_replicas_agree(
         assert state.apply(batch) == other.apply(batch)
         assert state.encode() == other.encode()
         check_sums(state)
+        check_weight(state)
         for follower in followers:
             follower.read(state)
             assert follower.rows == fresh(state, follower.query)
@@ -760,7 +897,7 @@ def test_what_a_limit_leaves_out_is_counted_and_comes_in(
         limits = Limits(room=16_384 + 6_144 * pools + 256 * connections)
     settings = StateSettings(limits=limits)
     state, other = StateMachine(settings), StateMachine(settings)
-    application = Application("a", "ctl1", "api")
+    application = Application("a", "ctl1", "api", with_sites=False)  # they take room too
     application.open_pool("nova")
     batches, full = 0, True
 

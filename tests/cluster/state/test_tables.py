@@ -12,6 +12,7 @@ from connmon.cluster.state.tables import (
     Now,
     Processes,
     RecentTimes,
+    Room,
     Tombstones,
     TurnedAway,
 )
@@ -54,7 +55,7 @@ def test_silent_processes_are_lost_once_and_then_dropped() -> None:
 
 def test_ended_processes_are_bounded_by_their_totals_too() -> None:
     """A process with many databases takes the place of several others; forgotten ones are counted."""
-    table = EndedProcesses(2)
+    table = EndedProcesses(2, Room(2**20))
     for record in (ended("a"), ended("b"), ended("c")):
         table.add(record)
     assert (list(table.by_instance), table.forgotten) == (["b", "c"], 1)
@@ -121,7 +122,7 @@ def test_recent_times_are_of_two_windows(now: Now) -> None:
 
 def test_a_group_without_members_is_gone_and_expires(now: Now) -> None:
     """`gone` has exactly the groups without a member, and removes those beyond the limit early."""
-    groups, member = Groups(now), process()
+    groups, member = Groups(now, Room(2**20)), process()
     first, second = groups.at(("host", "a")), groups.at(("host", "b"))
     groups.enroll(first, member)
     assert list(groups.gone) == [second.key]
@@ -136,7 +137,7 @@ def test_a_group_without_members_is_gone_and_expires(now: Now) -> None:
 
 def test_a_lost_process_takes_its_gauges_out_of_its_groups(now: Now) -> None:
     """Its totals stay, and its gauges come back with it."""
-    groups, member = Groups(now), process()
+    groups, member = Groups(now, Room(2**20)), process()
     member.gauges, member.totals = Gauges(1, connections=3), Totals(checkouts=5)
     for key in (member.program_key, member.host_key):
         groups.enroll(groups.at(key), member)

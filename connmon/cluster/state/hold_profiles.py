@@ -1,0 +1,318 @@
+"""The sums of hold profiles over all processes that ever reported a call site. Pure.
+
+- A program has a sum for each database and call site, of the increases that its processes report. So what an
+  ended process has reported stays in it, and no sum ever goes back.
+- A process whose pool has closed, or that was dropped and is back, was counted for more than its present
+  records say. The difference is its surplus. What takes over these counts uses the surplus up first: the
+  remains of closed pools, and call sites that are new in a full report. So nothing counts twice.
+- Recent is what was added in the current window of the replica's clock and the one before.
+- A program has a bounded number of sums and labels: what comes later counts as `OTHER_CALL_SITES` or
+  `OTHER_LABELS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from operator import sub
+from typing import Final, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from connmon.cluster.state.times import WINDOW_SECONDS
+from connmon.protocol.reports import HoldProfile
+from connmon.protocol.rows import RowKey
+from connmon.protocol.values import IN_DATABASE, LARGEST, OTHER_CALL_SITES, OTHER_LABELS
+from connmon.protocol.verdicts import TopCallSite, top_call_site
+
+#: The database of what is reported of several pools.
+UNKNOWN_DATABASE: Final[RowKey] = ()
+NO_PROFILE: Final = HoldProfile()
+#: No profile may have more: the bound of `Where`.
+MOST_LABELS: Final = 16
+
+SiteKey: TypeAlias = tuple[RowKey, str]
+"""Database and call site."""
+Profiles: TypeAlias = dict[str, dict[RowKey, HoldProfile]]
+"""By call site, then by database."""
+
+PackedProfiles: TypeAlias = bytes
+NO_PROFILES_PACKED: Final[PackedProfiles] = b""
+_encoder: Final = msgspec.msgpack.Encoder()
+_decoder: Final = msgspec.msgpack.Decoder(Profiles)
+
+
+def packed_profiles(profiles: Profiles) -> PackedProfiles:
+    """Return the profiles as bytes: they take a fifth of the memory."""
+    return _encoder.encode(profiles) if profiles else NO_PROFILES_PACKED
+
+
+def unpacked_profiles(data: PackedProfiles) -> Profiles:
+    """Return packed profiles. Raises msgspec.MsgspecError where these are none."""
+    return _decoder.decode(data) if data else {}
+
+
+# --- Arithmetic -------------------------------------------------------------------------------
+
+
+def fewer_labels(where: dict[str, int], most: int) -> dict[str, int]:
+    """Return at most so many labels: the database's and the largest ones, the rest as `OTHER_LABELS`."""
+    if len(where) <= most:
+        return where
+    named = [label for label in where if label not in (IN_DATABASE, OTHER_LABELS)]
+    named.sort(key=lambda label: (-where[label], label))
+    kept = {IN_DATABASE, *named[: most - 2]}
+    fewer = {label: ms for label, ms in where.items() if label in kept}
+    fewer[OTHER_LABELS] = min(sum(where.values()) - sum(fewer.values()), LARGEST)
+    return fewer
+
+
+def added(a: HoldProfile, b: HoldProfile, labels: int = MOST_LABELS) -> HoldProfile:
+    """Return the sum, with at most so many labels and no count above `LARGEST`."""
+    where = dict(a.where)
+    for label, ms in b.where.items():
+        where[label] = min(where.get(label, 0) + ms, LARGEST)
+    return HoldProfile(
+        holds=min(a.holds + b.holds, LARGEST),
+        held_ms=min(a.held_ms + b.held_ms, LARGEST),
+        waited_ms=min(a.waited_ms + b.waited_ms, LARGEST),
+        caused_ms=min(a.caused_ms + b.caused_ms, LARGEST),
+        where=fewer_labels(where, labels),
+    )
+
+
+def excess(a: HoldProfile, b: HoldProfile) -> HoldProfile:
+    """Return by how much each count of `a` is above that of `b`."""
+    before = b.where
+    return HoldProfile(
+        holds=max(a.holds - b.holds, 0),
+        held_ms=max(a.held_ms - b.held_ms, 0),
+        waited_ms=max(a.waited_ms - b.waited_ms, 0),
+        caused_ms=max(a.caused_ms - b.caused_ms, 0),
+        where={
+            label: ms - before.get(label, 0) for label, ms in a.where.items() if ms > before.get(label, 0)
+        },
+    )
+
+
+def highest(a: HoldProfile, b: HoldProfile) -> HoldProfile:
+    """Return the larger one of each count."""
+    return added(b, excess(a, b))
+
+
+def is_nothing(profile: HoldProfile) -> bool:
+    return not (
+        profile.holds
+        or profile.held_ms
+        or profile.waited_ms
+        or profile.caused_ms
+        or any(profile.where.values())
+    )
+
+
+# --- Sums -------------------------------------------------------------------------------------
+
+
+class HoldSum(Struct, array_like=True, gc=False):
+    """The sum of one call site in one database. It refers to plain values only."""
+
+    since: float
+    """When it was first seen, by the replica's clock."""
+    window: int
+    """The window in which it last grew."""
+    holds: int = 0
+    held_ms: int = 0
+    waited_ms: int = 0
+    caused_ms: int = 0
+    known_ms: int = 0
+    """The sum over `where`."""
+    unknown_ms: int = 0
+    """The most that `held_ms` has ever been above `known_ms`: as a counter has to, it never goes back."""
+    where: dict[str, int] = {}
+    mark: HoldProfile = NO_PROFILE
+    """Its profile before that window."""
+    mark_before: HoldProfile = NO_PROFILE
+    """Its profile before the window before that one."""
+    stack: tuple[str, ...] = ()
+    """The one reported last."""
+
+    def profile(self) -> HoldProfile:
+        return HoldProfile(
+            holds=self.holds,
+            held_ms=self.held_ms,
+            waited_ms=self.waited_ms,
+            caused_ms=self.caused_ms,
+            where=dict(self.where),
+        )
+
+    def recent(self, window: int) -> HoldProfile:
+        """Return what was added in this window and the one before."""
+        passed = window - self.window
+        if passed > 1:
+            return NO_PROFILE
+        return excess(self.profile(), self.mark if passed else self.mark_before)
+
+    def recent_ms(self, window: int) -> int:
+        """Return `held_ms` of `recent`, which takes longer."""
+        passed = window - self.window
+        if passed > 1:
+            return 0
+        return max(0, self.held_ms - (self.mark if passed else self.mark_before).held_ms)
+
+    def turn(self, window: int) -> None:
+        """Begin another window, in which it grows now."""
+        profile = self.profile()
+        self.mark_before = self.mark if window == self.window + 1 else profile
+        self.mark, self.window = profile, window
+
+    def grow(self, old: HoldProfile, new: HoldProfile, window: int) -> bool:
+        """Add by how much `new` is above `old`, which has the same labels.
+
+        Return False, and add nothing, where a count went back or a label has no entry here. This is the way
+        of almost all reports, so it is written for speed.
+        """
+        after, where = new.where, self.where
+        holds, held = new.holds - old.holds, new.held_ms - old.held_ms
+        waited, caused = new.waited_ms - old.waited_ms, new.caused_ms - old.caused_ms
+        if holds < 0 or held < 0 or waited < 0 or caused < 0 or not after.keys() <= where.keys():
+            return False
+        known = 0
+        changes: list[int] = []
+        if after:
+            changes = list(map(sub, after.values(), map(old.where.__getitem__, after)))
+            if min(changes) < 0:
+                return False
+            known = sum(changes)
+        if window != self.window:
+            self.turn(window)
+        self.holds += holds
+        self.held_ms += held
+        self.waited_ms += waited
+        self.caused_ms += caused
+        if known:
+            for label, more in zip(after, changes):  # noqa: B905  (strict takes longer)
+                if more:
+                    where[label] += more
+            self.known_ms += known
+        self._bound(known)
+        return True
+
+    def add(self, more: HoldProfile, window: int, labels: int, *, recent: bool) -> None:
+        """Add this; `labels` is how many it may have. `recent`: whether it has just happened."""
+        if recent and window != self.window:
+            self.turn(window)
+        folded: dict[str, int] = {}
+        for label, ms in more.where.items():
+            if ms:
+                own = self._label(label, labels)
+                self.where[own] = self.where.get(own, 0) + ms
+                folded[own] = folded.get(own, 0) + ms
+        self.holds += more.holds
+        self.held_ms += more.held_ms
+        self.waited_ms += more.waited_ms
+        self.caused_ms += more.caused_ms
+        known = sum(folded.values())
+        self.known_ms += known
+        self._bound(known)
+        if not recent:
+            past = msgspec.structs.replace(more, where=folded)
+            self.mark, self.mark_before = added(self.mark, past), added(self.mark_before, past)
+
+    def _label(self, label: str, labels: int) -> str:
+        """Return the label that this one counts as: two places are kept for the database and all others."""
+        where = self.where
+        if label in where or label == IN_DATABASE:
+            return label
+        taken = len(where) - (IN_DATABASE in where) - (OTHER_LABELS in where)
+        return label if taken < labels - 2 else OTHER_LABELS
+
+    def _bound(self, known: int) -> None:
+        """Keep every count within what readers accept."""
+        if self.held_ms - self.known_ms > self.unknown_ms:
+            self.unknown_ms = min(self.held_ms - self.known_ms, LARGEST)
+        # A label is at most the sum over labels.
+        if (
+            self.held_ms > LARGEST
+            or self.known_ms > LARGEST
+            or self.holds > LARGEST
+            or self.waited_ms > LARGEST
+            or self.caused_ms > LARGEST
+        ):
+            self.holds, self.held_ms = min(self.holds, LARGEST), min(self.held_ms, LARGEST)
+            self.waited_ms, self.caused_ms = min(self.waited_ms, LARGEST), min(self.caused_ms, LARGEST)
+            self.known_ms = min(self.known_ms, LARGEST)
+            for label, ms in self.where.items():
+                self.where[label] = min(ms, LARGEST)
+
+
+#: A sum without call site, labels and stack: the struct, its marks, its place in the table.
+_SUM_WEIGHT: Final = 1024
+
+
+def sum_weight(call_site: str, hold_sum: HoldSum) -> int:
+    """Return what a sum weighs, roughly in bytes. Its marks have the same labels."""
+    labels = 256 * len(hold_sum.where) + sum(map(len, hold_sum.where))
+    return _SUM_WEIGHT + len(call_site) + labels + stack_weight(hold_sum.stack)
+
+
+def stack_weight(stack: tuple[str, ...]) -> int:
+    return 64 * len(stack) + sum(map(len, stack))
+
+
+class HoldSums:
+    """The sums of one program on one host, by database and call site, in the order they were first seen."""
+
+    __slots__ = ("by_database", "names", "number", "weight")
+
+    def __init__(self, by_database: Mapping[RowKey, dict[str, HoldSum]] | None = None) -> None:
+        self.by_database: dict[RowKey, dict[str, HoldSum]] = dict(by_database or {})
+        self.names = {call_site for sums in self.by_database.values() for call_site in sums}
+        """The call sites that have a sum."""
+        self.number = sum(map(len, self.by_database.values()))
+        self.weight = sum(sum_weight(call_site, hold_sum) for _, call_site, hold_sum in self)
+
+    def __repr__(self) -> str:
+        return f"<HoldSums: {self.number} call sites in {len(self.by_database)} databases>"
+
+    def __iter__(self) -> Iterator[tuple[RowKey, str, HoldSum]]:
+        for database, sums in self.by_database.items():
+            for call_site, hold_sum in sums.items():
+                yield database, call_site, hold_sum
+
+    def at(self, database: RowKey, call_site: str) -> HoldSum | None:
+        """Return the sum; None: there is none."""
+        sums = self.by_database.get(database)
+        return None if sums is None else sums.get(call_site)
+
+    def put(self, database: RowKey, call_site: str, hold_sum: HoldSum) -> None:
+        """Add a sum that is new here."""
+        self.by_database.setdefault(database, {})[call_site] = hold_sum
+        self.names.add(call_site)
+        self.number += 1
+        self.weight += sum_weight(call_site, hold_sum)
+
+
+def top_of(program: str, sums: HoldSums, database: RowKey, window: int) -> TopCallSite | None:
+    """Return the call site that takes most of a program's recent time in a database; None: there is none.
+
+    Time of which the database is not known may be of this one too, so it counts among all of the time.
+    """
+    times = {name: one.recent_ms(window) for name, one in sums.by_database.get(database, {}).items()}
+    top = max(times, key=lambda name: (times[name], name), default=None)
+    if top is None:
+        return None
+    unknown = sums.by_database.get(UNKNOWN_DATABASE, {}).values()
+    held_ms = sum(times.values()) + sum([one.recent_ms(window) for one in unknown])
+    return top_call_site(program, held_ms, top, sums.by_database[database][top].recent(window))
+
+
+def recent_seconds(since: float, window: int, reported: float | None) -> float:
+    """Return what recent sums cover: until `reported`, or until this window began if that was later."""
+    begin = window * WINDOW_SECONDS
+    end = begin if reported is None else max(begin, reported)
+    return max(0.0, end - max(begin - WINDOW_SECONDS, since))
+
+
+def other_name(sums: HoldSums, database: RowKey) -> SiteKey:
+    """Return what counts for a call site that there is no place for."""
+    return (database if sums.at(database, OTHER_CALL_SITES) else UNKNOWN_DATABASE), OTHER_CALL_SITES

@@ -1,0 +1,361 @@
+"""Take what a report says of a process's call sites into the tables, and their profiles into the sums. Pure.
+
+- A full report replaces what is known of the call sites, a change replaces what it names. Those of a closed
+  pool end with it; what they have counted stays in the sums (module `hold_profiles`).
+- What a sum holds of a process never exceeds what the process has reported: its present records and its
+  surplus say together how much that is.
+- Profiles take room only while a quarter of it is free: processes, pools and connections come first. Without
+  room a call site has no profile, and counts in no sum until there is room; a stack is dropped first.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, TypeAlias
+
+from connmon.cluster.state.contents import Contents
+from connmon.cluster.state.hold_profiles import (
+    MOST_LABELS,
+    UNKNOWN_DATABASE,
+    HoldSum,
+    HoldSums,
+    Profiles,
+    SiteKey,
+    added,
+    excess,
+    fewer_labels,
+    highest,
+    is_nothing,
+    other_name,
+    stack_weight,
+    sum_weight,
+    unpacked_profiles,
+)
+from connmon.cluster.state.records import CallSiteRecord, EndedRecord, PoolRecord, ProcessRecord
+from connmon.cluster.state.times import WINDOW_SECONDS, window_of
+from connmon.cluster.state.weights import (
+    call_site_weight,
+    call_sites_weight,
+    profile_weight,
+    surplus_weight,
+    surpluses_weight,
+)
+from connmon.protocol.reports import HoldProfile, Report, SiteReport
+from connmon.protocol.rows import RowKey
+from connmon.protocol.values import OTHER_LABELS
+
+Counting: TypeAlias = Literal["recent", "past", "known"]
+"""What a report's increases are: they have just happened, or happened at an unknown time, or may be in the
+sums already."""
+
+
+#: Databases of which the surplus of one call site is kept apart.
+_MOST_DATABASES: Final = 16
+
+
+class ReportedCallSites:
+    """The call sites of processes, and the sums of their profiles. Those of a closed pool end with it."""
+
+    def __init__(self, contents: Contents) -> None:
+        self._room = contents.room
+        self._now = contents.now
+        self._groups = contents.groups
+        self._settings = contents.settings
+        self._most = contents.settings.limits.sites
+
+    def take(self, process: ProcessRecord, report: Report, counting: Counting) -> None:
+        """Replace (full report) or change the process's call sites; beyond the limit the first ones stay."""
+        before: dict[int, dict[str, CallSiteRecord]] = {}
+        had_room = not process.unprofiled
+        if report.full:
+            if process.sites:
+                self._room.weight -= call_sites_weight(process)
+                before, process.sites = process.sites, {}
+                # First what is not reported any more, since other call sites may have taken over its counts.
+                self._leave(process, before, {(one.pool, one.call_site) for one in report.sites})
+            process.unprofiled = False
+        elif not report.sites:
+            return
+        group = self._groups.by_key[process.program_key]
+        if group.holds is None:
+            group.holds = HoldSums()
+        taking = _Taking(self, process, report, before, group.holds, counting, had_room)
+        number = sum([len(call_sites) for call_sites in process.sites.values()])
+        for call_site in report.sites:
+            number += taking.take(call_site, number < self._most)
+        self._leave(process, before, set())
+
+    def forget(self, process: ProcessRecord, pool: PoolRecord) -> None:
+        """Remove those of one pool, which is closed."""
+        for name, record in process.sites.pop(pool.number, {}).items():
+            self._room.weight -= call_site_weight(name, record.profile)
+            self._add_surplus(process, (pool.database, name), record.profile)
+
+    def come_back(self, process: ProcessRecord, ended: EndedRecord) -> Counting:
+        """Take over what the sums have of a process that was dropped; return how to take its first report."""
+        group = self._groups.by_key.get(process.program_key)
+        # A younger group has never had the process.
+        if group is None or group.born > ended.version:
+            return "past"
+        if ended.profiles is None:
+            return "known"
+        process.surplus = unpacked_profiles(ended.profiles)
+        self._room.weight += surpluses_weight(process)
+        return "recent" if self._now.clock - ended.at <= WINDOW_SECONDS else "past"
+
+    # --- what the sums have of a process beyond its records
+
+    def _leave(
+        self,
+        process: ProcessRecord,
+        before: dict[int, dict[str, CallSiteRecord]],
+        reported: set[tuple[int, str]],
+    ) -> None:
+        """Remove those that are not reported any more from `before`, and note what they had counted."""
+        for number, call_sites in before.items():
+            pool = process.pools.get(number)
+            database = UNKNOWN_DATABASE if pool is None else pool.database
+            for name in [name for name in call_sites if (number, name) not in reported]:
+                self._add_surplus(process, (database, name), call_sites.pop(name).profile)
+
+    def _add_surplus(self, process: ProcessRecord, key: SiteKey, profile: HoldProfile | None) -> None:
+        if profile is None or is_nothing(profile):
+            return
+        (database, name), surplus = key, process.surplus
+        # Beyond these limits comes only a process that means harm.
+        if name not in surplus and len(surplus) >= self._most:
+            name = next(iter(surplus))
+        of_name = surplus.setdefault(name, {})
+        if database not in of_name and len(of_name) >= _MOST_DATABASES:
+            database = next(iter(of_name))
+        known = of_name.get(database)
+        of_name[database] = profile if known is None else added(known, profile)
+        self._room.weight += surplus_weight(name, of_name[database]) - (
+            0 if known is None else surplus_weight(name, known)
+        )
+
+    def use_surplus(self, process: ProcessRecord, key: SiteKey, more: HoldProfile) -> HoldProfile:
+        """Return what of an increase is not in the sums yet; the rest is taken from the surplus."""
+        database, name = key
+        of_name = process.surplus.get(name)
+        if of_name is None:
+            return more
+        # The database of a pool can become known between.
+        for one in sorted(of_name, key=lambda other: other != database):
+            known = of_name.pop(one)
+            self._room.weight -= surplus_weight(name, known)
+            left, more = excess(known, more), excess(more, known)
+            more, left = _without_folded(more, left)
+            if not is_nothing(left):
+                of_name[one] = left
+                self._room.weight += surplus_weight(name, left)
+            if is_nothing(more):
+                break
+        if not of_name:
+            del process.surplus[name]
+        return more
+
+    # --- sums
+
+    def add(self, sums: HoldSums, key: SiteKey, more: HoldProfile, *, recent: bool) -> None:
+        """Add an increase to the sum of this database and call site."""
+        hold_sum = self._sum_at(sums, key)
+        name = key if sums.at(*key) is hold_sum else other_name(sums, key[0])
+        before = sum_weight(name[1], hold_sum)
+        hold_sum.add(more, window_of(self._now.clock), self._settings.site_labels, recent=recent)
+        self._weigh(sums, sum_weight(name[1], hold_sum) - before)
+
+    def _sum_at(self, sums: HoldSums, key: SiteKey) -> HoldSum:
+        hold_sum = sums.at(*key)
+        if hold_sum is not None:
+            return hold_sum
+        hold_sum = HoldSum(since=self._now.clock, window=window_of(self._now.clock))
+        fits = sums.number < self._settings.program_call_sites - 1
+        if not fits or sum_weight(key[1], hold_sum) > self._room.spare:
+            key = other_name(sums, key[0])
+            known = sums.at(*key)
+            if known is not None:
+                return known
+        before = sums.weight
+        sums.put(*key, hold_sum)
+        self._room.weight += sums.weight - before
+        return hold_sum
+
+    def _weigh(self, sums: HoldSums, more: int) -> None:
+        sums.weight += more
+        self._room.weight += more
+
+    def keep_stack(self, sums: HoldSums, key: SiteKey, stack: tuple[str, ...]) -> None:
+        """Keep the stack reported last; where there is no room, none."""
+        hold_sum = sums.at(*key)
+        if hold_sum is None:
+            return
+        self._weigh(sums, -stack_weight(hold_sum.stack))
+        hold_sum.stack = stack if stack_weight(stack) <= self._room.spare else ()
+        self._weigh(sums, stack_weight(hold_sum.stack))
+
+    def profile_with_room(self, profile: HoldProfile | None, old: HoldProfile | None) -> HoldProfile | None:
+        """Return what there is room for of a profile that replaces another one; None: nothing."""
+        if profile is None:
+            return None
+        more = profile_weight(profile) - profile_weight(old)
+        if more <= 0 or more <= self._room.spare:
+            return profile
+        if old is None:
+            return None
+        where = {label: ms for label, ms in profile.where.items() if label in old.where}
+        rest = sum(profile.where.values()) - sum(where.values())
+        where[OTHER_LABELS] = where.get(OTHER_LABELS, 0) + rest
+        return HoldProfile(
+            holds=profile.holds,
+            held_ms=profile.held_ms,
+            waited_ms=profile.waited_ms,
+            caused_ms=profile.caused_ms,
+            where=fewer_labels(where, MOST_LABELS),
+        )
+
+
+class _Taking:
+    """Takes the call sites of one report."""
+
+    __slots__ = (
+        "_before", "_counting", "_had_room", "_owner", "_process", "_report", "_sums", "_window",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        owner: ReportedCallSites,
+        process: ProcessRecord,
+        report: Report,
+        before: dict[int, dict[str, CallSiteRecord]],
+        sums: HoldSums,
+        counting: Counting,
+        had_room: bool,
+    ) -> None:
+        """`had_room`: whether there was room for everything that the process had reported before."""
+        self._owner = owner
+        self._process = process
+        self._report = report
+        self._before = before
+        self._sums = sums
+        self._counting = counting
+        self._had_room = had_room
+        self._window = window_of(owner._now.clock)
+
+    def take(self, report: SiteReport, has_place: bool) -> bool:
+        """Take one call site; return whether it is new. Written for speed: most are known, and grow."""
+        process, number, name, profile = self._process, report.pool, report.call_site, report.profile
+        if number:  # 0: of several pools
+            pool = process.pools.get(number)
+            if pool is None:
+                return False
+            database = pool.database
+        else:
+            database = UNKNOWN_DATABASE
+        call_sites = process.sites.get(number)
+        known = None if call_sites is None else call_sites.get(name)
+        if call_sites is None or known is None:
+            return self._add(report, database, has_place)
+        old = known.profile
+        if (
+            profile is None
+            or old is None
+            or (process.surplus and _takes_over(process, number))
+            or self._counting != "recent"
+            or old.where.keys() != profile.where.keys()
+            or (hold_sum := self._sums.at(database, name)) is None
+            or not hold_sum.grow(old, profile, self._window)
+        ):
+            profile = self._count(report, database, old)
+        call_sites[name] = CallSiteRecord.of(report, profile)
+        if report.stack:
+            self._owner.keep_stack(self._sums, (database, name), report.stack)
+        return False
+
+    def _add(self, report: SiteReport, database: RowKey, has_place: bool) -> bool:
+        """Take a call site that is not there; return whether it is there now."""
+        process, number, name, room = self._process, report.pool, report.call_site, self._owner._room
+        before = self._before.get(number, {}).pop(name, None)
+        if not has_place or call_site_weight(name, None) > room.free:
+            if before is not None:
+                self._before[number][name] = before
+            process.unprofiled = True
+            return False
+        old = None if before is None else before.profile
+        room.weight += call_site_weight(name, old)
+        profile = self._count(report, database, old, new=before is None)
+        process.sites.setdefault(number, {})[name] = CallSiteRecord.of(report, profile)
+        if report.stack:
+            self._owner.keep_stack(self._sums, (database, name), report.stack)
+        return True
+
+    def _count(
+        self, report: SiteReport, database: RowKey, old: HoldProfile | None, *, new: bool = False
+    ) -> HoldProfile | None:
+        """Add what the profile counts beyond `old` to its sum; return what is kept of the profile.
+
+        `new`: whether the process has not reported the call site before.
+        """
+        owner, process, key = self._owner, self._process, (database, report.call_site)
+        profile = report.profile
+        if profile is not None and old is not None:
+            profile = highest(profile, old)  # counts that go back do not count again
+        profile = owner.profile_with_room(profile, old)
+        owner._room.weight += profile_weight(profile) - profile_weight(old)
+        if profile is None:
+            if old is not None:
+                owner._add_surplus(process, key, old)
+            elif report.profile is not None:
+                process.unprofiled = True
+            return None
+        more = profile if old is None else excess(profile, old)
+        # Also in another pool, a call site that is new in a full report may have been counted before.
+        again = old is None and (self._report.full or not self._had_room)
+        if process.surplus and (again or _takes_over(process, report.pool)):
+            more = owner.use_surplus(process, key, more)
+        if self._counting != "known" and (not is_nothing(more) or old is None):
+            recent = self._counting == "recent" and (old is not None or (new and self._is_young(report)))
+            owner.add(self._sums, key, more, recent=recent)
+        return profile
+
+    def _is_young(self, report: SiteReport) -> bool:
+        """Whether a call site that is new here is new."""
+        if not self._had_room:
+            return False
+        return not any(pool.moved and pool.number == report.pool for pool in self._report.pools)
+
+
+def _takes_over(process: ProcessRecord, number: int) -> bool:
+    """Whether a pool has the remains of closed pools, or is a sum of several."""
+    return number == 0 or not process.pools[number].gauges.pools
+
+
+def _without_folded(more: HoldProfile, left: HoldProfile) -> tuple[HoldProfile, HoldProfile]:
+    """Take the labels that a surplus has and an increase lacks from the increase of all other labels.
+
+    A pool's call site can have labels that the call site which takes over its counts has no place for.
+    """
+    folded = more.where.get(OTHER_LABELS, 0)
+    if not folded or left.held_ms or not left.where:
+        return more, left
+    labels, where = dict(left.where), dict(more.where)
+    for label, ms in left.where.items():
+        taken = min(ms, folded)
+        labels[label], folded = ms - taken, folded - taken
+    where[OTHER_LABELS] = folded
+    return (
+        HoldProfile(more.holds, more.held_ms, more.waited_ms, more.caused_ms, where),
+        HoldProfile(left.holds, left.held_ms, left.waited_ms, left.caused_ms, labels),
+    )
+
+
+def counted_profiles(process: ProcessRecord) -> Profiles:
+    """Return what the sums have of a process."""
+    counted = {name: dict(of_name) for name, of_name in process.surplus.items()}
+    for number, call_sites in process.sites.items():
+        database = process.pools[number].database if number in process.pools else UNKNOWN_DATABASE
+        for name, record in call_sites.items():
+            if record.profile is not None:
+                of_name = counted.setdefault(name, {})
+                known = of_name.get(database)
+                of_name[database] = record.profile if known is None else added(known, record.profile)
+    return counted
