@@ -23,7 +23,7 @@ LINKS = {
 }
 TYPES = {
     "str": "text", "int": "integer", "float": "number", "bool": "true or false", "tuple[str, ...]": "texts",
-    "dict[VerdictWord, int]": "object", "JsonTotals": "object",
+    "dict[VerdictWord, int]": "object", "dict[str, float]": "object", "JsonTotals": "object",
 }  # fmt: skip
 INTRODUCTION = """\
 The JSON contract
@@ -31,9 +31,11 @@ The JSON contract
 
 ``connmon snapshot --format json`` prints one object: who answered, the totals, and ``rows``, one for each
 program, or for what ``--by`` names. ``--format csv`` has the same keys as columns, in the order of this page;
-null is an empty cell, and a stack is joined by ``" < "``.
+null is an empty cell, a stack is joined by ``" < "``, and an object is ``requests=0.6;database=0.2``, the
+largest first (``;`` and ``=`` within a name are ``?``).
 
-Seconds have three digits, quantiles (``_p50_`` and its like) nine. Null is an unknown value, never 0.
+Seconds have three digits, quantiles (``_p50_`` and its like) and ``mean_hold_seconds`` nine. Shares and the
+other means have four figures below 1, so that only 0 is shown as 0. Null is an unknown value, never 0.
 :doc:`numbers` says what the numbers mean. This page is written from ``connmon/protocol/document.py`` by
 ``docs/json_contract.py``.
 """

@@ -84,8 +84,9 @@ MODULES = (
     "cluster/raft/member", "cluster/export/csv_dump", "cluster/daemon", "cluster/startup",
     "cluster/check_config", "cluster/open_files", "cluster/log_sections",
     "commands/arguments", "commands/cli", "commands/print_snapshots", "commands/output", "commands/record",
-    "commands/demo/run", "commands/demo/process", "commands/demo/chaos", "reader/client", "reader/recording",
-    "database/sessions", "database/whois", "console/screen",
+    "commands/profile", "commands/demo/run", "commands/demo/process", "commands/demo/chaos",
+    "reader/client", "reader/profile", "reader/recording", "database/sessions", "database/whois",
+    "console/screen",
 )  # fmt: skip
 
 

@@ -45,8 +45,8 @@ def argument_parser() -> argparse.ArgumentParser:
     _add_console_options(parser, None)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for add in (
-        _add_console, _add_snapshot, _add_cluster_status, _add_whois, _add_reconcile, _add_record,
-        _add_replay, _add_demo,
+        _add_console, _add_snapshot, _add_profile, _add_cluster_status, _add_whois, _add_reconcile,
+        _add_record, _add_replay, _add_demo,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -74,6 +74,30 @@ def _add_snapshot(commands: _Commands) -> None:
         "--by", choices=GROUPINGS, default="program", help=f"{_GROUPING} (default: program)"
     )
     _add_format(snapshot)
+
+
+def _add_profile(commands: _Commands) -> None:
+    summary = "show where connection time goes, by call site"
+    profile = _add_command(
+        commands, "profile", summary,
+        f"{summary}: of the last one to two minutes, or with --seconds of the next N seconds.",
+        "Ctrl-C ends --seconds early, with what was measured until then; a second one at once.",
+    )  # fmt: skip
+    _add_reading(profile, argparse.SUPPRESS)
+    profile.add_argument(
+        "--program", metavar="NAME", action="append", default=[],
+        help="only this program, by its exact name; may be repeated (default: all)",
+    )  # fmt: skip
+    profile.add_argument(
+        "--seconds", metavar="N", type=_seconds,
+        help="measure for N seconds, 0.1 to 86400; 10 and more give good figures "
+        "(default: the last one to two minutes, at once)",
+    )  # fmt: skip
+    profile.add_argument(
+        "--format", choices=("table", "folded", "speedscope"), default="table",
+        help="folded: for flamegraph.pl and inferno, in milliseconds; speedscope: JSON for "
+        "www.speedscope.app (default: table)",
+    )  # fmt: skip
 
 
 def _add_cluster_status(commands: _Commands) -> None:

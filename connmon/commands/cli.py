@@ -150,6 +150,26 @@ def _snapshot(arguments: argparse.Namespace, settings: CommandSettings) -> int:
     return DONE
 
 
+def _profile(arguments: argparse.Namespace, settings: CommandSettings) -> int:
+    from connmon.commands.profile import profile
+    from connmon.protocol.credentials import of_client
+
+    service = _service(arguments)
+    header = profile(
+        service,
+        of_client(service),
+        programs=arguments.program,
+        seconds=arguments.seconds,
+        form=arguments.format,
+        write=output.write,
+        complain=output.complain,
+        announce=output.complain if output.is_terminal(sys.stderr) else lambda line: None,
+        width=output.terminal_width,
+    )
+    _warn_without_quorum(header.node, header.quorum, header.stale)
+    return DONE
+
+
 def _cluster_status(arguments: argparse.Namespace, settings: CommandSettings) -> int:
     from connmon.protocol.credentials import of_client
     from connmon.reader.cluster_status import ask
@@ -256,6 +276,7 @@ def _demo(arguments: argparse.Namespace, settings: CommandSettings) -> int:
 _COMMANDS: Final[Mapping[str, Callable[[argparse.Namespace, CommandSettings], int]]] = {
     "console": _console,
     "snapshot": _snapshot,
+    "profile": _profile,
     "cluster-status": _cluster_status,
     "whois": _whois,
     "reconcile": _reconcile,

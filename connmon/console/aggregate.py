@@ -1,9 +1,10 @@
-"""Aggregate rows that several rows of another table make up: programs, pools, the users of a database. Pure.
+"""Aggregate rows of a table: programs, pools and call sites, and the users of a database. Pure.
 
 - Figures are aggregated by the rules of `protocol.aggregate`.
 - An aggregate is as grave as its gravest part, and has the verdict and the reason of that part: nothing is
   judged by figures that are sums.
 - A field of a process or a pool that differs between the parts is None.
+- The share of a call site over several hosts is its part of what its program holds on all of them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from msgspec import Struct, structs
 
 from connmon.console.row_words import gravity
 from connmon.console.rows import (
+    CallSiteRow,
     DatabaseUser,
     FigureRow,
     Key,
@@ -24,8 +26,14 @@ from connmon.console.rows import (
     RatedRow,
     Table,
 )
-from connmon.protocol.aggregate import CONNECTS_PER_SECOND, JSON_RULES, aggregate, aggregate_state
-from connmon.protocol.document import FigureFields, JsonPool, JsonProgram
+from connmon.protocol.aggregate import (
+    CALL_SITE_RULES,
+    CONNECTS_PER_SECOND,
+    JSON_RULES,
+    aggregate,
+    aggregate_state,
+)
+from connmon.protocol.document import FigureFields, JsonCallSite, JsonPool, JsonProgram
 from connmon.protocol.values import RowState, VerdictWord
 
 S = TypeVar("S", bound=Struct)
@@ -114,6 +122,40 @@ def _pool(parts: Sequence[JsonPool]) -> PoolGroup:
     )
 
 
+def call_sites(rows: Iterable[KeyedRow]) -> list[KeyedRow]:
+    """Return one row for each call site of a program, over all hosts, from all its rows."""
+    parts: dict[Key, list[CallSiteRow]] = {}
+    held: dict[str, float] = {}
+    for _, row in rows:
+        assert isinstance(row, CallSiteRow)
+        site = row.site
+        parts.setdefault(("sites", site.program, site.call_site), []).append(row)
+        held[site.program] = held.get(site.program, 0.0) + (site.mean_held or 0.0)
+    return [(key, _call_site(of, held[str(key[1])])) for key, of in parts.items()]
+
+
+def _call_site(parts: Sequence[CallSiteRow], program_held: float) -> CallSiteRow:
+    """Return the aggregate; `program_held`: connections that the program holds on average on all hosts."""
+    sites = [part.site for part in parts]
+    states: list[RowState] = ["connected" if site.processes else "lost" for site in sites]
+    worst = max(sites, key=lambda site: (gravity(site.verdict), site.held_now or 0))
+    figures = aggregate(sites, CALL_SITE_RULES, states)
+    mean_held = figures["mean_held"]
+    return CallSiteRow(
+        site=JsonCallSite(
+            host=sites[0].host if len(sites) == 1 else f"{len(sites)} hosts",
+            program=worst.program,
+            call_site=worst.call_site,
+            share=None if mean_held is None or not program_held else mean_held / program_held,
+            verdict=worst.verdict,
+            verdict_reason=worst.verdict_reason,
+            **figures,
+        ),
+        waiting_in_program=sum(part.waiting_in_program for part in parts),
+        summed_hosts=len(parts),
+    )
+
+
 def users(rows: Iterable[KeyedRow], database: Key) -> list[KeyedRow]:
     """Return a row for each program that has pools of a database, from the rows of all pools."""
     parts: dict[Key, list[JsonPool]] = {}
@@ -144,4 +186,5 @@ def _user(parts: Sequence[JsonPool]) -> DatabaseUser:
 GROUPED: Final[Mapping[Table, Callable[[Iterable[KeyedRow]], list[KeyedRow]]]] = {
     "program": programs,
     "pool": pools,
+    "site": call_sites,
 }

@@ -3,7 +3,8 @@
 - A column reads its row by attributes: an accessor that names a field which the row lacks is a type error.
 - The worst stands on top. By default tables are in the order of their verdicts, then of how many wait,
   then of their connections. Waits are in the order of how many wait, connections in that of how long they
-  are held, call sites in that of how many wait in their program for what they hold.
+  are held, call sites of equal verdicts in that of how many wait in their program for what they hold, then
+  of how much they hold on average.
 - Rows arrive in the order of their names, which decides between equals.
 """
 
@@ -34,6 +35,7 @@ from connmon.console.rows import (
 )
 from connmon.protocol.document import (
     FigureFields,
+    JsonCallSite,
     JsonConnection,
     JsonDatabase,
     JsonHost,
@@ -44,6 +46,7 @@ from connmon.protocol.document import (
 )
 from connmon.protocol.text import short_age as age
 from connmon.protocol.text import short_duration as duration
+from connmon.reader.cells import mean, other_places, percent, shortened_places
 
 R = TypeVar("R", contravariant=True)
 
@@ -87,6 +90,8 @@ class Column(Generic[R]):
     """Rows differ in it: a host, a pid, a call site."""
     is_path: bool = False
     """Shortened from its left; `least` then counts for the rest."""
+    is_places: bool = False
+    """Where time goes, the largest part first: it gives way to other columns, its last parts first."""
     ages: bool = False
     """The value grows by itself between two reports."""
     samples: Callable[[Samples], Sequence[float | None]] | None = None
@@ -116,6 +121,8 @@ class Column(Generic[R]):
         return [parts[0], parts[1] + mark] if len(parts) == 2 else ["", parts[0] + mark]
 
     def shortened(self, cell: str, width: int) -> str:
+        if self.is_places:
+            return shortened_places(cell, width)
         return (text.shorten_path if self.is_path else text.shorten)(cell, width)
 
 
@@ -128,7 +135,7 @@ class Definition(Generic[R]):
     """The key of the column that it is sorted by at first."""
     searched: Callable[[R], tuple[object, ...]]
     """What find and filter look at."""
-    trouble: Callable[[R], tuple[int, int]] | None = None
+    trouble: Callable[[R], tuple[int, float]] | None = None
     """A sort key for rows that are equal in the column that is sorted by; None: their names decide."""
 
 
@@ -213,19 +220,22 @@ def _figure_gravity(row: FigureRow) -> float:
     return gravity(row.verdict) - 0.5 * (row.state == "gone")
 
 
-def _site_gravity(row: CallSiteRow) -> tuple[int, int, bool, int, float]:
+def _site_gravity(row: CallSiteRow) -> tuple[int, int, bool, float, int, float]:
     """Return how much a call site is to blame.
 
     First what is wrong; then how many wait in the program, if the site holds anything; then whether somebody
-    waits at this very site, and so for a pool that it uses; then how much it holds, and how long.
+    has waited for what it holds, or waits at this very site, and so for a pool that it uses; then how much it
+    holds, on average and now, and how long.
     """
-    held = row.site.held_now or 0
+    site = row.site
+    held, mean_held = site.held_now or 0, site.mean_held or 0.0
     return (
-        gravity(row.site.verdict),
-        row.waiting_in_program if held else -1,
-        bool(row.site.waiting_now),
+        gravity(site.verdict),
+        row.waiting_in_program if held or mean_held else -1,
+        bool(site.waiting_now or site.mean_waiting_caused),
+        mean_held,
         held,
-        row.site.longest_held_seconds or 0.0,
+        site.longest_held_seconds or 0.0,
     )
 
 
@@ -271,9 +281,34 @@ def _server(row: JsonDatabase) -> str:
     return text.sanitize(str(host) if port is None else f"{host}:{port}")
 
 
-def _sampled_holds(row: CallSiteRow) -> Cell:
-    """Return the number of holds; "~" where only a sample of them is known by its call site."""
-    return Cell(("~" if row.site.estimated else "") + count(row.site.holds_total))
+def _estimated(
+    key: str,
+    title: str,
+    rank: int,
+    value: Callable[[JsonCallSite], Any],
+    short: str = "",
+    form: Callable[[Any], str] = count,
+) -> Column[CallSiteRow]:
+    """Return a column of a call site that has "~" in front where it is estimated from a sample."""
+
+    def write(row: CallSiteRow) -> Cell:
+        known = value(row.site)
+        return Cell(("~" if row.site.estimated and known is not None else "") + form(known))
+
+    return Column(key, title, short or title, rank, write, lambda row: value(row.site))
+
+
+def _part(share: float | None) -> str:
+    return percent(share, "%")
+
+
+def _what_else(row: CallSiteRow) -> Cell:
+    return Cell(other_places(row.site.where_shares, "%", text.sanitize))
+
+
+def _sorted_places(row: CallSiteRow) -> str | None:
+    """Return the places, so that the same ones stand together; None: unknown."""
+    return _what_else(row).first if row.site.where_shares else None
 
 
 def _where_now(row: JsonConnection | WaitRow) -> Cell:
@@ -435,16 +470,26 @@ _SITE_COLUMNS: Final[tuple[Column[CallSiteRow], ...]] = (
     _name("host", "host", lambda row: row.site.host, 8, 6),
     _path("call_site", "line of code", lambda row: row.site.call_site, 20),
     Column("verdict", "verdict", "verdict", 2, lambda row: Cell(verdict_word(row)), _site_gravity, True),
-    _number("held_now", "held\nnow", 1, lambda row: row.site.held_now),
-    _number("in_database_now", "in the\ndatabase", 6, lambda row: row.site.in_database_now, "in\nDB"),
-    _number("waiting_now", "wait\nhere", 2, lambda row: row.site.waiting_now),
-    _number("longest_held_seconds", "longest\nheld", 3, lambda row: row.site.longest_held_seconds,
+    _estimated("share", "share", 1, lambda site: site.share, form=_part),
+    _number("mean_held", "mean\nheld", 2, lambda row: row.site.mean_held, form=mean),
+    _number("database_share", "in the\ndatabase", 3, lambda row: row.site.database_share, "in\nDB", _part),
+    Column("where_shares", "what else it does", "what\nelse", 4, _what_else, _sorted_places, is_text=True,
+           least=12, is_places=True),
+    _estimated("holds_per_second", "holds\n/s", 8, lambda site: site.holds_per_second, form=mean),
+    _number("mean_hold_seconds", "mean\nhold", 9, lambda row: row.site.mean_hold_seconds, form=duration),
+    _number("mean_waiting_caused", "waiting\ncaused", 6, lambda row: row.site.mean_waiting_caused,
+            "waits\ncaused", mean),
+    _number("held_now", "held\nnow", 5, lambda row: row.site.held_now),
+    _number("waiting_now", "wait\nhere", 7, lambda row: row.site.waiting_now),
+    _number("longest_held_seconds", "longest\nheld", 10, lambda row: row.site.longest_held_seconds,
             "long-\nest", age),
-    _number("usual_held_seconds", "usual\nhold", 4, lambda row: row.site.usual_held_seconds, "usual",
+    _number("usual_held_seconds", "usual\nhold", 11, lambda row: row.site.usual_held_seconds, "usual",
             duration),
-    Column("holds_total", "holds", "holds", 5, _sampled_holds, lambda row: row.site.holds_total),
-    _number("hold_seconds_total", "held\naltogether", 9, lambda row: row.site.hold_seconds_total, form=age),
-    _number("processes", "processes", 8, lambda row: row.site.processes, "procs"),
+    _number("in_database_now", "in the\nDB now", 12, lambda row: row.site.in_database_now, "in DB\nnow"),
+    _estimated("holds_total", "holds", 13, lambda site: site.holds_total),
+    _number("hold_seconds_total", "held\naltogether", 15, lambda row: row.site.hold_seconds_total, form=age),
+    _number("mean_waiting", "mean\nwaiting", 16, lambda row: row.site.mean_waiting, form=mean),
+    _number("processes", "processes", 14, lambda row: row.site.processes, "procs"),
 )  # fmt: skip
 _WAIT_COLUMNS: Final[tuple[Column[WaitRow], ...]] = (
     _program(8, 1), _host(8, 6),
@@ -501,8 +546,13 @@ def _figure_trouble(row: FigureRow) -> tuple[int, int]:
     return -(row.figures.waiting or 0), -(row.figures.connections or 0)
 
 
-def _site_trouble(row: CallSiteRow) -> tuple[int, int]:
-    return -(row.site.waiting_now or 0), -(row.site.held_now or 0)
+def _site_trouble(row: CallSiteRow) -> tuple[int, float]:
+    return -(row.site.waiting_now or 0), -(row.site.mean_held or row.site.held_now or 0)
+
+
+def _of_call_site(row: CallSiteRow) -> tuple[object, ...]:
+    site = row.site
+    return (site.host, site.program, site.call_site, site.verdict, *site.where_shares)
 
 
 TABLES: Final[Mapping[Table, Definition[Any]]] = {
@@ -520,8 +570,7 @@ TABLES: Final[Mapping[Table, Definition[Any]]] = {
     "pool": Definition(_POOL_COLUMNS, "verdict", _of_pool, _figure_trouble),
     "connection": Definition(_CONNECTION_COLUMNS, "held_seconds", _of_holder),
     "site": Definition(
-        _SITE_COLUMNS, "verdict",
-        lambda row: (row.site.host, row.site.program, row.site.call_site, row.site.verdict), _site_trouble,
+        _SITE_COLUMNS, "verdict", _of_call_site, _site_trouble
     ),
     "wait": Definition(
         _WAIT_COLUMNS, "waiting", lambda row: (*_of_holder(row), row.blocker), _figure_trouble

@@ -15,9 +15,10 @@ from connmon.console import format, text
 from connmon.console.lines import VERDICT_ROLES, Field, Line, Role, flow, wrapped
 from connmon.console.row_words import name, problems, reason, verdict
 from connmon.console.rows import CallSiteRow, TableRow, WaitRow, fields
-from connmon.protocol.document import JsonConnection
+from connmon.protocol.document import JsonCallSite, JsonConnection
 from connmon.protocol.text import HOLDER_WORDS
 from connmon.protocol.text import short_duration as duration
+from connmon.reader.cells import mean, percent
 
 #: More lines than all fields of a row need.
 MOST_LINES: Final = 10_000
@@ -26,10 +27,15 @@ CALLER_FRAMES: Final = 2
 #: Fields that are shown in another way, or that only the machine needs.
 _APART: Final = frozenset({
     "verdict", "verdict_reason", "stack", "problems", "instance", "call_site", "holder", "holder_in",
-    "holder_site", "blocker", "waiting_in_program",
+    "holder_site", "blocker", "waiting_in_program", "summed_hosts", "estimated", "share", "mean_held",
+    "database_share", "holds_per_second", "mean_hold_seconds", "mean_waiting_caused", "where_shares",
+    "where_seconds_total",
 })  # fmt: skip
 _NAMES: Final[Mapping[str, str]] = {
     "rss_bytes": "memory", "server_max": "server's maximum", "started_seconds": "running",
+    "hold_seconds_total": "held altogether", "database_seconds_total": "in the database altogether",
+    "waited_seconds_total": "waited here altogether",
+    "waiting_caused_seconds_total": "waiting caused altogether",
 }  # fmt: skip
 
 
@@ -65,10 +71,13 @@ def whole(row: TableRow, width: int) -> Details:
         lines += wrapped(problem, width, "strong")
     for label, value, role in _holder(row):
         lines += wrapped(f"{label}: {value}", width, role)
-    stack = row.stack if isinstance(row, JsonConnection | WaitRow) else ()
-    own = _own_frame(stack, row) if isinstance(row, JsonConnection | WaitRow) else None
+    if isinstance(row, CallSiteRow):
+        lines += _time(row.site, width)
+    stack, sites = _stack(row)
+    own = _own_frame(stack, sites)
     if stack:
-        lines.append([(" stack, the innermost first:", "")])
+        recent = "a recent " if isinstance(row, CallSiteRow) else ""
+        lines.append([(text.clip(f" {recent}stack, the innermost first:", width), "")])
     begin = len(lines)
     for number, frame in enumerate(stack):
         mark, role = (" > ", "strong") if number == own else ("   ", "")
@@ -85,12 +94,64 @@ def whole(row: TableRow, width: int) -> Details:
 _FRAME: Final = re.compile(r"(.*):\d+(?: (.*))?")
 
 
-def _own_frame(stack: Sequence[str], row: JsonConnection | WaitRow) -> int | None:
+def _time(site: JsonCallSite, width: int) -> list[Line]:
+    """Return how much a call site holds, and where that time goes."""
+    lines: list[Line] = []
+    if site.mean_held is not None:
+        holds = f"{mean(site.holds_per_second)} holds/s, {duration(site.mean_hold_seconds)} each"
+        caused = site.mean_waiting_caused
+        waiting = f"; {mean(caused)} wait because of them" if caused else ""
+        lines += wrapped(
+            f"last minutes: {percent(site.share)} of its program's connection time, {mean(site.mean_held)} "
+            f"connections held on average ({holds}){waiting}",
+            width,
+        )
+    lines += _places(site, width)
+    if site.estimated:
+        lines += wrapped(ESTIMATED, width)
+    return lines
+
+
+#: What "~" in front of a call site's figures means.
+ESTIMATED: Final = "~ holds and seconds are estimated: only a sample of the checkouts is noted"
+#: Terminal columns of the name of a place, and of its bar.
+PLACE_WIDTH: Final = 24
+BAR_WIDTH: Final = 20
+
+
+def _places(site: JsonCallSite, width: int) -> list[Line]:
+    """Return where its time goes: a bar for each place, the largest of the last minutes first."""
+    recent, whole = site.where_shares, site.where_seconds_total
+    whole_seconds = sum(whole.values())
+    names = {label: text.shorten(text.sanitize(label), PLACE_WIDTH) for label in (*recent, *whole)}
+    if not names:
+        return []
+    heading = "where its time goes"
+    size = max(len(heading) - 2, *map(text.width, names.values()))
+    parts = [f" {text.left(heading, size + 2)}  {text.left('last minutes', BAR_WIDTH + 7)}since first seen"]
+    for label, place in names.items():
+        share = recent.get(label, 0.0) if recent else None
+        bar = text.left("|" * round(BAR_WIDTH * min(share or 0.0, 1.0)), BAR_WIDTH)
+        before = percent(whole.get(label, 0.0) / whole_seconds if whole_seconds else None)
+        parts.append(f"   {text.left(place, size)} {percent(share):>6} {bar} {before:>6}")
+    return [[(text.clip(part, width), "")] for part in parts]
+
+
+def _stack(row: TableRow) -> tuple[Sequence[str], tuple[str | None, ...]]:
+    """Return the stack of a row, and the call sites to look for in it, in this order."""
+    if isinstance(row, CallSiteRow):
+        return row.site.stack, (row.site.call_site,)
+    if isinstance(row, JsonConnection | WaitRow):
+        return row.stack, (row.call_site, row.holder_site)
+    return (), ()
+
+
+def _own_frame(stack: Sequence[str], sites: Sequence[str | None]) -> int | None:
     """Return the frame of the call site, which may be at another line of its function by now.
 
     Where that function has returned: the frame of the application in which its holder is.
     """
-    for site in (row.call_site, row.holder_site):
+    for site in sites:
         if site is None:
             continue
         if site in stack:
@@ -138,8 +199,10 @@ def _name(key: str) -> str:
 def _value(key: str, value: object) -> str:
     if isinstance(value, tuple):
         return text.sanitize(", ".join(map(str, value)))
-    if isinstance(value, int | float) and key.endswith("_seconds"):
+    if isinstance(value, int | float) and key.endswith(("_seconds", "_seconds_total")):
         return duration(value)
+    if isinstance(value, float) and key.startswith("mean_"):
+        return mean(value)
     if isinstance(value, float):
         return format.rate(value)
     if isinstance(value, int) and key == "rss_bytes":

@@ -4,7 +4,7 @@
   have made room. Only a path loses its left part before that, never its file name and line number.
 - Any other column that does not fit is left out, the least important first (highest `rank`); it is never
   squeezed below its heading. Other names may be shortened, down to `least`, and are marked where they are
-  cut.
+  cut. The places of a call site's time give way to every other column, down to `least`.
 - Two rows that differ in what identifies them look different: names are cut less where they would look the
   same, and rows that still look the same get a number (`marks`).
 - Below `NARROW_WIDTH` columns the name of a row and the most important numbers share the width.
@@ -76,6 +76,9 @@ def _natural(
     if column.is_path and column.least and (cut or not column.identifies):
         needed = max((text.width(text.path_end(cell.first, column.least)) for cell in cells), default=0)
         floor = min(width, max(needed, heading_width))
+    elif column.is_places:
+        # Two places, where titles need not be short for that.
+        floor = min(width, max(column.least * (1 if short else 2), heading_width))
     elif column.least and not column.identifies and (short or column.rank >= EXTRA_RANK):
         # No name is cut for the sake of long titles.
         floor = min(width, max(column.least, heading_width))

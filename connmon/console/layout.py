@@ -98,7 +98,8 @@ def _about(
     page = state.page
     selected = page.pane.selected
     least = 0 if height < MORE_HEIGHT else 1 if height < TRENDS_HEIGHT or width >= 120 else 2
-    wanted = state.expanded or page.pane.want.held
+    want = page.pane.want
+    wanted = state.expanded or want.held or want.call_site is not None
     if selected is None or (wanted and rows <= 6):
         return (0 if wanted else least), None
     # Details get what the tables leave; where they are asked for, up to half of the height.
@@ -123,7 +124,8 @@ def shown_columns(pane: Pane) -> list[Column[Any]]:
     same: set[str] = set()
     if want.host is not None or want.instance is not None:
         same.add("host")
-    if want.instance is not None or (want.program is not None and want.by in ("process", "connection")):
+    of_one_program = want.by in ("process", "connection") or want.call_site is not None
+    if want.instance is not None or (want.program is not None and of_one_program):
         same.add("program")
     if want.instance is not None or pane.grouped:
         same.add("pid")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final, Literal, TypeAlias
 
 from connmon.console import text
@@ -19,6 +20,7 @@ from connmon.console.rows import (
     WaitRow,
 )
 from connmon.console.source import Want
+from connmon.console.waits import STUCK
 from connmon.protocol.document import JsonDatabase, JsonHost, JsonProcess, JsonProgram
 
 View: TypeAlias = Literal[
@@ -48,7 +50,12 @@ def below(pane: Pane) -> Page | None:
     if pane.selected is None:
         return None
     opened = _opened(pane.want, *pane.selected)
-    return None if opened is None else page(text.sanitize(opened[0]), *opened[1])
+    if opened is None:
+        return None
+    row = pane.selected[1]
+    # LEAK and BLOCKED are verdicts of single connections: the cursor begins on these.
+    is_stuck = isinstance(row, CallSiteRow) and bool(row.site.held_now) and row.verdict in STUCK
+    return replace(page(text.sanitize(opened[0]), *opened[1]), focus=int(is_stuck))
 
 
 def _opened(want: Want, key: Key, row: TableRow) -> tuple[str, tuple[Want, ...]] | None:
@@ -63,7 +70,7 @@ def _opened(want: Want, key: Key, row: TableRow) -> tuple[str, tuple[Want, ...]]
         host, program = str(row.process.host), str(row.process.program)
         return f"{program} on {host}", (Want("process", host=host, program=program),)
     if isinstance(row, CallSiteRow):
-        return _held_by(row)
+        return None if want.call_site is not None else _held_by(row)
     if isinstance(row, WaitRow):
         return _held_of(row)
     if isinstance(row, JsonHost):
@@ -82,10 +89,14 @@ def _opened(want: Want, key: Key, row: TableRow) -> tuple[str, tuple[Want, ...]]
 
 
 def _held_by(row: CallSiteRow) -> tuple[str, tuple[Want, ...]]:
-    """Return the page of the connections that a call site holds."""
+    """Return the page of a call site and of the connections that it holds."""
     site = row.site
+    host = site.host if row.summed_hosts == 1 else None
     title = f"{site.program} on {site.host}: {text.shorten_path(site.call_site, 40)}"
-    return title, (Want("connection", site.host, site.program, call_site=site.call_site, held=True),)
+    return title, (
+        Want("site", host, site.program, call_site=site.call_site),
+        Want("connection", host, site.program, call_site=site.call_site, held=True),
+    )
 
 
 def _held_of(row: WaitRow) -> tuple[str, tuple[Want, ...]]:

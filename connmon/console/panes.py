@@ -49,7 +49,7 @@ class Pane:
 
     @property
     def groupable(self) -> bool:
-        return self.want.by in aggregate.GROUPED
+        return self.want.by in aggregate.GROUPED and self.want.call_site is None
 
     @property
     def selected(self) -> KeyedRow | None:

@@ -115,6 +115,8 @@ class CallSiteRow(Struct, frozen=True, kw_only=True):
 
     site: JsonCallSite
     waiting_in_program: int
+    summed_hosts: int = 1
+    """How many hosts it is summed over; of several `site.host` is that number: "3 hosts"."""
 
     @property
     def verdict(self) -> VerdictWord | None:

@@ -50,7 +50,7 @@ class Want(NamedTuple):
     pool: str | None = None
     """Connections only: those of pools with this URL."""
     call_site: str | None = None
-    """Connections only: those that this call site has taken."""
+    """Call sites: this one. Connections: those that this call site has taken."""
     held: bool = False
     """Connections only: those that somebody holds."""
 
@@ -70,6 +70,8 @@ class Source:
         self._settings = settings
         self._connects: dict[RowKey, deque[tuple[float, int]]] = {}
         """The last reports of each row: when, and the connects so far."""
+        self._call_sites: dict[Key, CallSiteRow] = {}
+        """The rows of the last call: a row of which nothing has changed stays the same object."""
         narrow = (want.host, want.program, want.instance)
         assert want.by != "node"
         self._snapshots: tuple[Snapshot, ...]
@@ -129,7 +131,10 @@ class Source:
         """Return the rows, in the order of their names; `seen` as in `Snapshot.typed_rows`."""
         want = self._want
         if want.by == "site":
-            return _with_waiters(self._snapshots[0].typed_rows(seen))
+            call_sites = self._with_waiters(self._snapshots[0].typed_rows(seen))
+            return (
+                call_sites if want.call_site is None else [row for row in call_sites if belongs(want, row[1])]
+            )
         rows = _of_tables(self._snapshots[0].typed_rows(seen))
         if want.by == "wait":
             return waits.waits(rows, _of_tables(self._snapshots[1].typed_rows()))
@@ -141,6 +146,23 @@ class Source:
         # The node narrows by host, program and instance, but not the programs of a database.
         narrower = want.pool or want.call_site or want.held or (want.database and want.program)
         return [row for row in rows if belongs(want, row[1])] if narrower else rows
+
+    def _with_waiters(self, rows: Sequence[tuple[Key, JsonRow]]) -> list[KeyedRow]:
+        """Return call sites with how many wait for a connection in the same program on the same host."""
+        waiting: dict[Key, int] = {}
+        sites = [(key, row) for key, row in rows if isinstance(row, JsonCallSite)]
+        for key, site in sites:
+            if site.waiting_now:
+                waiting[key[1:3]] = waiting.get(key[1:3], 0) + site.waiting_now
+        before, call_sites = self._call_sites, {}
+        for key, site in sites:
+            waiters = waiting.get(key[1:3], 0)
+            row = before.get(key)
+            if row is None or row.site is not site or row.waiting_in_program != waiters:
+                row = CallSiteRow(site=site, waiting_in_program=waiters)
+            call_sites[key] = row
+        self._call_sites = call_sites
+        return [*call_sites.items()]
 
     def _derive(self, key: RowKey, row: JsonRow) -> JsonRow:
         """Return the row with its connects per second, which the node does not know."""
@@ -181,6 +203,8 @@ def belongs(want: Want, row: TableRow) -> bool:
     program, host = program_and_host(row)
     if want.host not in (None, host) or want.program not in (None, program):
         return False
+    if isinstance(row, CallSiteRow):
+        return want.call_site in (None, row.site.call_site)
     if not isinstance(row, JsonProcess | JsonPool | JsonConnection):
         return True
     if want.instance not in (None, row.process.instance):
@@ -195,15 +219,6 @@ def belongs(want: Want, row: TableRow) -> bool:
 def _of_tables(rows: Sequence[tuple[Key, JsonRow]]) -> Sequence[KeyedRow]:
     """Return the same rows, none of which is a call site."""
     return rows  # type: ignore[return-value]
-
-
-def _with_waiters(rows: Sequence[tuple[Key, JsonRow]]) -> list[KeyedRow]:
-    """Return call sites with how many wait for a connection in the same program on the same host."""
-    waiting: dict[Key, int] = {}
-    sites = [(key, row) for key, row in rows if isinstance(row, JsonCallSite)]
-    for key, site in sites:
-        waiting[key[1:3]] = waiting.get(key[1:3], 0) + (site.waiting_now or 0)
-    return [(key, CallSiteRow(site=site, waiting_in_program=waiting[key[1:3]])) for key, site in sites]
 
 
 def _judged(rows: Sequence[KeyedRow], maxima: Maxima) -> list[KeyedRow]:

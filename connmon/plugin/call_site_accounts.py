@@ -22,7 +22,7 @@ from __future__ import annotations
 import random
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -63,6 +63,9 @@ RECENT_HOLDS: Final = 500
 #: Uncounted holds of a call site are counted on the spot when there are more.
 UNCOUNTED_SITE_HOLDS: Final = 256
 
+#: Functions of which it is kept whose holds were seen in them; if there are more, all are forgotten.
+FUNCTIONS_SEEN: Final = 2_000
+
 _bucket = partial(bisect_left, histogram.BOUNDS)
 CallSite: TypeAlias = "tuple[CodeType, int]"
 """A line of the application: code object and line number."""
@@ -77,6 +80,32 @@ class Whereabouts(NamedTuple):
     """The line of the application that it is in."""
     stack: tuple[str, ...]
     """The innermost frame first."""
+
+
+class Held(NamedTuple):
+    """A held connection that a look is about."""
+
+    holder: Any
+    """A thread's mark or its number, or a weak reference to a task or a greenlet."""
+    code: CodeType | None
+    """The function that took the connection. None: not noted."""
+    since: float
+    """When the hold began, in seconds of the monotonic clock."""
+    newest: bool = True
+    """Whether the holder has taken no other connection since that it still holds."""
+
+
+class Look(NamedTuple):
+    """Where the holder of one connection is."""
+
+    where: str | None
+    """A label of `values.Where`. None: it cannot be found out."""
+    places: tuple[CallSite, ...]
+    """Its stack, the innermost frame first; at most `whereabouts.STACK_FRAMES`."""
+    application: tuple[CallSite, ...] = ()
+    """The application's frames, also those further out, as far as the server; as many at most."""
+    returned: bool = False
+    """Whether the function that took the connection has returned, or its holder has ended."""
 
 
 class Sampling:
@@ -299,13 +328,16 @@ class CallSiteRoom:
 class CallSites:
     """The call sites that check connections out of one pool."""
 
-    __slots__ = ("_by_code", "_room", "accounts", "noted", "other")
+    __slots__ = ("_by_code", "_room", "_seen", "accounts", "noted", "other")
 
     def __init__(self, room: CallSiteRoom) -> None:
         self._room = room
         self.accounts: dict[tuple[int, int], CallSiteAccount] = {}
         """By id of the code object, which is kept, and line: comparing code objects is slow."""
         self._by_code: dict[int, list[CallSiteAccount]] = {}
+        self._seen: dict[int, tuple[CodeType, dict[CallSiteAccount, float]]] = {}
+        """By id of the code object: the call sites of noted holds whose holders were seen in that function,
+        each with the number of checkouts that it stands for."""
         self.other = CallSiteAccount(None, 0)
         """Counts for all call sites of this pool that are not reported by themselves."""
         self.noted = 0
@@ -328,17 +360,42 @@ class CallSites:
                 account.counts = self.other
         return account
 
-    def on_stack(self, places: Iterable[CallSite]) -> CallSiteAccount | None:
-        """Return the known call site whose function is on this stack, the innermost frame first.
+    def seen_in(self, places: Iterable[CallSite], account: CallSiteAccount, checkouts: int) -> None:
+        """Note that a holder which took a connection here was seen in these functions, innermost first.
 
-        Of several in one function it is the last one before the line where the function is now.
+        `checkouts`: how many checkouts it stands for.
+        """
+        seen = self._seen
+        if len(seen) >= FUNCTIONS_SEEN:
+            seen.clear()
+        for code, _ in places:
+            _, accounts = seen.setdefault(id(code), (code, {}))
+            accounts[account.counts] = accounts.get(account.counts, 0.0) + checkouts
+
+    def taken_in(self, places: Sequence[CallSite]) -> dict[CallSiteAccount, float]:
+        """Return which call sites a hold may have been taken at, whose holder is in these functions.
+
+        The parts sum to 1. They are those of noted holds that were seen in the innermost of these functions
+        in which any was seen, or which has a call site itself. Without such a function the result is empty.
         """
         for code, number in places:
-            accounts = self._by_code.get(id(code))
-            if accounts:
-                before = [account for account in accounts if account.number <= number]
-                return max(before, key=_number) if before else min(accounts, key=_number)
-        return None
+            _, seen = self._seen.get(id(code), (None, {}))
+            parts = dict(seen)
+            if (own := self._in_function(code, number)) is not None:
+                # Until it was seen here itself, it counts as if it had been, once.
+                parts[own.counts] = max(1.0, parts.get(own.counts, 0.0))
+            whole = sum(parts.values())
+            if whole > 0.0:
+                return {account: part / whole for account, part in parts.items()}
+        return {}
+
+    def _in_function(self, code: CodeType, number: int) -> CallSiteAccount | None:
+        """Return the known call site in this function: of several the last one before this line."""
+        accounts = self._by_code.get(id(code))
+        if not accounts:
+            return None
+        before = [account for account in accounts if account.number <= number]
+        return max(before, key=_number) if before else min(accounts, key=_number)
 
     def reported(self) -> list[CallSiteAccount]:
         """Return those that are reported one by one, and not as `OTHER_CALL_SITES`."""
@@ -371,7 +428,7 @@ class CallSites:
         for account, heir in heir_of.items():
             heir.absorb(account)
         heirs.noted += self.noted
-        self.accounts, self._by_code = {}, {}
+        self.accounts, self._by_code, self._seen = {}, {}, {}
         return heir_of
 
 

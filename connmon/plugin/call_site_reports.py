@@ -83,38 +83,30 @@ class CallSiteReports:
         self._now, self._all, self._changed = now, everything, all_changed
         self._others = []
 
-    def of(self, account: PoolAccount, checkouts: int) -> list[SiteReport]:
-        """Return what is due of this pool, which has had `checkouts` checkouts."""
-        call_sites = account.call_sites
-        held: dict[CallSiteAccount, _PresentHolds] = {}
-        if call_sites.accounts:
-            held = _present_holds(account)
+    def of(self, account: PoolAccount, checkouts: int, *, summed: bool = False) -> list[SiteReport]:
+        """Return what is due of this pool, which has had `checkouts` checkouts.
+
+        `summed`: the pool has no report of its own, so nor have its call sites. They are reported once the
+        pool is; among the others they would have to be taken back then.
+        """
+        call_sites, profile = account.call_sites, account.time.profile
+        held = _present_holds(account) if call_sites.accounts else {}
         waiting = Counter(list(account.wait_call_sites.values()))
         share = call_sites.share(checkouts)
         self._add_others(account, held, waiting, share)
-        reports = []
-        for call_site in call_sites.reported():
+        reports: list[SiteReport] = []
+        for call_site in () if summed else call_sites.reported():
             facts = _facts(
                 held.get(call_site),
                 waiting[call_site],
                 call_site.figures(),
                 share,
-                account.profile.of(call_site),
+                profile.of(call_site),
             )
             if self._is_due(call_site, facts):
-                stack = self._stack(account.profile.places.get(call_site))
+                stack = self._stack(profile.places.get(call_site))
                 reports.append(self._report(call_site, account.number, facts, stack))
         return reports
-
-    def sum_up(self, account: PoolAccount, checkouts: int) -> None:
-        """Add what a pool without a report of its own counts for `OTHER_CALL_SITES`.
-
-        Its other call sites are reported once the pool is: they would go back there otherwise.
-        """
-        call_sites = account.call_sites
-        held = _present_holds(account) if call_sites.accounts else {}
-        waiting = Counter(list(account.wait_call_sites.values()))
-        self._add_others(account, held, waiting, call_sites.share(checkouts))
 
     def _add_others(
         self,
@@ -124,7 +116,7 @@ class CallSiteReports:
         share: float,
     ) -> None:
         other = account.call_sites.other
-        profile = account.profile.of(other)
+        profile = account.time.profile.of(other)
         if profile != _NO_PROFILE or other.ended or other in held or waiting[other]:
             self._others.append(
                 _Others(

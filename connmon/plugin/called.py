@@ -321,7 +321,6 @@ _COMPUTING: Final = frozenset(
         "sys", "struct", "array", "bisect", "heapq", "datetime", "weakref", "contextvars",
     }
 )  # fmt: skip
-_CLOCKS: Final = frozenset({"sleep"})
 #: C modules by the name under which programs know them, where that is not the same without an underscore.
 _KNOWN_AS: Final = {"posix": "os", "nt": "os"}
 
@@ -357,7 +356,7 @@ def c_function(function: Any) -> str | None:
     if top not in sys.stdlib_module_names:
         return top if top in sys.modules else None
     top = _KNOWN_AS.get(top, top.lstrip("_"))
-    if top in _COMPUTING or (top == "time" and name not in _CLOCKS):
+    if top in _COMPUTING or (top == "time" and name != "sleep"):
         return None
     return f"{top}.{name}"
 

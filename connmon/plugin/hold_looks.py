@@ -6,8 +6,8 @@ Rules:
    held; each stands for as many as were passed over. Where there are very many connections, the held ones are
    searched for among a random part of them.
 2. A look takes a moment. A holder that has given its connection back meanwhile is not counted.
-3. A hold that is not noted belongs to the known call site whose function is on the holder's stack, and to the
-   others where there is none.
+3. A hold that is not noted belongs to a call site as the noted ones do that were seen in the same function
+   (`CallSites.seen_in`): the function that took the connection may have returned long ago.
 4. Of the application nothing is kept but the text of one stack for each call site, which is replaced at most
    every `stack_interval_seconds`.
 
@@ -18,23 +18,32 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from connmon.plugin.call_site_accounts import CallSiteAccount
+from connmon.plugin.call_site_accounts import CallSiteAccount, Held, Look
 from connmon.plugin.hold_profile import YOUNG_SECONDS, Lateness, ProfileSettings
-from connmon.plugin.holder_checks import Held, Holders, Look
+from connmon.plugin.holder_checks import Holders
 from connmon.plugin.pool_account import Entry, PoolAccount
 
 
 class _Holding(NamedTuple):
     """One held connection, as it was when the look began."""
 
-    account: PoolAccount
     entry: Entry
     since: float
+    holder: Any
     noted: CallSiteAccount | None
     """Its call site, where this hold is noted."""
+
+    def question(self, newest: Mapping[int, float]) -> Held:
+        """Return what a look is asked about this hold. `newest`: see `_newest`."""
+        return Held(
+            holder=self.holder,
+            code=None if self.noted is None else self.noted.code,
+            since=self.since,
+            newest=self.since >= newest[_identity(self.holder)],
+        )
 
 
 class HoldLooks:
@@ -55,13 +64,17 @@ class HoldLooks:
         """Look at the holders of these pools; `late`: how long the look has waited for the interpreter."""
         if self._holders is None:
             return
-        holding, weight = self._held(accounts)
-        if not holding:
+        held, weight = self._held(accounts)
+        if not held:
             return
+        newest = _newest(held)
+        holding = held
         if len(holding) > self._settings.holders:
             weight *= len(holding) / self._settings.holders
-            holding = self._random.sample(holding, self._settings.holders)
-        looks = self._holders.look([_question(hold) for hold in holding])
+            holding = self._random.sample(held, self._settings.holders)
+        chosen = set(map(id, holding))
+        others = _threads([hold for hold in held if id(hold) not in chosen])
+        looks = self._holders.look([hold.question(newest) for hold in holding], others)
         lateness = Lateness(
             late=late > self._settings.late_seconds,
             preempted=late > self._settings.preempted * sys.getswitchinterval(),
@@ -81,35 +94,41 @@ class HoldLooks:
             since = entry.since
             if since and not entry.closed:
                 noted = entry.call_site if entry.noted_at == entry.checkouts else None
-                holding.append(_Holding(account=entry.pool, entry=entry, since=since, noted=noted))
+                holding.append(_Holding(entry=entry, since=since, holder=entry.holder, noted=noted))
         return holding, weight
 
     def _count(
         self, looks: list[tuple[_Holding, Look]], weight: float, now: float, lateness: Lateness
     ) -> None:
         """Count what was seen, in the profiles of the pools."""
-        seen: dict[PoolAccount, list[CallSiteAccount]] = {}
+        seen: dict[PoolAccount, list[dict[CallSiteAccount, float]]] = {}
         for hold, look in looks:
-            if hold.entry.since != hold.since:
+            entry, noted = hold.entry, hold.noted
+            if entry.since != hold.since:
                 continue
-            account, noted = hold.account, hold.noted
-            call_site = account.call_sites.on_stack(look.places) if noted is None else noted
-            counting = account.call_sites.other if call_site is None else call_site.counts
-            if noted is None and now - hold.since > YOUNG_SECONDS:
-                account.profile.see_old(counting, weight)
+            account = entry.pool
+            if noted is None:
+                parts = account.call_sites.taken_in(look.application)
+                if now - hold.since > YOUNG_SECONDS:
+                    account.time.profile.see_old(parts, weight)
+            else:
+                parts = {noted.counts: 1.0}
+                account.call_sites.seen_in(look.application, noted, entry.noted_for)
+                self._keep_stack(account, noted, look, now)
             if look.where is not None:
-                account.profile.places_of(counting).see(look.where, weight, lateness)
-                self._keep_stack(account, counting, look, now)
-            seen.setdefault(account, []).append(counting)
-        for account, call_sites in seen.items():
-            waits = len(account.waits)
+                for call_site, part in parts.items():
+                    account.time.profile.places_of(call_site).see(look.where, weight * part, lateness)
+            seen.setdefault(account, []).append(parts)
+        for account, held in seen.items():
+            waits = len(account.waits) / len(held)
             if waits:
-                for call_site in call_sites:
-                    account.profile.see_cause(call_site, waits / len(call_sites))
+                for parts in held:
+                    for call_site, part in (parts or {account.call_sites.other: 1.0}).items():
+                        account.time.profile.see_cause(call_site, waits * part)
 
     def _keep_stack(self, account: PoolAccount, call_site: CallSiteAccount, look: Look, now: float) -> None:
         """Keep the stack of a call site as text, if it has none, or one that is old."""
-        places, settings = account.profile.places_of(call_site), self._settings
+        places, settings = account.time.profile.places_of(call_site), self._settings
         if call_site.code is None or not look.places or self._holders is None:
             return
         if places.stack_at is not None and now - places.stack_at < settings.stack_interval_seconds:
@@ -123,6 +142,21 @@ class HoldLooks:
             places.stack, places.stack_reported = stack, False
 
 
-def _question(hold: _Holding) -> Held:
-    code = None if hold.noted is None else hold.noted.code
-    return Held(holder=hold.entry.holder, code=code, since=hold.since)
+def _identity(holder: Any) -> int:
+    """Return what tells holders apart. (The hash of a dead weak reference is an error.)"""
+    return holder if isinstance(holder, int) else id(holder)
+
+
+def _newest(holding: Iterable[_Holding]) -> dict[int, float]:
+    """Return when each holder took the newest connection that it has."""
+    newest: dict[int, float] = {}
+    for hold in holding:
+        key = _identity(hold.holder)
+        newest[key] = max(hold.since, newest.get(key, 0.0))
+    return newest
+
+
+def _threads(holding: Iterable[_Holding]) -> list[int]:
+    """Return the numbers of the threads among these holders."""
+    idents = [getattr(hold.holder, "ident", hold.holder) for hold in holding]
+    return [ident for ident in idents if isinstance(ident, int)]

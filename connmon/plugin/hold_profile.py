@@ -6,8 +6,8 @@ the holds that ended, and the time that was waited. Rules:
 1. The parts are whole milliseconds (or holds). They sum to the total, and none ever goes back (`Split`).
 2. What is known of a call site is counted: the holds that were noted. The rest is estimated in two strata. Of
    each hold the first `YOUNG_SECONDS` are split by the noted holds, each of which stands for the checkouts of
-   its connection since the one noted before it: short holds are many, and a look rarely meets them. What is held
-   longer is split by the looks, which meet each long hold: noted holds rarely are such.
+   its connection since the one noted before it: short holds are many, and a look rarely meets them. What is
+   held longer is split by the looks, which meet each long hold: noted holds rarely are such.
 3. A call site's time is split over places by the looks at its holders. A look is taken with the interpreter
    lock, so it meets a thread that computes only when the thread gives the lock away: mostly when it calls the
    driver. So the part in which holders computed is taken from the CPU clock of their threads, and looks that
@@ -318,8 +318,8 @@ class PoolProfile(Generic[K]):
     """The profile of one pool. `K` is a call site; one thread at a time."""
 
     __slots__ = (
-        "_caused_weights", "_old_estimated_ms", "_old_weights", "_sample", "_settings", "caused", "held",
-        "holds", "places", "waited",
+        "_caused_weights", "_old_estimated_ms", "_old_unknown", "_old_weights", "_sample", "_settings",
+        "caused", "held", "holds", "places", "waited",
     )  # fmt: skip
 
     def __init__(self, settings: ProfileSettings = ProfileSettings()) -> None:  # it is immutable
@@ -335,6 +335,8 @@ class PoolProfile(Generic[K]):
         self.places: dict[K, Places] = {}
         self._old_weights: dict[K, float] = {}
         """Looks at holds that are not noted and older than `YOUNG_SECONDS`."""
+        self._old_unknown = 0.0
+        """The same of holds that could not be identified."""
         self._caused_weights: dict[K, float] = {}
         """Waits seen in looks, by the call site that caused them."""
         self._sample: dict[K, Sample] = {}
@@ -352,9 +354,15 @@ class PoolProfile(Generic[K]):
             places = self.places[call_site] = Places(self._settings)
         return places
 
-    def see_old(self, call_site: K, weight: float) -> None:
-        """Count a look at a hold that is not noted and older than `YOUNG_SECONDS`."""
-        self._old_weights[call_site] = self._old_weights.get(call_site, 0.0) + weight
+    def see_old(self, parts: Mapping[K, float], weight: float) -> None:
+        """Count a look at a hold that is not noted and older than `YOUNG_SECONDS`.
+
+        `parts`: the call sites that it may be of; empty: nothing is known of that.
+        """
+        if not parts:
+            self._old_unknown += weight
+        for call_site, part in parts.items():
+            self._old_weights[call_site] = self._old_weights.get(call_site, 0.0) + weight * part
 
     def see_cause(self, call_site: K, waits: float) -> None:
         """Count a look while somebody waits: the number of waits that the call site causes."""
@@ -387,20 +395,31 @@ class PoolProfile(Generic[K]):
         rest = held.rest(totals.held.seconds * 1000.0, ms)
         if totals.sampled and rest > 0.0:
             young = {call_site: sample.young_seconds for call_site, sample in samples.items()}
-            old = self._old_weights or {
-                call_site: sample.old_seconds for call_site, sample in samples.items()
-            }
             noted_old = sum([figures.old_seconds for figures in counted.values()])
             unnoted_old_ms = (totals.held.old_seconds - noted_old) * 1000.0 - self._old_estimated_ms
             old_ms = min(rest, max(0.0, unnoted_old_ms))
             young_ms = rest - old_ms
-            if old_ms > 0.0 and held.estimate(old_ms, old):
+            if old_ms > 0.0 and held.estimate(old_ms, self._old_parts()):
                 self._old_estimated_ms += old_ms
                 rest -= old_ms
             if young_ms > 0.0 and held.estimate(young_ms, young):
                 rest -= young_ms
         self._estimate_overdue(held, rest, now, other)
         held.settle(totals.held_ms, ms)
+
+    def _old_parts(self) -> dict[K, float]:
+        """Return the weights by which time beyond `YOUNG_SECONDS` is split.
+
+        Holds that no look could identify are split as the noted holds are, where any lasted so long.
+        """
+        parts = dict(self._old_weights)
+        noted = {call_site: sample.old_seconds for call_site, sample in self._sample.items()}
+        whole = sum(noted.values())
+        unknown = self._old_unknown if parts else 1.0
+        if whole > 0.0:
+            for call_site, seconds in noted.items():
+                parts[call_site] = parts.get(call_site, 0.0) + unknown * seconds / whole
+        return parts
 
     def _settle_holds(self, now: float, totals: PoolTotals, counted: Mapping[K, Counted], other: K) -> None:
         holds = self.holds
@@ -446,6 +465,7 @@ class PoolProfile(Generic[K]):
 
     def _fade(self) -> None:
         """Halve the weights, so that they are of the last seconds."""
+        self._old_unknown /= 2.0
         for weights in (self._old_weights, self._caused_weights):
             for call_site, weight in list(weights.items()):
                 if weight < 0.02:

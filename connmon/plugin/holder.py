@@ -27,9 +27,9 @@ from typing import Any, Final, Literal, NamedTuple
 from connmon.interrupts import interrupted
 from connmon.plugin import call_site as frames
 from connmon.plugin import stacks, unpatched
-from connmon.plugin.call_site_accounts import CallSite, Whereabouts
+from connmon.plugin.call_site_accounts import CallSite, Held, Look, Whereabouts
 from connmon.plugin.stacks import Holder, ThreadMark, mark
-from connmon.plugin.whereabouts import Codes, Held, Look, lend, looks, may_be_lent
+from connmon.plugin.whereabouts import Codes, lend, looks, may_be_lent
 from connmon.protocol.values import HolderIn
 
 #: The most frames of a stack that are reported, and the most characters of a name or line.

@@ -24,9 +24,9 @@ import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from types import CodeType
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
-from connmon.plugin.call_site_accounts import CallSiteAccount, Whereabouts
+from connmon.plugin.call_site_accounts import CallSiteAccount, Held, Look, Whereabouts
 from connmon.plugin.pool_account import Entry, PoolAccount
 from connmon.protocol.values import OTHER_CALL_SITES
 
@@ -47,26 +47,6 @@ class HolderCheckSettings:
 NOT_CHECKED: Final = Whereabouts(None, None, ())
 
 
-class Held(NamedTuple):
-    """What a look is asked about: one held connection."""
-
-    holder: Any
-    """A thread's mark or its number, or a weak reference to a task or a greenlet."""
-    code: CodeType | None
-    """The function that took the connection. None: not noted."""
-    since: float
-    """When the hold began: a thread works with the connection that it took last."""
-
-
-class Look(NamedTuple):
-    """Where a holder is at the moment of a look."""
-
-    where: str | None
-    """A label of `protocol.values.Where`. None: not to be found out."""
-    places: tuple[tuple[CodeType, int], ...]
-    """Its stack, the innermost frame first: code objects and line numbers."""
-
-
 class Holders(Protocol):
     """What is asked about holders; see the module `holder`."""
 
@@ -74,7 +54,7 @@ class Holders(Protocol):
     def frame_text(self, code: Any, number: int, /) -> str: ...
     def whereabouts(self, holder: Any, code: CodeType | None, mine: bool, /) -> Whereabouts: ...
     def in_driver(self) -> frozenset[int]: ...
-    def look(self, held: Sequence[Held], /) -> list[Look]: ...
+    def look(self, held: Sequence[Held], other_holders: Collection[int], /) -> list[Look]: ...
     def stack_texts(self, places: Sequence[tuple[CodeType, int]], /) -> tuple[str, ...]: ...
 
 

@@ -263,8 +263,7 @@ class Ledger:
         self._call_site_reports.begin(now, everything=full, all_changed=self._ending)
         longest_wait = max([age(now, figures.waits_since) or 0.0 for figures in counted], default=0.0)
         process_peaks = self.process.live.collect(longest_wait)
-        if process_peaks.checked_out or process_peaks.waiting or any(f.gauges.detached for f in counted):
-            self._busy_until = now + self.settings.accounts.profile.busy_seconds
+        self._note_busy(now, process_peaks, counted)
         self._unacknowledged = highest(self._unacknowledged, process_peaks)
         self._unlisted, self._holder_bytes_left = 0, self.settings.holder_bytes
         pools: list[PoolReport] = []
@@ -287,10 +286,8 @@ class Ledger:
             account.closed_connections = []
             row = account if pool_sum is None else pool_sum
             connections += self._connections(account.entries.values(), row.number, row.info, now, full)
-            if pool_sum is None:
-                call_sites += self._call_site_reports.of(account, figures.totals.checkouts)
-            else:
-                self._call_site_reports.sum_up(account, figures.totals.checkouts)
+            checkouts = figures.totals.checkouts
+            call_sites += self._call_site_reports.of(account, checkouts, summed=pool_sum is not None)
         pools += self._sum_reports(now, full, self._unacknowledged)
         call_sites += self._call_site_reports.others(self.process.call_site_room)
         has_news = bool(pools or connections or closed_connections or self._closed_pools or call_sites)
@@ -316,6 +313,12 @@ class Ledger:
             sites=tuple(call_sites),
         )
 
+    def _note_busy(self, now: float, peaks: Peaks, counted: Iterable[PoolFigures]) -> None:
+        """Have looks go on for a while, where something was held or waited for since the last report."""
+        detached = any(figures.gauges.detached for figures in counted)
+        if peaks.checked_out or peaks.waiting or detached:
+            self._busy_until = now + self.settings.accounts.profile.busy_seconds
+
     def _count_pools(self, now: float) -> list[PoolFigures]:
         """Fold and count each pool; its peaks become part of the unacknowledged ones."""
         for pool_sum in self._sums.values():
@@ -327,7 +330,7 @@ class Ledger:
                 call_site.count_ended()
             gauges, totals, held_since = account.count(now)
             account.settle(gauges, totals, now)
-            account.settle_profile(totals, now)
+            account.settle_time(totals, now)
             waits_since = min(account.waits.copy().values(), default=None)
             peaks = account.live.collect(age(now, waits_since) or 0.0)
             account.unacknowledged = highest(account.unacknowledged, peaks)
@@ -516,7 +519,7 @@ class Ledger:
             remains.ended = plus(remains.ended, totals)
             remains.inherit(account.times())
             heirs = account.call_sites.hand_over(remains.call_sites)
-            remains.profile.absorb(account.profile, heirs)
+            remains.time.profile.absorb(account.time.profile, heirs)
             remains.closed_connections += account.closed_connections
             if account.reported is not None:
                 self._closed_pools.append(account.number)

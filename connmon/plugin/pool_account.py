@@ -44,7 +44,7 @@ from connmon.plugin.call_site_accounts import (
     Whereabouts,
 )
 from connmon.plugin.describe import Location
-from connmon.plugin.hold_profile import YOUNG_SECONDS, HeldTime, PoolProfile, PoolTotals
+from connmon.plugin.pool_time import PoolTime, old_seconds
 from connmon.plugin.process_account import LiveCounts, ProcessAccount
 from connmon.protocol.histogram import BOUNDS, ordered
 from connmon.protocol.reports import PoolInfo
@@ -118,11 +118,6 @@ def _count_durations(durations: list[float], histogram: Counter[int]) -> list[fl
     return seconds
 
 
-def _old_seconds(holds: list[float]) -> float:
-    """Return what these holds lasted beyond `YOUNG_SECONDS` of each."""
-    return sum([held - YOUNG_SECONDS for held in holds if held > YOUNG_SECONDS])
-
-
 class Entry:
     """One physical connection, from its connect (or adoption) to its end."""
 
@@ -130,8 +125,8 @@ class Entry:
         "call_site", "checkins", "checkouts", "closed", "connect_seconds", "detached", "detached_ref",
         "driver_ref", "held_seconds", "holder", "holds", "invalidations", "key", "left_call_site", "note_at",
         "noted_at", "noted_cpu", "noted_for", "noted_since", "noted_thread", "number", "old_seconds",
-        "opened", "owned", "pool", "reported", "reported_at", "server", "server_id", "session_read_at", "since",
-        "whereabouts", "whereabouts_at",
+        "opened", "owned", "pool", "reported", "reported_at", "server", "server_id", "session_read_at",
+        "since", "whereabouts", "whereabouts_at",
     )  # fmt: skip
 
     def __init__(
@@ -330,16 +325,8 @@ class PoolAccount:
         """Whether its holders are tasks or greenlets, several of which share a thread."""
         self.measures_cpu = True
         """Whether what holders compute is outside the database; SQLite computes in the holder's thread."""
-        self.profile: PoolProfile[CallSiteAccount] = PoolProfile(process.settings.profile)
-        """How its time is split over call sites and places."""
-        self.held = HeldTime()
-        """How long its connections were held, as last counted."""
-        self.present_holds: dict[CallSiteAccount, tuple[float, float]] = {}
-        """By call site: seconds of its present noted holds, and of these beyond `YOUNG_SECONDS`."""
-        self.present_unnoted = 0
-        """Present holds whose call site was not noted."""
-        self.unnoted = self.unnoted_before = (0, 0)
-        """Checkouts and present holds whose call site was not noted, as last counted, and the time before."""
+        self.time = PoolTime(process.settings.profile)
+        """How long its connections are held, and where that time goes."""
         self.entries: dict[int, Entry] = {}
         self.detached: dict[int, Entry] = {}
         self.waits: dict[object, float] = {}
@@ -397,9 +384,7 @@ class PoolAccount:
         self.ended = Totals()
         self.call_sites = CallSites(self.process.call_site_room)
         self.wait_call_sites = {}
-        self.profile = PoolProfile(self.process.settings.profile)
-        self.held, self.present_holds, self.present_unnoted = HeldTime(), {}, 0
-        self.unnoted = self.unnoted_before = (0, 0)
+        self.time = PoolTime(self.process.settings.profile)
         self.histograms = Counter(), Counter(), Counter()
         self.last_milliseconds = (0, 0, 0)
         self.closed_connections = []
@@ -590,7 +575,7 @@ class PoolAccount:
         """Count the ended holds of this connection."""
         holds = _count_durations(entry.holds, self.histograms[1])
         entry.held_seconds += sum(holds)
-        entry.old_seconds += _old_seconds(holds)
+        entry.old_seconds += old_seconds(holds)
 
     def inherit(self, times: Times) -> None:
         """Add the histograms of a pool that is gone."""
@@ -600,19 +585,17 @@ class PoolAccount:
     def count(self, now: float = 0.0) -> tuple[Gauges, Totals, float | None]:
         """Return the gauges, the totals, and when the longest present hold began (None: none is held).
 
-        How long connections were held until now is in `held` and `present_holds` then; without `now` this is
-        of ended holds.
+        How long connections were held is in `time` then: until now, where that is given.
         """
         connects = closes = checkouts = checkins = connections = held = detached = invalidations = 0
         longest_since: float | None = None
         held_seconds, connect_seconds = self.ended_held_seconds, self.ended_connect_seconds
-        old_seconds = self.ended_old_seconds
-        present: list[float] = []
-        self.present_holds, self.present_unnoted = {}, 0
+        beyond = self.ended_old_seconds
+        self.time.begin()
         for entry in list(self.entries.values()):
             holds = entry.holds
             held_seconds += entry.held_seconds + sum(holds)
-            old_seconds += entry.old_seconds + _old_seconds(holds)
+            beyond += entry.old_seconds + old_seconds(holds)
             connect_seconds += entry.connect_seconds or 0.0
             connects += entry.owned
             invalidations += entry.invalidations
@@ -629,7 +612,8 @@ class PoolAccount:
                 held += 1
                 detached += entry.detached
                 if since:
-                    present.append(self._count_present(entry, entry_checkouts, now - since))
+                    call_site = entry.call_site if entry.noted_at == entry_checkouts else None
+                    self.time.add_present(now - since, None if call_site is None else call_site.counts)
                     if longest_since is None or since < longest_since:
                         longest_since = since
         totals = Totals(
@@ -643,65 +627,12 @@ class PoolAccount:
         )
         wait_ms, hold_ms, connect_ms = self._milliseconds(self.wait_seconds, held_seconds, connect_seconds)
         totals = totals._replace(wait_ms=wait_ms, hold_ms=hold_ms, connect_ms=connect_ms)
-        present_seconds = sum(present)
-        self.held = HeldTime(
-            present_seconds=present_seconds,
-            seconds=held_seconds + present_seconds,
-            old_seconds=old_seconds + _old_seconds(present),
-        )
+        self.time.end(held_seconds, beyond)
         return self._gauges(connections, held, detached), plus(self.ended, totals), longest_since
 
-    def _count_present(self, entry: Entry, checkouts: int, age: float) -> float:
-        """Count a present hold for its call site, where that is noted; return its age in seconds."""
-        age = max(0.0, age)
-        if entry.noted_at == checkouts and entry.call_site is not None:
-            seconds, old_seconds = self.present_holds.get(entry.call_site.counts, (0.0, 0.0))
-            self.present_holds[entry.call_site.counts] = (
-                seconds + age,
-                old_seconds + max(0.0, age - YOUNG_SECONDS),
-            )
-        else:
-            self.present_unnoted += 1
-        return age
-
-    def settle_profile(self, totals: Totals, now: float) -> None:
+    def settle_time(self, totals: Totals, now: float) -> None:
         """Split the time that `count` has just counted over the call sites and places."""
-        call_sites, profile = self.call_sites, self.profile
-        waiting: dict[CallSiteAccount, float] = {}
-        wait_call_sites = self.wait_call_sites.copy()
-        present_waits = 0.0
-        for wait, began in self.waits.copy().items():
-            present_waits += now - began
-            if (waits_at := wait_call_sites.get(wait)) is not None:
-                waiting[waits_at] = waiting.get(waits_at, 0.0) + now - began
-        counted, samples = {}, {}
-        for call_site in call_sites.counting():
-            present = self.present_holds.get(call_site, (0.0, 0.0))
-            counted[call_site] = call_site.counted(*present, waiting.get(call_site, 0.0))
-            samples[call_site] = call_site.take_sample()
-            cpu_seconds, cpu_held_seconds = call_site.take_cpu()
-            if cpu_held_seconds:
-                profile.places_of(call_site).compute(cpu_seconds, cpu_held_seconds)
-        sampled = self._is_sampled(totals.checkouts)
-        profile.settle(
-            now,
-            PoolTotals(
-                held_ms=totals.hold_ms + int(self.held.present_seconds * 1000.0),
-                holds=totals.checkins,
-                waited_ms=totals.wait_ms + int(present_waits * 1000.0),
-                held=self.held,
-                sampled=sampled,
-            ),
-            counted,
-            samples,
-            call_sites.other,
-        )
-
-    def _is_sampled(self, checkouts: int) -> bool:
-        """Return whether some holds of the last two reports' time were not noted."""
-        before, self.unnoted_before = self.unnoted_before, self.unnoted
-        self.unnoted = checkouts - self.call_sites.noted, self.present_unnoted
-        return self.unnoted[0] > before[0] or self.unnoted[1] + self.unnoted_before[1] > 0
+        self.time.settle(now, totals, self.call_sites, self.waits.copy(), self.wait_call_sites.copy())
 
     def _gauges(self, connections: int, held: int, detached: int) -> Gauges:
         size, max_overflow = self.info.pool_size, self.info.max_overflow

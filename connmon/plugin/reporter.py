@@ -30,6 +30,7 @@ import math
 import os
 import random
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic
@@ -139,7 +140,7 @@ class Reporter:
                 # One process under two names is two rows: the second ledger is an instance of its own.
                 instance = self.instance if not self._sockets else _instance()
                 ledger = Ledger(
-                    instance, unpatched.lock, monotonic, holder, self.settings.ledger, unpatched.thread_cpu
+                    instance, unpatched.lock, monotonic, holder, self.settings.ledger, _thread_cpu
                 )
                 uplink_socket = self._open(ledger, service, program, _credentials(service))
         return uplink_socket.uplink.ledger
@@ -413,7 +414,7 @@ class Reporter:
     def _wait_and_look(self, poller: Any, due: float, uplinks: list[Uplink], prepared: bool) -> Any:
         """Poll until then, or until a look is due, and look; return what the poll has returned."""
         schedules: list[tuple[Ledger, LookSchedule]] = []
-        if not (self._leaving or self._preparing):
+        if not (self._leaving or self._preparing or self._ending):
             now = monotonic()
             schedules = [(uplink.ledger, self._schedules[uplink.ledger]) for uplink in uplinks]
             for ledger, schedule in schedules:
@@ -501,6 +502,17 @@ class _Woken(NamedTuple):
     """When the thread went on."""
     planned: float
     """When it had to go on for a look; meaningless where none was due."""
+
+
+def _thread_cpu() -> tuple[int, float]:
+    """Return the ident of the calling thread, and how many seconds it has computed.
+
+    The ident is 0 where the platform has no clock for that.
+    """
+    return (unpatched.thread_id(), _thread_time()) if _thread_time is not None else (0, 0.0)
+
+
+_thread_time: Callable[[], float] | None = getattr(time, "thread_time", None)
 
 
 def _poll_until(poller: Any, due: float, look_due: float | None = None) -> _Woken:

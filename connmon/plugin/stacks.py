@@ -22,8 +22,8 @@ import operator
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Mapping
-from types import CodeType, FrameType
+from collections.abc import Callable, Iterator, Mapping
+from types import AsyncGeneratorType, CodeType, CoroutineType, FrameType, FunctionType, GeneratorType
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from connmon.plugin import unpatched
@@ -33,7 +33,9 @@ Holder: TypeAlias = Any
 """A thread's mark or its number, or a weak reference to a task or a greenlet."""
 
 #: The most frames of a stack that are read.
-FRAMES_READ: Final = 1000
+FRAMES_READ: Final = 400
+#: How many tasks are followed, each of which awaits the next.
+TASKS_FOLLOWED: Final = 4
 _active: Final[dict[int, threading.Thread]] = getattr(threading, "_active", {})
 
 
@@ -86,7 +88,7 @@ class Stack(NamedTuple):
     ready: bool = False
     """Whether what the task waits for is done: it could go on."""
     complete: bool = True
-    """Whether no frames are missing between the innermost and the outermost ones."""
+    """Whether all frames were read."""
     ended: bool | None = None
     """Whether thread, task or greenlet has ended, where there are no frames; None: not known."""
 
@@ -141,11 +143,17 @@ def _stack(holder: Holder, threads: Threads) -> Stack:
 def _of_thread(ident: int, threads: Threads) -> Stack:
     frame = threads.get(ident)
     if frame is not None:
-        return Stack(upwards(frame), frame.f_globals)
+        return _from(frame)
     thread = _active.get(ident)
     if thread is None or isinstance(thread, threading._DummyThread) or not thread.is_alive():
         return Stack([], ended=True)
     return NO_STACK
+
+
+def _from(frame: FrameType) -> Stack:
+    """Return the stack whose innermost frame this is."""
+    frames = upwards(frame)
+    return Stack(frames, frame.f_globals, complete=len(frames) < FRAMES_READ)
 
 
 def upwards(frame: FrameType | None) -> list[tuple[CodeType, int]]:
@@ -169,14 +177,55 @@ def _runs(innermost: FrameType | None, frame: FrameType) -> bool:
 # --- Tasks ----------------------------------------------------------------------------------
 
 
-def _of_task(task: Any, threads: Threads) -> Stack:
+def _of_task(task: Any, threads: Threads, tasks_further_in: int = TASKS_FOLLOWED) -> Stack:
     if task.done():
         return Stack([], ended=True)
     coroutine = task.get_coro()
     if getattr(coroutine, "cr_running", False):
         return _of_running_task(task, coroutine.cr_frame, threads)
-    frames, variables = _awaited(coroutine)
-    return Stack(frames, variables, suspended=True, ready=_ready(task))
+    frames, variables, innermost = _awaited(coroutine)
+    inner = _awaited_task(task, innermost) if tasks_further_in else None
+    if inner is None:
+        return Stack(frames, variables, suspended=True, ready=_ready(task))
+    if inner.done():
+        return Stack(frames, variables, suspended=True, ready=True)
+    stack = _of_task(inner, threads, tasks_further_in - 1)
+    return stack._replace(frames=stack.frames + frames) if stack.frames else Stack(frames, variables, True)
+
+
+def _awaited_task(task: Any, innermost: Any) -> Any:
+    """Return the task that a suspended one awaits, directly or by `asyncio.shield` or `wait_for`; or None.
+
+    SQLAlchemy closes its asyncio sessions and connections in a task of their own, which is shielded.
+    """
+    asyncio = sys.modules.get("asyncio")
+    kind = getattr(asyncio, "Task", None)
+    if kind is None:
+        return None
+    awaited = getattr(task, "_fut_waiter", None)
+    if issubclass(type(awaited), kind):
+        return awaited
+    frame = getattr(innermost, "cr_frame", None)
+    if frame is None or frame.f_globals is not getattr(sys.modules.get("asyncio.tasks"), "__dict__", None):
+        # shield is an ordinary function: what is left of it is a callback of the future that it returned.
+        return next((inner for inner in _shielded(awaited) if issubclass(type(inner), kind)), None)
+    if frame.f_code.co_name == "wait_for":  # up to Python 3.11 with a task of its own
+        inner_tasks = [local for local in gc.get_referents(innermost) if issubclass(type(local), kind)]
+        return inner_tasks[0] if len(inner_tasks) == 1 else None
+    return None
+
+
+def _shielded(future: Any) -> Iterator[Any]:
+    """Yield what `asyncio.shield` shields behind this future."""
+    asyncio = sys.modules.get("asyncio")
+    kind = getattr(asyncio, "Future", None)
+    if kind is None or not issubclass(type(future), kind):
+        return
+    for callback, *_ in getattr(future, "_callbacks", None) or ():
+        if type(callback) is FunctionType and callback.__qualname__ == "shield.<locals>._outer_done_callback":
+            for name, cell in zip(callback.__code__.co_freevars, callback.__closure__ or (), strict=True):
+                if name == "inner":
+                    yield cell.cell_contents
 
 
 def _of_running_task(task: Any, outermost: FrameType | None, threads: Threads) -> Stack:
@@ -185,7 +234,7 @@ def _of_running_task(task: Any, outermost: FrameType | None, threads: Threads) -
         return NO_STACK
     for frame in threads.values():
         if _runs(frame, outermost):
-            return Stack(upwards(frame), frame.f_globals)
+            return _from(frame)
     # It is in SQLAlchemy's greenlet, whose stack does not lead to the task's.
     frame_of_loop = threads.get(getattr(task.get_loop(), "_thread_id", None) or 0)
     own = [(outermost.f_code, outermost.f_lasti)]
@@ -206,16 +255,17 @@ def _ready(task: Any) -> bool:
     return awaited is not task and issubclass(type(awaited), future) and bool(future.done(awaited))
 
 
-def _awaited(coroutine: Any) -> tuple[list[tuple[CodeType, int]], dict[str, Any] | None]:
-    """Return the frames of a chain of awaits, the innermost first, and the globals of that."""
+def _awaited(coroutine: Any) -> tuple[list[tuple[CodeType, int]], dict[str, Any] | None, Any]:
+    """Return the frames of a chain of awaits, the innermost first, the globals of that, and its coroutine."""
     frames: list[tuple[CodeType, int]] = []
     variables: dict[str, Any] | None = None
+    innermost: Any = None
     while len(frames) < FRAMES_READ:
-        frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "gi_frame", None)
-        if frame is None:
-            frame = getattr(coroutine, "ag_frame", None)
+        coroutine = _wrapped(coroutine)
+        frame = _attribute(coroutine, "cr_frame", "gi_frame", "ag_frame")
         if frame is None:
             break
+        innermost = coroutine
         frames.append((frame.f_code, frame.f_lasti))
         variables = frame.f_globals
         if frame.f_code.co_name == "greenlet_spawn":  # SQLAlchemy's: the rest is in a greenlet
@@ -223,10 +273,35 @@ def _awaited(coroutine: Any) -> tuple[list[tuple[CodeType, int]], dict[str, Any]
             if inner is not None:
                 frames.extend(reversed(upwards(inner)))
                 variables = inner.f_globals
-        awaited = getattr(coroutine, "cr_await", None)
-        coroutine = awaited if awaited is not None else getattr(coroutine, "gi_yieldfrom", None)
+        coroutine = _attribute(coroutine, "cr_await", "gi_yieldfrom", "ag_await")
     frames.reverse()
-    return frames, variables
+    return frames, variables, innermost
+
+
+def _attribute(coroutine: Any, *names: str) -> Any:
+    """Return the first of these attributes that is there and not None."""
+    return next((value for name in names if (value := getattr(coroutine, name, None)) is not None), None)
+
+
+#: What Python itself awaits in place of a coroutine or an asynchronous generator, by their types' names.
+_WRAPPING: Final = frozenset(
+    {"async_generator_asend", "async_generator_athrow", "coroutine_wrapper", "anext_awaitable"}
+)
+_WRAPPED: Final = (CoroutineType, AsyncGeneratorType, GeneratorType)
+
+
+def _wrapped(awaited: Any) -> Any:
+    """Return the coroutine or generator that an object of Python's own stands for; else the object."""
+    for _ in range(3):  # anext() with a default wraps twice
+        if type(awaited).__name__ not in _WRAPPING:
+            break
+        inner = [one for one in gc.get_referents(awaited) if type(one) in _WRAPPED or _wraps(one)]
+        awaited = inner[0] if inner else None
+    return awaited
+
+
+def _wraps(referent: Any) -> bool:
+    return type(referent).__name__ in _WRAPPING
 
 
 def _frame_of_greenlet(coroutine: Any, frame: FrameType) -> FrameType | None:
@@ -252,7 +327,7 @@ def _frame_of_greenlet(coroutine: Any, frame: FrameType) -> FrameType | None:
 def _of_greenlet(greenlet: Any, threads: Threads) -> Stack:
     frame = greenlet.gr_frame
     if frame is not None:
-        return Stack(upwards(frame), frame.f_globals)
+        return _from(frame)
     if greenlet.dead:
         return Stack([], ended=True)
     if not greenlet:  # it has not started

@@ -15,7 +15,6 @@ import _thread
 import codecs
 import os
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -82,14 +81,3 @@ def identity(descriptor: int) -> tuple[int, int] | None:
 def poll_type() -> Any:
     """Return the function that makes a new poll object."""
     return _original("select", "poll")
-
-
-def thread_cpu() -> tuple[int, float]:
-    """Return the ident of the operating system's thread, and how many seconds it has computed.
-
-    The ident is 0 where the platform has no clock for that.
-    """
-    return (thread_id(), _thread_time()) if _thread_time is not None else (0, 0.0)
-
-
-_thread_time = getattr(time, "thread_time", None)

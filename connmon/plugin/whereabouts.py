@@ -11,8 +11,11 @@ Rules:
 4. Else the label is what the application's innermost frame has called: the package, or for Python's own
    library the function. What only wraps calls does not count where it leads further (`_WRAPPERS`).
 5. A connection may be handed to another thread (`holder_checks.py`, rule 4): see `lend`.
-6. Labels are few: names of packages and of functions of Python's library, never a number, an id or a path.
-7. What is known of a code object is kept as `call_site.FrameKinds` keeps kinds, and for as long.
+6. The function that took the connection is often gone: a helper has made the first query, and the function
+   that called it goes on with the transaction. So a holder is `elsewhere` only if no function of the
+   application is on its stack, or if it has taken another connection since.
+7. Labels are few: names of packages and of functions of Python's library, never a number, an id or a path.
+8. What is known of a code object is kept as `call_site.FrameKinds` keeps kinds, and for as long.
 """
 
 from __future__ import annotations
@@ -23,11 +26,12 @@ import sys
 import weakref
 from collections.abc import Collection, Mapping, Sequence
 from types import CodeType
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from connmon.interrupts import interrupted
 from connmon.plugin import call_site, called
 from connmon.plugin.call_site import FrameKinds, Place
+from connmon.plugin.call_site_accounts import Held, Look
 from connmon.plugin.stacks import Holder, Stack, ThreadMark, line_of
 from connmon.protocol.values import IN_DATABASE
 
@@ -46,25 +50,6 @@ LABEL_CHARACTERS: Final = 64
 STACK_FRAMES: Final = 16
 #: If a stack is longer, this many of its frames are further in than the application's innermost one.
 INNER_FRAMES: Final = 7
-
-
-class Held(NamedTuple):
-    """A held connection that a look is about."""
-
-    holder: Holder
-    code: CodeType | None
-    """The function that took the connection. None: not noted."""
-    since: float
-    """When the hold began, in seconds of the monotonic clock."""
-
-
-class Look(NamedTuple):
-    """Where the holder of one connection is."""
-
-    where: str | None
-    """A label of `values.Where`. None: it cannot be found out."""
-    places: tuple[Place, ...]
-    """Its stack, the innermost frame first; at most `STACK_FRAMES`."""
 
 
 # --- What is known of a code object ---------------------------------------------------------
@@ -220,7 +205,9 @@ def looks(held: Sequence[Held], stacks: Sequence[Stack], codes: Codes) -> list[L
     found = []
     for hold, stack in zip(held, stacks, strict=True):
         try:
-            found.append(_look(hold, stack, codes, mine=hold.since >= newest[_identity(hold.holder)]))
+            found.append(
+                _look(hold, stack, codes, mine=hold.newest and hold.since >= newest[_identity(hold.holder)])
+            )
         except Exception as error:
             if interrupted(error):
                 raise
@@ -230,9 +217,25 @@ def looks(held: Sequence[Held], stacks: Sequence[Stack], codes: Codes) -> list[L
 
 def _look(hold: Held, stack: Stack, codes: Codes, *, mine: bool) -> Look:
     if not stack.frames:
-        return Look(ENDED if stack.ended else None, ())
+        return Look(ENDED if stack.ended else None, (), returned=bool(stack.ended))
     at = _application(hold.code, stack, codes)
-    return Look(_where(hold.code, stack, codes, at, mine), _shown(stack, codes, at))
+    returned = hold.code is not None and all(code is not hold.code for code, _ in stack.frames)
+    where = _where(stack, codes, at, mine=mine, returned=returned)
+    return Look(where, _shown(stack, codes, at), _of_application(stack, codes), returned)
+
+
+def _of_application(stack: Stack, codes: Codes) -> tuple[Place, ...]:
+    """Return the frames of the application and of libraries, the innermost first, as far as the server."""
+    places: list[Place] = []
+    for code, offset in stack.frames:
+        kind = codes.kind(code)
+        if kind == call_site.SERVER:
+            break
+        if kind <= call_site.HANDS_ON:
+            places.append(codes.place(code, offset))
+            if len(places) == STACK_FRAMES:
+                break
+    return tuple(places)
 
 
 def _shown(stack: Stack, codes: Codes, at: int | None) -> tuple[Place, ...]:
@@ -270,17 +273,17 @@ def _application(taker: CodeType | None, stack: Stack, codes: Codes) -> int | No
     return library
 
 
-def _where(taker: CodeType | None, stack: Stack, codes: Codes, at: int | None, mine: bool) -> str | None:
+def _where(stack: Stack, codes: Codes, at: int | None, *, mine: bool, returned: bool) -> str | None:
     inner = stack.frames if at is None else stack.frames[:at]
     kinds = [codes.kind(code) for code, _ in inner]
     acquires = not _ACQUIRES.isdisjoint(kinds)
-    on_stack = taker is None or any(code is taker for code, _ in stack.frames)
     in_driver = not acquires and (_in_driver(kinds) or (at == 0 and _at_cursor(stack, codes)))
-    if stack.ready and on_stack:
+    works = mine and at is not None
+    if stack.ready and (works or not returned):
         return EVENT_LOOP
     if in_driver and mine:
         return IN_DATABASE
-    if not on_stack and stack.complete:
+    if returned and stack.complete and not works:
         return ELSEWHERE
     if in_driver:
         return OTHER_CONNECTION
@@ -374,11 +377,11 @@ def lend(
     lendable = [number for number, hold in enumerate(held) if _lendable(hold, found[number])]
     lendable.sort(key=lambda number: held[number].since, reverse=True)
     lent = set(lendable[:strangers])
-    return [Look(IN_DATABASE, look.places) if number in lent else look for number, look in enumerate(found)]
+    return [look._replace(where=IN_DATABASE) if number in lent else look for number, look in enumerate(found)]
 
 
 def _lendable(hold: Held, look: Look) -> bool:
-    left = look.where in (ELSEWHERE, ENDED)
+    left = look.returned and look.where != IN_DATABASE
     return _ident(hold.holder) is not None and (left or (hold.code is None and look.where is None))
 
 

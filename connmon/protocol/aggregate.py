@@ -1,14 +1,17 @@
 """Aggregate the figures of several rows into those of one row. Pure.
 
 A rule says how one field is aggregated: a combination (a sum, the largest, ...), and over which rows it goes.
-There are two tables of rules by field name: `FIGURES_RULES` for the figures on the wire (`rows.Figures`) and
-`JSON_RULES` for those of the JSON contract (`document.FigureFields`). `aggregate` applies either.
+There are three tables of rules by field name: `FIGURES_RULES` for the figures on the wire (`rows.Figures`),
+`JSON_RULES` for those of the JSON contract (`document.FigureFields`), and `CALL_SITE_RULES` for its call
+sites (`document.JsonCallSite`). `aggregate` applies any of them.
 
 - Counts, totals and maxima are sums; a sum of maxima is never below what was seen at one moment. Ages are the
   longest, a last report is the latest. Of percentiles the worst counts: none hides another's.
 - Gauges are summed over the rows that report. A lost or gone row has no present.
 - In the JSON contract a sum is unknown (None) as soon as one of its parts is. On the wire gauges are always
   numbers; the known rates are summed, and unknown only where no row knows its own.
+- Shares and mean holds are computed from sums, never averaged: the mean number of connections in a place is
+  the mean held times the share of the place.
 - Sums on the wire are capped at `LARGEST`, so that readers accept them.
 """
 
@@ -90,6 +93,42 @@ def longest_lasting(values: Sequence[tuple[float | None, float | None]]) -> floa
     return max((at - since for at, since in values if at is not None and since is not None), default=None)
 
 
+def mappings_total(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the sum of each key, the largest first."""
+    sums: dict[str, float] = {}
+    for mapping in values:
+        for key, value in mapping.items():
+            sums[key] = sums.get(key, 0.0) + value
+    return dict(sorted(sums.items(), key=lambda entry: (-entry[1], entry[0])))
+
+
+def shares_total(values: Sequence[tuple[float | None, Mapping[str, float]]]) -> dict[str, float]:
+    """Return the shares of a sum. Each value is the mean of a part, and the shares of that."""
+    means = mappings_total(
+        [{key: share * mean for key, share in shares.items()} for mean, shares in values if mean is not None]
+    )
+    whole = sum(means.values())
+    return {key: mean / whole for key, mean in means.items()} if whole else {}
+
+
+def share_total(values: Sequence[tuple[float | None, float | None]]) -> float | None:
+    """Return one share of a sum, as `shares_total`. None: unknown of all parts that have something."""
+    known = [(mean, share) for mean, share in values if mean and share is not None]
+    whole = sum(mean for mean, _ in known)
+    return sum(mean * share for mean, share in known) / whole if whole else None
+
+
+def mean_hold(values: Sequence[tuple[float | None, float | None]]) -> float | None:
+    """Return the mean seconds of a hold, from the connections held on average and the holds per second."""
+    held, rate = total([held for held, _ in values]), total([rate for _, rate in values])
+    return held / rate if held is not None and rate else None
+
+
+def stack_of_largest(values: Sequence[tuple[float | None, tuple[str, ...]]]) -> tuple[str, ...]:
+    """Return the stack of the part with the largest mean that has a stack."""
+    return max(values, key=lambda value: (bool(value[1]), value[0] or 0.0), default=(0.0, ()))[1]
+
+
 # --- Rules ------------------------------------------------------------------------------------
 
 
@@ -153,6 +192,32 @@ JSON_RULES: Final[Mapping[str, Rule]] = {
     "connect_p99_seconds": _WORST,
     "left_out": Rule(total_left_out),
     "recent_timeouts": Rule(total_or_unknown),
+}
+
+#: How each field of a call site is aggregated; but for the share of its program's time, for which the time of
+#: the program is needed, and its verdict, which belongs to the gravest part.
+CALL_SITE_RULES: Final[Mapping[str, Rule]] = {
+    "processes": _SUM,
+    "held_now": _PRESENT_SUM,
+    "in_database_now": _PRESENT_SUM,
+    "waiting_now": _PRESENT_SUM,
+    "holds_total": _SUM,
+    "hold_seconds_total": _SUM,
+    "database_seconds_total": _SUM,
+    "mean_held": _SUM,
+    "database_share": Rule(share_total, fields=("mean_held", "database_share")),
+    "holds_per_second": _SUM,
+    "mean_hold_seconds": Rule(mean_hold, fields=("mean_held", "holds_per_second")),
+    "mean_waiting": _SUM,
+    "mean_waiting_caused": _SUM,
+    "where_shares": Rule(shares_total, fields=("mean_held", "where_shares")),
+    "where_seconds_total": Rule(mappings_total),
+    "waited_seconds_total": _SUM,
+    "waiting_caused_seconds_total": _SUM,
+    "longest_held_seconds": _WORST,
+    "usual_held_seconds": _WORST,
+    "estimated": Rule(any),
+    "stack": Rule(stack_of_largest, fields=("mean_held", "stack")),
 }
 
 #: The rule of the rate that a reader derives itself and that is no part of the JSON contract.

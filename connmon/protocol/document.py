@@ -6,8 +6,8 @@ dict.
 
 - Parts that rows share (a process, a pool, the figures) are structs of their own; in JSON their fields stand
   in the row itself.
-- Seconds are floats with three digits, quantiles with nine; sizes are bytes. None is an unknown value, never
-  0.
+- Seconds are floats with three digits, quantiles and mean holds with nine; shares and means have four figures
+  below 1; sizes are bytes. None is an unknown value, never 0.
 - A field that only this reader knows is no part of the contract: `READER_ONLY`.
 - The structs hold no reference cycles, so the garbage collector does not follow them (`gc=False`).
 """

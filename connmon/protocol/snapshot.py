@@ -185,6 +185,11 @@ class Snapshot:
         pools._changed = set(pools._blocks)
         return pools.rows_of(JsonPool)
 
+    def site_rows(self) -> list[SiteRow]:
+        """Return the call sites as the node has sent them: with all milliseconds, for differences."""
+        received = chain.from_iterable([block.received.values() for block in self._blocks.values()])
+        return [row for row in received if isinstance(row, SiteRow)]
+
     def typed_head(self) -> JsonHead:
         """Return the document without its rows. Raises ValueError while there is no complete answer yet."""
         header = self.header

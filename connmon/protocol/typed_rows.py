@@ -3,7 +3,8 @@
 - The age of a start, a connection or a report is the replica's clock, plus how long that clock has stood
   still (`stale`), minus the row's own time; never negative. A hold or a wait may have ended since, so its
   duration is as of the last report of its process: see `Figures`.
-- Floats have three digits, quantiles nine. An unknown value is None, never 0.
+- Floats have three digits, quantiles and mean holds nine, shares and means four figures below 1. An unknown
+  value is None, never 0.
 - The present of a lost process and of its pools is unknown (`PRESENT`, and the usage of the process); maxima
   and totals are known. The same applies to a program, host, database or the totals where all processes are
   lost; where some are lost, figures are sums over the others. A connection of a lost process keeps its last
@@ -18,7 +19,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -53,7 +53,7 @@ from connmon.protocol.rows import (
     Verdict,
 )
 from connmon.protocol.text import short_age
-from connmon.protocol.values import IN_DATABASE, LOST, VerdictWord
+from connmon.protocol.values import IN_DATABASE, LOST, VerdictWord, Where
 
 #: No age is longer than this, whatever a peer reports.
 LONGEST_SECONDS: Final = 1e12
@@ -187,8 +187,6 @@ def connection_rows(
 def _call_site(row: SiteRow) -> JsonCallSite:
     known = row.processes > 0  # else they are all lost
     profile, recent, seconds = row.profile, row.recent, row.recent_seconds
-    held_ms = recent.held_ms if recent is not None else 0
-    looked_ms = sum(recent.where.values()) if recent is not None else 0
     return JsonCallSite(
         host=row.host,
         program=row.program,
@@ -198,25 +196,19 @@ def _call_site(row: SiteRow) -> JsonCallSite:
         in_database_now=row.in_database if known else None,
         waiting_now=row.waiting if known else None,
         holds_total=row.holds if profile is None else profile.holds,
-        hold_seconds_total=milliseconds((row.hold_ms if profile is None else profile.held_ms) / 1000.0),
-        database_seconds_total=_seconds_of(profile.where.get(IN_DATABASE, 0))
-        if profile is not None and profile.where
-        else None,
-        share=None if row.share is None else round(row.share, 4),
-        mean_held=_mean(held_ms / 1000.0, seconds) if recent is not None else None,
-        database_share=round(recent.where.get(IN_DATABASE, 0) / looked_ms, 4)
-        if recent is not None and looked_ms
-        else None,
-        holds_per_second=_mean(recent.holds, seconds) if recent is not None else None,
-        mean_hold_seconds=_nanoseconds(held_ms / 1000.0 / recent.holds)
-        if recent is not None and recent.holds
-        else None,
-        mean_waiting=_mean(recent.waited_ms / 1000.0, seconds) if recent is not None else None,
-        mean_waiting_caused=_mean(recent.caused_ms / 1000.0, seconds) if recent is not None else None,
-        where_shares=_shares(recent.where, looked_ms) if recent is not None else {},
-        where_seconds_total={}
-        if profile is None
-        else {where: _seconds_of(ms) for where, ms in _largest_first(profile.where)},
+        hold_seconds_total=_seconds_of(row.hold_ms if profile is None else profile.held_ms),
+        database_seconds_total=None if profile is None else _database_seconds(profile.where),
+        share=None if row.share is None else _four_figures(row.share),
+        mean_held=None if recent is None else _mean(recent.held_ms, seconds),
+        database_share=None if recent is None else _database_share(recent.where),
+        holds_per_second=None if recent is None else _mean(recent.holds * 1000, seconds),
+        mean_hold_seconds=None
+        if recent is None or not recent.holds
+        else _nanoseconds(recent.held_ms / recent.holds / 1000.0),
+        mean_waiting=None if recent is None else _mean(recent.waited_ms, seconds),
+        mean_waiting_caused=None if recent is None else _mean(recent.caused_ms, seconds),
+        where_shares={} if recent is None else _shares(recent.where),
+        where_seconds_total={} if profile is None else _where_seconds(profile.where),
         waited_seconds_total=None if profile is None else _seconds_of(profile.waited_ms),
         waiting_caused_seconds_total=None if profile is None else _seconds_of(profile.caused_ms),
         longest_held_seconds=(_lasted(row.reported, row.held_since) or 0.0) if known else None,
@@ -228,21 +220,29 @@ def _call_site(row: SiteRow) -> JsonCallSite:
     )
 
 
-def _seconds_of(ms: int) -> float:
-    return milliseconds(ms / 1000.0)
+def _database_seconds(where: Where) -> float | None:
+    """Return the seconds in the database. None: nobody has looked."""
+    return _seconds_of(where.get(IN_DATABASE, 0)) if any(where.values()) else None
 
 
-def _mean(total: float, seconds: float) -> float | None:
-    """Return the mean over these seconds. None: there were none."""
-    return milliseconds(total / seconds) if seconds > 0.0 else None
+def _database_share(where: Where) -> float | None:
+    """Return the part of the time looked at that is in the database. None: nobody has looked."""
+    looked_ms = sum(where.values())
+    return _four_figures(where.get(IN_DATABASE, 0) / looked_ms) if looked_ms else None
 
 
-def _largest_first(where: Mapping[str, int]) -> list[tuple[str, int]]:
-    return sorted(where.items(), key=lambda entry: (-entry[1], entry[0]))
+def _shares(where: Where) -> dict[str, float]:
+    """Return the parts of the time looked at, the largest first."""
+    looked_ms = sum(where.values())
+    return {label: _four_figures(ms / looked_ms) for label, ms in _largest_first(where)}
 
 
-def _shares(where: Mapping[str, int], looked_ms: int) -> dict[str, float]:
-    return {label: round(ms / looked_ms, 4) for label, ms in _largest_first(where) if ms} if looked_ms else {}
+def _where_seconds(where: Where) -> dict[str, float]:
+    return {label: _seconds_of(ms) for label, ms in _largest_first(where)}
+
+
+def _largest_first(where: Where) -> list[tuple[str, int]]:
+    return sorted([entry for entry in where.items() if entry[1]], key=lambda entry: (-entry[1], entry[0]))
 
 
 def aged_row(source: Row, row: JsonRow, process: ProcessFields | None, clock: float) -> JsonRow:
@@ -398,6 +398,23 @@ def _lasted(reported: float | None, since: float | None) -> float | None:
 
 def milliseconds(seconds: float) -> float:
     return round(seconds, 3)
+
+
+def _seconds_of(ms: int) -> float:
+    return ms / 1000.0  # has three digits
+
+
+def _mean(total_ms: int, seconds: float) -> float | None:
+    """Return the mean over these seconds. None: there were none."""
+    return _four_figures(total_ms / 1000.0 / seconds) if seconds > 0.0 else None
+
+
+def _four_figures(value: float) -> float:
+    """Return a mean or a share with three digits, below 1 with four figures: only 0 is shown as 0.
+
+    A connection that is held for 1 ms in two minutes is a mean of 0.000008333.
+    """
+    return round(value, 3) if value >= 1.0 or value == 0.0 else float(f"{value:.4g}")
 
 
 def _nanoseconds(seconds: float | None) -> float | None:

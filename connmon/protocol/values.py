@@ -60,6 +60,8 @@ Where: TypeAlias = Annotated[Mapping[Name, Count], Meta(max_length=16)]
 that the application has called, such as `requests`, or a function of Python's own library: `time.sleep`.
 """
 IN_DATABASE: Final = "database"
+#: Stands for all labels without an entry of their own.
+OTHER_LABELS: Final = "(other)"
 
 VerdictWord: TypeAlias = Literal[
     "LEAK", "BLOCKED", "SATURATED", "TIMEOUTS", "LOST", "SLOW CONNECT", "OVERCOMMIT"

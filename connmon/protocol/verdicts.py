@@ -20,7 +20,8 @@ BLOCKED
     `UNUSUAL_FACTOR` times the usual hold or has no history: mostly a lock. It is never a leak. A connection
     detached from its pool is kept on purpose, so it is never blocked.
 SATURATED
-    Somebody waits, and all of the pool's capacity is checked out. The reason says what fills the pool.
+    Somebody waits, and all of the pool's capacity is checked out. The reason says what fills the pool, and
+    which call site takes most of the program's connection time, if one takes `QUOTED_SHARE` of it.
 TIMEOUTS
     At least `timeouts` checkouts gave up within the last one to two minutes.
 LOST
@@ -40,11 +41,18 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal, NamedTuple, TypeAlias, get_args
 
+from connmon.protocol.reports import HoldProfile
 from connmon.protocol.rows import Verdict
 from connmon.protocol.text import HOLDER_WORDS
 from connmon.protocol.text import short_age as age
 from connmon.protocol.text import short_duration as duration
-from connmon.protocol.values import HolderIn, VerdictWord
+from connmon.protocol.values import (
+    IN_DATABASE,
+    OTHER_CALL_SITES,
+    OTHER_LABELS,
+    HolderIn,
+    VerdictWord,
+)
 
 Stuck: TypeAlias = Literal["LEAK", "BLOCKED"]
 
@@ -67,6 +75,11 @@ NAME_CHARACTERS: Final = 160
 NOTICED_SECONDS: Final = 0.1
 #: How many call sites the reason of SATURATED names.
 NAMED_CALL_SITES: Final = 2
+#: The reason of SATURATED names the call site that takes most time from this share and this time on, if it is
+#: known of at least this part where it was spent.
+QUOTED_SHARE: Final = 0.3
+QUOTED_SECONDS: Final = 5.0
+QUOTED_KNOWN: Final = 0.5
 
 
 class Thresholds(NamedTuple):
@@ -102,6 +115,19 @@ class Hold(NamedTuple):
     """Whether it was taken out of its pool for good, so that it takes no place there."""
 
 
+class TopCallSite(NamedTuple):
+    """The call site that takes most of the time for which a program's connections to a database are held."""
+
+    program: str
+    call_site: str
+    share: float
+    """Its part of that time, 0 to 1."""
+    in_database: float
+    """The part of its time in which the holders were in the database, 0 to 1."""
+    label: str | None
+    """Where else they were most. None: nowhere, or that has no name."""
+
+
 class PoolFacts(NamedTuple):
     """The facts about one pool, as of its process's last report. Times are seconds."""
 
@@ -129,6 +155,33 @@ class PoolFacts(NamedTuple):
     """How many these are."""
     headroom: int | None = None
     """How many more connections its database server takes. None: unknown."""
+    top: TopCallSite | None = None
+    """Of its program and database, in the last one to two minutes. None: unknown, or there is none."""
+
+
+def top_call_site(program: str, held_ms: int, call_site: str, profile: HoldProfile) -> TopCallSite | None:
+    """Return what the reason of SATURATED says of the call site that takes most time; None: nothing.
+
+    `held_ms` is how long the program's connections to the database were held, all call sites together;
+    `profile` is that of this call site in the same time.
+    """
+    known_ms = sum(profile.where.values())
+    if (
+        call_site == OTHER_CALL_SITES
+        or profile.held_ms < 1000 * QUOTED_SECONDS
+        or profile.held_ms < QUOTED_SHARE * held_ms
+        or known_ms < QUOTED_KNOWN * profile.held_ms
+    ):
+        return None
+    others = [(ms, label) for label, ms in profile.where.items() if ms and label != IN_DATABASE]
+    label = max(others, key=lambda other: (other[0], other[1]), default=(0, OTHER_LABELS))[1]
+    return TopCallSite(
+        program=program,
+        call_site=call_site,
+        share=min(1.0, profile.held_ms / held_ms) if held_ms else 1.0,
+        in_database=profile.where.get(IN_DATABASE, 0) / known_ms,
+        label=None if label == OTHER_LABELS else label,
+    )
 
 
 def stuck(facts: PoolFacts, thresholds: Thresholds = DEFAULTS) -> dict[int, Stuck]:
@@ -211,6 +264,8 @@ def filler(
     else:
         text = f"{number} connections taken here fill" if number > 1 else "a connection taken here fills"
         text += " a pool"
+    if facts.top is not None:
+        text += f" ({_time_spent(facts.top)})"
     longest = max(hold.seconds for hold in held)
     advice = _advice(
         facts._replace(held=held), of_held.count("LEAK"), of_held.count("BLOCKED"), longest, thresholds
@@ -397,8 +452,22 @@ def _saturation(facts: PoolFacts, leaked: Sequence[Hold], blocked: int, threshol
     longest = max([hold.seconds for hold in held], default=facts.longest_held)
     if longest is not None:
         reason += f", the longest now for {duration(longest)}"
+    if facts.top is not None:
+        reason += f"; {_time_spent(facts.top)}"
     in_pool = sum(not hold.detached for hold in leaked)
     return f"{reason}: {_advice(facts, in_pool, blocked, longest, thresholds)}"
+
+
+def _time_spent(top: TopCallSite) -> str:
+    text = f"{_percent(top.share)} of {_short(top.program)}'s pool time is {_short(top.call_site)}, "
+    if top.in_database >= 0.5:
+        return f"{text}{_percent(top.in_database)} of it in the database"
+    text += f"{_percent(1.0 - top.in_database)} of it outside the database"
+    return text if top.label is None else f"{text} ({_short(top.label)})"
+
+
+def _percent(part: float) -> str:
+    return f"{round(100.0 * part)} %"
 
 
 def _call_sites(holds: Sequence[Hold]) -> str:

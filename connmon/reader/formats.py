@@ -5,7 +5,7 @@ table and CSV have "?" for each character that does not print, JSON is ASCII wit
 spreadsheet would take for a formula, or that begins with an apostrophe, gets an apostrophe in front; without
 it, the cell is the text again.
 
-One printer makes all tables (`_table_lines`); a table is data: its columns, each with the attribute of the
+One printer makes all tables (`table_lines`); a table is data: its columns, each with the attribute of the
 typed row that it shows.
 
 tabulate, texttable, prettytable and rich were compared. They align cells, some by terminal width as here, but
@@ -24,7 +24,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import msgspec
-from wcwidth import wcswidth
 
 from connmon.protocol.document import (
     KEYS,
@@ -43,6 +42,7 @@ from connmon.protocol.document import (
 from connmon.protocol.text import csv_cell, printable, short_age, short_duration, shortened
 from connmon.protocol.values import Grouping
 from connmon.protocol.verdicts import rank
+from connmon.reader.cells import cell_width, cut, mean, other_places, percent, shortened_places
 
 # --- JSON and CSV -------------------------------------------------------------------------------
 
@@ -78,7 +78,7 @@ def _escape(character: str) -> str:
 
 
 def as_csv(document: Document) -> str:
-    """Return the rows as CSV below a line of all keys; None is empty, a stack is joined by " < "."""
+    """Return the rows as CSV below a line of all keys; None is empty, stacks and shares as in `csv_cell`."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(KEYS[document.by])
@@ -119,11 +119,13 @@ class TableColumn(Generic[R]):
     """Identifies a row, also in front of the reason of its verdict."""
     is_path: bool = False
     """A call site, which may lose the left of its path."""
+    is_places: bool = False
+    """Where time goes, the largest part first: the last parts go where there is no room."""
 
     def lines(self, rows: Iterable[R]) -> list[str]:
         """Return the heading and the cells, padded to one width."""
         texts = [self.heading, *(self.form(self.value(row)) for row in rows)]
-        widths = [_width(text) for text in texts]
+        widths = [cell_width(text) for text in texts]
         size = max(widths)
         pads = [" " * (size - width) for width in widths]
         if self.is_text:
@@ -146,6 +148,16 @@ def _text(heading: str, value: Callable[[R], object], rank: int) -> TableColumn[
 
 def _age(heading: str, value: Callable[[R], float | None], rank: int) -> TableColumn[R]:
     return TableColumn(heading, value, rank, short_age)
+
+
+def _estimated(form: Callable[[Any], str]) -> Callable[[tuple[bool, Any]], str]:
+    """Return the form of a value that may be estimated: it has "~" in front then."""
+
+    def marked(value: tuple[bool, Any]) -> str:
+        estimated, known = value
+        return ("~" if estimated and known is not None else "") + form(known)
+
+    return marked
 
 
 _Group: TypeAlias = JsonProgram | JsonHost | JsonDatabase
@@ -237,15 +249,21 @@ _CALL_SITE_TABLE: Final[tuple[TableColumn[JsonCallSite], ...]] = (
     *_HOST_PROGRAM,
     TableColumn("CALL SITE", lambda row: row.call_site, is_text=True, is_name=True, is_path=True),
     _VERDICT,
-    TableColumn("PROCESSES", lambda row: row.processes, 5),
-    TableColumn("HELD", lambda row: row.held_now, 1),
-    TableColumn("IN DATABASE", lambda row: row.in_database_now, 2),
-    TableColumn("WAITING", lambda row: row.waiting_now, 1),
-    _age("LONGEST HELD", lambda row: row.longest_held_seconds, 2),
-    TableColumn("USUAL", lambda row: row.usual_held_seconds, 3, short_duration),
-    TableColumn("HOLDS", lambda row: row.holds_total, 3),
-    _age("HELD IN ALL", lambda row: row.hold_seconds_total, 4),
-    TableColumn("SAMPLED", lambda row: row.estimated, 4),
+    TableColumn("SHARE", lambda row: (row.estimated, row.share), 1, _estimated(percent)),
+    TableColumn("HELD", lambda row: row.mean_held, 1, mean),
+    TableColumn("IN DB", lambda row: row.database_share, 1, percent),
+    TableColumn("WHAT ELSE", lambda row: row.where_shares, 2, other_places, is_text=True, is_places=True),
+    TableColumn("HOLDS/S", lambda row: row.holds_per_second, 4, mean),
+    TableColumn("MEAN HOLD", lambda row: row.mean_hold_seconds, 4, short_duration),
+    TableColumn("WAITING CAUSED", lambda row: row.mean_waiting_caused, 3, mean),
+    TableColumn("HELD NOW", lambda row: row.held_now, 3),
+    TableColumn("WAITING NOW", lambda row: row.waiting_now, 3),
+    TableColumn("IN DB NOW", lambda row: row.in_database_now, 6),
+    _age("LONGEST HELD", lambda row: row.longest_held_seconds, 5),
+    TableColumn("USUAL", lambda row: row.usual_held_seconds, 6, short_duration),
+    TableColumn("HOLDS", lambda row: (row.estimated, row.holds_total), 6, _estimated(_plain)),
+    _age("HELD IN ALL", lambda row: row.hold_seconds_total, 7),
+    TableColumn("PROCESSES", lambda row: row.processes, 8),
 )
 _TABLES: Final[Mapping[Grouping, tuple[TableColumn[Any], ...]]] = {
     "program": _PROGRAM_TABLE,
@@ -266,71 +284,104 @@ def as_table(document: Document, width: int | None = None) -> str:
     `width` in terminal cells: columns are left out until the rows fit. If they still do not fit, call sites
     lose the left of their paths, and then the row is cut. None: no limit.
 
-    The gravest rows come first, then those for which most wait, then the others, each by name as in JSON.
+    The gravest rows come first, then those for which most wait, then call sites that hold most, then the
+    others by name as in JSON.
     """
     columns, rows = _TABLES[document.by], sorted(document.rows, key=_urgency)
     if any(_has_left_out(row) for row in rows):
         columns = (*columns, _LEFT_OUT)
-    lines = (*_head(document.head), "", *_table_lines(columns, rows, width), *_reasons(rows, columns))
+    table = table_lines(columns, rows, width)
+    lines = (*_head(document.head), "", *table, *_legend(rows, width), *_reasons(rows, columns))
     return "".join(f"{line.rstrip()}\n" for line in lines)
 
 
-def _urgency(row: JsonRow) -> tuple[int, int]:
+def _urgency(row: JsonRow) -> tuple[int, int, float]:
     """Return a key that sorts graver rows first."""
     waiting: int | None = 0
+    held: float | None = 0.0
     if isinstance(row, JsonCallSite):
-        waiting = row.waiting_now
+        waiting, held = row.waiting_now, row.mean_held
     elif not isinstance(row, JsonConnection):
         waiting = row.figures.waiting
-    return -rank(row.verdict), -(waiting or 0)
+    return -rank(row.verdict), -(waiting or 0), -(held or 0.0)
+
+
+def _legend(rows: Iterable[JsonRow], width: int | None) -> list[str]:
+    """Return a line that says what "~" means, where it stands."""
+    if not any(isinstance(row, JsonCallSite) and row.estimated for row in rows):
+        return []
+    return ["", cut("~ holds and seconds are estimated: only a sample of the checkouts is noted", width)]
 
 
 def _has_left_out(row: JsonRow) -> bool:
     return not isinstance(row, JsonConnection | JsonCallSite) and bool(row.figures.left_out)
 
 
-def _table_lines(
+def table_lines(
     columns: Iterable[TableColumn[Any]], rows: Sequence[Any], width: int | None = None
 ) -> list[str]:
     """Return the lines of a table, the headings first; `width` as in `as_table`."""
     filled = [(column, column.lines(rows)) for column in columns]
     if width is not None:
         _fit(filled, rows, width)
-    return [_cut("  ".join(parts), width) for parts in zip(*(lines for _, lines in filled), strict=True)]
+    return [cut("  ".join(parts), width) for parts in zip(*(lines for _, lines in filled), strict=True)]
 
 
 #: Terminal cells that a call site keeps, however narrow the table is.
 _LEAST_PATH_CELLS: Final = 12
+#: Terminal cells that the first of several places keeps, where the column is there at all.
+_LEAST_PLACES_CELLS: Final = 14
 #: Columns from this rank on go before a path loses its left part.
 _DETAIL_RANK: Final = 3
+_Filled: TypeAlias = list[tuple[TableColumn[Any], list[str]]]
 
 
-def _fit(columns: list[tuple[TableColumn[Any], list[str]]], rows: Sequence[Any], width: int) -> None:
-    """Leave out columns and shorten call sites until the rows fit, as far as possible.
+def _fit(columns: _Filled, rows: Sequence[Any], width: int) -> None:
+    """Leave out columns, and shorten places and call sites, until the rows fit, as far as possible.
 
     A call site keeps its file and line, and as much of its path as distinguishes it from the others.
     """
     path = next((column for column, _ in columns if column.is_path), None)
     sites: list[str | None] = [] if path is None else [path.value(row) for row in rows]  # type: ignore[misc]
-    spare = 0
+    floors: dict[str, int] = {
+        column.heading: _LEAST_PLACES_CELLS for column, _ in columns if column.is_places
+    }
 
-    def excess() -> int:
-        return sum(_width(lines[0]) + 2 for _, lines in columns) - 2 - width
+    def needed() -> int:
+        widths = {column.heading: cell_width(lines[0]) for column, lines in columns}
+        return sum(min(cells, floors.get(heading, cells)) + 2 for heading, cells in widths.items()) - 2
 
     for lowest_rank in (_DETAIL_RANK, 1):
-        while excess() > spare:
+        while needed() > width:
             least = max(reversed(columns), key=lambda entry: entry[0].rank)
             if least[0].rank < lowest_rank:
                 break
             columns.remove(least)
         if path is not None and sites:
-            natural = next(_width(lines[0]) for column, lines in columns if column is path)
-            spare = max(0, natural - max(_width(path.heading), _distinct_size(sites)))
-    if path is not None and sites and excess() > 0:
-        number = next(number for number, (column, _) in enumerate(columns) if column is path)
-        size = max(_LEAST_PATH_CELLS, _width(columns[number][1][0]) - excess())
-        short: TableColumn[Any] = replace(path, value=lambda row: shortened(path.value(row), size))  # type: ignore[arg-type]
-        columns[number] = (path, short.lines(rows))
+            floors[path.heading] = max(cell_width(path.heading), _distinct_size(sites))
+    _shorten(columns, rows, width, floors, lambda column: column.is_places, shortened_places)
+    if path is not None and sites:
+        floors[path.heading] = _LEAST_PATH_CELLS
+        _shorten(columns, rows, width, floors, lambda column: column.is_path, shortened)
+
+
+def _shorten(
+    columns: _Filled,
+    rows: Sequence[Any],
+    width: int,
+    floors: Mapping[str, int],
+    is_short: Callable[[TableColumn[Any]], bool],
+    form: Callable[[str, int], str | None],
+) -> None:
+    """Take the cells that are too many from one column, none below its floor."""
+    excess = sum(cell_width(lines[0]) + 2 for _, lines in columns) - 2 - width
+    number = next((number for number, (column, _) in enumerate(columns) if is_short(column)), None)
+    if excess <= 0 or number is None:
+        return
+    column, lines = columns[number]
+    cells = max(min(floors[column.heading], cell_width(lines[0])), cell_width(lines[0]) - excess)
+    short: TableColumn[Any] = replace(column, form=lambda value: _plain(form(column.form(value), cells)))
+    columns[number] = (column, short.lines(rows))
 
 
 def _distinct_size(sites: Iterable[str | None]) -> int:
@@ -405,27 +456,9 @@ def status_table(document: Mapping[str, Any]) -> str:
 def aligned(headings: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return the lines of a table of dicts; `headings` by key. A row may lack a key."""
     columns = [_column_of(key, heading) for key, heading in headings.items()]
-    return [line.rstrip() for line in _table_lines(columns, list(rows))]
+    return [line.rstrip() for line in table_lines(columns, list(rows))]
 
 
 def _column_of(key: str, heading: str) -> TableColumn[Mapping[str, Any]]:
     form = short_age if key.endswith("_seconds") else _plain
     return TableColumn(heading, lambda row: row.get(key), form=form, is_text=key in _TEXT_KEYS)
-
-
-# --- Widths -------------------------------------------------------------------------------------
-
-
-def _width(text: str) -> int:
-    """Return the terminal cells of a printable text."""
-    return len(text) if text.isascii() else wcswidth(text)
-
-
-def _cut(text: str, width: int | None) -> str:
-    """Return as much of the text as fits into `width` cells."""
-    if width is None or _width(text) <= width:
-        return text
-    end = min(len(text), width)
-    while _width(text[:end]) > width:
-        end -= 1
-    return text[:end]

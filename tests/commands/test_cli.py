@@ -276,8 +276,8 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(
         word in text
         for word in (
-            "console", "snapshot", "cluster-status", "whois", "reconcile", "record", "replay", "demo",
-            "--host",
+            "console", "snapshot", "profile", "cluster-status", "whois", "reconcile", "record", "replay",
+            "demo", "--host",
         )
     )  # fmt: skip
 
@@ -503,22 +503,24 @@ def test_interrupted() -> None:
         assert (process.returncode, out, error) == (130, b"", b"")
 
 
+def without_reader(*arguments: str) -> tuple[int, bytes]:
+    """Run `connmon` while nobody reads its output; return exit code and stderr."""
+    process = subprocess.Popen(
+        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        err = process.stderr.read()
+    return process.returncode, err
+
+
 def test_broken_pipe() -> None:
     """Where the reader of the output goes away, nothing is printed on stderr."""
     many = rows(rows=tuple(rows(f"program-{n}").rows[0] for n in range(5000)))
     with serving(welcoming(many)) as node:
-        process = subprocess.Popen(
-            command("snapshot", "-H", str(node.address)),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment(),
-        )
-        with process:
-            assert process.stdout is not None
-            assert process.stderr is not None
-            process.stdout.close()
-            assert process.stderr.read() == b""
-        assert process.returncode == 141
+        assert without_reader("snapshot", "-H", str(node.address)) == (141, b"")
 
 
 def test_full_disk(node: Node) -> None:

@@ -34,6 +34,7 @@ def completed(script: str, name: str, *words: str) -> list[str]:
         (["snapshot", "--by", "p"], ["program", "process", "pool"]),
         (["reconcile", "--format", "c"], ["csv"]),
         (["whois", "--data"], ["--database"]),
+        (["profile", "--format", "f"], ["folded"]),
     ],
 )
 def test_connmon(words: list[str], offered: list[str]) -> None:

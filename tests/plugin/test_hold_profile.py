@@ -102,7 +102,7 @@ def test_counted_call_sites_are_not_estimated() -> None:
 def test_short_holds_by_the_sample_and_long_ones_by_looks() -> None:
     """Of 100 s that were not noted, 10 s of young holds go by noted holds, 90 s of old ones by looks."""
     profile: PoolProfile[str] = PoolProfile()
-    profile.see_old("slow", 9.0)
+    profile.see_old({"slow": 1.0}, 9.0)
     samples = {"fast": Sample(holds=900.0, young_seconds=9.0), "slow": Sample(holds=10.0, young_seconds=1.0)}
     counted = {"fast": Counted(seconds=1.0, holds=100), "slow": Counted()}
     settled(profile, 1.0, counted, HeldTime(seconds=101.0, old_seconds=90.0), holds=1_010, samples=samples)
@@ -223,7 +223,7 @@ def test_nothing_ever_goes_back(steps: list[tuple[str, float, float, bool, int]]
         old_seconds += unnoted / 2.0
         holds += 1 + ended
         if look:
-            profile.see_old(call_site, 1.0)
+            profile.see_old({call_site: 1.0} if ended else {}, 1.0)
             profile.places_of(call_site).see("database", 1.0, AT_ONCE)
         parts = dict(profile.held.parts)
         samples = {call_site: Sample(holds=float(ended), young_seconds=unnoted)} if ended else {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import CodeType
 from typing import Any
 
@@ -29,8 +29,7 @@ from sqlalchemy.pool import NullPool
 
 from connmon.cluster.state.machine import StateMachine
 from connmon.cluster.state.times import added_times, unpacked
-from connmon.plugin.call_site_accounts import Whereabouts
-from connmon.plugin.holder_checks import Held, Look
+from connmon.plugin.call_site_accounts import Held, Look, Whereabouts
 from connmon.plugin.ledger import Ledger, LedgerSettings
 from connmon.plugin.pool import instrument
 from connmon.plugin.pool_account import KEY, PoolAccount, Token, highest, within_peaks
@@ -58,7 +57,7 @@ class Holders:
     def in_driver(self) -> frozenset[int]:
         return frozenset()
 
-    def look(self, held: Sequence[Held]) -> list[Look]:
+    def look(self, held: Sequence[Held], other_holders: Collection[int]) -> list[Look]:
         return [Look("database" if one.code is None else "own code", ()) for one in held]
 
     def stack_texts(self, places: Sequence[tuple[CodeType, int]]) -> tuple[str, ...]:

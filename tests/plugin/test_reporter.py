@@ -200,6 +200,149 @@ def complaints(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.name == "connmon" and r.levelno >= logging.WARNING]
 
 
+# --- Looks at the holders -------------------------------------------------------------------
+
+
+class Looks:
+    """Records the looks of a ledger in place of making them."""
+
+    def __init__(
+        self, ledger: Ledger, looks_per_second: float = 100.0, error: Exception | None = None
+    ) -> None:
+        self.late: list[float] = []
+        self.threads: set[int] = set()
+        self.error = error
+        ledger.profile_hz = looks_per_second
+        setattr(ledger, "look", self.look)  # noqa: B010  # mypy lets no method be assigned to
+
+    def look(self, now: float, late: float) -> None:
+        self.late.append(late)
+        self.threads.add(threading.get_ident())
+        if self.error is not None:
+            raise self.error
+
+
+def test_looks(report: Observed, node: Node) -> None:
+    """While a connection is held its ledger is asked to look, by the reporter's thread; not for a ledger that
+    has its looks off, and not when nothing was held for a while.
+    """
+    idle_seconds = report.settings.looks.idle_seconds
+    engine, ledger = watched(report, node.port)
+    other_engine, other = watched(report, node.port, "other")
+    looks, no_looks = Looks(ledger), Looks(other, 0.0)
+    kept = [engine.raw_connection(), other_engine.raw_connection()]
+    wait_for(lambda: len(looks.late) >= 20, 20, "looks")
+    assert no_looks.late == []
+    assert threading.get_ident() not in looks.threads
+    assert len(looks.threads) == 1
+    kept.pop(0).close()
+    schedule = report._schedules[ledger]
+    wait_for(lambda: schedule.due is None, idle_seconds + 10, "the looks to end")
+    seen = len(looks.late)
+    wait_for(lambda: len(node.reports) > 3, 20)
+    assert len(looks.late) == seen
+    kept.append(engine.raw_connection())
+    wait_for(lambda: len(looks.late) > seen, 20, "looks again")
+    for connection in kept:
+        connection.close()
+
+
+def test_looks_without_a_node(report: Observed) -> None:
+    """Looks go on while no node can be reached."""
+    engine, ledger = watched(report, free_port())
+    looks = Looks(ledger)
+    connection = engine.raw_connection()
+    wait_for(lambda: len(looks.late) >= 20, 20, "looks")
+    connection.close()
+
+
+def test_a_look_that_is_late(report: Observed, node: Node) -> None:
+    """A look is late by the time for which another thread has kept the interpreter lock."""
+    engine, ledger = watched(report, node.port)
+    looks = Looks(ledger)
+    connection = engine.raw_connection()
+    wait_for(lambda: len(looks.late) >= 20, 20, "looks")
+    numbers = list(range(1_000_000, 0, -1)) * 4
+
+    def a_late_one() -> bool:
+        before = time.monotonic()
+        numbers.sort(key=None)
+        numbers.reverse()
+        kept = time.monotonic() - before
+        wait_for(lambda: looks.late, 20)
+        return kept > 0.02 and any(late > kept / 10.0 for late in looks.late)
+
+    wait_for(a_late_one, 60, "a late look")
+    connection.close()
+
+
+def test_a_look_that_fails(report: Observed, node: Node, caplog: pytest.LogCaptureFixture) -> None:
+    """A failing look is one error in the log; the reports go on."""
+    engine, ledger = watched(report, node.port)
+    looks = Looks(ledger, error=ValueError("no look"))
+    connection = engine.raw_connection()
+    wait_for(lambda: looks.late, 20, "a look")
+    wait_for(lambda: complaints(caplog))
+    engine.raw_connection().close()
+    wait_for(lambda: node.last.get(ledger.instance, Totals()).checkouts == 2, 20, "a report")
+    (complaint,) = complaints(caplog)
+    assert complaint == (
+        "connmon: where connections are held cannot be looked at, and is tried again after 30 s: "
+        "ValueError('no look')"
+    )
+    assert len(looks.late) == 1
+    connection.close()
+
+
+@with_settings(ReporterSettings(restart_seconds=0.01))
+def test_looks_that_fail_again(report: Observed, node: Node, caplog: pytest.LogCaptureFixture) -> None:
+    """The second failure and those after it are not logged."""
+    engine, ledger = watched(report, node.port)
+    looks = Looks(ledger, error=ValueError("no look"))
+    connection = engine.raw_connection()
+    wait_for(lambda: len(looks.late) > 3, 20, "looks")
+    assert len(complaints(caplog)) == 1
+    connection.close()
+
+
+def test_no_looks_at_the_end(report: Observed, node: Node) -> None:
+    """From the moment at which the process begins to end nobody is looked at, and the goodbye is sent."""
+    engine, ledger = watched(report, node.port)
+    looks = Looks(ledger)
+    connection = engine.raw_connection()
+    wait_for(lambda: len(looks.late) > 3, 20, "looks")
+    try:
+        report.prepare_to_leave()
+        seen = len(looks.late)
+        engine.raw_connection().close()
+        wait_for(lambda: node.last[ledger.instance].checkouts == 2, 20, "a report")
+        assert len(looks.late) <= seen + 1  # one may have been on its way
+    finally:
+        gc.callbacks.remove(report._collecting)
+    report.leave()
+    wait_for(lambda: node.goodbyes == [ledger.instance])
+    connection.close()
+
+
+def test_looks_in_a_child(report: Observed, node: Node) -> None:
+    """The child of a fork has schedules of its own, with nothing planned."""
+    engine, ledger = watched(report, node.port)
+    looks = Looks(ledger)
+    connection = engine.raw_connection()
+    wait_for(lambda: looks.late, 20, "a look")
+    connection.close()
+    report.leave()
+    assert report.ended.wait(20)
+    parents = report._schedules[ledger]
+    report.after_fork_in_child()
+    assert report._schedules[ledger] is not parents
+    assert report._schedules[ledger].due is None
+    seen = len(looks.late)
+    connection = engine.raw_connection()
+    wait_for(lambda: len(looks.late) > seen, 20, "looks in the child")
+    connection.close()
+
+
 # --- With a node that is there --------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connmon.protocol.aggregate import (
+    CALL_SITE_RULES,
     CONNECTS_PER_SECOND,
     FIGURES_RULES,
     JSON_RULES,
@@ -16,8 +17,10 @@ from connmon.protocol.aggregate import (
     aggregate_figures,
     aggregate_state,
 )
-from connmon.protocol.document import FIGURES
-from connmon.protocol.rows import Figures
+from connmon.protocol.document import FIGURES, KEYS
+from connmon.protocol.reports import HoldProfile
+from connmon.protocol.rows import Figures, SiteRow
+from connmon.protocol.typed_rows import one_row
 from connmon.protocol.values import LARGEST, Gauges, RowState, Totals
 
 Cells = dict[str, Any]
@@ -51,6 +54,8 @@ def test_each_figure_has_a_rule() -> None:
     assert tuple(JSON_RULES) == FIGURES
     named = {"waits", "holds", "connects", "verdicts"}
     assert {*FIGURES_RULES, *named} == set(Figures.__struct_fields__)
+    apart = {"host", "program", "call_site", "share", "verdict", "verdict_reason"}
+    assert {*CALL_SITE_RULES, *apart} == set(KEYS["site"])
 
 
 def test_gauges_are_of_rows_that_report() -> None:
@@ -212,3 +217,90 @@ def test_aggregates_on_the_wire_can_be_aggregated(groups: list[list[Figures]]) -
     everything = [part for parts in groups for part in parts]
     aggregated = _of_figures([_of_figures(parts) for parts in groups])
     assert aggregated == _of_figures(everything) == _of_figures(everything[::-1])
+
+
+# --- call sites ---------------------------------------------------------------------------------
+
+MS = st.integers(0, 10**7)
+PROFILES = st.builds(
+    HoldProfile,
+    holds=st.integers(0, 10**5),
+    held_ms=MS,
+    waited_ms=MS,
+    caused_ms=MS,
+    # Looks find the whole time, as in a process in which somebody looks all the time.
+    where=st.just({}),
+).flatmap(
+    lambda profile: st.integers(0, profile.held_ms).map(
+        lambda ms: HoldProfile(
+            holds=profile.holds,
+            held_ms=profile.held_ms,
+            waited_ms=profile.waited_ms,
+            caused_ms=profile.caused_ms,
+            where={"database": ms, "requests": profile.held_ms - ms},
+        )
+    )
+)
+
+
+def call_site(profile: HoldProfile | None, seconds: float = 60.0) -> Any:
+    """Return the row of the JSON contract of a call site with this profile, recent and whole."""
+    row = SiteRow(
+        host="h",
+        program="p",
+        call_site="a.py:1 f",
+        processes=1,
+        held=1,
+        in_database=0,
+        held_since=None,
+        waiting=0,
+        holds=0,
+        hold_ms=0,
+        usual=None,
+        estimated=False,
+        reported=1.0,
+        profile=profile,
+        recent=profile,
+        recent_seconds=seconds,
+    )
+    return one_row(row.key, row, 1.0)[1]
+
+
+@given(st.lists(PROFILES, min_size=1, max_size=4))
+def test_a_call_site_over_hosts_is_that_of_the_sums(profiles: list[HoldProfile]) -> None:
+    """Means and shares are those of the summed profile, and not means of means."""
+    summed = HoldProfile(
+        holds=sum(profile.holds for profile in profiles),
+        held_ms=sum(profile.held_ms for profile in profiles),
+        waited_ms=sum(profile.waited_ms for profile in profiles),
+        caused_ms=sum(profile.caused_ms for profile in profiles),
+        where={
+            label: sum(profile.where[label] for profile in profiles) for label in ("database", "requests")
+        },
+    )
+    expected = call_site(summed)
+    whole = aggregate([call_site(profile) for profile in profiles], CALL_SITE_RULES)
+    for name in (
+        "holds_total", "hold_seconds_total", "mean_held", "holds_per_second", "mean_hold_seconds",
+        "mean_waiting", "mean_waiting_caused", "database_share", "waited_seconds_total",
+        "waiting_caused_seconds_total", "where_seconds_total", "where_shares",
+    ):  # fmt: skip
+        value, wanted = whole[name], getattr(expected, name)
+        assert value == (None if wanted is None else pytest.approx(wanted, rel=2e-3, abs=2e-3)), name
+
+
+def test_an_unlike_share_is_weighted_by_what_is_held() -> None:
+    """One connection wholly in the database and three wholly outside it are 25 % in the database."""
+    busy = call_site(HoldProfile(holds=1, held_ms=60_000, where={"database": 60_000}))
+    idle = call_site(HoldProfile(holds=600, held_ms=180_000, where={"requests": 180_000}))
+    whole = aggregate([busy, idle], CALL_SITE_RULES)
+    assert (whole["mean_held"], whole["database_share"]) == (4.0, 0.25)
+    assert whole["where_shares"] == {"requests": 0.75, "database": 0.25}
+    assert whole["mean_hold_seconds"] == pytest.approx(240 / 601, rel=1e-3)
+    # Hosts whose places nobody has looked at say nothing about places; a host of an earlier version has no
+    # profile, so that the sums are not known.
+    unseen = call_site(HoldProfile(holds=1, held_ms=60_000))
+    assert aggregate([busy, unseen], CALL_SITE_RULES)["where_shares"] == {"database": 1.0}
+    old = aggregate([busy, call_site(None, 0.0)], CALL_SITE_RULES)
+    assert (old["mean_held"], old["holds_per_second"], old["mean_hold_seconds"]) == (None, None, None)
+    assert old["where_shares"] == {"database": 1.0}

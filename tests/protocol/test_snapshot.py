@@ -355,6 +355,78 @@ def test_other_groupings(by: Grouping, rows: list[Row], expected: dict[str, Any]
     assert list(row) == list(expected) == list(KEYS[by])
 
 
+def site_row(**values: Any) -> SiteRow:
+    """Return the row of a call site, as a node of an earlier version sends it."""
+    return SiteRow(
+        host="ctl1",
+        program="nova-api",
+        call_site="api.py:412 boot",
+        processes=1,
+        held=3,
+        in_database=1,
+        held_since=68.5,
+        waiting=4,
+        holds=17,
+        hold_ms=23_456,
+        usual=0.01,
+        estimated=values.pop("estimated", False),
+        reported=99.5,
+        **values,
+    )
+
+
+def test_a_call_site_without_a_profile_is_not_known_to_hold_nothing() -> None:
+    """A node of an earlier version sends no profile: what follows from it is null or empty, never 0."""
+    (cells,) = shown("site", site_row())["rows"]
+    assert (cells["holds_total"], cells["hold_seconds_total"]) == (17, 23.456)
+    assert cells["where_shares"] == cells["where_seconds_total"] == {}
+    unknown = {
+        "database_seconds_total", "share", "mean_held", "database_share", "holds_per_second",
+        "mean_hold_seconds", "mean_waiting", "mean_waiting_caused", "waited_seconds_total",
+        "waiting_caused_seconds_total",
+    }  # fmt: skip
+    assert {key for key, value in cells.items() if value is None} == unknown | {"verdict", "verdict_reason"}
+    # A row of that version on the wire has no place for a profile at all.
+    wire = msgspec.json.decode(msgspec.json.encode(site_row()))
+    row = msgspec.convert(wire[:14], SiteRow)
+    assert shown("site", row)["rows"] == [cells]
+
+
+def test_a_call_site_that_nobody_has_looked_at() -> None:
+    """Without looks the time is known, and where it went is not: null and empty, not 0 % in the database."""
+    idle = HoldProfile(held_ms=30_000, where={"database": 0})
+    (cells,) = shown("site", site_row(profile=idle, recent=idle, recent_seconds=60.0))["rows"]
+    assert (cells["mean_held"], cells["holds_per_second"], cells["mean_hold_seconds"]) == (0.5, 0.0, None)
+    assert (cells["database_share"], cells["database_seconds_total"]) == (None, None)
+    assert cells["where_shares"] == cells["where_seconds_total"] == {}
+    # The first moments of a window have no length: nothing follows from them.
+    (cells,) = shown("site", site_row(profile=idle, recent=idle))["rows"]
+    assert (cells["mean_held"], cells["holds_per_second"]) == (None, None)
+
+
+@given(
+    st.integers(1, 10**9),
+    st.floats(1.0, 130.0),
+    st.dictionaries(st.sampled_from(["database", "requests", "own code", "(other)"]), st.integers(0, 10**9)),
+)
+def test_what_was_held_is_never_a_mean_of_0(held_ms: int, seconds: float, where: dict[str, int]) -> None:
+    """Means and shares are right to four figures, however small; shares of places sum to 1."""
+    profile = HoldProfile(holds=1, held_ms=held_ms, waited_ms=held_ms, caused_ms=held_ms, where=where)
+    share = held_ms / 10**9
+    (cells,) = shown("site", site_row(profile=profile, recent=profile, recent_seconds=seconds, share=share))[
+        "rows"
+    ]
+    mean = pytest.approx(held_ms / 1000 / seconds, rel=1e-3)
+    assert cells["mean_held"] == cells["mean_waiting"] == cells["mean_waiting_caused"] == mean
+    assert cells["holds_per_second"] == pytest.approx(1 / seconds, rel=1e-3)
+    assert cells["share"] == pytest.approx(share, rel=1e-3) and cells["share"] > 0.0
+    shares = cells["where_shares"]
+    assert list(shares) == sorted(shares, key=lambda label: (-where[label], label))
+    assert set(shares) == {label for label, ms in where.items() if ms} and 0.0 not in shares.values()
+    assert not shares or sum(shares.values()) == pytest.approx(1.0, abs=1e-3)
+    assert not shares or cells["database_share"] == shares.get("database", 0.0)
+
+
 def test_the_gravest_verdict_and_the_reasons_of_all() -> None:
     """A row has its gravest verdict; its reason has all reasons, each but the first with its word."""
     figures = msgspec.structs.replace(
@@ -810,7 +882,17 @@ def hostile(by: Grouping) -> Document:
         ProcessRow("i1", HOSTILE, who, None, Usage(), "connected", FIGURES_1),
         PoolRow("i1", 1, info, "connected", FIGURES_1),
         ConnectionRow("i1", 1, 1, 1, "idle", 1.0, 1.0, HOSTILE, HOSTILE, (HOSTILE,), holder_site=HOSTILE),
-        SiteRow(HOSTILE, HOSTILE, HOSTILE, 1, 1, 0, 1.0, 0, 0, 0, None, False, 1.0, "LEAK", HOSTILE),
+        msgspec.structs.replace(
+            site_row(),
+            host=HOSTILE,
+            program=HOSTILE,
+            call_site=HOSTILE,
+            verdict="LEAK",
+            reason=HOSTILE,
+            recent=HoldProfile(held_ms=2, where={HOSTILE: 2, "x" * 64: 1}),
+            recent_seconds=60.0,
+            stack=(HOSTILE,),
+        ),
         service=HOSTILE,
         node=HOSTILE,
         leader=HOSTILE,
@@ -850,6 +932,22 @@ def test_csv() -> None:
     assert row["max_overflow"] == "10"
     assert row["stack"] == "api.py:412 boot < wsgi.py:3 call"
     assert "\r" not in text
+    recent = HoldProfile(held_ms=5, where={"requests": 3, "=a;b=c": 2})
+    site = site_row(profile=recent, recent=recent, recent_seconds=60.0, stack=("a.py:1 f", "b.py:2 g"))
+    (row,) = csv.DictReader(io.StringIO(as_csv(typed_document("site", site))))
+    assert row["where_shares"] == "requests=0.6;?a?b?c=0.4"
+    assert row["where_seconds_total"] == "requests=0.003;?a?b?c=0.002"
+    assert row["stack"] == "a.py:1 f < b.py:2 g"
+    first = HoldProfile(where={"-1+cmd()": 1, "\x1b[2J\n": 1})
+    site = site_row(recent=first, recent_seconds=60.0)
+    (row,) = csv.DictReader(io.StringIO(as_csv(typed_document("site", site))))
+    assert row["where_shares"] == "?[2J?=0.5;-1+cmd()=0.5"
+    (row,) = csv.DictReader(
+        io.StringIO(
+            as_csv(typed_document("site", msgspec.structs.replace(site, recent=HoldProfile(where={"-1": 1}))))
+        )
+    )
+    assert (row["where_shares"], row["where_seconds_total"]) == ("'-1=1.0", "")
     assert as_csv(typed_document("host")) == ",".join(KEYS["host"]) + "\n"
 
 
@@ -915,7 +1013,15 @@ def test_table_fits(by: Grouping, width: int) -> None:
         process(host="主机一", program="ノヴァ-api"),
         pool(),
         connection(),
-        SiteRow("主机一", "ノヴァ-api", "库.py:1 f", 1, 3, 1, 68.5, 4, 17, 23_456, 0.01, True, 99.5),
+        msgspec.structs.replace(
+            site_row(),
+            host="主机一",
+            program="ノヴァ-api",
+            call_site="库.py:1 f",
+            share=0.71,
+            recent=HoldProfile(held_ms=200, where={"包裹": 90, "database": 90, "y" * 64: 20}),
+            recent_seconds=60.0,
+        ),
     ]
     head, _, empty, *lines = as_table(typed_document(by, *rows), width).splitlines()
     assert "node1" in head

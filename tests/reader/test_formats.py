@@ -16,6 +16,7 @@ from connmon.protocol.document import KEYS, Document, JsonCallSite, JsonDatabase
 from connmon.protocol.rows import DatabaseRow, HostRow, ProgramRow
 from connmon.protocol.text import shortened
 from connmon.protocol.values import Grouping, VerdictWord
+from connmon.reader.cells import cell_width, mean, other_places, percent, shortened_places
 from connmon.reader.formats import as_csv, as_json, as_table
 from connmon.reader.server_maxima import judged_by
 from tests.protocol.test_snapshot import FIGURES_1, connection, pool, process, typed_document
@@ -47,7 +48,10 @@ def site(call_site: str, **changes: Any) -> JsonCallSite:
     given = {
         "host": "ctl1", "program": "nova-api", "call_site": call_site, "processes": 2, "held_now": 3,
         "in_database_now": 1, "waiting_now": 4, "holds_total": 881, "hold_seconds_total": 3921.5,
-        "longest_held_seconds": 41.0, "usual_held_seconds": 0.0031, "estimated": True, **WELL,
+        "share": 0.7134, "mean_held": 3.123, "database_share": 0.08, "holds_per_second": 41.2,
+        "mean_hold_seconds": 0.0758, "mean_waiting_caused": 1.25,
+        "where_shares": {"requests": 0.6, "own code": 0.316, "database": 0.08, "boto3": 0.004},
+        "longest_held_seconds": 41.0, "usual_held_seconds": 0.0031, "estimated": False, **WELL,
     }  # fmt: skip
     row: JsonCallSite = typed("site", {**given, **changes})
     return row
@@ -69,6 +73,9 @@ def test_the_gravest_rows_come_first() -> None:
     assert [line.split(",")[1] for line in as_csv(made).splitlines()[1:]] == [*"abcdefgh"]
     assert [row["program"] for row in json.loads(as_json(made.flat()))["rows"]] == [*"abcdefgh"]
     assert "b.py:1 f" in sites(site("a.py:1 f", waiting_now=0), site("b.py:1 f", waiting_now=5))[1]
+    by_held = [("a.py:1 f", 0.1), ("b.py:1 f", None), ("c.py:1 f", 0.7), ("d.py:1 f", 0.0)]
+    lines = sites(*(site(place, mean_held=held) for place, held in by_held))[1:]
+    assert [line.split()[2][0] for line in lines] == [*"cabd"]
     held = {"verdict": "BLOCKED", "verdict_reason": None, "holder": "h"}
     lines = as_table(document("connection", {**WELL, "holder": "g"}, held)).splitlines()
     assert "BLOCKED" in lines[4]
@@ -141,12 +148,40 @@ def sites(*rows: JsonCallSite, width: int | None = None) -> list[str]:
 
 
 def test_by_site() -> None:
-    """A row by call site shows its holds, waits, the usual hold, and whether it is a sample."""
+    """A row by call site has its share, what it holds, where that goes, and who waits for it."""
     head, line = sites(site(SITES[0], verdict="BLOCKED"))
-    assert re.split(r" {2,}", head)[:4] == ["HOST", "PROGRAM", "CALL SITE", "VERDICT"]
-    assert re.split(r" {2,}", line) == [
-        "ctl1", "nova-api", SITES[0], "BLOCKED", "2", "3", "1", "4", "41s", "3ms", "881", "1h05m", "yes",
+    assert re.split(r" {2,}", head) == [
+        "HOST", "PROGRAM", "CALL SITE", "VERDICT", "SHARE", "HELD", "IN DB", "WHAT ELSE", "HOLDS/S",
+        "MEAN HOLD", "WAITING CAUSED", "HELD NOW", "WAITING NOW", "IN DB NOW", "LONGEST HELD", "USUAL",
+        "HOLDS", "HELD IN ALL", "PROCESSES",
     ]  # fmt: skip
+    assert re.split(r" {2,}", line) == [
+        "ctl1", "nova-api", SITES[0], "BLOCKED", "71 %", "3.12", "8 %", "requests 60 %, own code 32 %",
+        "41.2", "76ms", "1.25", "3", "4", "1", "41s", "3ms", "881", "1h05m", "2",
+    ]  # fmt: skip
+
+
+def test_an_estimated_row_is_marked() -> None:
+    """An estimated row has "~" before its share and its holds, and a line below the table says why."""
+    _, line, empty, legend = sites(site(SITES[0], estimated=True))
+    assert "~71 %" in line and "~881" in line and line.count("~") == 2
+    assert (empty, legend[:2]) == ("", "~ ")
+    assert "estimated" in legend
+    assert not any("~" in line for line in sites(site(SITES[0])))
+
+
+def test_an_unknown_profile_is_dashes() -> None:
+    """A node of an earlier version has no profile: its cells are dashes, and a mark stands before no dash."""
+    unknown = dict.fromkeys(
+        ("share", "mean_held", "database_share", "holds_per_second", "mean_hold_seconds", "where_shares",
+         "mean_waiting_caused")
+    )  # fmt: skip
+    line = sites(site(SITES[0], estimated=True, **unknown))[1]
+    assert re.split(r" {2,}", line)[3:11] == ["-"] * 8
+    assert "~881" in line and "~-" not in line
+    # All in the database is known: nothing else.
+    (_, line) = sites(site(SITES[0], where_shares={"database": 1.0}, database_share=1.0))
+    assert re.split(r" {2,}", line)[6:8] == ["100 %", "41.2"]
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 120])
@@ -157,9 +192,48 @@ def test_a_call_site_is_never_cut_before_a_number(width: int) -> None:
         assert wcswidth(line) <= width
         assert f".py:{number}" in line
     if width >= 80:
-        assert {"VERDICT", "HELD", "WAITING"} <= set(head.split())
+        assert {"VERDICT", "SHARE", "HELD", "IN", "WHAT"} <= set(head.split())
+        assert all("71 %" in line and "3.12" in line and "requests 60 %" in line for line in lines)
     if width == 120:
         assert "nova/compute/manager.py:1234" in lines[1]
+
+
+def test_places_give_way_before_a_number() -> None:
+    """The last places go where there is no room, then the name of the first is cut, never its share."""
+    shares = {"own code": 0.5, "x" * 64: 0.3, "包裹" * 8: 0.2}
+    for width in range(80, 400, 7):
+        head, line = sites(site("a.py:1 f", where_shares=shares), width=width)
+        assert wcswidth(line) <= width and "own code 50 %" in line
+        assert {"HOLDS/S", "CAUSED"} <= set(head.split()) or width < 120
+    long = {"包裹" * 8 + "\x1b[2J": 0.5}
+    cells_ = [sites(site("a.py:1 f", where_shares=long), width=width)[1] for width in (80, 400)]
+    assert re.search(r"  (包裹)+包?~ 50 %", cells_[0]) and "包裹?[2J 50 %" in cells_[1]
+
+
+@given(st.dictionaries(st.text(max_size=64), st.floats(0.0, 1.0)), st.integers(1, 200))
+def test_places_fit(shares: dict[str, float], room: int) -> None:
+    """Whatever the labels are, they are printable and take at most their room."""
+    text = shortened_places(other_places(shares), room)
+    assert text.isprintable() and cell_width(text) <= room
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "-"), (0.0, "0"), (8e-6, "<0.01"), (0.005, "0.01"), (0.42, "0.42"), (9.994, "9.99"),
+     (36.24, "36.2"), (99.96, "100"), (1234.0, "1234")],
+)  # fmt: skip
+def test_means(value: float | None, text: str) -> None:
+    """A mean has three figures; one that is not 0 is never 0."""
+    assert mean(value) == text
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(None, "-"), (0.0, "0 %"), (4e-5, "<1 %"), (0.006, "1 %"), (0.7134, "71 %"), (1.0, "100 %")],
+)
+def test_shares(share: float | None, text: str) -> None:
+    """A share is a whole percentage; one that is not 0 is never 0."""
+    assert percent(share) == text
 
 
 def test_rows_never_look_the_same() -> None:

@@ -18,6 +18,8 @@ def typed(by: Grouping, flat: Mapping[str, Any]) -> Any:
             parts[name] = part(**{field: flat.get(field) for field in part.__struct_fields__})
         elif name == "stack":
             parts[name] = tuple(flat.get(name) or ())
+        elif name in ("where_shares", "where_seconds_total"):
+            parts[name] = dict(flat.get(name) or {})
         else:
             parts[name] = flat.get(name)
     return ROW_TYPES[by](**parts)

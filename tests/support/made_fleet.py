@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from typing import Final, NamedTuple
 
-from connmon.protocol.reports import PoolInfo, Process, Usage
+from connmon.protocol.reports import HoldProfile, PoolInfo, Process, Usage
 from connmon.protocol.rows import (
     ConnectionRow,
     DatabaseRow,
@@ -42,6 +42,18 @@ class Site(NamedTuple):
     waiting: int = 0
     usual: float = 0.02
     stack: tuple[str, ...] = ()
+    mean: float | None = None
+    """Connections that it holds on average. None: four fifths of those that it holds now."""
+    rate: float | None = None
+    """Holds per second. None: two fifths of its program's checkouts."""
+    places: tuple[tuple[str, int], ...] = ()
+    """Percent of its time, by where its holders are. (): as `where` has it."""
+    before: tuple[tuple[str, int], ...] = ()
+    """The same since first seen. (): as now."""
+    caused: float = 0.0
+    """How many wait because of it, on average."""
+    old: bool = False
+    """Its processes are of a version without profiles."""
 
 
 class Made(NamedTuple):
@@ -134,6 +146,11 @@ PROGRAMS: Final[tuple[Made, ...]] = (
                 waiting=14,
                 usual=0.9,
                 stack=CHECKOUT_STACK,
+                mean=35.6,
+                rate=39.7,
+                places=(("requests", 86), ("database", 8), ("own code", 6)),
+                before=(("requests", 51), ("database", 37), ("own code", 11), ("json", 1)),
+                caused=19.4,
             ),
             Site(
                 place="shop/catalog/search.py:44 suggest",
@@ -143,6 +160,10 @@ PROGRAMS: Final[tuple[Made, ...]] = (
                 verdict=None,
                 waiting=9,
                 usual=0.06,
+                mean=3.24,
+                rate=172.3,
+                places=(("database", 93), ("own code", 7)),
+                caused=1.77,
             ),
         ),
         verdicts=(
@@ -173,6 +194,9 @@ PROGRAMS: Final[tuple[Made, ...]] = (
                 waiting=0,
                 usual=0.9,
                 stack=CHECKOUT_STACK,
+                mean=2.81,
+                rate=38.1,
+                places=(("requests", 49), ("database", 38), ("own code", 12), ("json", 1)),
             ),
             Site(
                 place="shop/catalog/search.py:44 suggest",
@@ -202,6 +226,10 @@ PROGRAMS: Final[tuple[Made, ...]] = (
                 waiting=0,
                 usual=1.4,
                 stack=REPORT_STACK,
+                mean=2.0,
+                rate=0.02,
+                places=(("elsewhere", 100),),
+                before=(("elsewhere", 77), ("database", 19), ("pandas", 4)),
             ),
             Site(
                 place="reports/build/daily.py:61 build",
@@ -211,6 +239,9 @@ PROGRAMS: Final[tuple[Made, ...]] = (
                 verdict=None,
                 waiting=0,
                 usual=1.1,
+                mean=0.66,
+                rate=0.6,
+                places=(("database", 58), ("pandas", 31), ("openpyxl", 9), ("own code", 2)),
             ),
         ),
         verdicts=(
@@ -239,6 +270,11 @@ PROGRAMS: Final[tuple[Made, ...]] = (
                 waiting=2,
                 usual=0.04,
                 stack=LOCKED_STACK,
+                mean=3.9,
+                rate=40.2,
+                places=(("database", 100),),
+                before=(("database", 88), ("own code", 9), ("boto3", 3)),
+                caused=1.31,
             ),
         ),
         verdicts=(
@@ -327,19 +363,28 @@ PROGRAMS: Final[tuple[Made, ...]] = (
         size=5,
         idle=4,
         rate=3.3,
-        sites=(Site("mail/queue.py:58 next_batch", (0.6,), "database"),),
+        sites=(
+            Site(
+                "mail/queue.py:58 next_batch",
+                (0.6,),
+                "database",
+                mean=0.42,
+                rate=0.7,
+                places=(("smtplib", 71), ("database", 22), ("time.sleep", 5), ("own code", 2)),
+            ),
+        ),
     ),
     Made(host=3, program="celery beat", processes=1, size=5, idle=1, rate=0.1),
     Made(host=3, program="airflow scheduler", processes=1, size=5, idle=3, rate=12.5, database="airflow"),
     Made(host=3, program="airflow triggerer", processes=1, size=5, idle=2, rate=2.5, database="airflow"),
     Made(
         host=4,
-        program="inventory-sync-service",
+        program="inventory-sync",
         processes=2,
         size=5,
         idle=4,
         rate=9.1,
-        sites=(Site("<string>:1 <module>", (3.0,), "database"),),
+        sites=(Site("<string>:1 <module>", (3.0,), "database", old=True),),
     ),
     Made(host=4, program="django-admin clearsessions", processes=1, size=5, idle=1, rate=0.4),
 )
@@ -522,27 +567,56 @@ def _of_program(at: int, made: Made) -> list[Row]:
             )
             for idle in range(min(2, made.idle))
         )
-    rows += (
-        SiteRow(
-            host=HOSTS[made.host],
-            program=made.program,
-            call_site=site.place,
-            processes=made.processes,
-            held=len(site.held),
-            in_database=len(site.held) if site.where == "database" else 0,
-            held_since=CLOCK - 0.8 - max(site.held),
-            waiting=site.waiting,
-            holds=round(made.rate * 900) + 7,
-            hold_ms=round(made.rate * 900 * site.usual * 400),
-            usual=site.usual,
-            estimated=made.rate > 200,
-            reported=CLOCK - 0.8,
-            verdict=site.verdict,
-            reason=FILLS if site.verdict == "SATURATED" else made.verdicts[0][1] if site.verdict else None,
-        )
-        for site in made.sites
-    )
+    rows += (_site_row(made, site) for site in made.sites)
     return rows
+
+
+#: The recent profile covers so much, the whole one so much more.
+RECENT_SECONDS: Final = 93.0
+_WHOLE: Final = 120
+
+
+def _mean(site: Site) -> float:
+    return 0.8 * len(site.held) if site.mean is None else site.mean
+
+
+def _profile(made: Made, site: Site, times: int, places: tuple[tuple[str, int], ...]) -> HoldProfile:
+    """Return the profile of `times` as many seconds as the recent one covers."""
+    by_place = places or ((("database", 94), ("own code", 6)) if site.where == "database" else ())
+    held_ms = 1000.0 * times * RECENT_SECONDS * _mean(site)
+    rate = 0.4 * made.rate if site.rate is None else site.rate
+    return HoldProfile(
+        holds=round(times * RECENT_SECONDS * rate),
+        held_ms=round(held_ms),
+        waited_ms=round(450.0 * RECENT_SECONDS * site.waiting),
+        caused_ms=round(1000.0 * RECENT_SECONDS * site.caused),
+        where={place: round(held_ms * 0.99 * percent / 100.0) for place, percent in by_place},
+    )
+
+
+def _site_row(made: Made, site: Site) -> SiteRow:
+    return SiteRow(
+        host=HOSTS[made.host],
+        program=made.program,
+        call_site=site.place,
+        processes=made.processes,
+        held=len(site.held),
+        in_database=len(site.held) if site.where == "database" else 0,
+        held_since=CLOCK - 0.8 - max(site.held),
+        waiting=site.waiting,
+        holds=round(made.rate * 900) + 7,
+        hold_ms=round(made.rate * 900 * site.usual * 400),
+        usual=site.usual,
+        estimated=made.rate > 200,
+        reported=CLOCK - 0.8,
+        verdict=site.verdict,
+        reason=FILLS if site.verdict == "SATURATED" else made.verdicts[0][1] if site.verdict else None,
+        profile=None if site.old else _profile(made, site, _WHOLE, site.before or site.places),
+        recent=None if site.old else _profile(made, site, 1, site.places),
+        recent_seconds=0.0 if site.old else RECENT_SECONDS,
+        share=None if site.old else _mean(site) / sum(map(_mean, made.sites)),
+        stack=site.stack,
+    )
 
 
 def fleet() -> tuple[Row, ...]:

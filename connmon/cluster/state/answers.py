@@ -117,7 +117,8 @@ def _group_keys(sources: Sources, query: Query, since: int) -> Iterator[RowKey]:
         return
     by_members = _is_narrowed_by_members(query)
     for key, group in sources.contents.groups.by_key.items():
-        if key[0] != query.by or group.version <= since:
+        # The verdict of a full pool depends on other processes too.
+        if key[0] != query.by or (group.version <= since and not group.gauges.waiting):
             continue
         if by_members and not any(selects(query, process) for process in group.members.values()):
             continue
@@ -135,10 +136,12 @@ def _chosen(sources: Sources, query: Query, since: int) -> Iterator[Chosen]:
         only = by_instance.get(query.instance)
         processes = () if only is None else (only,)
     by_connection = query.by == "connection"
+    moved = since < sources.contents.now.moved
     for process in processes:
-        # Nothing of a process changes without itself; and its pools have the time of its last report in
-        # their rows, so they change with it.
-        if process.version <= since or not selects(query, process):
+        # Nothing of a process changes without itself, but the verdicts of full pools; and its pools have the
+        # time of its last report in their rows, so they change with it.
+        changed = process.version > since or (moved and process.gauges.waiting > 0)
+        if not changed or not selects(query, process):
             continue
         pools: list[int] = []
         connections: list[int] = []

@@ -22,10 +22,9 @@ from msgspec import Struct
 from connmon.cluster.state.times import WINDOW_SECONDS
 from connmon.protocol.reports import HoldProfile
 from connmon.protocol.rows import RowKey
-from connmon.protocol.values import IN_DATABASE, LARGEST, OTHER_CALL_SITES
+from connmon.protocol.values import IN_DATABASE, LARGEST, OTHER_CALL_SITES, OTHER_LABELS
+from connmon.protocol.verdicts import TopCallSite, top_call_site
 
-#: Stands for labels without an entry of their own; processes report it too.
-OTHER_LABELS: Final = "(other)"
 #: The database of what is reported of several pools.
 UNKNOWN_DATABASE: Final[RowKey] = ()
 NO_PROFILE: Final = HoldProfile()
@@ -152,6 +151,13 @@ class HoldSum(Struct, array_like=True, gc=False):
         if passed > 1:
             return NO_PROFILE
         return excess(self.profile(), self.mark if passed else self.mark_before)
+
+    def recent_ms(self, window: int) -> int:
+        """Return `held_ms` of `recent`, which takes longer."""
+        passed = window - self.window
+        if passed > 1:
+            return 0
+        return max(0, self.held_ms - (self.mark if passed else self.mark_before).held_ms)
 
     def turn(self, window: int) -> None:
         """Begin another window, in which it grows now."""
@@ -284,6 +290,20 @@ class HoldSums:
         self.names.add(call_site)
         self.number += 1
         self.weight += sum_weight(call_site, hold_sum)
+
+
+def top_of(program: str, sums: HoldSums, database: RowKey, window: int) -> TopCallSite | None:
+    """Return the call site that takes most of a program's recent time in a database; None: there is none.
+
+    Time of which the database is not known may be of this one too, so it counts among all of the time.
+    """
+    times = {name: one.recent_ms(window) for name, one in sums.by_database.get(database, {}).items()}
+    top = max(times, key=lambda name: (times[name], name), default=None)
+    if top is None:
+        return None
+    unknown = sums.by_database.get(UNKNOWN_DATABASE, {}).values()
+    held_ms = sum(times.values()) + sum([one.recent_ms(window) for one in unknown])
+    return top_call_site(program, held_ms, top, sums.by_database[database][top].recent(window))
 
 
 def recent_seconds(since: float, window: int, reported: float | None) -> float:

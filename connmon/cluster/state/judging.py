@@ -8,8 +8,8 @@ The rules are in `connmon.protocol.verdicts`; here is how verdicts of pools beco
   pool that is. Pools of lost processes have no verdict, and sums over pools that are not reported one by one
   only TIMEOUTS.
 - Verdicts are as of the last report of a process, so that replicas with the same state have the same ones.
-  How many connections a full pool's server still takes depends on other processes too: it is looked up
-  whenever a row is made.
+  How many connections a full pool's server still takes, and which call site takes most of its program's time,
+  depends on other processes too: it is looked up whenever a row is made.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from connmon.cluster.state.contents import Contents
 from connmon.cluster.state.groups import Group
+from connmon.cluster.state.hold_profiles import top_of
 from connmon.cluster.state.pool_facts import facts_of, held_by_pool
 from connmon.cluster.state.records import ConnectionRecord, PoolRecord, ProcessRecord
 from connmon.cluster.state.settings import ANSWERS
@@ -33,6 +34,7 @@ from connmon.protocol.verdicts import (
     PoolFacts,
     Stuck,
     Thresholds,
+    TopCallSite,
     filler,
     gravity,
     judge,
@@ -60,7 +62,8 @@ class JudgedPool(NamedTuple):
 
     facts: PoolFacts
     verdicts: tuple[Verdict, ...]
-    """Without the headroom of its server in the reasons: it is not the pool's alone."""
+    """Without the headroom of its server and the top call site of its program in the reasons, which other
+    processes change."""
     stuck: Mapping[int, Stuck]
     """Its leaked and blocked connections, by number."""
 
@@ -101,6 +104,10 @@ class Judge:
         self._loads = ServerLoads({})
         self._loads_at = -1
         """The version as of which groups had last changed when the loads were summed."""
+        self._tops: dict[tuple[RowKey, RowKey], TopCallSite | None] = {}
+        """Of the programs and databases asked for."""
+        self._tops_at = -1
+        """The version as of which groups had last changed when the first of these was asked for."""
 
     def __repr__(self) -> str:
         return f"<Judge: {len(self._judged)} processes judged, {len(self.maxima)} server maxima>"
@@ -187,7 +194,7 @@ class Judge:
         """
         for number, judged in self.of_process(process).pools.items():
             if any(verdict.word == "SATURATED" for verdict in judged.verdicts):
-                facts = self._with_headroom(process, number, judged)
+                facts = self._with_others(process, number, judged)
                 most = filler(facts, self.thresholds, judged.stuck)
                 if most is not None:
                     yield (number, *most, judged.facts.waiting)
@@ -274,15 +281,15 @@ class Judge:
         return tuple(summed)
 
     def _verdicts(self, process: ProcessRecord, number: int, judged: JudgedPool) -> tuple[Verdict, ...]:
-        """Return the verdicts of a pool, with the headroom of its server where it is full."""
+        """Return the verdicts of a pool; where it is full, with what depends on other processes."""
         if self.lasts(judged.verdicts):
             return judged.verdicts
-        facts = self._with_headroom(process, number, judged)
+        facts = self._with_others(process, number, judged)
         return judged.verdicts if facts is judged.facts else judge(facts, self.thresholds, judged.stuck)
 
     def lasts(self, verdicts: Iterable[Verdict]) -> bool:
         """Return whether these verdicts change only with a report of their processes."""
-        return not self.maxima or all(verdict.word != "SATURATED" for verdict in verdicts)
+        return all(verdict.word != "SATURATED" for verdict in verdicts)
 
     # --- database servers
 
@@ -294,13 +301,34 @@ class Judge:
         verdict = None if load is None else overcommit(load.capacity, load.most, load.server)
         return () if verdict is None else (verdict,)
 
-    def _with_headroom(self, process: ProcessRecord, number: int, judged: JudgedPool) -> PoolFacts:
-        """Return the facts of a pool, with how many more connections its server takes."""
-        load = self._load(process.pools[number].database) if self.maxima else None
+    def _with_others(self, process: ProcessRecord, number: int, judged: JudgedPool) -> PoolFacts:
+        """Return the facts of a pool, with those that depend on other processes.
+
+        These are how many more connections its server takes, and the top call site of its program.
+        """
+        facts, database = judged.facts, process.pools[number].database
+        top = self._top(process, database)
+        if top is not None:
+            facts = facts._replace(top=top)
+        load = self._load(database) if self.maxima else None
         if load is None:
-            return judged.facts
+            return facts
         expected = load.connections if load.capacity is None else load.capacity
-        return judged.facts._replace(headroom=load.most - expected)
+        return facts._replace(headroom=load.most - expected)
+
+    def _top(self, process: ProcessRecord, database: RowKey) -> TopCallSite | None:
+        """Return the call site that takes most of the time of the process's program in a database."""
+        moved = self._contents.now.moved
+        if self._tops_at != moved:
+            self._tops, self._tops_at = {}, moved
+        key = (process.program_key, database)
+        if key not in self._tops:
+            group = self._contents.groups.by_key.get(process.program_key)
+            sums = None if group is None else group.holds
+            window = self._contents.recent_times.window
+            program = process.process.program
+            self._tops[key] = None if sums is None else top_of(program, sums, database, window)
+        return self._tops[key]
 
     def _load(self, database: RowKey) -> ServerLoad | None:
         """Return the load of the server of a database."""

@@ -72,7 +72,9 @@ def users(sources: Sources, query: UsersQuery, about: About) -> Iterator[Rows]:
         query.epoch == contents.epoch
         and query.since > 0
         and group is not None
+        # The verdict of a full pool depends on other processes too.
         and group.version <= query.since
+        and (not group.gauges.waiting or contents.now.moved <= query.since)
     ):
         yield unchanged(sources, about, query.since)
         return

@@ -15,7 +15,6 @@ from typing import Final, Literal, TypeAlias
 from connmon.cluster.state.contents import Contents
 from connmon.cluster.state.hold_profiles import (
     MOST_LABELS,
-    OTHER_LABELS,
     UNKNOWN_DATABASE,
     HoldSum,
     HoldSums,
@@ -42,6 +41,7 @@ from connmon.cluster.state.weights import (
 )
 from connmon.protocol.reports import HoldProfile, Report, SiteReport
 from connmon.protocol.rows import RowKey
+from connmon.protocol.values import OTHER_LABELS
 
 Counting: TypeAlias = Literal["recent", "past", "known"]
 """What a report's increases are: they have just happened, or happened at an unknown time, or may be in the
