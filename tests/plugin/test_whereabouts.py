@@ -494,7 +494,7 @@ def test_stack() -> None:
     assert re.search(r"test_whereabouts\.py:\d+ deep$", texts[15])
 
 
-def test_whoever_is_asked_for() -> None:
+def test_odd_holders() -> None:
     """A look never raises: not for an unknown thread, not for an object that is no task and no greenlet."""
 
     class Odd:
