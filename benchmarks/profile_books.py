@@ -6,8 +6,8 @@ Part of benchmarks/profile.py. Rules kept here:
   beginning and the end of a hold as there is an event: `checkout` and `checkin` of the pool.
 - A visit is one call of a call site, from asking for a connection to giving it back. Who makes it notes it in
   a context variable, which threads, tasks and greenlets each have for themselves.
-- In the database is: from before_cursor_execute to after_cursor_execute, and from the event of a rollback or
-  a commit to the next event. Everything else is noted by `Visit.spend`, around what is called. What is left
+- In the database is: from before_cursor_execute to after_cursor_execute, and from the event of a rollback, a
+  commit or a reset to the next event. Everything else is noted by `Visit.spend`, around what is called. What is left
   of a hold is SQLAlchemy, and the books themselves: `REST`.
 """
 
@@ -88,7 +88,7 @@ class Books:
         """Keep books of this engine's pool."""
         event.listen(engine, "checkout", self._checkout)
         event.listen(engine, "checkin", self._checkin)
-        event.listen(engine, "reset", _database_ends)
+        event.listen(engine, "reset", _reset)
         event.listen(engine, "before_cursor_execute", _execute_begins)
         event.listen(engine, "after_cursor_execute", _execute_ends)
         event.listen(engine, "rollback", _database_begins)
@@ -172,6 +172,13 @@ def _database_begins(connection: Any) -> None:
     if visit is not None:
         _close(visit)
         visit.database_since = monotonic()
+
+
+def _reset(connection: Any, record: Any, state: Any) -> None:
+    if state.transaction_was_reset:
+        _database_ends()
+    else:  # the pool sends a rollback now
+        _database_begins(connection)
 
 
 def _database_ends(*_: Any) -> None:

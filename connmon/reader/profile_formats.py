@@ -159,7 +159,8 @@ def _mean_hold_seconds(profile: HoldProfile) -> float | None:
 def _where_else(profile: HoldProfile, places_named: int) -> str:
     """Return the places outside the database, the most time first, and how much is not known.
 
-    The percentages of places are of the time looked at, as that of the database.
+    The percentages of places are of the time looked at, as that of the database. What is less than half a
+    percent is left out.
     """
     looked_ms = sum(profile.where.values())
     unknown = unknown_ms(profile)
@@ -168,7 +169,8 @@ def _where_else(profile: HoldProfile, places_named: int) -> str:
     places = [entry for entry in _largest_first(profile.where) if entry[0] != IN_DATABASE and entry[1]]
     named = [(label, ms) for label, ms in places[: places_named or 1] if round(100.0 * ms / looked_ms)]
     parts = [f"{printable(label)} {_percent(ms / looked_ms)} %" for label, ms in named]
-    if rest := places[len(named) :]:
+    rest = places[len(named) :]
+    if round(100.0 * sum(ms for _, ms in rest) / looked_ms):
         parts.append(f"{len(rest)} more {_percent(sum(ms for _, ms in rest) / looked_ms)} %")
     if unknown and (share := _percent(unknown / profile.held_ms)) != "<1":
         parts.append(f"{UNKNOWN} {share} %")
