@@ -427,6 +427,30 @@ def test_what_was_held_is_never_a_mean_of_0(held_ms: int, seconds: float, where:
     assert not shares or cells["database_share"] == shares.get("database", 0.0)
 
 
+def test_call_sites_of_which_nothing_has_changed_stay() -> None:
+    """A node sends all call sites each time: those that are the same are not built again."""
+    snapshot = Snapshot("site")
+    names = ("a.py:1 f", "b.py:1 f", "c.py:1 f")
+    sites = [msgspec.structs.replace(site_row(), call_site=name) for name in names]
+
+    def answered(version: int, *rows: Row) -> dict[Any, Any]:
+        snapshot.apply(answer(rows[0], version=version, more=True))
+        snapshot.apply(answer(*rows[1:], version=version))
+        return {key[3]: row for key, row in snapshot.typed_rows()}
+
+    before = answered(1, *sites)
+    more = msgspec.structs.replace(sites[1], holds=99)
+    after = answered(2, sites[0], more, msgspec.structs.replace(sites[2], call_site="d.py:1 f"))
+    assert list(before) == [*names] and list(after) == [names[0], names[1], "d.py:1 f"]
+    assert after[names[0]] is before[names[0]] and after[names[1]].holds_total == 99
+    again = answered(3, *sites)
+    assert again == before and again[names[0]] is before[names[0]]
+    # Several answers before the rows are read, one of them without a row that comes back.
+    snapshot.apply(answer(sites[0], version=4))
+    assert answered(5, *sites) == before
+    assert answered(6, sites[0]) == {names[0]: before[names[0]]}
+
+
 def test_the_gravest_verdict_and_the_reasons_of_all() -> None:
     """A row has its gravest verdict; its reason has all reasons, each but the first with its word."""
     figures = msgspec.structs.replace(
