@@ -269,7 +269,6 @@ class _Taking:
                 quick
                 and profile is not None
                 and old is not None
-                and old.where.keys() == profile.where.keys()
                 and (hold_sum := sums.get(name)) is not None
                 and hold_sum.grow(old, profile, window)
             ):
