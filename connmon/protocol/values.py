@@ -157,12 +157,13 @@ Vector = TypeVar("Vector", Gauges, Totals)
 
 def plus(a: Vector, b: Vector) -> Vector:
     """Return a + b, field by field."""
-    return type(a)._make(map(add, a, b))
+    # Not by _make(), which takes half as long again: every report adds some twenty times.
+    return tuple.__new__(type(a), map(add, a, b))
 
 
 def minus(a: Vector, b: Vector) -> Vector:
     """Return a - b, field by field."""
-    return type(a)._make(map(sub, a, b))
+    return tuple.__new__(type(a), map(sub, a, b))
 
 
 def saturated(vector: Vector) -> Vector:

@@ -264,13 +264,14 @@ def filler(
     else:
         text = f"{number} connections taken here fill" if number > 1 else "a connection taken here fills"
         text += " a pool"
+    text += f" for which {_waits(facts)}"
     if facts.top is not None:
-        text += f" ({_time_spent(facts.top)})"
+        text += f"; {_time_spent(facts.top)}"
     longest = max(hold.seconds for hold in held)
     advice = _advice(
         facts._replace(held=held), of_held.count("LEAK"), of_held.count("BLOCKED"), longest, thresholds
     )  # fmt: skip
-    return site, Verdict("SATURATED", f"{text} for which {_waits(facts)}: {advice}")
+    return site, Verdict("SATURATED", f"{text}: {advice}")
 
 
 def lost(processes: int = 1) -> Verdict:
