@@ -527,7 +527,7 @@ def _poll_until(poller: Any, due: float, look_due: float | None = None) -> _Woke
         milliseconds = min(milliseconds, before_look)
     before = _pauses()
     events = poller.poll(milliseconds)
-    # One pause is that of poll itself, where it had to wait; another one is for the lock.
+    # Poll itself pauses once, where it had to wait. Another pause is for the lock.
     at = monotonic()
     return _Woken(events, at, planned, before < 0 or _pauses() - before > (milliseconds > 0))
 
