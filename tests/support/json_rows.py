@@ -30,7 +30,7 @@ def typed(by: Grouping, flat: Mapping[str, Any]) -> Any:
 
 
 def site_row(**values: Any) -> SiteRow:
-    """Return the row of a call site with these values, else as a node of a version without profiles sends it."""
+    """Return the row of a call site with these values, else as nodes without profiles send it."""
     given: dict[str, Any] = {
         "host": "ctl1", "program": "nova-api", "call_site": "api.py:412 boot", "processes": 1, "held": 3,
         "in_database": 1, "held_since": 68.5, "waiting": 4, "holds": 17, "hold_ms": 23_456, "usual": 0.01,
