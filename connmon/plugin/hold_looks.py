@@ -163,7 +163,7 @@ class HoldLooks:
                     account.time.profile.see_old(parts, weight)
             else:
                 parts = {noted.counts: 1.0}
-                account.call_sites.seen_in(look.application, noted, entry.noted_for)
+                account.call_sites.seen_in(look.application, noted, entry.noted.checkouts)
                 self._keep_stack(account, noted, look, now)
             if look.where is not None:
                 for call_site, part in parts.items():
