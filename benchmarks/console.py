@@ -1,8 +1,9 @@
 """Cost of the console and of the node that it reads, with 5,000 programs and 100,000 connections.
 
-    python benchmarks/console.py [--programs N] [--connections N] [--seconds S] [--json FILE]
+    python benchmarks/console.py [--programs N] [--connections N] [--call-sites N] [--seconds S] [--json FILE]
 
-One real node (connmond's own server, alone in its group) has one process for each program. Measured are:
+One real node (connmond's own server, alone in its group) has one process for each program, which takes
+connections in 12 call sites. Measured are:
 
 - drawing a screen, from the state to styled lines, for each large view, and the work that a new snapshot
   needs before;
@@ -44,7 +45,15 @@ from connmon.console.state import ConsoleState, Refresh
 from connmon.protocol import frames
 from connmon.protocol.batch import Batch
 from connmon.protocol.queries import HistoryQuery, Query, WaitsQuery
-from connmon.protocol.reports import Connection, PoolInfo, PoolReport, Process, Report
+from connmon.protocol.reports import (
+    Connection,
+    HoldProfile,
+    PoolInfo,
+    PoolReport,
+    Process,
+    Report,
+    SiteReport,
+)
 from connmon.protocol.values import Gauges, Peaks, Totals
 from connmon.reader.client import connect
 
@@ -53,7 +62,23 @@ INFO = PoolInfo("mysql+pymysql://n@db1/n", "mysql", "db1", 3306, "n", "QueuePool
 SLICE = 2.0
 
 
-def report(number: int, sequence: int, connections: int) -> Report:
+def call_site(number: int, at: int, sequence: int) -> SiteReport:
+    """Return a call site of a program; every report changes one of them."""
+    reports = sequence // 12 + (sequence % 12 > at)
+    held_ms = reports * (500 + 37 * at + number % 997)
+    where = {"database": held_ms // 2, "requests": held_ms // 3, "own code": held_ms // 10}
+    return SiteReport(
+        pool=0,
+        call_site=f"program_{number % 50:02}/orders/views_{at:02}.py:{100 + at} place_order_{at:02}",
+        holds=10 * reports,
+        hold_ms=held_ms,
+        usual=0.05,
+        profile=HoldProfile(holds=10 * reports, held_ms=held_ms, where=where),
+        stack=tuple(f"program_{number % 50:02}/orders/layer_{n}.py:{n} call_{n}" for n in range(8)),
+    )
+
+
+def report(number: int, sequence: int, connections: int, call_sites: int = 0) -> Report:
     out = (number + sequence) % (connections + 1)
     return Report(
         f"i-{number}", sequence, 0, 1.0, Peaks(connections, out),
@@ -70,13 +95,14 @@ def report(number: int, sequence: int, connections: int) -> Report:
             for c in range(connections)
         ),
         process=Process(f"host{number % 50:03}", f"program-{number:04}", number, 1, "u", None, 60.0),
+        sites=tuple(call_site(number, at, sequence) for at in range(call_sites)),
     )  # fmt: skip
 
 
 # --- The node, in a separate process -----------------------------------------------------------
 
 
-async def node(programs: int, connections: int) -> None:
+async def node(programs: int, connections: int, call_sites: int) -> None:
     from connmon.cluster.raft.replica import Replica
     from connmon.cluster.server import Server
     from connmon.cluster.state.machine import StateMachine as Replicated
@@ -94,7 +120,7 @@ async def node(programs: int, connections: int) -> None:
         batches += 1
         for number in numbers:
             sequence[number] += 1
-        reports = tuple(report(number, sequence[number], connections) for number in numbers)
+        reports = tuple(report(number, sequence[number], connections, call_sites) for number in numbers)
         await replica.propose(Batch("loader", "loader", batches, None, reports))
 
     for begin in range(0, programs, 100):
@@ -137,7 +163,7 @@ def screen_times(nodes: list[Node]) -> dict[str, float]:
     figures: dict[str, float] = {}
     client = connect(nodes, "default")
     client.timeout = 120.0
-    for want in (Want("program"), Want("process"), Want("connection")):
+    for want in (Want("program"), Want("process"), Want("connection"), Want("site")):
         source = Source(want)
         for rows in client.ask(source.question()):
             source.apply(rows)
@@ -271,6 +297,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--programs", type=int, default=5_000)
     parser.add_argument("--connections", type=int, default=100_000)
+    parser.add_argument("--call-sites", type=int, default=12, help="of each program")
     parser.add_argument(
         "--seconds", type=float, default=20.0, help="of each measurement of the console's CPU time"
     )
@@ -281,14 +308,15 @@ def main() -> int:
     arguments = parser.parse_args()
     per_program = max(1, arguments.connections // arguments.programs)
     if arguments.node:
-        asyncio.run(node(arguments.programs, per_program))
+        asyncio.run(node(arguments.programs, per_program, arguments.call_sites))
     if arguments.ask:
         ask(arguments.ask[0], int(arguments.ask[1]))
     figures: dict[str, Any] = {}
     total = arguments.programs * per_program
     print(f"{arguments.programs} programs, {total} connections; load {os.getloadavg()[0]:.1f}")
     command = [sys.executable, __file__, "--node", "--programs", str(arguments.programs),
-               "--connections", str(arguments.connections)]  # fmt: skip
+               "--connections", str(arguments.connections),
+               "--call-sites", str(arguments.call_sites)]  # fmt: skip
     served = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert served.stdin is not None and served.stdout is not None
     try:

@@ -7,8 +7,8 @@ Part of benchmarks/profile.py. Rules kept here:
 - A visit is one call of a call site, from asking for a connection to giving it back. Who makes it notes it in
   a context variable, which threads, tasks and greenlets each have for themselves.
 - In the database is: from before_cursor_execute to after_cursor_execute, and from the event of a rollback, a
-  commit or a reset to the next event. Everything else is noted by `Visit.spend`, around what is called. What
-  is left of a hold is SQLAlchemy, and the books themselves: `REST`.
+  commit or a reset to the next event. Everything else is noted by `Visit.spend`, around what is called. The
+  rest of a hold is SQLAlchemy, and the books themselves: `REST`.
 """
 
 from __future__ import annotations

@@ -152,6 +152,7 @@ def airflow(bench: Bench, server: PostgreSQL) -> None:
         "AIRFLOW_HOME": str(home),
         "PATH": f"{python.parent}:{os.environ['PATH']}",
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
         "AIRFLOW__CORE__PARALLELISM": "4",
         "AIRFLOW__CORE__FERNET_KEY": "",

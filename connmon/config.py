@@ -95,6 +95,8 @@ class Service:
     ssl_cafile: str | None = None
     data_dir: str | None = None
     metrics: Address | None = None
+    metrics_call_sites: int = 0
+    """Call sites that have a metric of their own; at most 1000."""
     csv_dump: str | None = None
     csv_columns: tuple[str, ...] | None = None
     csv_token: str | None = field(default=None, repr=False)
@@ -379,6 +381,12 @@ def _timeouts(text: str) -> int:
     return int(text)
 
 
+def _call_sites(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,4}", text) or int(text) > 1000:
+        raise _error(f"{quoted(text)} is not a number of call sites from 0 to 1000")
+    return int(text)
+
+
 def _columns(text: str) -> tuple[str, ...]:
     columns = tuple(re.split(r"\s*,\s*|\s+", text))
     if "" in columns or len(set(columns)) < len(columns):
@@ -419,6 +427,7 @@ _OPTIONS: Final[Mapping[str, Callable[[str], Any]]] = {
     "ssl_cafile": str,
     "data_dir": str,
     "metrics": lambda text: parse_address(text, None),
+    "metrics_call_sites": _call_sites,
     "csv_dump": str,
     "csv_columns": _columns,
     "csv_token": str,

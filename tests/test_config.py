@@ -329,9 +329,9 @@ LINES = LINE.replace("expected", "expected indented lines like")
         (
             HEAD + "port: 1\n" + NODE,
             "[connmon_service_a] port: unknown option; possible are name, nodes, lease, secret, secret_file,"
-            " ssl_certfile, ssl_keyfile, ssl_cafile, data_dir, metrics, csv_dump, csv_columns, csv_token,"
-            " csv_by, csv_size, csv_keep, server_max, verdict_held_long, verdict_short_hold,"
-            " verdict_slow_connect, verdict_timeouts",
+            " ssl_certfile, ssl_keyfile, ssl_cafile, data_dir, metrics, metrics_call_sites, csv_dump,"
+            " csv_columns, csv_token, csv_by, csv_size, csv_keep, server_max, verdict_held_long,"
+            " verdict_short_hold, verdict_slow_connect, verdict_timeouts",
         ),
         ("[connmon_service_a]\n" + NODE, "[connmon_service_a] name: missing; expected the service's name"),
         (
@@ -617,6 +617,11 @@ def test_thresholds_of_verdicts(tmp_path: Path) -> None:
             "verdict_short_hold: '86401' is more than a day; expected at most 86400 seconds",
         ),
         ("verdict_slow_connect: -1", "verdict_slow_connect: '-1' is not a number of seconds above 0"),
+        (
+            "metrics_call_sites: 1001",
+            "metrics_call_sites: '1001' is not a number of call sites from 0 to 1000",
+        ),
+        ("metrics_call_sites: -1", "metrics_call_sites: '-1' is not a number of call sites from 0 to 1000"),
         ("verdict_timeouts: 0", "verdict_timeouts: '0' is not a number of timeouts from 1 to 1000000"),
         ("verdict_timeouts: 2.5", "verdict_timeouts: '2.5' is not a number of timeouts from 1 to 1000000"),
     ],

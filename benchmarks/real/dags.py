@@ -15,7 +15,6 @@ def short(number: int) -> None:
         start_date=datetime(2024, 1, 1),
         catchup=False,
         max_active_runs=4,
-        is_paused_upon_creation=False,
     )
     def three_tasks() -> None:
         @task

@@ -215,10 +215,11 @@ def _log_start(setup: _Setup) -> None:
 async def _serve_metrics(service: Service, server: Server, replica: Replica) -> ScrapePort | None:
     """Return the metrics port, listening; None, after a line on stderr, if it cannot."""
     # Loaded here: prometheus_client takes 50 ms, and only a service with metrics needs it.
-    from connmon.cluster.export.node_metrics import Metrics
+    from connmon.cluster.export.node_metrics import Metrics, MetricsSettings
 
     assert service.metrics is not None
-    scrapes = ScrapePort(service.metrics, Metrics(server, replica).page)
+    settings = MetricsSettings(call_sites=service.metrics_call_sites)
+    scrapes = ScrapePort(service.metrics, Metrics(server, replica, settings).page)
     try:
         await scrapes.start()
     except OSError as error:

@@ -35,7 +35,6 @@ from connmon.console.rows import (
 )
 from connmon.protocol.document import (
     FigureFields,
-    JsonCallSite,
     JsonConnection,
     JsonDatabase,
     JsonHost,
@@ -281,21 +280,14 @@ def _server(row: JsonDatabase) -> str:
     return text.sanitize(str(host) if port is None else f"{host}:{port}")
 
 
-def _estimated(
-    key: str,
-    title: str,
-    rank: int,
-    value: Callable[[JsonCallSite], Any],
-    short: str = "",
-    form: Callable[[Any], str] = count,
-) -> Column[CallSiteRow]:
-    """Return a column of a call site that has "~" in front where it is estimated from a sample."""
+def _estimated(column: Column[CallSiteRow]) -> Column[CallSiteRow]:
+    """Return the column with "~" in front of what is estimated from a sample of the checkouts."""
 
     def write(row: CallSiteRow) -> Cell:
-        known = value(row.site)
-        return Cell(("~" if row.site.estimated and known is not None else "") + form(known))
+        mark = "~" if row.site.estimated and column.value(row) is not None else ""
+        return Cell(mark + column.write(row).first)
 
-    return Column(key, title, short or title, rank, write, lambda row: value(row.site))
+    return replace(column, write=write)
 
 
 def _part(share: float | None) -> str:
@@ -470,12 +462,12 @@ _SITE_COLUMNS: Final[tuple[Column[CallSiteRow], ...]] = (
     _name("host", "host", lambda row: row.site.host, 8, 6),
     _path("call_site", "line of code", lambda row: row.site.call_site, 20),
     Column("verdict", "verdict", "verdict", 2, lambda row: Cell(verdict_word(row)), _site_gravity, True),
-    _estimated("share", "share", 1, lambda site: site.share, form=_part),
+    _estimated(_number("share", "share", 1, lambda row: row.site.share, form=_part)),
     _number("mean_held", "mean\nheld", 2, lambda row: row.site.mean_held, form=mean),
     _number("database_share", "in the\ndatabase", 3, lambda row: row.site.database_share, "in\nDB", _part),
     Column("where_shares", "what else it does", "what\nelse", 4, _what_else, _sorted_places, is_text=True,
            least=12, is_places=True),
-    _estimated("holds_per_second", "holds\n/s", 8, lambda site: site.holds_per_second, form=mean),
+    _estimated(_number("holds_per_second", "holds\n/s", 8, lambda row: row.site.holds_per_second, form=mean)),
     _number("mean_hold_seconds", "mean\nhold", 9, lambda row: row.site.mean_hold_seconds, form=duration),
     _number("mean_waiting_caused", "waiting\ncaused", 6, lambda row: row.site.mean_waiting_caused,
             "waits\ncaused", mean),
@@ -486,7 +478,7 @@ _SITE_COLUMNS: Final[tuple[Column[CallSiteRow], ...]] = (
     _number("usual_held_seconds", "usual\nhold", 11, lambda row: row.site.usual_held_seconds, "usual",
             duration),
     _number("in_database_now", "in the\nDB now", 12, lambda row: row.site.in_database_now, "in DB\nnow"),
-    _estimated("holds_total", "holds", 13, lambda site: site.holds_total),
+    _estimated(_number("holds_total", "holds", 13, lambda row: row.site.holds_total)),
     _number("hold_seconds_total", "held\naltogether", 15, lambda row: row.site.hold_seconds_total, form=age),
     _number("mean_waiting", "mean\nwaiting", 16, lambda row: row.site.mean_waiting, form=mean),
     _number("processes", "processes", 14, lambda row: row.site.processes, "procs"),

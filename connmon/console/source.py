@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
+from operator import is_
 from typing import Final, NamedTuple, TypeAlias
 
 from msgspec import structs
@@ -70,8 +71,10 @@ class Source:
         self._settings = settings
         self._connects: dict[RowKey, deque[tuple[float, int]]] = {}
         """The last reports of each row: when, and the connects so far."""
+        self._sites: list[JsonCallSite] = []
         self._call_sites: dict[Key, CallSiteRow] = {}
         """The rows of the last call: a row of which nothing has changed stays the same object."""
+        self._keyed_call_sites: list[KeyedRow] = []
         narrow = (want.host, want.program, want.instance)
         assert want.by != "node"
         self._snapshots: tuple[Snapshot, ...]
@@ -149,20 +152,24 @@ class Source:
 
     def _with_waiters(self, rows: Sequence[tuple[Key, JsonRow]]) -> list[KeyedRow]:
         """Return call sites with how many wait for a connection in the same program on the same host."""
+        sites = [row for _, row in rows if isinstance(row, JsonCallSite)]
+        if len(sites) == len(self._sites) and all(map(is_, sites, self._sites)):
+            return self._keyed_call_sites
         waiting: dict[Key, int] = {}
-        sites = [(key, row) for key, row in rows if isinstance(row, JsonCallSite)]
-        for key, site in sites:
+        for site in sites:
             if site.waiting_now:
-                waiting[key[1:3]] = waiting.get(key[1:3], 0) + site.waiting_now
+                program = site.host, site.program
+                waiting[program] = waiting.get(program, 0) + site.waiting_now
         before, call_sites = self._call_sites, {}
-        for key, site in sites:
-            waiters = waiting.get(key[1:3], 0)
+        for (key, _), site in zip(rows, sites, strict=True):
+            waiters = waiting.get((site.host, site.program), 0) if waiting else 0
             row = before.get(key)
             if row is None or row.site is not site or row.waiting_in_program != waiters:
                 row = CallSiteRow(site=site, waiting_in_program=waiters)
             call_sites[key] = row
-        self._call_sites = call_sites
-        return [*call_sites.items()]
+        self._sites, self._call_sites = sites, call_sites
+        self._keyed_call_sites = [*call_sites.items()]
+        return self._keyed_call_sites
 
     def _derive(self, key: RowKey, row: JsonRow) -> JsonRow:
         """Return the row with its connects per second, which the node does not know."""

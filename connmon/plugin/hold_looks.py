@@ -47,6 +47,45 @@ class _Holding(NamedTuple):
         )
 
 
+class ComputedTime:
+    """How much longer computing takes than the CPU clocks say.
+
+    A thread that has the interpreter lock computes for everybody who waits for it, be it that the machine has
+    no CPU for it at the moment. At random moments the lock is taken as often as it is for that part of the
+    time. What the process computes by its CPU clock is less.
+    """
+
+    __slots__ = ("_at", "_cpu_at", "_cpu_seconds", "_late", "_looks", "_seconds", "_settings")
+
+    def __init__(self, settings: ProfileSettings) -> None:
+        self._settings = settings
+        self._at = self._cpu_at = 0.0
+        self._seconds = self._cpu_seconds = self._looks = self._late = 0.0
+
+    def __repr__(self) -> str:
+        return f"<ComputedTime x{self.scale:.2f}>"
+
+    def add(self, now: float, cpu_seconds: float, late: bool) -> None:
+        """Count a look. `cpu_seconds`: of the process, until now; 0.0: not known."""
+        passed, cpu_passed = now - self._at, cpu_seconds - self._cpu_at
+        self._at, self._cpu_at = now, cpu_seconds
+        if not 0.0 < passed < self._settings.busy_seconds or cpu_passed < 0.0 or cpu_seconds == 0.0:
+            return  # after a rest, or a fork
+        kept = max(0.0, 1.0 - passed / self._settings.scale_seconds)
+        self._seconds = self._seconds * kept + passed
+        self._cpu_seconds = self._cpu_seconds * kept + cpu_passed
+        self._looks = self._looks * kept + 1.0
+        self._late = self._late * kept + late
+
+    @property
+    def scale(self) -> float:
+        """What the seconds of a CPU clock are to be multiplied by: 1 to `ProfileSettings.largest_scale`."""
+        if self._looks < self._settings.fewest_looks or not self._cpu_seconds > 0.0:
+            return 1.0
+        taken = self._late / self._looks * self._seconds
+        return min(self._settings.largest_scale, max(1.0, taken / self._cpu_seconds))
+
+
 class HoldLooks:
     """Looks at holders and counts what it sees in the profiles of their pools. One thread at a time."""
 
@@ -55,16 +94,31 @@ class HoldLooks:
         self._holders = holders
         self._settings = settings
         self._random = random.Random()  # so that the application's own random numbers stay as they are
+        self._computed = ComputedTime(settings)
         self._with_stack: set[int] = set()
         """The call sites, by id, whose stack is kept."""
 
     def __repr__(self) -> str:
         return f"<HoldLooks: at most {self._settings.holders} holders each>"
 
-    def look(self, accounts: Sequence[PoolAccount], now: float, late: float) -> None:
-        """Look at the holders of these pools; `late`: how long the look has waited for the interpreter."""
+    @property
+    def cpu_scale(self) -> float:
+        """See `ComputedTime`."""
+        return self._computed.scale
+
+    def look(self, accounts: Sequence[PoolAccount], now: float, late: float, cpu_seconds: float) -> None:
+        """Look at the holders of these pools.
+
+        `late`: how long the look has waited for the interpreter lock. `cpu_seconds`: how long the process has
+        computed by now; 0.0: not known.
+        """
         if self._holders is None:
             return
+        lateness = Lateness(
+            late=late > self._settings.late_seconds,
+            preempted=late > self._settings.preempted * sys.getswitchinterval(),
+        )
+        self._computed.add(now, cpu_seconds, lateness.late)
         held, weight = self._held(accounts)
         if not held:
             return
@@ -76,10 +130,6 @@ class HoldLooks:
         chosen = set(map(id, holding))
         others = _threads([hold for hold in held if id(hold) not in chosen])
         looks = self._holders.look([hold.question(newest) for hold in holding], others)
-        lateness = Lateness(
-            late=late > self._settings.late_seconds,
-            preempted=late > self._settings.preempted * sys.getswitchinterval(),
-        )
         self._count(list(zip(holding, looks, strict=True)), weight, now, lateness)
 
     def _held(self, accounts: Sequence[PoolAccount]) -> tuple[list[_Holding], float]:

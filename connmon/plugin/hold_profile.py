@@ -11,7 +11,8 @@ the holds that ended, and the time that was waited. Rules:
 3. A call site's time is split over places by the looks at its holders. A look is taken with the interpreter
    lock, so it meets a thread that computes only when the thread gives the lock away: mostly when it calls the
    driver. So the part in which holders computed is taken from the CPU clock of their threads, and looks that
-   had to wait for the lock count for the rest only as far as somebody else may have had it.
+   had to wait for the lock count for the rest only as far as somebody else may have had it. Where the machine
+   is short of CPUs these clocks stand still while a thread has the lock: see `hold_looks.ComputedTime`.
 4. While somebody waits for the pool, each call site causes the part of the wait that it has of the held
    connections.
 5. Weights of earlier reports fade: each report halves them. Memory is bounded by the call sites and
@@ -66,6 +67,12 @@ class ProfileSettings:
     """Between two stacks of one call site."""
     few_looks: float = 2.0
     """With fewer looks at computing holders their places are not known."""
+    scale_seconds: float = 30.0
+    """Over so long a time CPU clocks are compared with how often the interpreter lock is taken."""
+    fewest_looks: float = 50.0
+    """With fewer looks in that time they are not compared."""
+    largest_scale: float = 20.0
+    """CPU clocks run at most by this factor too slowly."""
     least_cpu: float = 0.02
     """Holders that compute for a smaller part of their time are taken to compute not at all."""
 

@@ -195,16 +195,17 @@ class Ledger:
         live = self.process.live
         return bool(live.checked_out or live.waiting) or self.process.clock() < self._busy_until
 
-    def look(self, now: float, late: float) -> None:
+    def look(self, now: float, late: float, cpu_seconds: float = 0.0) -> None:
         """Look where holders are.
 
-        `late`: how many seconds after its moment this look has got the interpreter lock.
+        `late`: how many seconds after its moment this look has got the interpreter lock. `cpu_seconds`: how
+        long the process has computed by now; 0.0: not known.
         """
         lock = self.process.fold_lock.acquire()
         if lock is None:
             return
         try:
-            self._looks.look(self._accounts(), now, late)
+            self._looks.look(self._accounts(), now, late, cpu_seconds)
         finally:
             lock.release()
 
@@ -330,7 +331,7 @@ class Ledger:
                 call_site.count_ended()
             gauges, totals, held_since = account.count(now)
             account.settle(gauges, totals, now)
-            account.settle_time(totals, now)
+            account.settle_time(totals, now, self._looks.cpu_scale)
             waits_since = min(account.waits.copy().values(), default=None)
             peaks = account.live.collect(age(now, waits_since) or 0.0)
             account.unacknowledged = highest(account.unacknowledged, peaks)

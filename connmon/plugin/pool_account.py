@@ -630,9 +630,13 @@ class PoolAccount:
         self.time.end(held_seconds, beyond)
         return self._gauges(connections, held, detached), plus(self.ended, totals), longest_since
 
-    def settle_time(self, totals: Totals, now: float) -> None:
-        """Split the time that `count` has just counted over the call sites and places."""
-        self.time.settle(now, totals, self.call_sites, self.waits.copy(), self.wait_call_sites.copy())
+    def settle_time(self, totals: Totals, now: float, cpu_scale: float) -> None:
+        """Split the time that `count` has just counted over the call sites and places.
+
+        `cpu_scale`: see `hold_looks.ComputedTime`.
+        """
+        waits, wait_call_sites = self.waits.copy(), self.wait_call_sites.copy()
+        self.time.settle(now, totals, self.call_sites, waits, wait_call_sites, cpu_scale)
 
     def _gauges(self, connections: int, held: int, detached: int) -> Gauges:
         size, max_overflow = self.info.pool_size, self.info.max_overflow

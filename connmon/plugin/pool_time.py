@@ -76,10 +76,12 @@ class PoolTime:
         call_sites: CallSites,
         waits: Mapping[object, float],
         wait_call_sites: Mapping[object, CallSiteAccount],
+        cpu_scale: float,
     ) -> None:
         """Split everything counted until now over the call sites and places.
 
         `waits`: when each present wait began, and `wait_call_sites` where, as far as that was noted.
+        `cpu_scale`: see `hold_looks.ComputedTime`.
         """
         waiting: dict[CallSiteAccount, float] = {}
         present_waits = 0.0
@@ -96,7 +98,7 @@ class PoolTime:
             samples[call_site] = call_site.take_sample()
             cpu_seconds, cpu_held_seconds = call_site.take_cpu()
             if cpu_held_seconds:
-                self.profile.places_of(call_site).compute(cpu_seconds, cpu_held_seconds)
+                self.profile.places_of(call_site).compute(cpu_seconds * cpu_scale, cpu_held_seconds)
         self.unidentified.identify(now, call_sites, self.profile)
         self.profile.settle(
             now,

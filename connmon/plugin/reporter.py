@@ -33,7 +33,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from time import monotonic
+from time import monotonic, process_time
 from typing import Any, NamedTuple
 
 from connmon import process_info
@@ -424,13 +424,13 @@ class Reporter:
         for ledger, schedule in schedules:
             late = schedule.late(woken.at, woken.planned)
             if late is not None and not self._leaving:
-                self._look(ledger, schedule, woken.at, late)
+                self._look(ledger, schedule, woken.at, late if woken.waited_for_lock else 0.0)
         return woken.events
 
     def _look(self, ledger: Ledger, schedule: LookSchedule, now: float, late: float) -> None:
         """Look where the holders of this ledger's connections are."""
         try:
-            ledger.look(now, late)
+            ledger.look(now, late, process_time())
         except Exception as error:
             if interrupted(error):
                 raise
@@ -502,6 +502,9 @@ class _Woken(NamedTuple):
     """When the thread went on."""
     planned: float
     """When it had to go on for a look; meaningless where none was due."""
+    waited_for_lock: bool
+    """Whether it may have waited for the interpreter lock then. A machine that is short of CPUs makes a
+    thread late too."""
 
 
 def _thread_cpu() -> tuple[int, float]:
@@ -522,8 +525,29 @@ def _poll_until(poller: Any, due: float, look_due: float | None = None) -> _Woke
         before_look = math.ceil(max(0.0, look_due - now) * 1000.0)
         planned = now + before_look / 1000.0
         milliseconds = min(milliseconds, before_look)
+    before = _pauses()
     events = poller.poll(milliseconds)
-    return _Woken(events, monotonic(), planned)
+    # Poll itself pauses once, where it had to wait. Another pause is for the lock.
+    at = monotonic()
+    return _Woken(events, at, planned, before < 0 or _pauses() - before > (milliseconds > 0))
+
+
+def _pauses() -> int:
+    """Return how often this thread has stopped by itself, to wait for something. -1: not known."""
+    if _getrusage is None:
+        return -1
+    pauses: int = _getrusage(_OF_THREAD).ru_nvcsw
+    return pauses
+
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    _getrusage: Callable[[int], Any] | None = None
+    _OF_THREAD = 0
+else:
+    _OF_THREAD = getattr(resource, "RUSAGE_THREAD", -1)  # of Linux and FreeBSD
+    _getrusage = resource.getrusage if _OF_THREAD >= 0 else None
 
 
 def _release(lock: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from connmon.protocol.reports import Report
+from connmon.protocol.reports import PackedReport, Report
 from connmon.protocol.values import LARGEST, Count, Instance, Name
 
 
@@ -44,3 +44,9 @@ class Batch(Struct, frozen=True, array_like=True):
     tick: Tick | None = None
     reports: tuple[Report, ...] = ()
     departures: tuple[Departure, ...] = ()
+
+
+class PackedBatch(Batch, frozen=True, array_like=True):
+    """A batch as it is decoded to be applied."""
+
+    reports: tuple[PackedReport, ...] = ()

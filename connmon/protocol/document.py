@@ -297,7 +297,7 @@ class JsonCallSite(Struct, frozen=True, kw_only=True, gc=False):
     processes: int
     """Processes that have reported it and are not lost."""
     held_now: int | None
-    """Connections taken there that are held. Null, as the next two: all processes are lost."""
+    """Connections taken there that are held. Null, as the next two: no process reports it any more."""
     in_database_now: int | None
     """Of these, connections whose holder waits for the database."""
     waiting_now: int | None

@@ -29,7 +29,7 @@ from msgspec import Meta, Struct
 from connmon.errors import ProtocolError
 from connmon.protocol.authentication import MAC_BYTES, NONCE_BYTES, PROOF_BYTES, FrameMacs, Handshake
 from connmon.protocol.queries import History, NodeStatus, Question
-from connmon.protocol.reports import Report
+from connmon.protocol.reports import PackedReport, Report
 from connmon.protocol.rows import Rows
 from connmon.protocol.values import Count, Instance, Name, Text
 
@@ -172,7 +172,7 @@ class _Allowed(NamedTuple):
 #: After the welcome: role -> side -> its messages.
 OPEN_MESSAGES: Final[dict[str, dict[str, _Allowed]]] = {
     "application": {
-        "client": _Allowed(Union[Report, Goodbye], REPORT_BYTES),
+        "client": _Allowed(Union[PackedReport, Goodbye], REPORT_BYTES),
         "node": _Allowed(Union[Ack, Refuse], HELLO_BYTES),
     },
     "reader": {
@@ -292,7 +292,8 @@ class _Side:
 
     def _decoded(self, payload: bytes) -> Any:
         try:
-            return self._decoder.decode(payload)
+            message = self._decoder.decode(payload)
+            return message.checked() if type(message) is PackedReport else message
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise ProtocolError(f"a message that cannot be read: {error}") from None
 

@@ -9,9 +9,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Final, NamedTuple, TypeAlias
 
+import msgspec
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from connmon.protocol.values import (
     LARGEST,
@@ -203,6 +205,12 @@ class SiteReport(Struct, frozen=True, array_like=True):
     """A recent stack of a holder, the innermost frame first. Empty: as reported before, or none."""
 
 
+SiteReports: TypeAlias = Annotated[tuple[SiteReport, ...], Meta(max_length=MOST_SITES)]
+_site_reports: Final[msgspec.msgpack.Decoder[tuple[SiteReport, ...]]] = msgspec.msgpack.Decoder(SiteReports)
+_encoder: Final = msgspec.msgpack.Encoder()
+_NO_SITES: Final = msgspec.Raw(msgspec.msgpack.encode(()))
+
+
 class Report(Struct, frozen=True, array_like=True, tag="report"):
     """What a process reports: everything (`base` 0), or what changed since report `base`.
 
@@ -227,9 +235,48 @@ class Report(Struct, frozen=True, array_like=True, tag="report"):
     """None: as reported before."""
     left_out: Count = 0
     """Open connections that are not reported one by one, since there are too many."""
-    sites: Annotated[tuple[SiteReport, ...], Meta(max_length=MOST_SITES)] = ()
+    sites: SiteReports = ()
     """In a full report all; else the changed ones. The call sites of a closed pool end with it."""
 
     @property
     def full(self) -> bool:
         return self.base == 0
+
+    def site_reports(self) -> tuple[SiteReport, ...]:
+        """Return `sites`."""
+        return self.sites
+
+
+class PackedReport(Report, frozen=True, array_like=True, tag="report", eq=False):
+    """A report as nodes have it on its way to the state: the call sites are still in the bytes of the wire.
+
+    Nobody needs them before, and decoding and encoding them takes longer than all of the rest.
+    """
+
+    sites: msgspec.Raw = _NO_SITES  # type: ignore[assignment]
+
+    def checked(self) -> PackedReport:
+        """Return it without elements of a newer version in the call sites, which others might not skip.
+
+        Raises msgspec.MsgspecError, ValueError or RecursionError where they make no sense.
+        """
+        if len(self.sites) == len(_NO_SITES):
+            return self
+        return replace(self, sites=msgspec.Raw(_encoder.encode(_site_reports.decode(self.sites))))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it is the same report, packed or not."""
+        if not isinstance(other, Report):
+            return NotImplemented
+        names = [name for name in self.__struct_fields__ if name != "sites"]
+        same = all(getattr(self, name) == getattr(other, name) for name in names)
+        return same and self.site_reports() == other.site_reports()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def site_reports(self) -> tuple[SiteReport, ...]:
+        """Return `sites`; none where they make no sense."""
+        try:
+            return _site_reports.decode(self.sites)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return ()

@@ -138,12 +138,26 @@ class Snapshot:
             coming[row.key] = row
         if rows.more:
             return
-        if rows.complete or rows.epoch != self._epoch:
+        if rows.complete and self.by == "site" and rows.epoch == self._epoch:
+            coming = self._difference(coming)
+        elif rows.complete or rows.epoch != self._epoch:
             self._blocks, self._ordered = {}, []
             self._changed.clear()
         self._merge(coming)
         self._epoch, self._since_version, self.header = rows.epoch, rows.version, rows
         self._answer, self._coming = None, {}
+
+    def _difference(self, coming: dict[RowKey, Row | None]) -> dict[RowKey, Row | None]:
+        """Return what a complete answer changes: a node sends all call sites as soon as one has changed."""
+        blocks = self._blocks
+        changed: dict[RowKey, Row | None] = {}
+        for key, row in coming.items():
+            block = blocks.get(key)
+            if block is None or block.received.get(key) != row:
+                changed[key] = row
+        for block in blocks.values():
+            changed.update({key: None for key in block.received if key not in coming})
+        return changed
 
     def _merge(self, coming: dict[RowKey, Row | None]) -> None:
         blocks, changed, by_process = self._blocks, self._changed, self._by_process
@@ -220,6 +234,8 @@ class Snapshot:
         clock = _now(self.header)
         if self._changed:
             self._build_changed(clock)
+        if self.by == "site":  # has no ages that go on by themselves
+            return list(chain.from_iterable([block.built for block in self._ordered]))
         names = None if seen is None else {key[1] if self._by_process else key for key in seen}
         for block in self._ordered:
             if block.clock != clock and (names is None or clock - block.clock > UNSEEN_SECONDS):

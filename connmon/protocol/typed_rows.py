@@ -185,7 +185,7 @@ def connection_rows(
 
 
 def _call_site(row: SiteRow) -> JsonCallSite:
-    known = row.processes > 0  # else they are all lost
+    known = row.processes > 0  # else they are lost or have ended
     profile, recent, seconds = row.profile, row.recent, row.recent_seconds
     return JsonCallSite(
         host=row.host,

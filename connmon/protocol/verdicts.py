@@ -163,7 +163,7 @@ def top_call_site(program: str, held_ms: int, call_site: str, profile: HoldProfi
     """Return what the reason of SATURATED says of the call site that takes most time; None: nothing.
 
     `held_ms` is how long the program's connections to the database were held, all call sites together;
-    `profile` is that of this call site in the same time.
+    `profile` is the call site's in the same time.
     """
     known_ms = sum(profile.where.values())
     if (
@@ -264,13 +264,14 @@ def filler(
     else:
         text = f"{number} connections taken here fill" if number > 1 else "a connection taken here fills"
         text += " a pool"
+    text += f" for which {_waits(facts)}"
     if facts.top is not None:
-        text += f" ({_time_spent(facts.top)})"
+        text += f"; {_time_spent(facts.top)}"
     longest = max(hold.seconds for hold in held)
     advice = _advice(
         facts._replace(held=held), of_held.count("LEAK"), of_held.count("BLOCKED"), longest, thresholds
     )  # fmt: skip
-    return site, Verdict("SATURATED", f"{text} for which {_waits(facts)}: {advice}")
+    return site, Verdict("SATURATED", f"{text}: {advice}")
 
 
 def lost(processes: int = 1) -> Verdict:

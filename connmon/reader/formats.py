@@ -253,7 +253,7 @@ _CALL_SITE_TABLE: Final[tuple[TableColumn[JsonCallSite], ...]] = (
     TableColumn("HELD", lambda row: row.mean_held, 1, mean),
     TableColumn("IN DB", lambda row: row.database_share, 1, percent),
     TableColumn("WHAT ELSE", lambda row: row.where_shares, 2, other_places, is_text=True, is_places=True),
-    TableColumn("HOLDS/S", lambda row: row.holds_per_second, 4, mean),
+    TableColumn("HOLDS/S", lambda row: (row.estimated, row.holds_per_second), 4, _estimated(mean)),
     TableColumn("MEAN HOLD", lambda row: row.mean_hold_seconds, 4, short_duration),
     TableColumn("WAITING CAUSED", lambda row: row.mean_waiting_caused, 3, mean),
     TableColumn("HELD NOW", lambda row: row.held_now, 3),

@@ -68,12 +68,12 @@ def _mean(mean: float) -> str:
     return f"{mean:.2f}" if mean >= 0.005 else "<0.01"
 
 
-_WHERE_ELSE: Final = "WHERE ELSE"
+_WHAT_ELSE: Final = "WHAT ELSE"
 _COLUMNS: Final[tuple[TableColumn[ProfileTableRow], ...]] = (
     TableColumn("SHARE", lambda row: row.share),
     TableColumn("HELD", lambda row: row.mean_held, 1, _mean),
-    TableColumn("IN DB %", lambda row: row.database_share, 1, _percent),
-    TableColumn(_WHERE_ELSE, lambda row: row.where_else, 1, is_text=True),
+    TableColumn("IN DB", lambda row: row.database_share, 1, _percent),
+    TableColumn(_WHAT_ELSE, lambda row: row.where_else, 1, is_text=True),
     TableColumn("HOLDS/S", lambda row: row.holds_per_second, 4, _mean),
     TableColumn("MEAN HOLD", lambda row: row.mean_hold_seconds, 4, short_duration),
     TableColumn("WAITING CAUSED", lambda row: row.mean_waiting_caused, 3, _mean),
@@ -98,7 +98,7 @@ def _fitted_lines(profile: MeasuredProfile, total: HoldProfile, width: int | Non
     for places_named in _PLACES_NAMED:
         rows = [_table_row(site, profile.mean_held, places_named) for site in profile.sites]
         lines = table_lines(_COLUMNS, [*rows, _total_row(profile, total, places_named)], width)
-        if _WHERE_ELSE in lines[0]:
+        if _WHAT_ELSE in lines[0]:
             break
     return lines
 
@@ -159,7 +159,8 @@ def _mean_hold_seconds(profile: HoldProfile) -> float | None:
 def _where_else(profile: HoldProfile, places_named: int) -> str:
     """Return the places outside the database, the most time first, and how much is not known.
 
-    The percentages of places are of the time looked at, as that of the database.
+    The percentages of places are of the time looked at, as that of the database. What is less than half a
+    percent is left out.
     """
     looked_ms = sum(profile.where.values())
     unknown = unknown_ms(profile)
@@ -168,7 +169,8 @@ def _where_else(profile: HoldProfile, places_named: int) -> str:
     places = [entry for entry in _largest_first(profile.where) if entry[0] != IN_DATABASE and entry[1]]
     named = [(label, ms) for label, ms in places[: places_named or 1] if round(100.0 * ms / looked_ms)]
     parts = [f"{printable(label)} {_percent(ms / looked_ms)} %" for label, ms in named]
-    if rest := places[len(named) :]:
+    rest = places[len(named) :]
+    if round(100.0 * sum(ms for _, ms in rest) / looked_ms):
         parts.append(f"{len(rest)} more {_percent(sum(ms for _, ms in rest) / looked_ms)} %")
     if unknown and (share := _percent(unknown / profile.held_ms)) != "<1":
         parts.append(f"{UNKNOWN} {share} %")

@@ -260,6 +260,9 @@ def test_a_row_without_changes_stays_the_same_object() -> None:
     source = Source(Want("site"))
     source.apply(answer(source.question(), made_fleet.FLEET))
     before = dict(source.rows())
+    assert source.rows() is source.rows()
+    pane = made("9").page.pane.filled(source.rows())
+    assert pane.filled(source.rows()) is pane
     rows = tuple(
         structs.replace(made_row, waiting=made_row.waiting + 1)
         if isinstance(made_row, SiteRow) and made_row.call_site.startswith("mail/")

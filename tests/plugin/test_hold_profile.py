@@ -123,7 +123,7 @@ def test_time_of_which_nothing_is_known_goes_like_the_rest_after_a_while() -> No
 
 
 def test_without_any_call_site_it_is_of_the_others() -> None:
-    """With connmon_trace=off all time is that of the other call sites."""
+    """With connmon_trace=off all time belongs to the other call sites."""
     profile: PoolProfile[str] = PoolProfile(ProfileSettings(patience_seconds=0.0))
     settled(profile, 1.0, {}, HeldTime(seconds=8.0))
     assert profile.held.parts == {"(other)": 8_000}

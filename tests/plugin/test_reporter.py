@@ -215,7 +215,7 @@ class Looks:
         ledger.profile_hz = looks_per_second
         setattr(ledger, "look", self.look)  # noqa: B010  # mypy lets no method be assigned to
 
-    def look(self, now: float, late: float) -> None:
+    def look(self, now: float, late: float, cpu_seconds: float) -> None:
         self.late.append(late)
         self.threads.add(threading.get_ident())
         if self.error is not None:

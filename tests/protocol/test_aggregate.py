@@ -19,9 +19,10 @@ from connmon.protocol.aggregate import (
 )
 from connmon.protocol.document import FIGURES, KEYS
 from connmon.protocol.reports import HoldProfile
-from connmon.protocol.rows import Figures, SiteRow
+from connmon.protocol.rows import Figures
 from connmon.protocol.typed_rows import one_row
 from connmon.protocol.values import LARGEST, Gauges, RowState, Totals
+from tests.support.json_rows import site_row
 
 Cells = dict[str, Any]
 
@@ -245,24 +246,7 @@ PROFILES = st.builds(
 
 def call_site(profile: HoldProfile | None, seconds: float = 60.0) -> Any:
     """Return the row of the JSON contract of a call site with this profile, recent and whole."""
-    row = SiteRow(
-        host="h",
-        program="p",
-        call_site="a.py:1 f",
-        processes=1,
-        held=1,
-        in_database=0,
-        held_since=None,
-        waiting=0,
-        holds=0,
-        hold_ms=0,
-        usual=None,
-        estimated=False,
-        reported=1.0,
-        profile=profile,
-        recent=profile,
-        recent_seconds=seconds,
-    )
+    row = site_row(profile=profile, recent=profile, recent_seconds=seconds)
     return one_row(row.key, row, 1.0)[1]
 
 

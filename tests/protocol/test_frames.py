@@ -30,7 +30,17 @@ from connmon.protocol.frames import (
 )
 from connmon.protocol.histogram import BUCKETS
 from connmon.protocol.queries import History, HistoryQuery, Query, UsersQuery, WaitsQuery
-from connmon.protocol.reports import Connection, PoolInfo, PoolReport, Process, Report, Usage
+from connmon.protocol.reports import (
+    MOST_SITES,
+    Connection,
+    HoldProfile,
+    PoolInfo,
+    PoolReport,
+    Process,
+    Report,
+    SiteReport,
+    Usage,
+)
 from connmon.protocol.rows import Figures, Rows
 from connmon.protocol.values import Gauges, Peaks, Totals
 
@@ -266,6 +276,22 @@ def test_unknown_elements_of_a_report_are_not_replicated() -> None:
     assert report == FULL
     batch = Batch("node1", "boot", 1, None, (report,))
     assert msgspec.msgpack.encode(batch) == msgspec.msgpack.encode(Batch("node1", "boot", 1, None, (FULL,)))
+
+
+def test_unknown_elements_of_call_sites_are_not_replicated() -> None:
+    """Call sites stay packed until they are applied; but what cannot be read is refused at once."""
+    site = SiteReport(1, "a.py:1 f", profile=HoldProfile(1, 2, 3, 4, {"database": 1}))
+    report = msgspec.structs.replace(FULL, sites=(site,))
+    fields = msgspec.msgpack.decode(msgspec.msgpack.encode(report))
+    fields[-1][0].append([[[]]])
+    (received,) = welcomed("application").receive(frames.framed(msgspec.msgpack.encode(fields)))
+    assert received == report
+    batch, expected = (Batch("node1", "boot", 1, None, (one,)) for one in (received, report))
+    assert msgspec.msgpack.encode(batch) == msgspec.msgpack.encode(expected)
+    for nonsense in ("no sites", [[1]], [[1, "a.py:1 f", -1]], [[1, "x"]] * (MOST_SITES + 1)):
+        fields[-1] = nonsense
+        with pytest.raises(ProtocolError, match="cannot be read"):
+            welcomed("application").receive(frames.framed(msgspec.msgpack.encode(fields)))
 
 
 def test_bytes_after_a_report_are_refused() -> None:

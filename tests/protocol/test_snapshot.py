@@ -47,6 +47,7 @@ from connmon.protocol.snapshot import Snapshot
 from connmon.protocol.text import printable, short_age, short_duration
 from connmon.protocol.values import GROUPINGS, Gauges, Grouping, RowState, Totals
 from connmon.reader.formats import as_csv, as_json, as_table
+from tests.support.json_rows import site_row
 
 FIGURES_1 = Figures(
     processes=8,
@@ -281,20 +282,10 @@ def test_program_document() -> None:
         (
             "site",
             [
-                SiteRow(
-                    host="ctl1",
-                    program="nova-api",
-                    call_site="api.py:412 boot",
+                site_row(
                     processes=2,
-                    held=3,
-                    in_database=1,
-                    held_since=68.5,
-                    waiting=4,
-                    holds=17,
-                    hold_ms=23_456,
                     usual=0.0123456789,
                     estimated=True,
-                    reported=99.5,
                     verdict="LEAK",
                     reason="a connection has been held for 31s: give it back",
                     profile=HoldProfile(
@@ -355,26 +346,6 @@ def test_other_groupings(by: Grouping, rows: list[Row], expected: dict[str, Any]
     assert list(row) == list(expected) == list(KEYS[by])
 
 
-def site_row(**values: Any) -> SiteRow:
-    """Return the row of a call site, as a node of an earlier version sends it."""
-    return SiteRow(
-        host="ctl1",
-        program="nova-api",
-        call_site="api.py:412 boot",
-        processes=1,
-        held=3,
-        in_database=1,
-        held_since=68.5,
-        waiting=4,
-        holds=17,
-        hold_ms=23_456,
-        usual=0.01,
-        estimated=values.pop("estimated", False),
-        reported=99.5,
-        **values,
-    )
-
-
 def test_a_call_site_without_a_profile_is_not_known_to_hold_nothing() -> None:
     """A node of an earlier version sends no profile: what follows from it is null or empty, never 0."""
     (cells,) = shown("site", site_row())["rows"]
@@ -425,6 +396,30 @@ def test_what_was_held_is_never_a_mean_of_0(held_ms: int, seconds: float, where:
     assert set(shares) == {label for label, ms in where.items() if ms} and 0.0 not in shares.values()
     assert not shares or sum(shares.values()) == pytest.approx(1.0, abs=1e-3)
     assert not shares or cells["database_share"] == shares.get("database", 0.0)
+
+
+def test_call_sites_of_which_nothing_has_changed_stay() -> None:
+    """A node sends all call sites each time: those that are the same are not built again."""
+    snapshot = Snapshot("site")
+    names = ("a.py:1 f", "b.py:1 f", "c.py:1 f")
+    sites = [site_row(call_site=name) for name in names]
+
+    def answered(version: int, *rows: Row) -> dict[Any, Any]:
+        snapshot.apply(answer(rows[0], version=version, more=True))
+        snapshot.apply(answer(*rows[1:], version=version))
+        return {key[3]: row for key, row in snapshot.typed_rows()}
+
+    before = answered(1, *sites)
+    more = msgspec.structs.replace(sites[1], holds=99)
+    after = answered(2, sites[0], more, msgspec.structs.replace(sites[2], call_site="d.py:1 f"))
+    assert list(before) == [*names] and list(after) == [names[0], names[1], "d.py:1 f"]
+    assert after[names[0]] is before[names[0]] and after[names[1]].holds_total == 99
+    again = answered(3, *sites)
+    assert again == before and again[names[0]] is before[names[0]]
+    # Several answers before the rows are read, one of them without a row that comes back.
+    snapshot.apply(answer(sites[0], version=4))
+    assert answered(5, *sites) == before
+    assert answered(6, sites[0]) == {names[0]: before[names[0]]}
 
 
 def test_the_gravest_verdict_and_the_reasons_of_all() -> None:
@@ -882,8 +877,7 @@ def hostile(by: Grouping) -> Document:
         ProcessRow("i1", HOSTILE, who, None, Usage(), "connected", FIGURES_1),
         PoolRow("i1", 1, info, "connected", FIGURES_1),
         ConnectionRow("i1", 1, 1, 1, "idle", 1.0, 1.0, HOSTILE, HOSTILE, (HOSTILE,), holder_site=HOSTILE),
-        msgspec.structs.replace(
-            site_row(),
+        site_row(
             host=HOSTILE,
             program=HOSTILE,
             call_site=HOSTILE,
@@ -1013,8 +1007,7 @@ def test_table_fits(by: Grouping, width: int) -> None:
         process(host="主机一", program="ノヴァ-api"),
         pool(),
         connection(),
-        msgspec.structs.replace(
-            site_row(),
+        site_row(
             host="主机一",
             program="ノヴァ-api",
             call_site="库.py:1 f",

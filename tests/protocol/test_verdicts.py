@@ -12,8 +12,17 @@ from hypothesis import strategies as st
 
 from connmon.protocol import verdicts
 from connmon.protocol.document import JsonDatabase
+from connmon.protocol.reports import HoldProfile
 from connmon.protocol.values import HolderIn
-from connmon.protocol.verdicts import Hold, PoolFacts, Thresholds, judge, rank
+from connmon.protocol.verdicts import (
+    Hold,
+    PoolFacts,
+    Thresholds,
+    TopCallSite,
+    judge,
+    rank,
+    top_call_site,
+)
 from connmon.reader.server_maxima import judged_by
 from tests.support.json_rows import typed
 
@@ -356,6 +365,63 @@ def test_overcommit() -> None:
     assert verdicts.overcommit(160, None, "db1") is None
 
 
+# --- Where the time goes ----------------------------------------------------------------------
+
+
+def top(
+    held_ms: int, all_ms: int, where: dict[str, int], name: str = "orders.py:88 checkout"
+) -> TopCallSite | None:
+    return top_call_site("shop-api", all_ms, name, HoldProfile(held_ms=held_ms, where=where))
+
+
+def test_a_full_pool_says_where_the_time_goes() -> None:
+    """SATURATED names the call site that takes most time, and whether the database takes it."""
+    outside = top(71_000, 100_000, {"database": 5_600, "requests": 50_000, "own code": 14_400})
+    text = "71 % of shop-api's pool time is orders.py:88 checkout, 92 % of it outside the database (requests)"
+    reasons = {verdict.word: verdict.reason for verdict in judge(full(WELL._replace(top=outside)))}
+    assert f"; {text}: " in reasons["SATURATED"]
+    found = verdicts.filler(line(9, 6, top=outside))
+    assert found is not None and f"; {text}: " in found[1].reason
+    inside = top(71_000, 100_000, {"database": 88, "requests": 12})
+    spent = top(71_000, 71_000, {"database": 62_480, "requests": 8_520})
+    (verdict,) = judge(full(WELL._replace(top=spent)))
+    assert "100 % of shop-api's pool time is orders.py:88 checkout, 88 % of it in the database: " in (
+        verdict.reason
+    )
+    assert inside is None  # where it was is known of too little
+
+
+def test_little_time_is_not_quoted() -> None:
+    """Below 30 % or 5 s, of all other call sites, or where mostly nobody looked, nothing is said."""
+    known = {"database": 1_000, "requests": 9_000}
+    assert top(10_000, 33_000, known) is not None
+    assert top(10_000, 34_000, known) is None
+    assert top(4_999, 4_999, {"requests": 4_999}) is None
+    assert top(10_000, 10_000, known, "(other)") is None
+    assert top(10_000, 10_000, {"requests": 4_999}) is None
+    assert top(10_000, 10_000, {}) is None
+
+
+def test_other_labels_have_no_name() -> None:
+    """Where the largest part is of labels without an entry of their own, none is named."""
+    spent = top(10_000, 10_000, {"database": 1, "requests": 4, "(other)": 9_000})
+    assert spent is not None and spent.label is None
+    (verdict,) = judge(full(WELL._replace(top=spent)))
+    assert "100 % of it outside the database: " in verdict.reason
+
+
+@given(
+    st.integers(0, 10**9), st.integers(0, 10**9),
+    st.dictionaries(st.sampled_from(["database", "requests", "own code", "(other)"]), st.integers(0, 10**9)),
+)  # fmt: skip
+def test_any_time_is_quoted_in_parts(held_ms: int, more_ms: int, where: dict[str, int]) -> None:
+    """Both parts are between 0 and 1, whatever was reported."""
+    spent = top_call_site("p", held_ms + more_ms, "a.py:1 f", HoldProfile(held_ms=held_ms, where=where))
+    if spent is not None:
+        assert 0.3 <= spent.share <= 1.0
+        assert 0.0 <= spent.in_database <= 1.0
+
+
 # --- For anything -----------------------------------------------------------------------------
 
 SECONDS = st.one_of(st.sampled_from([0.0, 0.01, 1.0, 29.9, 30.0, 300.0]), st.floats(0.0, 1e9))
@@ -371,6 +437,13 @@ FACTS = st.builds(
     PoolFacts, st.one_of(st.none(), COUNTS), COUNTS, COUNTS, SECONDS, MAYBE,
     st.lists(HOLDS, max_size=6, unique_by=lambda hold: hold.number), MAYBE, COUNTS, MAYBE, COUNTS, COUNTS,
     MAYBE, COUNTS, st.one_of(st.none(), st.integers(-5, 5)),
+    st.one_of(
+        st.none(),
+        st.builds(
+            TopCallSite, st.text(st.characters(exclude_categories=["C", "Z"])), st.just("a.py:1 f"),
+            st.floats(0.0, 1.0), st.floats(0.0, 1.0), st.sampled_from([None, "requests", "own code"]),
+        ),
+    ),
 )  # fmt: skip
 
 

@@ -164,7 +164,7 @@ def test_by_site() -> None:
 def test_an_estimated_row_is_marked() -> None:
     """An estimated row has "~" before its share and its holds, and a line below the table says why."""
     _, line, empty, legend = sites(site(SITES[0], estimated=True))
-    assert "~71 %" in line and "~881" in line and line.count("~") == 2
+    assert "~71 %" in line and "~41.2" in line and "~881" in line and line.count("~") == 3
     assert (empty, legend[:2]) == ("", "~ ")
     assert "estimated" in legend
     assert not any("~" in line for line in sites(site(SITES[0])))

@@ -1,4 +1,7 @@
-"""Typed rows of the JSON contract from flat dicts, so that a test names only the keys that it is about."""
+"""Rows of call sites as a node sends them, and typed rows of the JSON contract from flat dicts.
+
+A test names only the fields that it is about.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from connmon.protocol.document import PARTS, ROW_TYPES
+from connmon.protocol.rows import SiteRow
 from connmon.protocol.values import Grouping
 
 
@@ -23,3 +27,13 @@ def typed(by: Grouping, flat: Mapping[str, Any]) -> Any:
         else:
             parts[name] = flat.get(name)
     return ROW_TYPES[by](**parts)
+
+
+def site_row(**values: Any) -> SiteRow:
+    """Return the row of a call site with these values, else as nodes without profiles send it."""
+    given: dict[str, Any] = {
+        "host": "ctl1", "program": "nova-api", "call_site": "api.py:412 boot", "processes": 1, "held": 3,
+        "in_database": 1, "held_since": 68.5, "waiting": 4, "holds": 17, "hold_ms": 23_456, "usual": 0.01,
+        "estimated": False, "reported": 99.5,
+    }  # fmt: skip
+    return SiteRow(**(given | values))

@@ -13,6 +13,7 @@ import asyncio
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -20,6 +21,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from connmon import process_info
+from connmon.cluster.export.call_site_metrics import TopCallSites
 from connmon.cluster.export.prometheus import METRIC_GROUPINGS, Fleet, limits_text
 from connmon.cluster.raft.replica import Replica
 from connmon.cluster.server import Server
@@ -38,6 +40,8 @@ class MetricsSettings:
     """For which a page is served again."""
     piece_rows: int = 250
     """Programs and databases between two turns for other tasks."""
+    call_sites: int = 0
+    """Call sites that have a metric, those that have taken most connection time; 0: none."""
 
 
 SETTINGS: Final = MetricsSettings()
@@ -87,6 +91,7 @@ class Metrics:
         pieces = [generate_latest(_Families(self._own(status)))]
         if status.quorum:
             fleet, state = Fleet(), self._replica.state
+            call_sites = TopCallSites(self._settings.call_sites)
             pieces.append(limits_text(state.left_out(), state.forgotten).encode())
             keys = [key for key in state.groups if key[0] in METRIC_GROUPINGS]
             piece_rows = self._settings.piece_rows
@@ -96,8 +101,10 @@ class Metrics:
                     group = state.groups.get(key)
                     if group is not None:  # else it was removed meanwhile
                         fleet.take(key, state.figures.of_group_sums(group), group.times, now)
+                        if self._settings.call_sites and group.holds is not None:
+                            call_sites.take(str(key[1]), str(key[2]), group.holds)
                 await asyncio.sleep(0)
-            for text in fleet.pages():
+            for text in chain(fleet.pages(), call_sites.pages()):
                 pieces.append(text.encode())
                 await asyncio.sleep(0)
         return b"".join(pieces)

@@ -182,7 +182,8 @@ class Fleet:
         yield _counts(self._rows[_LABELS["program"][0]].values())
 
 
-def _head(name: str, help: str, kind: str) -> str:
+def head(name: str, help: str, kind: str) -> str:
+    """Return the lines that come before the samples of a metric."""
     return f"# HELP {name} {help}\n# TYPE {name} {kind}\n"
 
 
@@ -192,7 +193,7 @@ def _slices(rows: Sequence[_Row], size: int) -> Iterator[Sequence[_Row]]:
 
 
 def _figures(name: str, family: _Family, rows: Sequence[_Row]) -> Iterator[str]:
-    yield _head(name, family.help, family.kind)
+    yield head(name, family.help, family.kind)
     for value_of, own_label in family.samples:
         begin, end = f"{name}{{", f",{own_label}}} " if own_label else "} "
         for some in _slices(rows, FIGURE_ROWS):
@@ -201,7 +202,7 @@ def _figures(name: str, family: _Family, rows: Sequence[_Row]) -> Iterator[str]:
 
 
 def _verdicts(name: str, rows: Sequence[_Row]) -> Iterator[str]:
-    yield _head(name, VERDICT.help, VERDICT.kind)
+    yield head(name, VERDICT.help, VERDICT.kind)
     for some in _slices(rows, FIGURE_ROWS):
         yield "".join(
             [f"{name}{{{row.labels},verdict={label(word)}}} 1\n" for row in some for word in row.verdicts]
@@ -213,7 +214,7 @@ def _counts(rows: Iterable[_Row]) -> str:
     counts = Counter(row.verdicts[0] for row in rows if row.verdicts)
     name = f"connmon_{VERDICTS.name}"
     words: tuple[VerdictWord, ...] = get_args(VerdictWord)
-    return _head(name, VERDICTS.help, VERDICTS.kind) + "".join(
+    return head(name, VERDICTS.help, VERDICTS.kind) + "".join(
         [f"{name}{{verdict={label(word)}}} {counts[word]}\n" for word in words]
     )
 
@@ -225,7 +226,7 @@ def limits_text(left_out: Mapping[str, int], forgotten: Mapping[str, int]) -> st
         ("connmon_left_out", LEFT_OUT_HELP, "gauge", left_out),
         ("connmon_forgotten_total", FORGOTTEN_HELP, "counter", forgotten),
     ):
-        text += _head(name, help, kind)
+        text += head(name, help, kind)
         text += "".join([f"{name}{{limit={label(limit)}}} {count}\n" for limit, count in counts.items()])
     return text
 
@@ -275,7 +276,7 @@ _TIMED: Final = (
 
 def _histograms(name: str, timed: _Timed, rows: Sequence[_Row]) -> Iterator[str]:
     """Yield the text of a histogram; a row without a count has none."""
-    yield _head(name, timed.help, "histogram")
+    yield head(name, timed.help, "histogram")
     ends = [f',le="{bound}"}} ' for bound in timed.bounds]
     # The bucket here of each bucket that reports count by; the last takes what took longer.
     coarse = [bisect_left(timed.bounds, bound) for bound in BOUNDS] + [len(timed.bounds)]

@@ -18,7 +18,7 @@ import msgspec
 from connmon.cluster.raft.settings import RaftSettings
 from connmon.cluster.state.machine import Outcome, StateMachine
 from connmon.errors import ConnmonError
-from connmon.protocol.batch import Batch
+from connmon.protocol.batch import Batch, PackedBatch
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Applier:
         """Called after each batch; with None if the state could not apply it."""
         self._on_rebuilt = on_rebuilt
         """Called after the state was replaced: by a checkpoint, or by nothing."""
-        self._decoder = msgspec.msgpack.Decoder(Batch)
+        self._decoder = msgspec.msgpack.Decoder(PackedBatch)
         self._applied_at = clock()
         self._proposal: Proposal | None = None
 

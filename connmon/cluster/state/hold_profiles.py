@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from operator import sub
+from operator import add, sub
 from typing import Final, TypeAlias
 
 import msgspec
@@ -166,35 +166,39 @@ class HoldSum(Struct, array_like=True, gc=False):
         self.mark, self.window = profile, window
 
     def grow(self, old: HoldProfile, new: HoldProfile, window: int) -> bool:
-        """Add by how much `new` is above `old`, which has the same labels.
+        """Add by how much `new` is above `old`.
 
-        Return False, and add nothing, where a count went back or a label has no entry here. This is the way
+        Return False, and add nothing, where a count went back or a label is new in either. This is the way
         of almost all reports, so it is written for speed.
         """
-        after, where = new.where, self.where
+        after, before, where = new.where, old.where, self.where
         holds, held = new.holds - old.holds, new.held_ms - old.held_ms
         waited, caused = new.waited_ms - old.waited_ms, new.caused_ms - old.caused_ms
-        if holds < 0 or held < 0 or waited < 0 or caused < 0 or not after.keys() <= where.keys():
+        if holds < 0 or held < 0 or waited < 0 or caused < 0 or len(after) != len(before):
             return False
         known = 0
-        changes: list[int] = []
         if after:
-            changes = list(map(sub, after.values(), map(old.where.__getitem__, after)))
+            try:
+                changes = list(map(sub, after.values(), map(before.__getitem__, after)))
+                totals = list(map(add, changes, map(where.__getitem__, after)))
+            except KeyError:
+                return False
             if min(changes) < 0:
                 return False
             known = sum(changes)
         if window != self.window:
             self.turn(window)
-        self.holds += holds
-        self.held_ms += held
-        self.waited_ms += waited
-        self.caused_ms += caused
         if known:
-            for label, more in zip(after, changes):  # noqa: B905  (strict takes longer)
-                if more:
-                    where[label] += more
-            self.known_ms += known
-        self._bound(known)
+            where.update(zip(after, totals))  # noqa: B905  (strict takes longer)
+        self.holds = holds = self.holds + holds
+        self.held_ms = held = self.held_ms + held
+        self.waited_ms = waited = self.waited_ms + waited
+        self.caused_ms = caused = self.caused_ms + caused
+        self.known_ms = known = self.known_ms + known
+        if held - known > self.unknown_ms:
+            self.unknown_ms = held - known
+        if holds + held + waited + caused + known > LARGEST:
+            self._bound()
         return True
 
     def add(self, more: HoldProfile, window: int, labels: int, *, recent: bool) -> None:
@@ -211,9 +215,8 @@ class HoldSum(Struct, array_like=True, gc=False):
         self.held_ms += more.held_ms
         self.waited_ms += more.waited_ms
         self.caused_ms += more.caused_ms
-        known = sum(folded.values())
-        self.known_ms += known
-        self._bound(known)
+        self.known_ms += sum(folded.values())
+        self._bound()
         if not recent:
             past = msgspec.structs.replace(more, where=folded)
             self.mark, self.mark_before = added(self.mark, past), added(self.mark_before, past)
@@ -226,10 +229,9 @@ class HoldSum(Struct, array_like=True, gc=False):
         taken = len(where) - (IN_DATABASE in where) - (OTHER_LABELS in where)
         return label if taken < labels - 2 else OTHER_LABELS
 
-    def _bound(self, known: int) -> None:
+    def _bound(self) -> None:
         """Keep every count within what readers accept."""
-        if self.held_ms - self.known_ms > self.unknown_ms:
-            self.unknown_ms = min(self.held_ms - self.known_ms, LARGEST)
+        self.unknown_ms = min(max(self.unknown_ms, self.held_ms - self.known_ms), LARGEST)
         # A label is at most the sum over labels.
         if (
             self.held_ms > LARGEST

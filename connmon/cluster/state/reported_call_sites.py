@@ -64,6 +64,7 @@ class ReportedCallSites:
 
     def take(self, process: ProcessRecord, report: Report, counting: Counting) -> None:
         """Replace (full report) or change the process's call sites; beyond the limit the first ones stay."""
+        reported = report.site_reports()
         before: dict[int, dict[str, CallSiteRecord]] = {}
         had_room = not process.unprofiled
         if report.full:
@@ -71,17 +72,15 @@ class ReportedCallSites:
                 self._room.weight -= call_sites_weight(process)
                 before, process.sites = process.sites, {}
                 # First what is not reported any more, since other call sites may have taken over its counts.
-                self._leave(process, before, {(one.pool, one.call_site) for one in report.sites})
+                self._leave(process, before, {(one.pool, one.call_site) for one in reported})
             process.unprofiled = False
-        elif not report.sites:
+        elif not reported:
             return
         group = self._groups.by_key[process.program_key]
         if group.holds is None:
             group.holds = HoldSums()
         taking = _Taking(self, process, report, before, group.holds, counting, had_room)
-        number = sum([len(call_sites) for call_sites in process.sites.values()])
-        for call_site in report.sites:
-            number += taking.take(call_site, number < self._most)
+        taking.take_all(reported)
         self._leave(process, before, set())
 
     def forget(self, process: ProcessRecord, pool: PoolRecord) -> None:
@@ -194,7 +193,7 @@ class ReportedCallSites:
         self._weigh(sums, stack_weight(hold_sum.stack))
 
     def profile_with_room(self, profile: HoldProfile | None, old: HoldProfile | None) -> HoldProfile | None:
-        """Return what there is room for of a profile that replaces another one; None: nothing."""
+        """Return the part that has room of a profile that replaces another one; None: nothing."""
         if profile is None:
             return None
         more = profile_weight(profile) - profile_weight(old)
@@ -218,7 +217,7 @@ class _Taking:
     """Takes the call sites of one report."""
 
     __slots__ = (
-        "_before", "_counting", "_had_room", "_owner", "_process", "_report", "_sums", "_window",
+        "_before", "_counting", "_had_room", "_number", "_owner", "_process", "_report", "_sums", "_window",
     )  # fmt: skip
 
     def __init__(
@@ -240,53 +239,68 @@ class _Taking:
         self._counting = counting
         self._had_room = had_room
         self._window = window_of(owner._now.clock)
+        self._number = sum([len(call_sites) for call_sites in process.sites.values()])
+        """Call sites that the process has now."""
 
-    def take(self, report: SiteReport, has_place: bool) -> bool:
-        """Take one call site; return whether it is new. Written for speed: most are known, and grow."""
-        process, number, name, profile = self._process, report.pool, report.call_site, report.profile
-        if number:  # 0: of several pools
-            pool = process.pools.get(number)
-            if pool is None:
-                return False
-            database = pool.database
-        else:
-            database = UNKNOWN_DATABASE
-        call_sites = process.sites.get(number)
-        known = None if call_sites is None else call_sites.get(name)
-        if call_sites is None or known is None:
-            return self._add(report, database, has_place)
-        old = known.profile
-        if (
-            profile is None
-            or old is None
-            or (process.surplus and _takes_over(process, number))
-            or self._counting != "recent"
-            or old.where.keys() != profile.where.keys()
-            or (hold_sum := self._sums.at(database, name)) is None
-            or not hold_sum.grow(old, profile, self._window)
-        ):
-            profile = self._count(report, database, old)
-        call_sites[name] = CallSiteRecord.of(report, profile)
-        if report.stack:
-            self._owner.keep_stack(self._sums, (database, name), report.stack)
-        return False
+    def take_all(self, reported: tuple[SiteReport, ...]) -> None:
+        """Take the call sites of the report. Written for speed: almost all are known, and grow."""
+        process, window, sites = self._process, self._window, self._process.sites
+        quick = self._counting == "recent" and not process.surplus
+        number = -1
+        database: RowKey | None = None
+        call_sites: dict[str, CallSiteRecord] | None = None
+        sums: dict[str, HoldSum] = {}
+        for report in reported:
+            if report.pool != number or call_sites is None:
+                number = report.pool
+                database = self._database(number)
+                call_sites = sites.get(number)
+                sums = self._sums.by_database.get(database or UNKNOWN_DATABASE, {})
+            if database is None:
+                continue
+            name, profile = report.call_site, report.profile
+            known = None if call_sites is None else call_sites.get(name)
+            if call_sites is None or known is None:
+                self._add(report, database)
+                call_sites = None
+                continue
+            old = known.profile
+            if not (
+                quick
+                and profile is not None
+                and old is not None
+                and (hold_sum := sums.get(name)) is not None
+                and hold_sum.grow(old, profile, window)
+            ):
+                profile = self._count(report, database, old)
+                sums = self._sums.by_database.get(database, {})
+            call_sites[name] = CallSiteRecord.of(report, profile)
+            if report.stack:
+                self._owner.keep_stack(self._sums, (database, name), report.stack)
 
-    def _add(self, report: SiteReport, database: RowKey, has_place: bool) -> bool:
-        """Take a call site that is not there; return whether it is there now."""
+    def _database(self, number: int) -> RowKey | None:
+        """Return the database of a pool; None: there is no such pool."""
+        if not number:  # of several pools
+            return UNKNOWN_DATABASE
+        pool = self._process.pools.get(number)
+        return None if pool is None else pool.database
+
+    def _add(self, report: SiteReport, database: RowKey) -> None:
+        """Take a call site that is not there, where there is a place and room for it."""
         process, number, name, room = self._process, report.pool, report.call_site, self._owner._room
         before = self._before.get(number, {}).pop(name, None)
-        if not has_place or call_site_weight(name, None) > room.free:
+        if self._number >= self._owner._most or call_site_weight(name, None) > room.free:
             if before is not None:
                 self._before[number][name] = before
             process.unprofiled = True
-            return False
+            return
+        self._number += 1
         old = None if before is None else before.profile
         room.weight += call_site_weight(name, old)
         profile = self._count(report, database, old, new=before is None)
         process.sites.setdefault(number, {})[name] = CallSiteRecord.of(report, profile)
         if report.stack:
             self._owner.keep_stack(self._sums, (database, name), report.stack)
-        return True
 
     def _count(
         self, report: SiteReport, database: RowKey, old: HoldProfile | None, *, new: bool = False

@@ -262,7 +262,8 @@ class RecentTimes:
         """Add what a pool reports beyond what it has reported before."""
         for counts, more in zip(self._current, times, strict=True):
             for number, count in more.items():
-                counts[number] = min(counts.get(number, 0) + count, LARGEST)
+                total = counts.get(number, 0) + count
+                counts[number] = total if total <= LARGEST else LARGEST  # min() takes twice as long
 
     def total(self) -> Times:
         return added_times([self.current, self.previous])
