@@ -7,7 +7,8 @@ Rules:
    searched for among a random part of them.
 2. A look takes a moment. A holder that has given its connection back meanwhile is not counted.
 3. A hold that is not noted belongs to a call site as the noted ones do that were seen in the same function
-   (`CallSites.seen_in`): the function that took the connection may have returned long ago.
+   (`CallSites.taken_in`): the function that took the connection may have returned long ago. A look at a hold
+   of a function that is not known yet is kept until it is (`unidentified_looks`).
 4. Of the application nothing is kept but the text of one stack for each call site, which is replaced at most
    every `stack_interval_seconds`.
 
@@ -158,9 +159,12 @@ class HoldLooks:
                 continue
             account = entry.pool
             if noted is None:
-                parts = account.call_sites.taken_in(look.application)
+                taken = account.call_sites.taken_in(look.application)
+                parts = taken.parts if taken.sure else {}
                 if now - hold.since > YOUNG_SECONDS:
                     account.time.profile.see_old(parts, weight)
+                    if not taken.sure:
+                        account.time.unidentified.keep(now, look, weight, lateness)
             else:
                 parts = {noted.counts: 1.0}
                 account.call_sites.seen_in(look.application, noted, entry.noted.checkouts)
