@@ -227,11 +227,15 @@ class Sessions:
             time.sleep(random.expovariate(10.0))
             self.looks += 1
             for server, ask in zip(self._servers, self._ask, strict=True):
-                query = "SELECT id, command, 0 FROM information_schema.processlist"
+                query = (
+                    "SELECT id, command, 0 FROM information_schema.processlist WHERE id <> connection_id()"
+                )
                 if isinstance(server, PostgreSQL):
                     query = "SELECT pid, state, state LIKE 'idle in%' FROM pg_stat_activity"
                 for session, state, in_transaction in ask(query):
-                    if program := programs.get((server.port, session)):
+                    # Only placement uses MariaDB, and its connections come and go too fast for a list.
+                    default = "placement" if isinstance(server, MariaDB) else None
+                    if program := programs.get((server.port, session), default):
                         self.counts[program][0] += state in ("active", "Query", "Execute", "Commit")
                         self.counts[program][1] += bool(in_transaction)
 

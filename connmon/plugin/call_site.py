@@ -288,7 +288,13 @@ def _below(name: str, path: str) -> bool:
 
 def _made_by_pip(path: str) -> bool:
     """Return whether this file is a script that does nothing but call an entry point."""
-    return os.path.dirname(path) in _SCRIPTS and not path.endswith(".py")
+    if path.endswith(".py"):
+        return False
+    # An environment can be used by a symbolic link (/opt/shop/current), which its Python does not know.
+    directory = os.path.dirname(path)
+    return directory in _SCRIPTS or os.path.realpath(directory) in map(
+        os.path.realpath, filter(None, _SCRIPTS)
+    )
 
 
 def _installed(path: str) -> bool:

@@ -426,6 +426,18 @@ def test_own_packages(argv: list[str], main: dict[str, Any], environ: dict[str, 
     assert call_site.own_packages(argv, main, environ, ["shop.asgi"]) == own
 
 
+def test_a_script_of_an_environment_that_is_used_by_a_link(tmp_path: Path) -> None:
+    """A script that pip made is known by its directory, also where the path to that is a symbolic link."""
+    (tmp_path / "current").symlink_to(Path(sys.executable).parent)
+    main = {
+        "__file__": str(tmp_path / "current" / "nova-api"),
+        "main": type("Main", (), {"__module__": "nova.cmd"}),
+    }
+    assert call_site.own_packages(["nova-api"], main, {}) == {"nova"}
+    main["__file__"] = str(tmp_path / "nova-api")
+    assert call_site.own_packages(["nova-api"], main, {}) == frozenset()
+
+
 # --- The cache ------------------------------------------------------------------------------
 
 
