@@ -330,8 +330,8 @@ LINES = LINE.replace("expected", "expected indented lines like")
             HEAD + "port: 1\n" + NODE,
             "[connmon_service_a] port: unknown option; possible are name, nodes, lease, secret, secret_file,"
             " ssl_certfile, ssl_keyfile, ssl_cafile, data_dir, metrics, metrics_call_sites, csv_dump,"
-            " csv_columns, csv_token, csv_by, csv_size, csv_keep, server_max, verdict_held_long, verdict_short_hold,"
-            " verdict_slow_connect, verdict_timeouts",
+            " csv_columns, csv_token, csv_by, csv_size, csv_keep, server_max, verdict_held_long,"
+            " verdict_short_hold, verdict_slow_connect, verdict_timeouts",
         ),
         ("[connmon_service_a]\n" + NODE, "[connmon_service_a] name: missing; expected the service's name"),
         (

@@ -191,7 +191,8 @@ class HoldSum(Struct, array_like=True, gc=False):
             for done in after:
                 if done == label:
                     return False
-                where[done] -= after[done] - before[done]
+                if more := after[done] - before[done]:
+                    where[done] -= more
         self.holds = holds = self.holds + holds
         self.held_ms = held = self.held_ms + held
         self.waited_ms = waited = self.waited_ms + waited
