@@ -185,7 +185,7 @@ def test_an_older_process_has_no_profile(group: Group) -> None:
 
 
 def test_recent_is_the_last_one_to_two_minutes(group: Group) -> None:
-    """Recent covers this window and the one before; a reader that follows is told when the window turns."""
+    """Recent covers this window and the one before; a reader that follows gets rows when it turns."""
     group.wait(60)
     group.say(full("a", 1, pool(), sites=(site(700, {"database": 700}),)))
     group.wait(60, 1_000)
@@ -272,7 +272,8 @@ def test_a_hostile_process_takes_bounded_room() -> None:
     group.say(full("new", 1, pool(), process=process(pid=99), sites=(site(5),)))
     assert "new" in group.state.processes
     assert held(group) == 800  # there is no room for the profile of the new one
-    assert len(group.rows("site", program="bad")) <= group.state.settings.program_call_sites
+    sums = group.state.groups["program", "ctl1", "bad"].holds
+    assert sums is not None and sums.number <= group.state.settings.program_call_sites
     checked(group)
     for number in range(5):
         group.say(Departure(f"bad{number}", 99))
