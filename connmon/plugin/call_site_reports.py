@@ -3,9 +3,9 @@
 Rules:
 
 1. Counts are absolute. A call site is reported when something of it has changed: at once where somebody waits
-   there or has stopped waiting, or where few call sites change; else every `interval_seconds`, since in a busy
-   program all call sites have changed at each report. The last report of a process has all that have changed.
-   While a call site holds a connection, the time that it has held changes.
+   there or has stopped waiting, or where few call sites change; else every `interval_seconds`, since in a
+   busy program all call sites have changed at each report. The last report of a process has all that have
+   changed. While a call site holds a connection, the time that it has held changes.
 2. Call sites without a report of their own share one, `OTHER_CALL_SITES`, of no pool (number 0).
 """
 

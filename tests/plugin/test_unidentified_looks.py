@@ -94,7 +94,7 @@ def test_time_is_given_back() -> None:
 
 
 def test_memory_is_bounded() -> None:
-    """Looks at too many stacks are not kept, and none is kept for ever."""
+    """Looks at too many stacks are not kept, and none is kept forever."""
     call_sites, _ = seen()
     profile: PoolProfile[CallSiteAccount] = PoolProfile()
     unidentified = UnidentifiedLooks(UnidentifiedLookSettings(stacks=3, seconds=60.0))
