@@ -203,7 +203,7 @@ class Program:
         self,
         trace: str = "auto",
         size: int = 5,
-        settings: LedgerSettings = LedgerSettings(),  # immutable
+        settings: LedgerSettings = DEFAULTS,
     ) -> None:
         self.database = Database()
         self.engine = self.database.engine(QueuePool, pool_size=size, max_overflow=0, pool_timeout=10)
