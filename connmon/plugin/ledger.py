@@ -186,6 +186,7 @@ class Ledger:
         self._sums, self._sum_of_pool, self._moved = {}, {}, {}
         self._listed = self._unlisted = 0
         self._busy_until = 0.0
+        self._looks.forget()
 
     # --- In the reporter's thread
 
