@@ -236,8 +236,10 @@ class Pools:
         elif info is not pool.info and info != pool.info:
             self._change_info(pool, info)
         gauges, totals = bounded(report.gauges), bounded(report.totals)
-        more, happened = minus(gauges, pool.gauges), minus(totals, pool.totals)
-        process.gauges = plus(process.gauges, more)
+        more, happened = NO_GAUGES, minus(totals, pool.totals)
+        if gauges != pool.gauges:  # mostly the same at two reports of a busy pool
+            more = minus(gauges, pool.gauges)
+            process.gauges = plus(process.gauges, more)
         process.totals = plus(process.totals, happened)
         self._groups.shift(pool.database, more, happened)
         self._take_times(pool, report, gauges)
