@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated
 
@@ -11,20 +11,9 @@ import hold_times
 import httpx
 from fastapi import Depends, FastAPI
 from hold_times import timed
+from orders_table import Order, OrdersBase, smoothed
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Order(Base):
-    __tablename__ = "orders"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    amount: Mapped[int] = mapped_column(default=1)
-
 
 engine = create_async_engine(os.environ["DATABASE_URL"], pool_size=8, max_overflow=0)
 hold_times.watch(engine.sync_engine)
@@ -35,7 +24,7 @@ payments = httpx.AsyncClient(base_url=os.environ["PAYMENTS_URL"])
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     async with engine.begin() as connection:
-        await connection.run_sync(Base.metadata.create_all)
+        await connection.run_sync(OrdersBase.metadata.create_all)
     yield
 
 
@@ -74,13 +63,6 @@ async def forecast(session: Session) -> int:
     amounts = (await session.scalars(select(Order.amount).limit(1000))).all()
     with timed("own code"):
         return sum(smoothed(amounts, step) for step in range(600))
-
-
-def smoothed(amounts: Sequence[int], step: int) -> int:
-    total = 0
-    for number, amount in enumerate(amounts):
-        total += amount * (number % (step + 1))
-    return total
 
 
 @app.get("/orders/{number}")

@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Annotated
 
 import hold_times
 import httpx
 from fastapi import Depends, FastAPI
 from hold_times import timed
+from orders_table import Order, OrdersBase, smoothed
 from sqlalchemy import create_engine, func, orm, select, text
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Order(Base):
-    __tablename__ = "orders"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    amount: Mapped[int] = mapped_column(default=1)
-
 
 engine = create_engine(os.environ["DATABASE_URL"], pool_size=8, max_overflow=0)
 hold_times.watch(engine)
 new_session = orm.sessionmaker(engine)
 payments = httpx.Client(base_url=os.environ["PAYMENTS_URL"])
-Base.metadata.create_all(engine)
+OrdersBase.metadata.create_all(engine)
 app = FastAPI()
 
 
@@ -64,13 +53,6 @@ def forecast(session: Session) -> int:
     amounts = session.scalars(select(Order.amount).limit(1000)).all()
     with timed("own code"):
         return sum(smoothed(amounts, step) for step in range(600))
-
-
-def smoothed(amounts: Sequence[int], step: int) -> int:
-    total = 0
-    for number, amount in enumerate(amounts):
-        total += amount * (number % (step + 1))
-    return total
 
 
 @app.get("/orders/{number}")
