@@ -95,7 +95,9 @@ class Kind:
     """Labels of connmon that are counted as another one of the books."""
 
 
-BUSY: Final = (("sqlalchemy", "(rest)"), ("event loop", "database"))
+#: What the books do not tell apart: computing in SQLAlchemy, in the books themselves, or unknown where; and a
+#: task that waits for the loop after the database has answered.
+BUSY: Final = (("sqlalchemy", "(rest)"), ("computing", "(rest)"), ("event loop", "database"))
 
 KINDS: Final[dict[str, Kind]] = {
     "threads-mariadb": Kind("mysql+pymysql", "threads", 1),

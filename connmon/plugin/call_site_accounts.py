@@ -325,6 +325,15 @@ class CallSiteRoom:
         """Counts nothing; it stands for the others of all pools in reports."""
 
 
+class Taken(NamedTuple):
+    """At which call sites a hold may have been taken."""
+
+    parts: dict[CallSiteAccount, float]
+    """They sum to 1. Empty: nothing is known."""
+    sure: bool
+    """False: no noted hold was seen in one of its functions yet, so its call site may be a new one."""
+
+
 class CallSites:
     """The call sites that check connections out of one pool."""
 
@@ -372,22 +381,30 @@ class CallSites:
             _, accounts = seen.setdefault(id(code), (code, {}))
             accounts[account.counts] = accounts.get(account.counts, 0.0) + checkouts
 
-    def taken_in(self, places: Sequence[CallSite]) -> dict[CallSiteAccount, float]:
-        """Return which call sites a hold may have been taken at, whose holder is in these functions.
+    def taken_in(self, places: Sequence[CallSite]) -> Taken:
+        """Return at which call sites a hold may have been taken whose holder is in these functions.
 
-        The parts sum to 1. They are those of noted holds that were seen in the innermost of these functions
-        in which any was seen, or which has a call site itself. Without such a function the result is empty.
+        That is decided by the function that says most: which has a call site itself, or in which one call
+        site has the largest part of all noted holds seen there. At equal it is the innermost.
         """
+        best: dict[CallSiteAccount, float] = {}
+        best_says = 0.0
+        strange = taken_here = False
         for code, number in places:
             _, seen = self._seen.get(id(code), (None, {}))
             parts = dict(seen)
-            if (own := self._in_function(code, number)) is not None:
+            own = self._in_function(code, number)
+            if own is not None:
                 # Until it was seen here itself, it counts as if it had been, once.
                 parts[own.counts] = max(1.0, parts.get(own.counts, 0.0))
+                taken_here = True
             whole = sum(parts.values())
-            if whole > 0.0:
-                return {account: part / whole for account, part in parts.items()}
-        return {}
+            strange = strange or not whole
+            # Few holds say little: one alone would always be all that was seen there.
+            says = max(parts.values(), default=0.0) / (whole + (own is None))
+            if says > best_says:
+                best_says, best = says, {account: part / whole for account, part in parts.items()}
+        return Taken(best, sure=bool(best) and (taken_here or not strange))
 
     def _in_function(self, code: CodeType, number: int) -> CallSiteAccount | None:
         """Return the known call site in this function: of several the last one before this line."""

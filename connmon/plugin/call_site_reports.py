@@ -3,9 +3,9 @@
 Rules:
 
 1. Counts are absolute. A call site is reported when something of it has changed: at once where somebody waits
-   there or has stopped waiting, else every `interval_seconds`, since in a busy program all call sites have
-   changed at each report. The last report of a process has all that have changed. While a call site holds a
-   connection, the time that it has held changes.
+   there or has stopped waiting, or where few call sites change; else every `interval_seconds`, since in a
+   busy program all call sites have changed at each report. The last report of a process has all that have
+   changed. While a call site holds a connection, the time that it has held changes.
 2. Call sites without a report of their own share one, `OTHER_CALL_SITES`, of no pool (number 0).
 """
 
@@ -28,7 +28,9 @@ class CallSiteReportSettings:
     """How often a call site is reported."""
 
     interval_seconds: float = 5.0
-    """Between two reports of a call site where nobody waits."""
+    """Between two reports of a call site where nobody waits, and more than `few` change."""
+    few: int = 8
+    """So few call sites, if no more have changed since the report before, are reported at once."""
 
 
 class _PresentHolds(NamedTuple):
@@ -74,6 +76,10 @@ class CallSiteReports:
         self._others: list[_Others] = []
         self._now = 0.0
         self._all = self._changed = False
+        self._changes = 0
+        """Call sites of this report that have changed since they were reported."""
+        self._changes_before = 0
+        """The same of the report before."""
 
     def __repr__(self) -> str:
         return f"<CallSiteReports: {len(self._others)} pools, as of {self._now:.1f}>"
@@ -82,6 +88,7 @@ class CallSiteReports:
         """Begin a report: with every call site, or all that have changed, or only those that are due."""
         self._now, self._all, self._changed = now, everything, all_changed
         self._others = []
+        self._changes_before, self._changes = self._changes, 0
 
     def of(self, account: PoolAccount, checkouts: int, *, summed: bool = False) -> list[SiteReport]:
         """Return what is due of this pool, which has had `checkouts` checkouts.
@@ -159,7 +166,9 @@ class CallSiteReports:
         elif facts == reported:
             due = False
         else:
-            interval_over = passed >= self._settings.interval_seconds
+            self._changes += 1
+            few = max(self._changes, self._changes_before) <= self._settings.few
+            interval_over = few or passed >= self._settings.interval_seconds
             due = self._changed or interval_over or facts.waiting > 0 or reported.waiting != facts.waiting
         if due:
             account.reported, account.reported_at = facts, self._now

@@ -7,9 +7,10 @@ Rules:
    searched for among a random part of them.
 2. A look takes a moment. A holder that has given its connection back meanwhile is not counted.
 3. A hold that is not noted belongs to a call site as the noted ones do that were seen in the same function
-   (`CallSites.seen_in`): the function that took the connection may have returned long ago.
-4. Of the application nothing is kept but the text of one stack for each call site, which is replaced at most
-   every `stack_interval_seconds`.
+   (`CallSites.taken_in`): the function that took the connection may have returned long ago. A look at a hold
+   of a function that is not known yet is kept until it is (`unidentified_looks`).
+4. Of the application nothing is kept but code objects, and the text of one stack for each call site, which is
+   replaced at most every `stack_interval_seconds`.
 
 Times are seconds of one monotonic clock, which is passed in.
 """
@@ -94,11 +95,15 @@ class HoldLooks:
         self._settings = settings
         self._random = random.Random()  # so that the application's own random numbers stay as they are
         self._computed = ComputedTime(settings)
-        self._with_stack: set[int] = set()
-        """The call sites, by id, whose stack is kept."""
+        self._with_stack: dict[int, float] = {}
+        """By id of a call site whose stack is kept: when its holders were last looked at."""
 
     def __repr__(self) -> str:
         return f"<HoldLooks: at most {self._settings.holders} holders each>"
+
+    def forget(self) -> None:
+        """Start from nothing after a fork."""
+        self._computed, self._with_stack = ComputedTime(self._settings), {}
 
     @property
     def cpu_scale(self) -> float:
@@ -158,12 +163,15 @@ class HoldLooks:
                 continue
             account = entry.pool
             if noted is None:
-                parts = account.call_sites.taken_in(look.application)
+                taken = account.call_sites.taken_in(look.application)
+                parts = taken.parts if taken.sure else {}
                 if now - hold.since > YOUNG_SECONDS:
                     account.time.profile.see_old(parts, weight)
+                    if not taken.sure:
+                        account.time.unidentified.keep(now, look, weight, lateness)
             else:
                 parts = {noted.counts: 1.0}
-                account.call_sites.seen_in(look.application, noted, entry.noted_for)
+                account.call_sites.seen_in(look.application, noted, entry.noted.checkouts)
                 self._keep_stack(account, noted, look, now)
             if look.where is not None:
                 for call_site, part in parts.items():
@@ -181,15 +189,25 @@ class HoldLooks:
         places, settings = account.time.profile.places_of(call_site), self._settings
         if call_site.code is None or not look.places or self._holders is None:
             return
+        if not self._may_keep_stack(call_site, now):
+            return
         if places.stack_at is not None and now - places.stack_at < settings.stack_interval_seconds:
             return
-        if id(call_site) not in self._with_stack and len(self._with_stack) >= settings.stacks:
-            return
-        self._with_stack.add(id(call_site))
         stack = self._holders.stack_texts(look.places)
         places.stack_at = now
         if stack != places.stack:
             places.stack, places.stack_reported = stack, False
+
+    def _may_keep_stack(self, call_site: CallSiteAccount, now: float) -> bool:
+        """Return whether this call site is among those whose stack is kept, or can take the place of one."""
+        kept, settings = self._with_stack, self._settings
+        if id(call_site) not in kept and len(kept) >= settings.stacks:
+            oldest = min(kept, key=kept.__getitem__)
+            if now - kept[oldest] < settings.stack_interval_seconds:
+                return False
+            del kept[oldest]
+        kept[id(call_site)] = now
+        return True
 
 
 def _identity(holder: Any) -> int:

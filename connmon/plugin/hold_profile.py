@@ -57,6 +57,8 @@ class ProfileSettings:
     """A look that comes later than this many switch intervals has preempted a thread that computes."""
     patience_seconds: float = 10.0
     """Time that nothing says the call site of is split like the time so far, after this."""
+    paid_part: float = 0.5
+    """The most of a call site's newly counted time that goes to those that are owed some."""
     busy_seconds: float = 2.0
     """Looks go on for so long after the last report in which something was held."""
     stacks: int = 16
@@ -325,8 +327,8 @@ class PoolProfile(Generic[K]):
     """The profile of one pool. `K` is a call site; one thread at a time."""
 
     __slots__ = (
-        "_caused_weights", "_old_estimated_ms", "_old_unknown", "_old_weights", "_sample", "_settings",
-        "caused", "held", "holds", "places", "waited",
+        "_caused_weights", "_old_estimated_ms", "_old_looks", "_old_unknown", "_old_weights", "_owed_ms",
+        "_sample", "_settings", "caused", "held", "holds", "places", "waited",
     )  # fmt: skip
 
     def __init__(self, settings: ProfileSettings = ProfileSettings()) -> None:  # it is immutable
@@ -344,6 +346,10 @@ class PoolProfile(Generic[K]):
         """Looks at holds that are not noted and older than `YOUNG_SECONDS`."""
         self._old_unknown = 0.0
         """The same of holds that could not be identified."""
+        self._old_looks = 0.0
+        """The weight of all these looks ever."""
+        self._owed_ms: dict[K, float] = {}
+        """What call sites have too little, since they were not known yet when looks met their holds."""
         self._caused_weights: dict[K, float] = {}
         """Waits seen in looks, by the call site that caused them."""
         self._sample: dict[K, Sample] = {}
@@ -366,10 +372,17 @@ class PoolProfile(Generic[K]):
 
         `parts`: the call sites that it may be of; empty: nothing is known of that.
         """
+        self._old_looks += weight
         if not parts:
             self._old_unknown += weight
         for call_site, part in parts.items():
             self._old_weights[call_site] = self._old_weights.get(call_site, 0.0) + weight * part
+
+    def owe(self, call_site: K, weight: float) -> None:
+        """Note that this call site has had such looks while it was not known: it gets their time later."""
+        if self._old_looks:
+            owed_ms = weight * self._old_estimated_ms / self._old_looks
+            self._owed_ms[call_site] = self._owed_ms.get(call_site, 0.0) + owed_ms
 
     def see_cause(self, call_site: K, waits: float) -> None:
         """Count a look while somebody waits: the number of waits that the call site causes."""
@@ -406,13 +419,33 @@ class PoolProfile(Generic[K]):
             unnoted_old_ms = (totals.held.old_seconds - noted_old) * 1000.0 - self._old_estimated_ms
             old_ms = min(rest, max(0.0, unnoted_old_ms))
             young_ms = rest - old_ms
-            if old_ms > 0.0 and held.estimate(old_ms, self._old_parts()):
+            if old_ms > 0.0 and held.estimate(old_ms, self._paid(old_ms, self._old_parts())):
                 self._old_estimated_ms += old_ms
                 rest -= old_ms
             if young_ms > 0.0 and held.estimate(young_ms, young):
                 rest -= young_ms
         self._estimate_overdue(held, rest, now, other)
         held.settle(totals.held_ms, ms)
+
+    def _paid(self, old_ms: float, parts: Mapping[K, float]) -> dict[K, float]:
+        """Return how this time is split by these weights, less what some of it is owed to others."""
+        whole = sum(parts.values())
+        ms = {call_site: old_ms * part / whole for call_site, part in parts.items()} if whole > 0.0 else {}
+        owed_ms = sum(self._owed_ms.values())
+        payers = [call_site for call_site in ms if call_site not in self._owed_ms]
+        most_ms = sum([ms[call_site] for call_site in payers]) * self._settings.paid_part
+        if not owed_ms or not most_ms:
+            return ms
+        paid_ms = min(owed_ms, most_ms)
+        for call_site in payers:
+            ms[call_site] *= 1.0 - self._settings.paid_part * paid_ms / most_ms
+        left = 1.0 - paid_ms / owed_ms
+        for call_site, owed in list(self._owed_ms.items()):
+            ms[call_site] = ms.get(call_site, 0.0) + owed * (1.0 - left)
+            self._owed_ms[call_site] = owed * left
+            if owed * left < 0.5:
+                del self._owed_ms[call_site]
+        return ms
 
     def _old_parts(self) -> dict[K, float]:
         """Return the weights by which time beyond `YOUNG_SECONDS` is split.
@@ -503,6 +536,7 @@ class PoolProfile(Generic[K]):
         self.waited.absorb(closed.waited, heirs)
         self.caused.absorb(closed.caused, heirs)
         self._old_estimated_ms += closed._old_estimated_ms
+        self._old_looks += closed._old_looks
         for call_site, places in closed.places.items():
             self.places_of(heirs.get(call_site, call_site)).absorb(places)
 

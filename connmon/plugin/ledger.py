@@ -186,6 +186,7 @@ class Ledger:
         self._sums, self._sum_of_pool, self._moved = {}, {}, {}
         self._listed = self._unlisted = 0
         self._busy_until = 0.0
+        self._looks.forget()
 
     # --- In the reporter's thread
 
@@ -254,10 +255,6 @@ class Ledger:
 
     def _take(self, now: float, alive: bool) -> Report | None:
         full = self._base == 0
-        self._retire()
-        for account in self._accounts():
-            account.locate()
-        self._assign_to_sums()
         counted = self._count_pools(now)
         self._adapt_sampling(now, sum([figures.totals.checkouts for figures in counted]))
         self.holder_checks.choose(list(self.pools.values()), now)
@@ -287,8 +284,9 @@ class Ledger:
             account.closed_connections = []
             row = account if pool_sum is None else pool_sum
             connections += self._connections(account.entries.values(), row.number, row.info, now, full)
-            checkouts = figures.totals.checkouts
-            call_sites += self._call_site_reports.of(account, checkouts, summed=pool_sum is not None)
+            call_sites += self._call_site_reports.of(
+                account, figures.totals.checkouts, summed=pool_sum is not None
+            )
         pools += self._sum_reports(now, full, self._unacknowledged)
         call_sites += self._call_site_reports.others(self.process.call_site_room)
         has_news = bool(pools or connections or closed_connections or self._closed_pools or call_sites)
@@ -322,6 +320,10 @@ class Ledger:
 
     def _count_pools(self, now: float) -> list[PoolFigures]:
         """Fold and count each pool; its peaks become part of the unacknowledged ones."""
+        self._retire()
+        for account in self._accounts():
+            account.locate()
+        self._assign_to_sums()
         for pool_sum in self._sums.values():
             pool_sum.pools = []  # of a report that failed
         counted = []

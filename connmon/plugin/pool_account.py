@@ -30,7 +30,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, MutableMapping
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from connmon.database_address import DatabaseServer
 from connmon.interrupts import interrupted, let_go
@@ -118,13 +118,27 @@ def _count_durations(durations: list[float], histogram: Counter[int]) -> list[fl
     return seconds
 
 
+class NotedCheckout(NamedTuple):
+    """What is noted of a checkout besides its call site."""
+
+    checkouts: int
+    """How many checkouts it stands for: itself, and those since the one noted before it."""
+    thread: int
+    """The thread that made it. 0: not known."""
+    cpu_seconds: float
+    """How long that thread had computed by then."""
+
+
+UNNOTED: Final = NotedCheckout(1, 0, 0.0)
+
+
 class Entry:
     """One physical connection, from its connect (or adoption) to its end."""
 
     __slots__ = (
         "call_site", "checkins", "checkouts", "closed", "connect_seconds", "detached", "detached_ref",
         "driver_ref", "held_seconds", "holder", "holds", "invalidations", "key", "left_call_site", "note_at",
-        "noted_at", "noted_cpu", "noted_for", "noted_since", "noted_thread", "number", "old_seconds",
+        "noted", "noted_at", "noted_since", "number", "old_seconds",
         "opened", "owned", "pool", "reported", "reported_at", "server", "server_id", "session_read_at",
         "since", "whereabouts", "whereabouts_at",
     )  # fmt: skip
@@ -149,10 +163,8 @@ class Entry:
         """How long the connect took. None: not known."""
         self.holds: list[float] = []
         """Seconds of each ended hold that is not counted yet."""
-        self.held_seconds = 0.0
-        """The sum of all holds that are counted."""
-        self.old_seconds = 0.0
-        """Of these, what each hold lasted beyond `YOUNG_SECONDS`."""
+        self.held_seconds = self.old_seconds = 0.0
+        """The sum of all holds that are counted; of these, what each lasted beyond `YOUNG_SECONDS`."""
         self.server_id: int | None = None
         """The server's session id. `Location` writes this and the next three."""
         self.server: DatabaseServer | None = None
@@ -173,19 +185,15 @@ class Entry:
         self.call_site: CallSiteAccount | None = None
         """That call site, noted at `noted_since`."""
         self.noted_since = 0.0
-        self.noted_for = 1
-        """How many checkouts the noted one stands for: itself, and those since the one noted before it."""
-        self.noted_thread = 0
-        """The thread of the noted checkout, which had computed for `noted_cpu` seconds. 0: not known."""
-        self.noted_cpu = 0.0
+        self.noted = UNNOTED
+        """What else was noted of it."""
         self.left_call_site = False
         """Whether the holder was seen elsewhere during this hold: it does not return to the call site."""
         self.whereabouts: Whereabouts | None = None
         """Where its holder was when last checked, which was at `whereabouts_at`."""
         self.whereabouts_at = 0.0
-        self.checkouts = 0
-        self.checkins = 0
-        """Checkouts that have ended. Stored, not derived: a total must never go back."""
+        self.checkouts = self.checkins = 0
+        """Checkouts, and those that have ended. Stored, not derived: a total must never go back."""
         self.invalidations = 0
         self.detached = False
         self.closed = True
@@ -229,13 +237,14 @@ class Entry:
         if call_site is None:
             return
         cpu_seconds, pool = None, self.pool
-        if self.noted_thread:
+        noted = self.noted
+        if noted.thread:
             thread, cpu = pool.process.thread_cpu()
-            if thread == self.noted_thread:  # else another one has given it back
+            if thread == noted.thread:  # else another one has given it back
                 # Tasks and greenlets share a thread: what it computed is of all that hold a connection.
                 holders = max(1, pool.process_live.checked_out) if pool.shares_threads else 1
-                cpu_seconds = (cpu - self.noted_cpu) / holders
-        call_site.counts.holds.append(EndedHold(held, self.noted_for, cpu_seconds))
+                cpu_seconds = (cpu - noted.cpu_seconds) / holders
+        call_site.counts.holds.append(EndedHold(held, noted.checkouts, cpu_seconds))
 
     def state(self) -> tuple[int, float, int]:
         """Return what `end` changes, for `reopen`."""
@@ -443,9 +452,8 @@ class PoolAccount:
             if sampling.due(now) and (call_site := self.find_call_site()) is not None:
                 account = self.call_sites.of(*call_site)
                 entry.call_site, entry.noted_since = account, now
-                entry.noted_for = checkout - entry.noted_at
-                if self.measures_cpu:
-                    entry.noted_thread, entry.noted_cpu = self.process.thread_cpu()
+                thread, cpu_seconds = self.process.thread_cpu() if self.measures_cpu else (0, 0.0)
+                entry.noted = NotedCheckout(checkout - entry.noted_at, thread, cpu_seconds)
                 entry.noted_at = checkout
                 self.call_sites.noted += 1
                 if len(account.counts.holds) > UNCOUNTED_SITE_HOLDS:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from connmon.plugin.call_site_accounts import CallSiteAccount, CallSites
 from connmon.plugin.hold_profile import YOUNG_SECONDS, HeldTime, PoolProfile, PoolTotals, ProfileSettings
+from connmon.plugin.unidentified_looks import UnidentifiedLooks
 from connmon.protocol.values import Totals
 
 
@@ -25,11 +26,14 @@ class PoolTime:
 
     __slots__ = (
         "_present", "_present_of", "_present_unnoted", "_unnoted", "_unnoted_before", "held", "profile",
+        "unidentified",
     )  # fmt: skip
 
     def __init__(self, settings: ProfileSettings) -> None:
         self.profile: PoolProfile[CallSiteAccount] = PoolProfile(settings)
         """How the time is split over call sites and places."""
+        self.unidentified = UnidentifiedLooks()
+        """Looks at holds whose call site is not known yet."""
         self.held = HeldTime()
         self._present: list[float] = []
         """Seconds of each present hold."""
@@ -95,6 +99,7 @@ class PoolTime:
             cpu_seconds, cpu_held_seconds = call_site.take_cpu()
             if cpu_held_seconds:
                 self.profile.places_of(call_site).compute(cpu_seconds * cpu_scale, cpu_held_seconds)
+        self.unidentified.identify(now, call_sites, self.profile)
         self.profile.settle(
             now,
             PoolTotals(

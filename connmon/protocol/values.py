@@ -55,8 +55,8 @@ Where: TypeAlias = Annotated[Mapping[Name, Count], Meta(max_length=16)]
 
 `database`: the driver is innermost, or an await in it. `waiting`: it waits for another connection of a pool.
 `own code`: it runs the application's own lines. `computing`: its thread computes, as the CPU clock says, but
-no look has met it at that: in its own lines, SQLAlchemy or the driver. `event loop`: its task is ready, and the
-loop is busy. `other connection`: the driver is innermost, with a connection that the holder took later.
+no look has met it at that: in its own lines, SQLAlchemy or the driver. `event loop`: its task is ready, and
+the loop is busy. `other connection`: the driver is innermost, with a connection that the holder took later.
 `elsewhere`: no line of the application is on its stack any more, or it works with a connection that it took
 later. `ended`: as in `HolderIn`. `(other)`: labels without an entry of their own. Every other label is the
 package that the application has called, such as `requests`, or a function of Python's library: `time.sleep`.

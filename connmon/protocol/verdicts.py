@@ -163,7 +163,7 @@ def top_call_site(program: str, held_ms: int, call_site: str, profile: HoldProfi
     """Return what the reason of SATURATED says of the call site that takes most time; None: nothing.
 
     `held_ms` is how long the program's connections to the database were held, all call sites together;
-    `profile` is the call site's in the same time.
+    `profile` has the same time of this call site alone.
     """
     known_ms = sum(profile.where.values())
     if (

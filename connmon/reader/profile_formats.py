@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 from connmon.protocol.reports import HoldProfile
 from connmon.protocol.text import printable, short_duration
 from connmon.protocol.values import IN_DATABASE
+from connmon.reader.cells import mean, percent
 from connmon.reader.formats import TableColumn, as_json_line, table_lines
 from connmon.reader.profile import MeasuredProfile, SiteTime, database_share, total_of, unknown_ms
 from connmon.version import __version__
@@ -53,30 +54,15 @@ class ProfileTableRow(NamedTuple):
     host: str
 
 
-def _percent(share: float | None) -> str:
-    """Return a share as a number of percent. None: "-"."""
-    if share is None:
-        return "-"
-    percent = round(share * 100.0)
-    return f"{percent}" if percent or not share else "<1"
-
-
-def _mean(mean: float) -> str:
-    """Return a mean so that a small one still differs from nothing."""
-    if mean >= 9.995 or not mean:
-        return f"{mean:.1f}" if mean else "0"
-    return f"{mean:.2f}" if mean >= 0.005 else "<0.01"
-
-
 _WHAT_ELSE: Final = "WHAT ELSE"
 _COLUMNS: Final[tuple[TableColumn[ProfileTableRow], ...]] = (
     TableColumn("SHARE", lambda row: row.share),
-    TableColumn("HELD", lambda row: row.mean_held, 1, _mean),
-    TableColumn("IN DB", lambda row: row.database_share, 1, _percent),
+    TableColumn("HELD", lambda row: row.mean_held, 1, mean),
+    TableColumn("IN DB", lambda row: row.database_share, 1, percent),
     TableColumn(_WHAT_ELSE, lambda row: row.where_else, 1, is_text=True),
-    TableColumn("HOLDS/S", lambda row: row.holds_per_second, 4, _mean),
+    TableColumn("HOLDS/S", lambda row: row.holds_per_second, 4, mean),
     TableColumn("MEAN HOLD", lambda row: row.mean_hold_seconds, 4, short_duration),
-    TableColumn("WAITING CAUSED", lambda row: row.mean_waiting_caused, 3, _mean),
+    TableColumn("WAITING CAUSED", lambda row: row.mean_waiting_caused, 3, mean),
     TableColumn("CALL SITE", lambda row: row.call_site, is_text=True, is_path=True),
     TableColumn("PROGRAM", lambda row: row.program, is_text=True),
     TableColumn("HOST", lambda row: row.host, 2, is_text=True),
@@ -114,8 +100,8 @@ def _head(profile: MeasuredProfile, total: HoldProfile) -> str:
     if not profile.sites:
         return printable(nothing_held(profile))
     share = database_share(total)
-    where = "how much in the database is unknown" if share is None else f"{_percent(share)} % in the database"
-    held = f"{_mean(profile.mean_held)} connections held on average"
+    where = "how much in the database is unknown" if share is None else f"{percent(share)} in the database"
+    held = f"{mean(profile.mean_held)} connections held on average"
     return f"{profile.seconds:.1f} s measured on {printable(profile.node)}, {held}, {where}"
 
 
@@ -123,7 +109,7 @@ def _table_row(site: SiteTime, mean_held: float, places_named: int) -> ProfileTa
     profile = site.profile
     share = site.mean_held / mean_held if mean_held else 0.0
     return ProfileTableRow(
-        share=f"{'~' if site.estimated else ''}{_percent(share)} %",
+        share=f"{'~' if site.estimated else ''}{percent(share)}",
         mean_held=site.mean_held,
         database_share=database_share(profile),
         where_else=_where_else(profile, places_named),
@@ -168,12 +154,12 @@ def _where_else(profile: HoldProfile, places_named: int) -> str:
         return UNKNOWN if unknown else ""
     places = [entry for entry in _largest_first(profile.where) if entry[0] != IN_DATABASE and entry[1]]
     named = [(label, ms) for label, ms in places[: places_named or 1] if round(100.0 * ms / looked_ms)]
-    parts = [f"{printable(label)} {_percent(ms / looked_ms)} %" for label, ms in named]
+    parts = [f"{printable(label)} {percent(ms / looked_ms)}" for label, ms in named]
     rest = places[len(named) :]
     if round(100.0 * sum(ms for _, ms in rest) / looked_ms):
-        parts.append(f"{len(rest)} more {_percent(sum(ms for _, ms in rest) / looked_ms)} %")
-    if unknown and (share := _percent(unknown / profile.held_ms)) != "<1":
-        parts.append(f"{UNKNOWN} {share} %")
+        parts.append(f"{len(rest)} more {percent(sum(ms for _, ms in rest) / looked_ms)}")
+    if unknown and (share := percent(unknown / profile.held_ms)) != "<1 %":
+        parts.append(f"{UNKNOWN} {share}")
     if not places_named and len(parts) > 1:
         parts[1:] = ["..."]
     return ", ".join(parts)

@@ -26,9 +26,10 @@ from connmon.plugin.call_site_accounts import (
     Sampling,
     SamplingSettings,
 )
+from connmon.plugin.call_site_reports import CallSiteReportSettings
 from connmon.plugin.engine import describe
 from connmon.plugin.holder_checks import HolderCheckSettings
-from connmon.plugin.ledger import Ledger
+from connmon.plugin.ledger import Ledger, LedgerSettings
 from connmon.plugin.pool import instrument
 from connmon.protocol import histogram
 from connmon.protocol.reports import SITES_REPORTED, Report, SiteReport
@@ -192,13 +193,21 @@ def test_the_share_is_that_of_all_checkouts() -> None:
 # --- In reports -------------------------------------------------------------------------------
 
 
+DEFAULTS = LedgerSettings()
+
+
 class Program:
     """An engine whose pool is accounted for, and its reports."""
 
-    def __init__(self, trace: str = "auto", size: int = 5) -> None:
+    def __init__(
+        self,
+        trace: str = "auto",
+        size: int = 5,
+        settings: LedgerSettings = DEFAULTS,
+    ) -> None:
         self.database = Database()
         self.engine = self.database.engine(QueuePool, pool_size=size, max_overflow=0, pool_timeout=10)
-        self.ledger = Ledger("i", threading.Lock, time.monotonic, holder)
+        self.ledger = Ledger("i", threading.Lock, time.monotonic, holder, settings)
         self.ledger.process.wake = lambda: None
         tracing = holder.Tracing(trace, 30.0)  # type: ignore[arg-type]
         self.account = instrument(self.engine.pool, self.ledger, describe(self.engine), lambda _: 7, tracing)
@@ -220,9 +229,23 @@ def by_function(report: Report) -> dict[str, SiteReport]:
     return {site.call_site.rpartition(" ")[2]: site for site in report.sites}
 
 
+def test_few_call_sites_are_reported_at_once() -> None:
+    """Where no more call sites change than the settings say, each report has them."""
+    program = Program(settings=LedgerSettings(call_site_reports=CallSiteReportSettings(few=1)))
+    program.first_line().close()  # type: ignore[attr-defined]
+    program.second_line().close()  # type: ignore[attr-defined]
+    assert [site.holds for site in program.take().sites] == [1, 1]
+    program.first_line().close()  # type: ignore[attr-defined]
+    assert [site.holds for site in program.take(0.1).sites] == [2]
+    program.first_line().close()  # type: ignore[attr-defined]
+    program.second_line().close()  # type: ignore[attr-defined]
+    assert [site.holds for site in program.take(0.2).sites] == [3]  # one more would be two
+    assert [site.holds for site in program.take(6.0).sites] == [2]
+
+
 def test_who_holds_and_how_often() -> None:
     """A report has each call site with its present and its ended holds."""
-    program = Program()
+    program = Program(settings=LedgerSettings(call_site_reports=CallSiteReportSettings(few=0)))
     kept = [program.first_line(), program.first_line(), program.second_line()]
     for _ in range(3):
         program.second_line().close()  # type: ignore[attr-defined]

@@ -54,11 +54,11 @@ SHOP = measured(
 TABLE = """\
 100.0 s measured on node1, 5.00 connections held on average, 20 % in the database
 
-SHARE  HELD    IN DB  WHAT ELSE                                 HOLDS/S  MEAN HOLD  WAITING CAUSED  CALL SITE                               PROGRAM  HOST
- 80 %  4.00        8  requests 90 %, own code 2 %                  2.00       2.0s            1.50  shop/views/checkout.py:118 place_order  shop     web1
-~12 %  0.60      100                                               80.0        8ms               0  shop/views/search.py:44 suggest         shop     web1
-  8 %  0.40        -  unknown                                         0          -               0  build.py:97 build                       reports  batch1
-100 %  5.00       20  requests 78 %, own code 2 %, unknown 8 %     82.0       61ms            1.50  total of 3 call sites
+SHARE  HELD  IN DB  WHAT ELSE                                 HOLDS/S  MEAN HOLD  WAITING CAUSED  CALL SITE                               PROGRAM  HOST
+ 80 %  4.00    8 %  requests 90 %, own code 2 %                  2.00       2.0s            1.50  shop/views/checkout.py:118 place_order  shop     web1
+~12 %  0.60  100 %                                               80.0        8ms               0  shop/views/search.py:44 suggest         shop     web1
+  8 %  0.40      -  unknown                                         0          -               0  build.py:97 build                       reports  batch1
+100 %  5.00   20 %  requests 78 %, own code 2 %, unknown 8 %     82.0       61ms            1.50  total of 3 call sites
 """  # noqa: E501
 
 
@@ -76,7 +76,7 @@ def test_time_at_which_nobody_looked_is_unknown() -> None:
     assert lines[0].endswith(", 0.10 connections held on average, how much in the database is unknown")
     assert lines[3].split()[:6] == ["100", "%", "0.10", "-", "unknown", "0"]
     partly = profile_table(measured(recent_row("a.py:1 f", 10_000, {"database": 1_000, "boto3": 3_000})))
-    assert " 25  boto3 75 %, unknown 60 %  " in partly
+    assert " 25 %  boto3 75 %, unknown 60 %  " in partly
 
 
 def test_places_beyond_the_third_are_counted() -> None:
@@ -85,7 +85,7 @@ def test_places_beyond_the_third_are_counted() -> None:
     lines = profile_table(measured(recent_row("x.py:1 f", 1_000, where))).splitlines()
     assert "  a 20 %, b 15 %, c 10 %, 3 more 5 %  " in lines[3]
     lines = profile_table(measured(recent_row("x.py:1 f", 1_000, {"database": 997, "a": 3}))).splitlines()
-    assert lines[3].split()[3:6] == ["100", "0", "-"]
+    assert lines[3].split()[3:6] == ["100", "%", "0"]
 
 
 def test_small_figures_are_not_nothing() -> None:
@@ -96,7 +96,7 @@ def test_small_figures_are_not_nothing() -> None:
             recent_row("b.py:1 f", 1, {"own code": 1}, holds=1),
         )
     ).splitlines()
-    assert lines[3].split()[:3] == ["100", "%", "100.0"]
+    assert lines[3].split()[:3] == ["100", "%", "100"]
     assert lines[4].split()[:3] == ["<1", "%", "<0.01"]
 
 

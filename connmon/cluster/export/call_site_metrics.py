@@ -32,7 +32,7 @@ LEFT_OUT_NAME: Final = "connmon_hold_seconds_left_out"
 LEFT_OUT_HELP: Final = "Call sites that have no connmon_hold_seconds_total, because others have taken more."
 
 
-class _CallSite(NamedTuple):
+class _Candidate(NamedTuple):
     held_ms: int
     host: str
     program: str
@@ -45,7 +45,7 @@ class TopCallSites:
     def __init__(self, most: int) -> None:
         self._most = most
         self._number = 0
-        self._top: list[_CallSite] = []
+        self._top: list[_Candidate] = []
         """A heap: the one that has taken least comes first."""
         self._sums: dict[tuple[str, str], HoldSums] = {}
 
@@ -60,7 +60,7 @@ class TopCallSites:
         self._number += len(held)
         self._sums[host, program] = sums
         for name, held_ms in held.items():
-            one = _CallSite(held_ms, host, program, name)
+            one = _Candidate(held_ms, host, program, name)
             if len(self._top) < self._most:
                 heappush(self._top, one)
             else:

@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from operator import add, sub
 from typing import Final, TypeAlias
 
 import msgspec
@@ -176,20 +175,24 @@ class HoldSum(Struct, array_like=True, gc=False):
         waited, caused = new.waited_ms - old.waited_ms, new.caused_ms - old.caused_ms
         if holds < 0 or held < 0 or waited < 0 or caused < 0 or len(after) != len(before):
             return False
-        known = 0
-        if after:
-            try:
-                changes = list(map(sub, after.values(), map(before.__getitem__, after)))
-                totals = list(map(add, changes, map(where.__getitem__, after)))
-            except KeyError:
-                return False
-            if min(changes) < 0:
-                return False
-            known = sum(changes)
         if window != self.window:
             self.turn(window)
-        if known:
-            where.update(zip(after, totals))  # noqa: B905  (strict takes longer)
+        known = 0
+        label = ""
+        try:
+            for label, ms in after.items():
+                more = ms - before[label]
+                if more > 0:
+                    where[label] += more
+                    known += more
+                elif more:
+                    raise KeyError
+        except KeyError:
+            for done in after:
+                if done == label:
+                    return False
+                if more := after[done] - before[done]:
+                    where[done] -= more
         self.holds = holds = self.holds + holds
         self.held_ms = held = self.held_ms + held
         self.waited_ms = waited = self.waited_ms + waited

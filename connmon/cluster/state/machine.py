@@ -341,7 +341,8 @@ class StateMachine:
             self.contents.processes.count_left_out(process)
         self._sum_up(process, report, databases)
         groups = self.contents.groups
-        changes = minus(process.gauges, gauges), minus(process.totals, totals)
+        more = NO_GAUGES if process.gauges is gauges else minus(process.gauges, gauges)
+        changes = more, minus(process.totals, totals)
         for key in (process.program_key, process.host_key):
             groups.shift(key, *changes)
             raise_maxima(self.groups[key], process.gauges, report.peaks)

@@ -76,7 +76,7 @@ class CallSiteRecord(Struct, array_like=True, frozen=True, gc=False):
 
     @classmethod
     def of(cls, report: SiteReport, profile: HoldProfile | None) -> CallSiteRecord:
-        """Return what is kept of a report. `profile`: the part of its profile that has room."""
+        """Return what is kept of a report. `profile`: the part of its profile that fits."""
         waiting, holds, hold_ms = report.waiting, report.holds, report.hold_ms
         # Not by min(), which takes twice as long.
         return cls(

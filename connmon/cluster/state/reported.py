@@ -40,7 +40,7 @@ from connmon.cluster.state.weights import (
 )
 from connmon.protocol.reports import Connection, PoolInfo, PoolReport, Report
 from connmon.protocol.rows import database_key
-from connmon.protocol.values import LARGEST_RATE, Gauges, Totals, minus, plus
+from connmon.protocol.values import LARGEST, LARGEST_RATE, Gauges, Times, Totals, minus, plus
 
 
 def rate(before: Totals, after: Totals, span: float) -> float | None:
@@ -236,8 +236,10 @@ class Pools:
         elif info is not pool.info and info != pool.info:
             self._change_info(pool, info)
         gauges, totals = bounded(report.gauges), bounded(report.totals)
-        more, happened = minus(gauges, pool.gauges), minus(totals, pool.totals)
-        process.gauges = plus(process.gauges, more)
+        more, happened = NO_GAUGES, minus(totals, pool.totals)
+        if gauges != pool.gauges:  # mostly the same at two reports of a busy pool
+            more = minus(gauges, pool.gauges)
+            process.gauges = plus(process.gauges, more)
         process.totals = plus(process.totals, happened)
         self._groups.shift(pool.database, more, happened)
         self._take_times(pool, report, gauges)
@@ -283,7 +285,9 @@ class Pools:
 
     def _take_times(self, pool: PoolRecord, report: PoolReport, gauges: Gauges) -> None:
         """Take the pool's histograms: all of them where the report says what the pool is, else changes."""
-        if report.info is not None or any(report.times):
+        if report.info is None and pool.times and gauges.pools and not report.moved:
+            self._grow_times(pool, report.times)
+        elif report.info is not None or any(report.times):
             before, times = unpacked(pool.times), bounded_times(report.times, LARGEST_COUNT)
             more_times = times_since(times, before)
             if report.info is None:
@@ -296,6 +300,24 @@ class Pools:
                 pool.add_times(packed(times), self._now.clock)
         if report.moved:
             pool.age_times(self._now.clock)
+
+    def _grow_times(self, pool: PoolRecord, changes: Times) -> None:
+        """Do what `_take_times` does for changed counts of a pool at work, in one pass: they are most."""
+        if not any(changes):
+            return
+        times, grown = unpacked(pool.times), False
+        for known, changed, recent in zip(times, changes, self._recent_times.counts, strict=True):
+            assert isinstance(known, dict)
+            for number, count in changed.items():
+                count = count if count <= LARGEST_COUNT else LARGEST_COUNT
+                more = count - known.get(number, 0)
+                if more > 0:
+                    known[number] = count
+                    total = recent.get(number, 0) + more
+                    recent[number] = total if total <= LARGEST else LARGEST
+                    grown = True
+        if grown:
+            pool.add_times(packed(times), self._now.clock)
 
     def _replace_sums(
         self, process: ProcessRecord, pool: PoolRecord, report: PoolReport, gauges: Gauges, totals: Totals

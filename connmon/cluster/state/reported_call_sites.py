@@ -193,7 +193,7 @@ class ReportedCallSites:
         self._weigh(sums, stack_weight(hold_sum.stack))
 
     def profile_with_room(self, profile: HoldProfile | None, old: HoldProfile | None) -> HoldProfile | None:
-        """Return the part that has room of a profile that replaces another one; None: nothing."""
+        """Return the part that fits of a profile that replaces another one; None: nothing fits."""
         if profile is None:
             return None
         more = profile_weight(profile) - profile_weight(old)

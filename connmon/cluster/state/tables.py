@@ -246,21 +246,21 @@ class RecentTimes:
         self._now = now
         self.window = 0
         """The number of the current window."""
-        self._current: list[dict[int, int]] = [{}, {}, {}]
-        """Counted in place, since every report of a pool counts here."""
+        self.counts: list[dict[int, int]] = [{}, {}, {}]
+        """Of the current window; counted in place, since every report of a pool counts here."""
         self.previous = NO_TIMES
 
     @property
     def current(self) -> Times:
-        return Times(*self._current)
+        return Times(*self.counts)
 
     @current.setter
     def current(self, times: Times) -> None:
-        self._current = [dict(counts) for counts in times]
+        self.counts = [dict(counts) for counts in times]
 
     def add(self, times: Times) -> None:
         """Add what a pool reports beyond what it has reported before."""
-        for counts, more in zip(self._current, times, strict=True):
+        for counts, more in zip(self.counts, times, strict=True):
             for number, count in more.items():
                 total = counts.get(number, 0) + count
                 counts[number] = total if total <= LARGEST else LARGEST  # min() takes twice as long
