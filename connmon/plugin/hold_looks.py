@@ -181,7 +181,7 @@ class HoldLooks:
             waits = len(account.waits) / len(held)
             if waits:
                 for parts in held:
-                    for call_site, part in (parts or {account.call_sites.other: 1.0}).items():
+                    for call_site, part in parts.items():
                         account.time.profile.see_cause(call_site, waits * part)
 
     def _keep_stack(self, account: PoolAccount, call_site: CallSiteAccount, look: Look, now: float) -> None:
