@@ -91,13 +91,14 @@ class Kind:
     lost_seconds: float = 0.0
     """What the application's books may have more, since processes are killed."""
     nodes: int = 1
-    same: tuple[tuple[str, str], ...] = ()
-    """Labels of connmon that are counted as another one of the books."""
 
 
-#: What the books do not tell apart: computing in SQLAlchemy, in the books themselves, or unknown where; and a
-#: task that waits for the loop after the database has answered.
-BUSY: Final = (("sqlalchemy", "(rest)"), ("computing", "(rest)"), ("event loop", "database"))
+COMPUTING: Final = "computing"
+#: Compared as one: by the CPU clock of a thread that a holder computed is known, but not always in what. The
+#: database has answered a task that waits for the loop.
+SAME: Final = {
+    "own code": COMPUTING, "sqlalchemy": COMPUTING, "(rest)": COMPUTING, "event loop": "database",
+}  # fmt: skip
 
 KINDS: Final[dict[str, Kind]] = {
     "threads-mariadb": Kind("mysql+pymysql", "threads", 1),
@@ -450,10 +451,9 @@ def judge_shares(outcome: Outcome, wider: float) -> Iterator[str]:
 
 def renamed(places: dict[str, float], kind: Kind) -> Counter[str]:
     """Return seconds by the labels that are compared."""
-    same = dict([*BUSY, *kind.same])
     merged: Counter[str] = Counter()
     for label, seconds in places.items():
-        label = same.get(label, label)
+        label = SAME.get(label, label)
         if kind.coarse and label not in ("database",):
             label = "application"
         merged[label] += seconds

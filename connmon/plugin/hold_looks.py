@@ -20,7 +20,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from connmon.plugin.call_site_accounts import CallSiteAccount, Held, Look
 from connmon.plugin.hold_profile import YOUNG_SECONDS, Lateness, ProfileSettings
@@ -47,6 +47,10 @@ class _Holding(NamedTuple):
         )
 
 
+#: The `late` of a look that has waited for a CPU: whether the lock was taken at its moment is not known.
+NO_CPU: Final = -1.0
+
+
 class ComputedTime:
     """How much longer computing takes than the CPU clocks say.
 
@@ -65,8 +69,11 @@ class ComputedTime:
     def __repr__(self) -> str:
         return f"<ComputedTime x{self.scale:.2f}>"
 
-    def add(self, now: float, cpu_seconds: float, late: bool) -> None:
-        """Count a look. `cpu_seconds`: of the process, until now; 0.0: not known."""
+    def add(self, now: float, cpu_seconds: float, late: bool | None) -> None:
+        """Count a look. `cpu_seconds`: of the process, until now; 0.0: not known.
+
+        `late`: None where it is not known whether the lock was taken at the moment of the look.
+        """
         passed, cpu_passed = now - self._at, cpu_seconds - self._cpu_at
         self._at, self._cpu_at = now, cpu_seconds
         if not 0.0 < passed < self._settings.busy_seconds or cpu_passed < 0.0 or cpu_seconds == 0.0:
@@ -74,8 +81,8 @@ class ComputedTime:
         kept = max(0.0, 1.0 - passed / self._settings.scale_seconds)
         self._seconds = self._seconds * kept + passed
         self._cpu_seconds = self._cpu_seconds * kept + cpu_passed
-        self._looks = self._looks * kept + 1.0
-        self._late = self._late * kept + late
+        self._looks = self._looks * kept + (late is not None)
+        self._late = self._late * kept + bool(late)
 
     @property
     def scale(self) -> float:
@@ -113,8 +120,8 @@ class HoldLooks:
     def look(self, accounts: Sequence[PoolAccount], now: float, late: float, cpu_seconds: float) -> None:
         """Look at the holders of these pools.
 
-        `late`: how long the look has waited for the interpreter lock. `cpu_seconds`: how long the process has
-        computed by now; 0.0: not known.
+        `late`: how long the look has waited for the interpreter lock, or `NO_CPU`. `cpu_seconds`: how long
+        the process has computed by now; 0.0: not known.
         """
         if self._holders is None:
             return
@@ -122,7 +129,7 @@ class HoldLooks:
             late=late > self._settings.late_seconds,
             preempted=late > self._settings.preempted * sys.getswitchinterval(),
         )
-        self._computed.add(now, cpu_seconds, lateness.late)
+        self._computed.add(now, cpu_seconds, None if late == NO_CPU else lateness.late)
         held, weight = self._held(accounts)
         if not held:
             return

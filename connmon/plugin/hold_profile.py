@@ -51,7 +51,7 @@ class ProfileSettings:
     """The most connections among which a look searches for held ones."""
     places: int = 8
     """The most places of one call site that are kept apart; further ones are summed up."""
-    late_seconds: float = 0.0005
+    late_seconds: float = 0.0
     """A look that comes later than this had to wait for the interpreter lock."""
     preempted: float = 0.9
     """A look that comes later than this many switch intervals has preempted a thread that computes."""
@@ -234,21 +234,21 @@ class Places:
         if not at_once + late > 0.0:
             return {}
         late_part = late / (at_once + late)
-        cpu = min(late_part, self._cpu / self._cpu_held) if self._cpu_held > 0.0 else 0.0
+        cpu = min(1.0, self._cpu / self._cpu_held) if self._cpu_held > 0.0 else 0.0
         if cpu < self._settings.least_cpu:
             return {place: sum(looks) for place, looks in self._looks.items()}
-        own = cpu / late_part
+        own = min(1.0, cpu / late_part) if late_part else 1.0
         """The part of the late looks at which these holders themselves computed."""
         resting = {
             place: looks[0] + (looks[1] + looks[2]) * (1.0 - own) for place, looks in self._looks.items()
         }
         if not sum(resting.values()) > 0.0:
             resting = {place: sum(looks) for place, looks in self._looks.items()}
-        computing = {
-            place: looks[2] * (own if place == IN_DATABASE else 1.0)
-            for place, looks in self._looks.items()
-            if place not in _AT_REST
-        }
+        computing = {place: looks[2] for place, looks in self._looks.items() if place not in _AT_REST}
+        if in_database := self._looks.get(IN_DATABASE):
+            # A driver that computes for long (it reads many rows) is preempted. Where looks often came after
+            # less than that, holders have computed before they called it, also where that took longer.
+            computing[IN_DATABASE] = max(0.0, in_database[2] - in_database[1]) * own
         if sum(computing.values()) < self._settings.few_looks:
             computing = {COMPUTING: 1.0}
         weights: dict[str, float] = {}

@@ -34,13 +34,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic, process_time
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from connmon import process_info
 from connmon.config import Service
 from connmon.errors import ConfigError
 from connmon.interrupts import interrupted
 from connmon.plugin import forks, holder, unpatched
+from connmon.plugin.hold_looks import NO_CPU
 from connmon.plugin.ledger import Ledger, LedgerSettings
 from connmon.plugin.look_schedule import LookSchedule, LookScheduleSettings
 from connmon.plugin.uplink import Uplink, UplinkSettings
@@ -424,7 +425,9 @@ class Reporter:
         for ledger, schedule in schedules:
             late = schedule.late(woken.at, woken.planned)
             if late is not None and not self._leaving:
-                self._look(ledger, schedule, woken.at, late if woken.waited_for_lock else 0.0)
+                if not woken.waited_for_lock:
+                    late = 0.0 if late <= LATE_SECONDS else NO_CPU
+                self._look(ledger, schedule, woken.at, late)
         return woken.events
 
     def _look(self, ledger: Ledger, schedule: LookSchedule, now: float, late: float) -> None:
@@ -493,6 +496,10 @@ class Reporter:
         return process, self._usage if full or fresh else None
 
 
+#: A look that comes later than this has waited: for the interpreter lock, or for a CPU.
+LATE_SECONDS: Final = 0.0005
+
+
 class _Woken(NamedTuple):
     """How a wait has ended."""
 
@@ -529,7 +536,9 @@ def _poll_until(poller: Any, due: float, look_due: float | None = None) -> _Woke
     events = poller.poll(milliseconds)
     # Poll itself pauses once, where it had to wait. Another pause is for the lock.
     at = monotonic()
-    return _Woken(events, at, planned, before < 0 or _pauses() - before > (milliseconds > 0))
+    known = before >= 0
+    waited = _pauses() - before > (milliseconds > 0) if known else at - planned > LATE_SECONDS
+    return _Woken(events, at, planned, waited)
 
 
 def _pauses() -> int:
