@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,9 +43,8 @@ def test_parts_sum_to_the_whole(total: int, shares: dict[str, float]) -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0.0, 5_000.0)), max_size=60))
 def test_what_is_counted_is_split_exactly(steps: list[tuple[str, float]]) -> None:
-    """Parts never go back, and sum to the total in whole units after each step."""
+    """Parts never go back and sum to the total; each is right to as many units as there are parts."""
     split: Split[str] = Split()
-    counted: Counter[str] = Counter()
     exact: dict[str, float] = {}
     for key, more in steps:
         before = dict(split.parts)
@@ -55,8 +52,7 @@ def test_what_is_counted_is_split_exactly(steps: list[tuple[str, float]]) -> Non
         split.settle(int(sum(exact.values())), exact)
         assert sum(split.parts.values()) == split.whole == int(sum(exact.values()))
         assert all(split.parts[name] >= part for name, part in before.items())
-        assert all(part == pytest.approx(exact[name], abs=2.0) for name, part in split.parts.items())
-    assert counted == Counter()
+        assert all(part == pytest.approx(exact[name], abs=3.0) for name, part in split.parts.items())
 
 
 def test_a_rest_waits_until_something_is_known_of_it() -> None:
