@@ -210,7 +210,8 @@ def _awaited_task(task: Any, innermost: Any) -> Any:
         # shield is an ordinary function: what is left of it is a callback of the future that it returned.
         return next((inner for inner in _shielded(awaited) if issubclass(type(inner), kind)), None)
     if frame.f_code.co_name == "wait_for":  # up to Python 3.11 with a task of its own
-        inner_tasks = [local for local in gc.get_referents(innermost) if issubclass(type(local), kind)]
+        # Up to Python 3.10 the frame has the local variables.
+        inner_tasks = [local for local in gc.get_referents(innermost, frame) if issubclass(type(local), kind)]
         return inner_tasks[0] if len(inner_tasks) == 1 else None
     return None
 
