@@ -88,6 +88,8 @@ class Kind:
     library: str = ""
     coarse: bool = False
     """Only the database and everything else are compared: other labels depend on a library's names."""
+    rest: str = "computing"
+    """What the rest is. aiosqlite's cursors are made and closed in its thread: that is the database."""
     lost_seconds: float = 0.0
     """What the application's books may have more, since processes are killed."""
     nodes: int = 1
@@ -97,7 +99,7 @@ COMPUTING: Final = "computing"
 #: Compared as one: by the CPU clock of a thread that a holder computed is known, but not always in what. The
 #: database has answered a task that waits for the loop.
 SAME: Final = {
-    "own code": COMPUTING, "sqlalchemy": COMPUTING, "(rest)": COMPUTING, "event loop": "database",
+    "own code": COMPUTING, "sqlalchemy": COMPUTING, "event loop": "database",
 }  # fmt: skip
 
 KINDS: Final[dict[str, Kind]] = {
@@ -105,7 +107,7 @@ KINDS: Final[dict[str, Kind]] = {
     "threads-psycopg2": Kind("postgresql+psycopg2", "threads", 1),
     "threads-psycopg": Kind("postgresql+psycopg", "threads", 1),
     "asyncio-asyncpg": Kind("postgresql+asyncpg", "async:asyncpg", 1),
-    "asyncio-aiosqlite": Kind("sqlite+aiosqlite", "async:aiosqlite", 2),
+    "asyncio-aiosqlite": Kind("sqlite+aiosqlite", "async:aiosqlite", 2, rest="database"),
     "gevent": Kind("mysql+pymysql", "greenlets", 2, library="gevent", coarse=True),
     "eventlet": Kind("mysql+pymysql", "greenlets", 2, library="eventlet", coarse=True),
     "sites-counted": Kind("mysql+pymysql", "sites-counted", 2),
@@ -455,7 +457,7 @@ def renamed(places: dict[str, float], kind: Kind) -> Counter[str]:
     """Return seconds by the labels that are compared."""
     merged: Counter[str] = Counter()
     for label, seconds in places.items():
-        label = SAME.get(label, label)
+        label = kind.rest if label == "(rest)" else SAME.get(label, label)
         if kind.coarse and label not in ("database",):
             label = "application"
         merged[label] += seconds

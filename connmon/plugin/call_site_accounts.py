@@ -111,7 +111,9 @@ class Look(NamedTuple):
 class Sampling:
     """Which checkouts of a process have their call site noted."""
 
-    __slots__ = ("_at", "_changed", "_left", "_random", "_settings", "mean", "rate")
+    __slots__ = (
+        "_at", "_changed", "_left", "_random", "_settings", "_waits_at", "_waits_left", "mean", "rate",
+    )  # fmt: skip
 
     def __init__(self, settings: SamplingSettings = SamplingSettings()) -> None:  # immutable
         self._settings = settings
@@ -121,6 +123,8 @@ class Sampling:
         self._left = self.rate
         """How many more may be noted now: a token bucket."""
         self._at = self._changed = 0.0
+        self._waits_left, self._waits_at = self.rate, 0.0
+        """The same for waits. Of their own: waits are not thinned out, and would leave no room for holds."""
         self._random = random.Random()  # so that the application's own random numbers stay as they are
 
     def __repr__(self) -> str:
@@ -147,6 +151,16 @@ class Sampling:
         if enough and now - self._changed > self._settings.shorter_after_seconds:
             self.mean, self._changed = self.mean // 2, now
         return True
+
+    def wait_due(self, now: float) -> bool:
+        """Return whether there is room to note one more wait, and take it."""
+        rate = self.rate
+        if rate == inf:
+            return True
+        left = min(rate, self._waits_left + (now - self._waits_at) * rate) if self._waits_at else rate
+        self._waits_at = now
+        self._waits_left = left - 1.0 if left >= 1.0 else left
+        return left >= 1.0
 
     def pause(self) -> int:
         """Return after how many checkouts of a connection the next one is noted.

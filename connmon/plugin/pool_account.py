@@ -470,7 +470,7 @@ class PoolAccount:
             sampling = self.sampling
             if (
                 sampling is not None
-                and sampling.due(now)
+                and sampling.wait_due(now)
                 and (call_site := self.find_call_site()) is not None
             ):
                 self.wait_call_sites[wait] = self.call_sites.of(*call_site).counts

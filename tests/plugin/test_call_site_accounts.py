@@ -457,3 +457,15 @@ def test_a_connection_that_a_loop_has_left_behind() -> None:
 def test_other_is_no_file() -> None:
     """The name of all other call sites cannot be one of a call site."""
     assert ":" not in OTHER_CALL_SITES
+
+
+def test_waits_leave_room_for_holds() -> None:
+    """In a full pool every checkout waits; the noted waits do not take the room of noted checkouts."""
+    sampling = Sampling()
+    noted = 0
+    for number in range(3_000):
+        now = 1.0 + number / 300.0
+        sampling.wait_due(now)
+        noted += sampling.due(now)
+    assert noted >= 1_000
+    assert sum(sampling.wait_due(11.0 + number / 300.0) for number in range(300)) <= 210
