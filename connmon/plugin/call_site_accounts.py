@@ -100,10 +100,10 @@ class Look(NamedTuple):
 
     where: str | None
     """A label of `values.Where`. None: it cannot be found out."""
-    places: tuple[CallSite, ...]
-    """Its stack, the innermost frame first; at most `whereabouts.STACK_FRAMES`."""
-    application: tuple[CallSite, ...] = ()
-    """The application's frames, also those further out, as far as the server; as many at most."""
+    frames: Sequence[tuple[CodeType, int]] = ()
+    """Its stack, the innermost frame first: code object and offset of the instruction."""
+    at: int | None = None
+    """The position of the application's innermost frame."""
     returned: bool = False
     """Whether the function that took the connection has returned, or its holder has ended."""
 

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from connmon.plugin.call_site_accounts import CallSiteAccount, Held, Look
@@ -134,30 +135,26 @@ class HoldLooks:
         if not held:
             return
         newest = _newest(held)
-        holding = held
-        if len(holding) > self._settings.holders:
-            weight *= len(holding) / self._settings.holders
-            holding = self._random.sample(held, self._settings.holders)
-        chosen = set(map(id, holding))
-        others = _threads([hold for hold in held if id(hold) not in chosen])
-        looks = self._holders.look([hold.question(newest) for hold in holding], others)
+        chosen: Collection[int] = range(len(held))
+        if len(held) > self._settings.holders:
+            weight *= len(held) / self._settings.holders
+            chosen = set(self._random.sample(range(len(held)), self._settings.holders))
+        holding = [_holding(*held[number]) for number in chosen]
+        looks = self._holders.look(
+            [hold.question(newest) for hold in holding],
+            (entry.holder for number, (entry, _) in enumerate(held) if number not in chosen),
+        )
         self._count(list(zip(holding, looks, strict=True)), weight, now, lateness)
 
-    def _held(self, accounts: Sequence[PoolAccount]) -> tuple[list[_Holding], float]:
-        """Return held connections, and how many each of them stands for."""
+    def _held(self, accounts: Sequence[PoolAccount]) -> tuple[list[tuple[Entry, float]], float]:
+        """Return held connections, each with when its hold began, and how many each of them stands for."""
         entries = [entry for account in accounts for entry in list(account.entries.values())]
         weight = 1.0
         most = self._settings.connections
         if len(entries) > most:
             weight = len(entries) / most
             entries = self._random.sample(entries, most)
-        holding = []
-        for entry in entries:
-            since = entry.since
-            if since and not entry.closed:
-                noted = entry.call_site if entry.noted_at == entry.checkouts else None
-                holding.append(_Holding(entry=entry, since=since, holder=entry.holder, noted=noted))
-        return holding, weight
+        return [(entry, since) for entry in entries if (since := entry.since) and not entry.closed], weight
 
     def _count(
         self, looks: list[tuple[_Holding, Look]], weight: float, now: float, lateness: Lateness
@@ -165,21 +162,10 @@ class HoldLooks:
         """Count what was seen, in the profiles of the pools."""
         seen: dict[PoolAccount, list[dict[CallSiteAccount, float]]] = {}
         for hold, look in looks:
-            entry, noted = hold.entry, hold.noted
-            if entry.since != hold.since:
+            if hold.entry.since != hold.since:
                 continue
-            account = entry.pool
-            if noted is None:
-                taken = account.call_sites.taken_in(look.application)
-                parts = taken.parts if taken.sure else {}
-                if now - hold.since > YOUNG_SECONDS:
-                    account.time.profile.see_old(parts, weight)
-                    if not taken.sure:
-                        account.time.unidentified.keep(now, look, weight, lateness)
-            else:
-                parts = {noted.counts: 1.0}
-                account.call_sites.seen_in(look.application, noted, entry.noted.checkouts)
-                self._keep_stack(account, noted, look, now)
+            account = hold.entry.pool
+            parts = self._call_sites_of(hold, look, weight, now, lateness)
             if look.where is not None:
                 for call_site, part in parts.items():
                     account.time.profile.places_of(call_site).see(look.where, weight * part, lateness)
@@ -191,17 +177,39 @@ class HoldLooks:
                     for call_site, part in parts.items():
                         account.time.profile.see_cause(call_site, waits * part)
 
+    def _call_sites_of(
+        self, hold: _Holding, look: Look, weight: float, now: float, lateness: Lateness
+    ) -> dict[CallSiteAccount, float]:
+        """Return the call sites that the hold may be of, with parts that sum to 1; empty: it is not known."""
+        entry, noted = hold.entry, hold.noted
+        account, holders = entry.pool, self._holders
+        assert holders is not None
+        if noted is not None:
+            sampling = account.sampling
+            if sampling is not None and sampling.mean > 1:  # else there is nothing to be identified
+                account.call_sites.seen_in(holders.application(look), noted, entry.noted.checkouts)
+            self._keep_stack(account, noted, look, now)
+            return {noted.counts: 1.0}
+        application = holders.application(look)
+        taken = account.call_sites.taken_in(application)
+        parts = taken.parts if taken.sure else {}
+        if now - hold.since > YOUNG_SECONDS:
+            account.time.profile.see_old(parts, weight)
+            if not taken.sure:
+                account.time.unidentified.keep(now, look.where, application, weight, lateness)
+        return parts
+
     def _keep_stack(self, account: PoolAccount, call_site: CallSiteAccount, look: Look, now: float) -> None:
         """Keep the stack of a call site as text, if it has none, or one that is old."""
         places, settings = account.time.profile.places_of(call_site), self._settings
-        if call_site.code is None or not look.places or self._holders is None:
-            return
-        if not self._may_keep_stack(call_site, now):
+        if not look.frames or self._holders is None:
             return
         if places.stack_at is not None and now - places.stack_at < settings.stack_interval_seconds:
             return
-        stack = self._holders.stack_texts(look.places)
+        if not self._may_keep_stack(call_site, now):
+            return
         places.stack_at = now
+        stack = self._holders.stack_texts(look)
         if stack != places.stack:
             places.stack, places.stack_reported = stack, False
 
@@ -222,16 +230,14 @@ def _identity(holder: Any) -> int:
     return holder if isinstance(holder, int) else id(holder)
 
 
-def _newest(holding: Iterable[_Holding]) -> dict[int, float]:
+def _holding(entry: Entry, since: float) -> _Holding:
+    noted = entry.call_site if entry.noted_at == entry.checkouts else None
+    return _Holding(entry=entry, since=since, holder=entry.holder, noted=noted)
+
+
+def _newest(held: Iterable[tuple[Entry, float]]) -> dict[int, float]:
     """Return when each holder took the newest connection that it has."""
-    newest: dict[int, float] = {}
-    for hold in holding:
-        key = _identity(hold.holder)
-        newest[key] = max(hold.since, newest.get(key, 0.0))
-    return newest
+    return {_identity(entry.holder): since for entry, since in sorted(held, key=_since)}
 
 
-def _threads(holding: Iterable[_Holding]) -> list[int]:
-    """Return the numbers of the threads among these holders."""
-    idents = [getattr(hold.holder, "ident", hold.holder) for hold in holding]
-    return [ident for ident in idents if isinstance(ident, int)]
+_since = itemgetter(1)

@@ -20,16 +20,17 @@ import importlib
 import os
 import sys
 import weakref
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import CodeType, FrameType
 from typing import Any, Final, Literal, NamedTuple
 
 from connmon.interrupts import interrupted
 from connmon.plugin import call_site as frames
 from connmon.plugin import stacks, unpatched
+from connmon.plugin import whereabouts as whereabouts_of
 from connmon.plugin.call_site_accounts import CallSite, Held, Look, Whereabouts
 from connmon.plugin.stacks import Holder, ThreadMark, mark
-from connmon.plugin.whereabouts import Codes, lend, looks, may_be_lent
+from connmon.plugin.whereabouts import Codes, lend, looks, may_be_lent, threads_of
 from connmon.protocol.values import HolderIn
 
 #: The most frames of a stack that are reported, and the most characters of a name or line.
@@ -189,28 +190,35 @@ def in_driver() -> frozenset[int]:
         return frozenset()
 
 
-def look(held: Sequence[Held], other_holders: Collection[int] = ()) -> list[Look]:
+def look(held: Sequence[Held], other_holders: Iterable[Holder] = ()) -> list[Look]:
     """Return where the holder of each of these connections is, all of one moment. Raises nothing.
 
-    `other_holders`: the numbers of threads that hold connections which are not in `held`.
+    `other_holders`: those who hold connections which are not in `held`.
     """
     try:
         # All frames are released before the first is judged: see `stacks`.
-        read = stacks.read([hold.holder for hold in held])
+        holders = [hold.holder for hold in held]
+        read = stacks.read(holders)
         codes = _known_codes()
         found = looks(held, read, codes)
         if may_be_lent(held, found):
-            found = lend(held, found, stacks.read_threads(), codes, other_holders)
+            strangers = stacks.read_threads(without=threads_of([*holders, *other_holders]))
+            found = lend(held, found, strangers.values(), codes)
         return found
     except Exception as error:
         if interrupted(error):
             raise
-        return [Look(None, ())] * len(held)
+        return [Look(None)] * len(held)
 
 
-def stack_texts(places: Iterable[frames.Place]) -> tuple[str, ...]:
-    """Return these places as reports name them."""
-    return tuple([frame_text(*place) for place in places])
+def application(look: Look) -> tuple[frames.Place, ...]:
+    """Return the application's frames of a look, the innermost first, as far as the server."""
+    return whereabouts_of.application(look, _known_codes())
+
+
+def stack_texts(look: Look) -> tuple[str, ...]:
+    """Return the innermost frames of a look as reports name them, but in any case the application's."""
+    return tuple([frame_text(*place) for place in whereabouts_of.shown(look, _known_codes())])
 
 
 def frame_text(code: CodeType, number: int) -> str:

@@ -21,12 +21,12 @@ Rules:
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any, Final, Protocol
 
-from connmon.plugin.call_site_accounts import CallSiteAccount, Held, Look, Whereabouts
+from connmon.plugin.call_site_accounts import CallSite, CallSiteAccount, Held, Look, Whereabouts
 from connmon.plugin.pool_account import Entry, PoolAccount
 from connmon.protocol.values import OTHER_CALL_SITES
 
@@ -54,8 +54,9 @@ class Holders(Protocol):
     def frame_text(self, code: Any, number: int, /) -> str: ...
     def whereabouts(self, holder: Any, code: CodeType | None, mine: bool, /) -> Whereabouts: ...
     def in_driver(self) -> frozenset[int]: ...
-    def look(self, held: Sequence[Held], other_holders: Collection[int], /) -> list[Look]: ...
-    def stack_texts(self, places: Sequence[tuple[CodeType, int]], /) -> tuple[str, ...]: ...
+    def look(self, held: Sequence[Held], other_holders: Iterable[Any], /) -> list[Look]: ...
+    def application(self, look: Look, /) -> tuple[CallSite, ...]: ...
+    def stack_texts(self, look: Look, /) -> tuple[str, ...]: ...
 
 
 class HolderChecks:

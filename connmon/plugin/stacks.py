@@ -22,7 +22,7 @@ import operator
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import AsyncGeneratorType, CodeType, CoroutineType, FrameType, FunctionType, GeneratorType
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -108,11 +108,11 @@ def read(holders: list[Holder]) -> list[Stack]:
         threads.clear()
 
 
-def read_threads() -> dict[int, Stack]:
-    """Return the stacks of all threads, by their numbers."""
+def read_threads(without: Collection[int] = ()) -> dict[int, Stack]:
+    """Return the stacks of all threads but these, by their numbers."""
     threads = sys._current_frames()
     try:
-        return {ident: Stack(upwards(frame)) for ident, frame in threads.items()}
+        return {ident: Stack(upwards(frame)) for ident, frame in threads.items() if ident not in without}
     finally:
         threads.clear()
 

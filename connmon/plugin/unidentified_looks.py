@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from connmon.plugin.call_site_accounts import CallSite, CallSiteAccount, CallSites, Look
+from connmon.plugin.call_site_accounts import CallSite, CallSiteAccount, CallSites
 from connmon.plugin.hold_profile import Lateness, PoolProfile
 
 
@@ -53,15 +53,22 @@ class UnidentifiedLooks:
     def __repr__(self) -> str:
         return f"<UnidentifiedLooks at {len(self._stacks)} stacks>"
 
-    def keep(self, now: float, look: Look, weight: float, lateness: Lateness) -> None:
-        """Keep one look."""
-        key = tuple([id(code) for code, _ in look.application])
+    def keep(
+        self,
+        now: float,
+        where: str | None,
+        application: tuple[CallSite, ...],
+        weight: float,
+        lateness: Lateness,
+    ) -> None:
+        """Keep one look: where the holder was, and the application's frames on its stack."""
+        key = tuple([id(code) for code, _ in application])
         stack = self._stacks.get(key)
         if stack is None:
             if not key or len(self._stacks) >= self._settings.stacks:
                 return
-            stack = self._stacks[key] = _Stack(look.application, now)
-        seen = look.where, lateness
+            stack = self._stacks[key] = _Stack(application, now)
+        seen = where, lateness
         stack.weights[seen] = stack.weights.get(seen, 0.0) + weight
 
     def identify(self, now: float, call_sites: CallSites, profile: PoolProfile[CallSiteAccount]) -> None:

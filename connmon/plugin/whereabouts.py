@@ -24,9 +24,9 @@ import os
 import re
 import sys
 import weakref
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from types import CodeType
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from connmon.interrupts import interrupted
 from connmon.plugin import call_site, called
@@ -211,23 +211,30 @@ def looks(held: Sequence[Held], stacks: Sequence[Stack], codes: Codes) -> list[L
         except Exception as error:
             if interrupted(error):
                 raise
-            found.append(Look(None, ()))
+            found.append(Look(None))
     return found
 
 
 def _look(hold: Held, stack: Stack, codes: Codes, *, mine: bool) -> Look:
     if not stack.frames:
-        return Look(ENDED if stack.ended else None, (), returned=bool(stack.ended))
-    at = _application(hold.code, stack, codes)
-    returned = hold.code is not None and all(code is not hold.code for code, _ in stack.frames)
-    where = _where(stack, codes, at, mine=mine, returned=returned)
-    return Look(where, _shown(stack, codes, at), _of_application(stack, codes), returned)
+        return Look(ENDED if stack.ended else None, returned=bool(stack.ended))
+    kinds, at = _inner_kinds(hold.code, stack, codes)
+    returned = hold.code is not None and not _is_on(hold.code, stack)
+    where = _where(stack, codes, kinds, at, mine=mine, returned=returned)
+    return Look(where, stack.frames, at, returned)
 
 
-def _of_application(stack: Stack, codes: Codes) -> tuple[Place, ...]:
+def _is_on(taker: CodeType, stack: Stack) -> bool:
+    for code, _ in stack.frames:  # noqa: SIM110  # any() takes three times as long
+        if code is taker:
+            return True
+    return False
+
+
+def application(look: Look, codes: Codes) -> tuple[Place, ...]:
     """Return the frames of the application and of libraries, the innermost first, as far as the server."""
     places: list[Place] = []
-    for code, offset in stack.frames:
+    for code, offset in look.frames:
         kind = codes.kind(code)
         if kind == call_site.SERVER:
             break
@@ -238,25 +245,34 @@ def _of_application(stack: Stack, codes: Codes) -> tuple[Place, ...]:
     return tuple(places)
 
 
-def _shown(stack: Stack, codes: Codes, at: int | None) -> tuple[Place, ...]:
+def shown(look: Look, codes: Codes) -> tuple[Place, ...]:
     """Return the frames to show: the innermost, but in any case the application's."""
-    first = 0
-    if at is not None and len(stack.frames) > STACK_FRAMES:
-        first = min(max(0, at - INNER_FRAMES), len(stack.frames) - STACK_FRAMES)
-    return tuple([codes.place(*frame) for frame in stack.frames[first : first + STACK_FRAMES]])
+    first, frames = 0, look.frames
+    if look.at is not None and len(frames) > STACK_FRAMES:
+        first = min(max(0, look.at - INNER_FRAMES), len(frames) - STACK_FRAMES)
+    return tuple([codes.place(*frame) for frame in frames[first : first + STACK_FRAMES]])
 
 
-def _application(taker: CodeType | None, stack: Stack, codes: Codes) -> int | None:
-    """Return the position of the application's innermost frame, and None where no frame is of it.
+def _inner_kinds(taker: CodeType | None, stack: Stack, codes: Codes) -> tuple[list[int], int | None]:
+    """Return the position of the application's innermost frame, and the kinds of the frames further in.
 
     Frames further out than the function that took the connection have nothing to do with it. Where no frame
-    is the application's by its kind, the library that took the connection is, or the outermost one.
+    is the application's by its kind, the library that took the connection is, or the outermost one. Where
+    there is none either the position is None, and the kinds are those of all frames.
     """
+    known = codes.kinds.known
+    kinds: list[int] = []
     library: int | None = None
     for position, (code, _) in enumerate(stack.frames):
-        kind = codes.kind(code)
+        kind = known.get(id(code))
+        if kind is None:
+            kind = codes.kind(code)
+            known = codes.kinds.known
+        elif kind == call_site.HANDS_ON:
+            kind = codes.kind(code)
         if kind == call_site.APPLICATION:
-            return position
+            return kinds, position
+        kinds.append(kind)
         if kind == call_site.LIBRARY:
             library = position
         if code is taker:
@@ -265,17 +281,18 @@ def _application(taker: CodeType | None, stack: Stack, codes: Codes) -> int | No
         if kind == call_site.SERVER and library is not None:
             break
     if library is None:
-        return None
+        return kinds, None
     package = codes.facts(stack.frames[library][0]).package
     for position, (code, _) in enumerate(stack.frames[:library]):
-        if codes.kind(code) == call_site.LIBRARY and codes.facts(code).package == package:
-            return position
-    return library
+        if kinds[position] == call_site.LIBRARY and codes.facts(code).package == package:
+            return kinds[:position], position
+    return kinds[:library], library
 
 
-def _where(stack: Stack, codes: Codes, at: int | None, *, mine: bool, returned: bool) -> str | None:
-    inner = stack.frames if at is None else stack.frames[:at]
-    kinds = [codes.kind(code) for code, _ in inner]
+def _where(
+    stack: Stack, codes: Codes, kinds: Sequence[int], at: int | None, *, mine: bool, returned: bool
+) -> str | None:
+    """Return the label. `kinds` are those of the frames further in than the application's, which is `at`."""
     acquires = not _ACQUIRES.isdisjoint(kinds)
     in_driver = not acquires and (_in_driver(kinds) or (at == 0 and _at_cursor(stack, codes)))
     works = mine and at is not None
@@ -348,8 +365,6 @@ def _innermost(stack: Stack, codes: Codes) -> str:
 
 # --- Connections in other threads -----------------------------------------------------------
 
-Threads: TypeAlias = "Mapping[int, Stack]"
-
 
 def may_be_lent(held: Sequence[Held], found: Sequence[Look]) -> bool:
     """Return whether another thread may work with one of these connections."""
@@ -359,30 +374,32 @@ def may_be_lent(held: Sequence[Held], found: Sequence[Look]) -> bool:
 def lend(
     held: Sequence[Held],
     found: Sequence[Look],
-    threads: Threads,
+    strangers: Iterable[Stack],
     codes: Codes,
-    other_holders: Collection[int] = (),
 ) -> list[Look]:
     """Return the looks, with connections in the database that threads without one work with.
 
-    `threads` are the stacks of all threads. Those in a driver that hold nothing work with what others have
-    taken: with the newest connections that their holders do not work with. `other_holders` are the numbers of
-    threads that hold connections which the look is not about.
+    `strangers` are the stacks of threads that hold nothing. Those in a driver work with what others have
+    taken: with the newest connections that their holders do not work with.
     """
-    holders = {_ident(hold.holder) for hold in held}.union(other_holders)
-    strangers = 0
-    for ident, stack in threads.items():
-        if ident not in holders and call_site.calls_driver(stack.frames, codes.kinds):
-            strangers += 1
+    number_at_work = 0
+    for stack in strangers:
+        if call_site.calls_driver(stack.frames, codes.kinds):
+            number_at_work += 1
     lendable = [number for number, hold in enumerate(held) if _lendable(hold, found[number])]
     lendable.sort(key=lambda number: held[number].since, reverse=True)
-    lent = set(lendable[:strangers])
+    lent = set(lendable[:number_at_work])
     return [look._replace(where=IN_DATABASE) if number in lent else look for number, look in enumerate(found)]
 
 
 def _lendable(hold: Held, look: Look) -> bool:
     left = look.returned and look.where != IN_DATABASE
     return _ident(hold.holder) is not None and (left or (hold.code is None and look.where is None))
+
+
+def threads_of(holders: Iterable[Holder]) -> set[int]:
+    """Return the numbers of the threads among these holders."""
+    return {ident for holder in holders if (ident := _ident(holder)) is not None}
 
 
 def _ident(holder: Holder) -> int | None:

@@ -405,6 +405,7 @@ def test_a_thread_that_works_with_another_connection() -> None:
         frame_text = staticmethod(holder.frame_text)
         in_driver = staticmethod(holder.in_driver)
         look = staticmethod(holder.look)
+        application = staticmethod(holder.application)
         stack_texts = staticmethod(holder.stack_texts)
 
         @staticmethod

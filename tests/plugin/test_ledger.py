@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 from types import CodeType
 from typing import Any
 
@@ -57,11 +57,14 @@ class Holders:
     def in_driver(self) -> frozenset[int]:
         return frozenset()
 
-    def look(self, held: Sequence[Held], other_holders: Collection[int]) -> list[Look]:
-        return [Look("database" if one.code is None else "own code", ()) for one in held]
+    def look(self, held: Sequence[Held], other_holders: Iterable[Any]) -> list[Look]:
+        return [Look("database" if one.code is None else "own code") for one in held]
 
-    def stack_texts(self, places: Sequence[tuple[CodeType, int]]) -> tuple[str, ...]:
-        return tuple([self.frame_text(*place) for place in places])
+    def application(self, look: Look) -> tuple[tuple[CodeType, int], ...]:
+        return ()
+
+    def stack_texts(self, look: Look) -> tuple[str, ...]:
+        return ()
 
 
 PROCESS = Process(host="ctl1", program="nova-api", pid=1, ppid=0, user=None, command=None, started=None)

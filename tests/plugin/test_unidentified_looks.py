@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import CodeType
 
-from connmon.plugin.call_site_accounts import CallSite, CallSiteAccount, CallSiteRoom, CallSites, Look
+from connmon.plugin.call_site_accounts import CallSite, CallSiteAccount, CallSiteRoom, CallSites
 from connmon.plugin.hold_profile import HeldTime, Lateness, PoolProfile, PoolTotals
 from connmon.plugin.unidentified_looks import UnidentifiedLooks, UnidentifiedLookSettings
 
@@ -81,8 +81,7 @@ def test_time_is_given_back() -> None:
             taken = call_sites.taken_in(stack(function))
             profile.see_old(taken.parts if taken.sure else {}, 5.0)
             if not taken.sure:
-                look = Look("requests", (), stack(function))
-                unidentified.keep(float(second), look, 5.0, AT_ONCE)
+                unidentified.keep(float(second), "requests", stack(function), 5.0, AT_ONCE)
         if second == 10:
             mails = call_sites.of(MAILS, 7)
         unidentified.identify(float(second), call_sites, profile)
@@ -100,7 +99,7 @@ def test_memory_is_bounded() -> None:
     unidentified = UnidentifiedLooks(UnidentifiedLookSettings(stacks=3, seconds=60.0))
     codes = [code(f"job{number}") for number in range(5)]
     for function in codes:
-        unidentified.keep(0.0, Look("requests", (), stack(function)), 1.0, AT_ONCE)
+        unidentified.keep(0.0, "requests", stack(function), 1.0, AT_ONCE)
     assert repr(unidentified) == "<UnidentifiedLooks at 3 stacks>"
     unidentified.identify(61.0, call_sites, profile)
     assert repr(unidentified) == "<UnidentifiedLooks at 0 stacks>"

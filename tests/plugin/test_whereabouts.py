@@ -444,8 +444,8 @@ def test_function_that_has_returned() -> None:
     with busy(waits_for_an_event) as (thread,):
         (look,) = holder.look([Held(thread.mark, taker.__code__, 1.0)])
         assert look.where not in ("elsewhere", None)
-        assert look.returned and look.places
-    assert holder.look([thread.held()]) == [Look("ended", (), returned=True)]
+        assert look.returned and look.frames
+    assert holder.look([thread.held()]) == [Look("ended", returned=True)]
 
 
 def test_connection_in_another_thread(tmp_path: Path) -> None:
@@ -502,7 +502,7 @@ def test_stack() -> None:
 
         def complete() -> bool:
             nonlocal texts
-            texts = holder.stack_texts(holder.look([hold])[0].places)
+            texts = holder.stack_texts(holder.look([hold])[0])
             return [line.rpartition(" ")[2] for line in texts[:4]] == [
                 "wait",
                 "wait",
@@ -629,7 +629,7 @@ def test_what_a_task_awaits(function: Callable[[], Any], where: str) -> None:
         assert holder.look([Held(weakref.ref(task), main.__code__, 1.0)])[0].where == where
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        assert holder.look([Held(weakref.ref(task), None, 1.0)]) == [Look("ended", (), returned=True)]
+        assert holder.look([Held(weakref.ref(task), None, 1.0)]) == [Look("ended", returned=True)]
 
     asyncio.run(main())
 
