@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import Final, Literal, TypeAlias
 
+import msgspec
+
 from connmon.cluster.state.contents import Contents
 from connmon.cluster.state.hold_profiles import (
     MOST_LABELS,
@@ -41,7 +43,7 @@ from connmon.cluster.state.weights import (
 )
 from connmon.protocol.reports import HoldProfile, Report, SiteReport
 from connmon.protocol.rows import RowKey
-from connmon.protocol.values import OTHER_LABELS
+from connmon.protocol.values import LARGEST, OTHER_LABELS
 
 Counting: TypeAlias = Literal["recent", "past", "known"]
 """What a report's increases are: they have just happened, or happened at an unknown time, or may be in the
@@ -97,7 +99,10 @@ class ReportedCallSites:
             return "past"
         if ended.profiles is None:
             return "known"
-        process.surplus = unpacked_profiles(ended.profiles)
+        try:
+            process.surplus = unpacked_profiles(ended.profiles)
+        except (msgspec.MsgspecError, ValueError):  # nothing here makes such ones; applying must not raise
+            return "known"
         self._room.weight += surpluses_weight(process)
         return "recent" if self._now.clock - ended.at <= WINDOW_SECONDS else "past"
 
@@ -203,7 +208,7 @@ class ReportedCallSites:
             return None
         where = {label: ms for label, ms in profile.where.items() if label in old.where}
         rest = sum(profile.where.values()) - sum(where.values())
-        where[OTHER_LABELS] = where.get(OTHER_LABELS, 0) + rest
+        where[OTHER_LABELS] = min(where.get(OTHER_LABELS, 0) + rest, LARGEST)
         return HoldProfile(
             holds=profile.holds,
             held_ms=profile.held_ms,
