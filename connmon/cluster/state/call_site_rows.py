@@ -159,6 +159,7 @@ def _add_sums(group: Group, call_sites: dict[CallSiteKey, _CallSite], window: in
         covered = recent_seconds(hold_sum.since, window, group.reported)
         sums.recent_seconds = max(sums.recent_seconds, covered)
         sums.stack = hold_sum.stack or sums.stack
+        sums.estimated = sums.estimated or hold_sum.estimated
         recent_ms += recent.held_ms
     if recent_ms:
         for sums in rows.values():

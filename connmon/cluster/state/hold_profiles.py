@@ -116,7 +116,7 @@ class HoldSum(Struct, array_like=True, gc=False):
     """The sum of one call site in one database. It refers to plain values only."""
 
     since: float
-    """When it was first seen, by the replica's clock."""
+    """Since when it counts, by the replica's clock."""
     window: int
     """The window in which it last grew."""
     holds: int = 0
@@ -134,6 +134,8 @@ class HoldSum(Struct, array_like=True, gc=False):
     """Its profile before the window before that one."""
     stack: tuple[str, ...] = ()
     """The one reported last."""
+    estimated: bool = False
+    """Whether some of it is estimated from a sample of the checkouts."""
 
     def profile(self) -> HoldProfile:
         return HoldProfile(

@@ -15,12 +15,13 @@ from connmon.cluster.state.machine import StateMachine
 from connmon.cluster.state.settings import Limits
 from connmon.protocol.batch import Departure
 from connmon.protocol.queries import Query
-from connmon.protocol.reports import HoldProfile, PoolReport, SiteReport
+from connmon.protocol.reports import HoldProfile, PoolReport, Process, Report, SiteReport
 from connmon.protocol.rows import SiteRow
 from connmon.protocol.values import LARGEST, Gauges, Peaks, Totals
 from tests.cluster.export.test_node_metrics import samples
 from tests.cluster.state.test_judging import pool as judged_pool
-from tests.cluster.state.test_machine import LEASE, Group, change, full, info, pool, process
+from tests.cluster.state import test_machine
+from tests.cluster.state.test_machine import LEASE, Group, change, info, pool
 from tests.support.prometheus import promtool
 
 SITE = "orders.py:88 checkout"
@@ -44,6 +45,15 @@ def site(
     stack: tuple[str, ...] = (),
 ) -> SiteReport:
     return SiteReport(of, name, profile=profile(held_ms, where), stack=stack)
+
+
+def process(program: str = "nova-api", pid: int = 1, started: float | None = 1.0) -> Process:
+    """Return a process that has started a second ago."""
+    return msgspec.structs.replace(test_machine.process("ctl1", program, pid), started=started)
+
+
+def full(instance: str, sequence: int, *pools: PoolReport, **more: Any) -> Report:
+    return test_machine.full(instance, sequence, *pools, **{"process": process(), **more})
 
 
 def remains(number: int, database: str = "neutron") -> PoolReport:
@@ -214,6 +224,68 @@ def test_what_is_long_past_is_not_recent(group: Group) -> None:
     group.say(change("a", 9, sites=(site(905, {"database": 905}),), interval=300.0))
     recent = row(group).recent
     assert recent is not None and (held(group), recent.held_ms) == (905, 5)
+
+
+@pytest.mark.parametrize("started", [600.0, 61.0, None])
+def test_what_an_old_process_reports_first_is_past(group: Group, started: float | None) -> None:
+    """What a process held before it reached a node has not happened in the last minute."""
+    group.wait(700, 1_000)
+    full_pool = judged_pool(out=15, waiting=2, wait=1.0, held=0.5)
+    old, sites = process(pid=2, started=started), (site(600_000, name="old.py:1 f"),)
+    group.say(full("old", 1, judged_pool(), process=old, sites=sites))
+    group.say(full("young", 1, full_pool, sites=(site(71_000, {"requests": 71_000}),)))
+    past = row(group, "old.py:1 f")
+    assert (past.profile, past.recent, past.share) == (profile(600_000), HoldProfile(), 0.0)
+    assert row(group).share == 1.0
+    (verdict,) = group.pool("young").figures.verdicts
+    assert "100 % of nova-api's pool time is orders.py:88 checkout" in verdict.reason
+    group.say(change("old", 2, sites=(site(601_000, name="old.py:1 f"),)))
+    assert row(group, "old.py:1 f").recent == profile(1_000)
+
+
+def test_recent_covers_what_it_counts(group: Group) -> None:
+    """A process's first report counts since its start, and a new call site since the report before."""
+    group.wait(100, 1_000)
+    group.say(full("a", 1, pool(), process=process(started=30.0), sites=(site(30_000),)))
+    assert row(group).recent_seconds == pytest.approx(30.0)
+    group.wait(10)
+    new = site(9_000, name="new.py:1 f")
+    group.say(change("a", 2, interval=10.0, sites=(site(40_000), new)))
+    assert row(group, "new.py:1 f").recent_seconds == pytest.approx(10.0)
+    assert row(group).recent_seconds == pytest.approx(40.0)
+    late = process(pid=2, started=50.0)
+    group.say(full("b", 1, pool(), process=late, sites=(site(50_000, name="new.py:1 f"),)))
+    assert row(group, "new.py:1 f").recent == profile(59_000)
+    assert row(group, "new.py:1 f").recent_seconds == pytest.approx(50.0)
+    checked(group)
+
+
+@pytest.mark.parametrize(("silent", "recent"), [(40, 50), (80, 0)])
+def test_recent_of_a_process_that_comes_back(group: Group, silent: int, recent: int) -> None:
+    """What it has held while nobody heard of it is recent if its last report is."""
+    group.wait(100, 1_000)
+    group.say(full("a", 1, pool(), process=process(started=500.0), sites=(site(700),)))
+    group.wait(silent, lease=7)
+    assert not group.state.processes
+    checked(group)
+    group.say(full("a", 9, pool(), process=process(started=600.0), sites=(site(750),)))
+    assert (held(group), row(group).recent) == (750, profile(recent))
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_what_was_estimated_stays_estimated(group: Group, ends: bool) -> None:
+    """Sums of a process that noted a sample of its checkouts are marked, also after its end and a load."""
+    sample = msgspec.structs.replace(site(700), share=0.3)
+    group.say(full("a", 1, pool(), sites=(sample, site(5, name="counted.py:1 f"))))
+    grows = full("b", 1, pool(), process=process(pid=2), sites=(site(9, name="grows.py:1 f"),))
+    group.say(grows)
+    grown = msgspec.structs.replace(site(10, name="grows.py:1 f"), share=0.9)
+    group.say(change("b", 2, sites=(grown,)))
+    if ends:
+        group.say(Departure("a", 1), Departure("b", 2))
+    checked(group)
+    names = (SITE, "counted.py:1 f", "grows.py:1 f")
+    assert [row(group, name).estimated for name in names] == [True, False, True]
 
 
 # --- Bounds -----------------------------------------------------------------------------------
