@@ -50,7 +50,7 @@ class Counting(NamedTuple):
     """How to take what a report's call sites count beyond what is known."""
 
     when: Literal["recent", "past", "known"]
-    """It has happened within the last window's length, or at an unknown time, or may be in the sums already."""
+    """It has happened within the length of a window, or at an unknown time, or may be in the sums already."""
     since: float
     """It has happened since then, by the replica's clock; where `when` is not recent, now."""
 
@@ -179,7 +179,8 @@ class ReportedCallSites:
         name = key if sums.at(*key) is hold_sum else other_name(sums, key[0])
         before = sum_weight(name[1], hold_sum)
         recent = recent_since is not None
-        hold_sum.add(more, window_of(self._now.clock), self._settings.site_labels, recent=recent)
+        labels = sums.labels_of(name[1], self._settings.site_labels)
+        hold_sum.add(more, window_of(self._now.clock), labels, recent=recent)
         if recent_since is not None and recent_since < hold_sum.since:
             hold_sum.since = recent_since
         self._weigh(sums, sum_weight(name[1], hold_sum) - before)

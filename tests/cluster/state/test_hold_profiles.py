@@ -10,17 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connmon.cluster.export.call_site_metrics import TopCallSites
-from connmon.cluster.state.hold_profiles import HoldSum, added, excess, highest
+from connmon.cluster.state.hold_profiles import HoldSum, Labels, added, excess, highest
 from connmon.cluster.state.machine import StateMachine
 from connmon.cluster.state.settings import Limits
+from connmon.cluster.state.times import window_of
 from connmon.protocol.batch import Departure
 from connmon.protocol.queries import Query
 from connmon.protocol.reports import HoldProfile, PoolReport, Process, Report, SiteReport
 from connmon.protocol.rows import SiteRow
 from connmon.protocol.values import LARGEST, Gauges, Peaks, Totals
 from tests.cluster.export.test_node_metrics import samples
-from tests.cluster.state.test_judging import pool as judged_pool
 from tests.cluster.state import test_machine
+from tests.cluster.state.test_judging import pool as judged_pool
 from tests.cluster.state.test_machine import LEASE, Group, change, info, pool
 from tests.support.prometheus import promtool
 
@@ -313,6 +314,23 @@ def test_a_call_site_has_so_many_labels(group: Group) -> None:
     checked(group)
 
 
+def test_a_label_never_loses_its_place(group: Group) -> None:
+    """Which labels of a call site are kept does not change, over databases and pools: readers subtract."""
+    pools = pool(), pool(2, database="nova")
+    many = {f"l{number}": 10 for number in range(6)}
+    group.say(full("a", 1, *pools, sites=(site(99, many), site(99, {"m0": 1, "m1": 2, "m2": 3}, of=2))))
+    before, own_before = row(group).profile, row(group, instance="a").profile
+    sites = site(999, {**many, "l5": 500}), site(999, {"m0": 1, "m1": 2, "m2": 900, "m3": 950}, of=2)
+    group.say(change("a", 2, sites=sites))
+    after, own_after = row(group).profile, row(group, instance="a").profile
+    assert before is not None and after is not None
+    assert before.where == {**many, "m0": 1, "(other)": 5}
+    assert after.where == {**many, "l5": 500, "m0": 1, "(other)": 1_852}
+    assert (own_before, own_after) == (before, after)
+    checked(group)
+    assert row(group).profile == after
+
+
 def hostile(count: int, odd: int, labels: int = 16) -> tuple[SiteReport, ...]:
     """Return as many call sites, labels and stacks as a report can have, all long, with these counts."""
     return tuple(
@@ -422,6 +440,22 @@ def test_every_row_of_a_full_pool_quotes_the_profile(group: Group) -> None:
         assert reasons and all(text in reason for reason in reasons), by
 
 
+def metrics_page(group: Group, most: int) -> str:
+    top = TopCallSites(most, window_of(group.state.clock))
+    for key, one in group.state.groups.items():
+        if one.holds is not None:
+            top.take(str(key[1]), str(key[2]), one.holds)
+    return "".join(top.pages())
+
+
+def hold_seconds(group: Group) -> dict[str, float]:
+    """Return the seconds of the only call site by where its holders were."""
+    return {
+        labels["where"]: value
+        for labels, value in samples(metrics_page(group, 1))["connmon_hold_seconds_total"]
+    }
+
+
 def test_metrics_of_the_call_sites_that_take_most(group: Group) -> None:
     """The call sites that take most have series, which sum to what was held; the others are counted."""
     sites = (
@@ -430,11 +464,8 @@ def test_metrics_of_the_call_sites_that_take_most(group: Group) -> None:
         site(9, name="c.py:1 f"),
     )
     group.say(full("a", 1, pool(), sites=sites))
-    top = TopCallSites(2)
-    for key, one in group.state.groups.items():
-        if one.holds is not None:
-            top.take(str(key[1]), str(key[2]), one.holds)
-    page = "".join(top.pages())
+    group.wait(120, 1_000)
+    page = metrics_page(group, 2)
     parsed = samples(page)
     labels = {"host": "ctl1", "program": "nova-api"}
     assert parsed["connmon_hold_seconds_total"] == [
@@ -445,7 +476,49 @@ def test_metrics_of_the_call_sites_that_take_most(group: Group) -> None:
     ]
     assert parsed["connmon_hold_seconds_left_out"] == [({}, 1.0)]
     promtool("check", "metrics", stdin=page.encode())
-    assert list(TopCallSites(0).pages()) == []
+    assert list(TopCallSites(0, 0).pages()) == []
+
+
+def test_metrics_sum_to_what_was_held(group: Group) -> None:
+    """Time is unknown if nothing was known of it one to two minutes later; no counter goes back."""
+    group.say(full("a", 1, pool(), sites=(site(60_000),)))
+    assert hold_seconds(group) == {"unknown": 0.0}
+    group.wait(50)
+    group.say(change("a", 2, sites=(site(60_000, {"database": 60_000}),)))
+    assert hold_seconds(group) == {"database": 60.0}
+    group.wait(240, 1_000)
+    assert hold_seconds(group) == {"database": 60.0}
+    group.say(change("a", 3, sites=(site(70_000, {"database": 60_000}),)))
+    group.wait(240, 1_000)
+    assert hold_seconds(group) == {"database": 60.0, "unknown": 10.0}
+    group.say(change("a", 4, sites=(site(70_000, {"database": 64_000}),)))
+    assert hold_seconds(group) == {
+        "database": 64.0,
+        "unknown": 10.0,
+    }  # as documented: a counter must not fall
+    checked(group)
+    assert hold_seconds(group) == {"database": 64.0, "unknown": 10.0}
+
+
+def test_names_that_are_written_alike_have_one_series(group: Group) -> None:
+    """Two samples with the same labels would make Prometheus refuse the page: they are summed."""
+    odd = {"\x00": 1_000, "\\x00": 2_000, "database": 3_000}
+    long = "x" * 300
+    sites = (
+        site(6_000, odd), site(100, {"a": 100}, name="\x01"), site(200, {"a": 200}, name="\\x01"),
+        site(10, {"a": 10}, name=f"1{long}"), site(20, {"a": 20}, name=f"2{long}"),
+    )  # fmt: skip
+    group.say(full("a", 1, pool(), sites=sites))
+    group.say(full("b", 1, pool(), process=process(program="p\x00", pid=2), sites=sites[:1]))
+    group.say(full("c", 1, pool(), process=process(program="p\\x00", pid=3), sites=sites[:1]))
+    parsed = samples(metrics_page(group, 100))["connmon_hold_seconds_total"]
+    assert len({tuple(sorted(labels.items())) for labels, _ in parsed}) == len(parsed)
+    own = [(labels["site"][-20:], labels["where"], value) for labels, value in parsed
+           if labels["program"] == "nova-api"]  # fmt: skip
+    assert own == [
+        (SITE[-20:], r"\x00", 3.0), (SITE[-20:], "database", 3.0), (r"\x01", "a", 0.3), ("x" * 20, "a", 0.03),
+    ]  # fmt: skip
+    promtool("check", "metrics", stdin=metrics_page(group, 100).encode())
 
 
 # --- For anything -----------------------------------------------------------------------------
@@ -467,19 +540,35 @@ def test_growing_is_adding_the_excess(profiles: list[HoldProfile]) -> None:
     """The quick way gives what the slow one gives, or refuses and changes no count."""
     quick, slow = HoldSum(0.0, 0), HoldSum(0.0, 0)
     for one in (quick, slow):
-        one.add(profiles[0], 0, 9, recent=True)
-    old, most_unknown = profiles[0], quick.unknown_ms
+        one.add(profiles[0], 0, Labels(9), recent=True)
+    old = profiles[0]
     for new in profiles[1:]:
         before = counts(quick)
         new = highest(new, old)
         if not quick.grow(old, new, 0):
             assert counts(quick) == before
-            quick.add(excess(new, old), 0, 9, recent=True)
-        slow.add(excess(new, old), 0, 9, recent=True)
+            quick.add(excess(new, old), 0, Labels(9), recent=True)
+        slow.add(excess(new, old), 0, Labels(9), recent=True)
         assert counts(quick) == counts(slow) == counts(new)
-        assert (quick.known_ms, quick.unknown_ms) == (sum(new.where.values()), slow.unknown_ms)
-        assert quick.unknown_ms >= most_unknown
-        old, most_unknown = new, quick.unknown_ms
+        assert quick.known_ms == slow.known_ms == sum(new.where.values())
+        old = new
+
+
+@given(st.lists(st.tuples(PROFILES, st.integers(0, 3), st.sampled_from(["grow", "add", "past"])), max_size=9))
+def test_unknown_never_goes_back(steps: list[tuple[HoldProfile, int, str]]) -> None:
+    """Neither when time passes, nor when something is added or becomes known; it is at most what was held."""
+    hold_sum, old, window, unknown = HoldSum(0.0, 0), HoldProfile(), 0, 0
+    for more, windows, way in steps:
+        for _ in range(windows):
+            window += 1
+            assert hold_sum.unknown(window) >= unknown
+            unknown = hold_sum.unknown(window)
+        new = added(old, more)
+        if way != "grow" or not hold_sum.grow(old, new, window):
+            hold_sum.add(more, window, Labels(9), recent=way != "past")
+        assert unknown <= hold_sum.unknown(window) <= hold_sum.held_ms
+        old, unknown = new, hold_sum.unknown(window)
+    assert hold_sum.unknown(window + 2) >= hold_sum.held_ms - hold_sum.known_ms
 
 
 @given(PROFILES, PROFILES)
