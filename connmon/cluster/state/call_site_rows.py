@@ -180,13 +180,13 @@ def _add_sums(group: Group, call_sites: dict[CallSiteKey, _CallSite], window: in
 def _of(call_sites: dict[CallSiteKey, _CallSite], process: ProcessRecord, call_site: str) -> _CallSite:
     """Return the sum that a process's call site counts in, and count the process there."""
     key = process.process.host, process.process.program, call_site
-    found = call_sites.get(key)
-    if found is None:
-        found = call_sites[key] = _CallSite()
+    call_site_sum = call_sites.get(key)
+    if call_site_sum is None:
+        call_site_sum = call_sites[key] = _CallSite()
     if not process.lost:
-        found.processes.add(process.instance)
-    found.reported = max(found.reported, process.reported)
-    return found
+        call_site_sum.processes.add(process.instance)
+    call_site_sum.reported = max(call_site_sum.reported, process.reported)
+    return call_site_sum
 
 
 def _summed(sources: Sources, process: ProcessRecord) -> HoldSums:

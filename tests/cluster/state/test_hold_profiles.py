@@ -62,9 +62,9 @@ def remains(number: int, database: str = "neutron") -> PoolReport:
 
 
 def row(group: Group, name: str = SITE, **narrow: Any) -> SiteRow:
-    found = group.rows("site", **narrow)["site", "ctl1", "nova-api", name]
-    assert isinstance(found, SiteRow)
-    return found
+    call_site = group.rows("site", **narrow)["site", "ctl1", "nova-api", name]
+    assert isinstance(call_site, SiteRow)
+    return call_site
 
 
 def held(group: Group, name: str = SITE) -> int:
