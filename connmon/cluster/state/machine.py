@@ -245,7 +245,7 @@ class StateMachine:
                 reported=process.reported,
                 totals=tuple(totals.items()),
                 times=tuple([packed(times[key]) for key in totals]),
-                profiles=profiles if len(profiles) <= contents.room.spare else None,
+                profiles=profiles if not profiles or len(profiles) <= contents.room.spare else None,
             )
         )
 

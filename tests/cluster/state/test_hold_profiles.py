@@ -424,6 +424,18 @@ def test_without_room_nothing_counts_twice() -> None:
     assert held(group) == 710
 
 
+def test_nothing_to_remember_needs_no_room() -> None:
+    """A process that ended without a profile counts from its first one on, however little room there was."""
+    group = Group(Limits(room=60_000))
+    group.say(full("a", 1, pool()))
+    group.state.contents.room.weight += 46_000
+    assert group.state.contents.room.spare < 0
+    group.say(Departure("a", 1))
+    group.state.contents.room.weight -= 46_000
+    group.say(full("a", 2, pool(), sites=(site(750),)))
+    assert held(group) == 750
+
+
 # --- Verdict and metrics ------------------------------------------------------------------------
 
 
