@@ -99,22 +99,48 @@ Threads: TypeAlias = "Mapping[int, FrameType]"
 NO_STACK: Final = Stack([])
 
 
+class _NoCollection:
+    """Keeps the garbage collector away while frames of other threads are read.
+
+    Python 3.11 makes a frame's object when somebody asks for it, and may collect garbage while it does. A
+    finalizer can give the interpreter lock away then, the other thread goes on, the frame ends, and the new
+    object is of memory that is something else by then: the process crashes. (Other versions either have the
+    objects already or collect only between two instructions.)
+    """
+
+    __slots__ = ("_enabled",)
+
+    def __enter__(self) -> None:
+        self._enabled = _COLLECTS_WHILE_ALLOCATING and gc.isenabled()
+        if self._enabled:
+            gc.disable()
+
+    def __exit__(self, *_: object) -> None:
+        if self._enabled:
+            gc.enable()
+
+
+_COLLECTS_WHILE_ALLOCATING: Final = sys.version_info[:2] == (3, 11)
+
+
 def read(holders: list[Holder]) -> list[Stack]:
     """Return the stacks of these holders, all of one moment as far as can be. Never raises."""
-    threads = sys._current_frames()
-    try:
-        return [_guarded(holder, threads) for holder in holders]
-    finally:
-        threads.clear()
+    with _NoCollection():
+        threads = sys._current_frames()
+        try:
+            return [_guarded(holder, threads) for holder in holders]
+        finally:
+            threads.clear()
 
 
 def read_threads(without: Collection[int] = ()) -> dict[int, Stack]:
     """Return the stacks of all threads but these, by their numbers."""
-    threads = sys._current_frames()
-    try:
-        return {ident: Stack(upwards(frame)) for ident, frame in threads.items() if ident not in without}
-    finally:
-        threads.clear()
+    with _NoCollection():
+        threads = sys._current_frames()
+        try:
+            return {ident: Stack(upwards(frame)) for ident, frame in threads.items() if ident not in without}
+        finally:
+            threads.clear()
 
 
 def _guarded(holder: Holder, threads: Threads) -> Stack:
