@@ -288,6 +288,7 @@ def test_unknown_elements_of_call_sites_are_not_replicated() -> None:
     assert received == report
     batch, expected = (Batch("node1", "boot", 1, None, (one,)) for one in (received, report))
     assert msgspec.msgpack.encode(batch) == msgspec.msgpack.encode(expected)
+    nonsense: Any
     for nonsense in (
         None,
         {},

@@ -326,7 +326,7 @@ class Pools:
         if gauges.pools and not (report.left_out or pool.left_out):  # mostly: it has a row, or gets one
             pool.gauges, pool.totals = gauges, totals
             return
-        shown, had_row = pool.shown, pool.has_row
+        had_pool_row, had_row = pool.shown, pool.has_row
         pool.gauges, pool.totals, pool.left_out = gauges, totals, min(report.left_out, LARGEST_COUNT)
-        if (shown and not pool.shown) or (had_row and not pool.has_row):
+        if (had_pool_row and not pool.shown) or (had_row and not pool.has_row):
             self._tombstones.bury(("pool", process.instance, report.number))
