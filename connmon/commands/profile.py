@@ -67,7 +67,7 @@ def profile(
     if measured.without:
         complain(
             f"no profile of {_list(f'{program} on {host}' for host, program in measured.without)}: "
-            "connmon is of an earlier version there"
+            "connmon is of an earlier version there, or was on the node that it reported to"
         )
     return header
 
@@ -119,7 +119,7 @@ def _software(name: str, service: Service, credentials: Credentials) -> str:
 
 
 def _list(names: Iterable[str]) -> str:
-    """Return the first names, and how many more there are."""
+    """Return the first names, an empty one as \"\", and how many more there are."""
     every = list(names)
     more = len(every) - _NAMES
-    return ", ".join(every[:_NAMES]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join([name or '""' for name in every[:_NAMES]]) + (f" and {more} more" if more > 0 else "")

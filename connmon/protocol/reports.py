@@ -260,7 +260,7 @@ class PackedReport(Report, frozen=True, array_like=True, tag="report", eq=False)
 
         Raises msgspec.MsgspecError, ValueError or RecursionError where they make no sense.
         """
-        if len(self.sites) == len(_NO_SITES):
+        if self.sites == _NO_SITES:
             return self
         return replace(self, sites=msgspec.Raw(_encoder.encode(_site_reports.decode(self.sites))))
 

@@ -51,7 +51,7 @@ Where the function is unknown, `application` stands for `elsewhere` too.
 """
 
 Where: TypeAlias = Annotated[Mapping[Name, Count], Meta(max_length=16)]
-"""Milliseconds of holds by where their holders were; see the module `profile` of the plugin.
+"""Milliseconds of holds by where their holders were; see the module `hold_profile` of the plugin.
 
 `database`: the driver is innermost, or an await in it. `waiting`: it waits for another connection of a pool.
 `own code`: it runs the application's own lines. `computing`: its thread computes, as the CPU clock says, but

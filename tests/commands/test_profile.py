@@ -298,6 +298,15 @@ def test_a_program_that_is_not_known(capsys: pytest.CaptureFixture[str]) -> None
     )
 
 
+def test_an_empty_name_of_a_program_is_quoted(capsys: pytest.CaptureFixture[str]) -> None:
+    """A line without a visible name would not say what is wrong."""
+    with serving(answering(RECENT)) as node:
+        assert cli.main(["profile", "-H", str(node.address), "--program", ""]) == 1
+    assert capsys.readouterr().err == (
+        'connmon: no call site of "" is known to node1; programs with call sites are: api, shop\n'
+    )
+
+
 def test_many_programs_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     """A line names ten, and says how many more there are."""
     many = [shop(1_000, program=f"program-{number:02}") for number in range(25)]
@@ -325,7 +334,10 @@ def test_some_applications_of_an_earlier_version(capsys: pytest.CaptureFixture[s
         assert cli.main(["profile", "-H", str(node.address)]) == 0
         out, err = capsys.readouterr()
     assert "total of 1 call site" in out
-    assert err == "connmon: no profile of api on web1: connmon is of an earlier version there\n"
+    assert err == (
+        "connmon: no profile of api on web1: connmon is of an earlier version there, "
+        "or was on the node that it reported to\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -288,7 +288,18 @@ def test_unknown_elements_of_call_sites_are_not_replicated() -> None:
     assert received == report
     batch, expected = (Batch("node1", "boot", 1, None, (one,)) for one in (received, report))
     assert msgspec.msgpack.encode(batch) == msgspec.msgpack.encode(expected)
-    for nonsense in ("no sites", [[1]], [[1, "a.py:1 f", -1]], [[1, "x"]] * (MOST_SITES + 1)):
+    for nonsense in (
+        None,
+        {},
+        "",
+        5,
+        True,
+        b"",
+        "no sites",
+        [[1]],
+        [[1, "a.py:1 f", -1]],
+        [[1, "x"]] * (MOST_SITES + 1),
+    ):
         fields[-1] = nonsense
         with pytest.raises(ProtocolError, match="cannot be read"):
             welcomed("application").receive(frames.framed(msgspec.msgpack.encode(fields)))

@@ -380,8 +380,8 @@ def test_a_full_pool_says_where_the_time_goes() -> None:
     text = "71 % of shop-api's pool time is orders.py:88 checkout, 92 % of it outside the database (requests)"
     reasons = {verdict.word: verdict.reason for verdict in judge(full(WELL._replace(top=outside)))}
     assert f"; {text}: " in reasons["SATURATED"]
-    found = verdicts.filler(line(9, 6, top=outside))
-    assert found is not None and f"; {text}: " in found[1].reason
+    filling = verdicts.filler(line(9, 6, top=outside))
+    assert filling is not None and f"; {text}: " in filling[1].reason
     inside = top(71_000, 100_000, {"database": 88, "requests": 12})
     spent = top(71_000, 71_000, {"database": 62_480, "requests": 8_520})
     (verdict,) = judge(full(WELL._replace(top=spent)))

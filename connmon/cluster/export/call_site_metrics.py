@@ -1,11 +1,13 @@
 """The connection time of the call sites that take most, in Prometheus's text format. Pure.
 
-- A counter for each call site and each place where its holders were; `unknown` is the time of which that is
-  not known. They sum to how long its connections were held.
+- A counter for each call site and each place where its holders were; `unknown` is the time of which that was
+  not known one to two minutes later. They sum to how long its connections were held, but for what is younger
+  than that and not known yet; what becomes known later still counts as `unknown` and at its place.
 - There are at most as many call sites as the config says, those that have taken most since they were first
   seen. How many others there are is a metric too.
-- A series never goes back while it is there: the sums of the state do not, and labels beyond
-  `PLACES` of one call site are summed up in the order in which they were first seen.
+- A series never goes back while it is there: the sums of the state do not.
+- Names come from any client that reports. Those that are written alike are summed as one: two samples with
+  the same labels would make Prometheus refuse the whole page.
 """
 
 from __future__ import annotations
@@ -14,12 +16,9 @@ from collections.abc import Iterator
 from heapq import heappush, heappushpop
 from typing import Final, NamedTuple
 
-from connmon.cluster.export.prometheus import head, label
+from connmon.cluster.export.prometheus import head, label, printable
 from connmon.cluster.state.hold_profiles import HoldSum, HoldSums
-from connmon.protocol.values import OTHER_LABELS
 
-#: Values of the label `where` of one call site, without `unknown`.
-PLACES: Final = 16
 UNKNOWN: Final = "unknown"
 #: Characters of a call site; of a longer one its end is shown.
 SITE_CHARACTERS: Final = 256
@@ -34,75 +33,74 @@ LEFT_OUT_HELP: Final = "Call sites that have no connmon_hold_seconds_total, beca
 
 class _Candidate(NamedTuple):
     held_ms: int
-    host: str
     program: str
+    """The labels of its program; of these and the name there is one candidate only."""
     name: str
+    sums: list[HoldSum]
 
 
 class TopCallSites:
-    """The call sites of one scrape that have taken most time; `most` is how many."""
+    """The call sites of one scrape that have taken most time.
 
-    def __init__(self, most: int) -> None:
+    `most` is how many; `window` is the present window of the replica's clock.
+    """
+
+    def __init__(self, most: int, window: int) -> None:
         self._most = most
+        self._window = window
         self._number = 0
+        self._programs: set[str] = set()
         self._top: list[_Candidate] = []
         """A heap: the one that has taken least comes first."""
-        self._sums: dict[tuple[str, str], HoldSums] = {}
 
     def __repr__(self) -> str:
         return f"<TopCallSites: {len(self._top)} of {self._number}>"
 
     def take(self, host: str, program: str, sums: HoldSums) -> None:
-        """Take in the call sites of one program on one host."""
-        held: dict[str, int] = {}
+        """Take in the call sites of one program on one host; of programs written alike only the first."""
+        labels = f"host={label(host)},program={label(program)}"
+        by_name: dict[str, list[HoldSum]] = {}
         for _, name, hold_sum in sums:
-            held[name] = held.get(name, 0) + hold_sum.held_ms
-        self._number += len(held)
-        self._sums[host, program] = sums
-        for name, held_ms in held.items():
-            one = _Candidate(held_ms, host, program, name)
+            site = name if len(name) <= SITE_CHARACTERS else f"...{name[3 - SITE_CHARACTERS :]}"
+            by_name.setdefault(printable(site), []).append(hold_sum)
+        self._number += len(by_name)
+        if labels in self._programs:
+            return
+        self._programs.add(labels)
+        for name, own in by_name.items():
+            candidate = _Candidate(sum([hold_sum.held_ms for hold_sum in own]), labels, name, own)
             if len(self._top) < self._most:
-                heappush(self._top, one)
+                heappush(self._top, candidate)
             else:
-                heappushpop(self._top, one)
+                heappushpop(self._top, candidate)
 
     def pages(self) -> Iterator[str]:
         """Yield the text in pieces; nothing without a limit above 0."""
         if not self._most:
             return
         yield head(NAME, HELP, "counter")
-        written: set[str] = set()
         text: list[str] = []
-        for number, one in enumerate(sorted(self._top, reverse=True), 1):
-            site = one.name
-            if len(site) > SITE_CHARACTERS:
-                site = f"...{site[3 - SITE_CHARACTERS :]}"
-            labels = f"host={label(one.host)},program={label(one.program)},site={label(site)}"
-            if labels not in written:  # else Prometheus would refuse the page
-                written.add(labels)
-                sums = self._sums[one.host, one.program]
-                own = [hold_sum for _, name, hold_sum in sums if name == one.name]
-                text += [
-                    f"{NAME}{{{labels},where={label(where)}}} {ms / 1000}\n"
-                    for where, ms in _places(own).items()
-                ]
+        for number, call_site in enumerate(sorted(self._top, reverse=True), 1):
+            labels = f"{call_site.program},site={label(call_site.name)}"
+            text += [
+                f"{NAME}{{{labels},where={label(where)}}} {ms / 1000}\n"
+                for where, ms in self._places(call_site.sums).items()
+            ]
             if number % PIECE_CALL_SITES == 0:
                 yield "".join(text)
                 text = []
         yield "".join(text)
-        left_out = self._number - len(written)
+        left_out = self._number - len(self._top)
         yield f"{head(LEFT_OUT_NAME, LEFT_OUT_HELP, 'gauge')}{LEFT_OUT_NAME} {left_out}\n"
 
-
-def _places(sums: list[HoldSum]) -> dict[str, int]:
-    """Return milliseconds by where the holders were, of one call site in all databases."""
-    places: dict[str, int] = {}
-    for hold_sum in sums:
-        for where, ms in hold_sum.where.items():
-            known = where in places or len(places) < PLACES - 1
-            place = where if known else OTHER_LABELS
-            places[place] = places.get(place, 0) + ms
-    unknown = sum([hold_sum.unknown_ms for hold_sum in sums])
-    if unknown or not places:
-        places[UNKNOWN] = places.get(UNKNOWN, 0) + unknown
-    return places
+    def _places(self, sums: list[HoldSum]) -> dict[str, int]:
+        """Return milliseconds by where the holders were, as that is written, of one call site."""
+        places: dict[str, int] = {}
+        for hold_sum in sums:
+            for where, ms in hold_sum.where.items():
+                place = printable(where)
+                places[place] = places.get(place, 0) + ms
+        unknown = sum([hold_sum.unknown(self._window) for hold_sum in sums])
+        if unknown or not places:
+            places[UNKNOWN] = places.get(UNKNOWN, 0) + unknown
+        return places

@@ -25,6 +25,7 @@ from connmon.cluster.export.call_site_metrics import TopCallSites
 from connmon.cluster.export.prometheus import METRIC_GROUPINGS, Fleet, limits_text
 from connmon.cluster.raft.replica import Replica
 from connmon.cluster.server import Server
+from connmon.cluster.state.times import window_of
 from connmon.protocol.batch import Batch
 from connmon.protocol.queries import NodeStatus, StatusQuery
 
@@ -91,7 +92,7 @@ class Metrics:
         pieces = [generate_latest(_Families(self._own(status)))]
         if status.quorum:
             fleet, state = Fleet(), self._replica.state
-            call_sites = TopCallSites(self._settings.call_sites)
+            call_sites = TopCallSites(self._settings.call_sites, window_of(state.clock))
             pieces.append(limits_text(state.left_out(), state.forgotten).encode())
             keys = [key for key in state.groups if key[0] in METRIC_GROUPINGS]
             piece_rows = self._settings.piece_rows

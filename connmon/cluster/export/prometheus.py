@@ -133,12 +133,17 @@ _LABELS: Final[Mapping[object, tuple[str, tuple[str, ...]]]] = {
 METRIC_GROUPINGS: Final = tuple(_LABELS)
 
 
+def printable(text: str) -> str:
+    """Return the text with an escape for each character that does not print."""
+    if text.isprintable():
+        return text
+    # The format has escapes for line ends only, and readers end at a NUL.
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def label(text: object) -> str:
     """Return the value of a label, quoted; None as ""."""
-    value = "" if text is None else str(text)
-    if not value.isprintable():
-        # The format has escapes for line ends only, and readers end at a NUL.
-        value = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)
+    value = "" if text is None else printable(str(text))
     return '"{}"'.format(value.replace("\\", "\\\\").replace('"', '\\"'))
 
 

@@ -41,7 +41,10 @@ logger = logging.getLogger(__name__)
 #: Longest reason that is logged, in characters.
 REASON_CHARACTERS: Final = 1000
 #: Changes when nodes of two versions cannot be in one group: messages, batches, state.
-REVISION: Final = 1
+REVISION: Final = 2
+
+#: Stands in the cluster text between the nodes and the digest of what their versions have to have in common.
+_RULES: Final = " (rules "
 
 _framed: Final[msgspec.msgpack.Decoder[Any]] = msgspec.msgpack.Decoder(messages.Framed | Refuse)
 
@@ -106,7 +109,20 @@ def cluster_text(service: Service) -> str:
     if len(nodes) > 1500:
         nodes = f"{len(service.nodes)} nodes, {hashlib.blake2b(nodes.encode(), digest_size=8).hexdigest()}"
     alike = (VERSION, REVISION, tuple(LIMITS))
-    return f"{nodes} (rules {hashlib.blake2b(repr(alike).encode(), digest_size=4).hexdigest()})"
+    return f"{nodes}{_RULES}{hashlib.blake2b(repr(alike).encode(), digest_size=4).hexdigest()})"
+
+
+def _difference(there: str, here: str) -> str:
+    """Return why nodes with these two cluster texts cannot be in one group, and what to do."""
+    if there.rpartition(_RULES)[0] == here.rpartition(_RULES)[0]:
+        return (
+            f"the versions of connmon differ too much for one group: {there} there, {here} here; "
+            "upgrade the older ones"
+        )
+    return (
+        f"the config files differ, or the versions of connmon: {there} there, {here} here; "
+        "all nodes need the same"
+    )
 
 
 class PeerLink(asyncio.Protocol):
@@ -360,10 +376,7 @@ class Peers:
             nodes = ", ".join(sorted([*self._addresses, self._node]))
             return f"node {name!r} is not in this node's config; its nodes are: {nodes}"
         if hello.cluster != self._cluster:
-            return (
-                f"the config files differ, or the versions of connmon: {hello.cluster} there, "
-                f"{self._cluster} here; all nodes need the same"
-            )
+            return _difference(hello.cluster, self._cluster)
         current = self._links.get(name)
         if (
             current is not None

@@ -19,7 +19,14 @@ import msgspec
 from connmon.cluster.state.answer_frames import About, Sources, header, unchanged
 from connmon.cluster.state.answers import selects
 from connmon.cluster.state.groups import Group
-from connmon.cluster.state.hold_profiles import NO_PROFILE, HoldSums, added, recent_seconds, stack_weight
+from connmon.cluster.state.hold_profiles import (
+    NO_PROFILE,
+    HoldSums,
+    added,
+    recent_seconds,
+    relabelled,
+    stack_weight,
+)
 from connmon.cluster.state.judging import name_of_pool
 from connmon.cluster.state.records import ProcessRecord
 from connmon.protocol.queries import Query
@@ -124,7 +131,7 @@ def answer(sources: Sources, query: Query, about: About) -> Iterator[Rows]:
             seen = 0
             yield msgspec.structs.replace(head, more=True)
         seen += group.holds.number
-        _add_sums(group, call_sites, contents.recent_times.window, contents.settings.site_labels)
+        _add_sums(group, call_sites, contents.recent_times.window)
     rows: list[Row] = []
     weight = 0
     for key, call_site in call_sites.items():
@@ -141,8 +148,11 @@ def _is_selected(query: Query, group: Group) -> bool:
     return query.host in (None, host) and query.program in (None, program)
 
 
-def _add_sums(group: Group, call_sites: dict[CallSiteKey, _CallSite], window: int, labels: int) -> None:
-    """Add where the time of a program's call sites went; each row has at most so many labels."""
+def _add_sums(group: Group, call_sites: dict[CallSiteKey, _CallSite], window: int) -> None:
+    """Add where the time of a program's call sites went.
+
+    A call site has the same labels in all databases, so none is folded here: a reader takes differences.
+    """
     assert group.holds is not None
     _, host, program = group.key
     recent_ms = 0
@@ -154,11 +164,12 @@ def _add_sums(group: Group, call_sites: dict[CallSiteKey, _CallSite], window: in
             sums = rows[name] = call_sites.setdefault(key, _CallSite())
             sums.reported = max(sums.reported, group.reported or 0.0)
         profile, recent = hold_sum.profile(), hold_sum.recent(window)
-        sums.profile = profile if sums.profile is None else added(sums.profile, profile, labels)
-        sums.recent = recent if sums.recent is None else added(sums.recent, recent, labels)
+        sums.profile = profile if sums.profile is None else added(sums.profile, profile)
+        sums.recent = recent if sums.recent is None else added(sums.recent, recent)
         covered = recent_seconds(hold_sum.since, window, group.reported)
         sums.recent_seconds = max(sums.recent_seconds, covered)
         sums.stack = hold_sum.stack or sums.stack
+        sums.estimated = sums.estimated or hold_sum.estimated
         recent_ms += recent.held_ms
     if recent_ms:
         for sums in rows.values():
@@ -169,13 +180,13 @@ def _add_sums(group: Group, call_sites: dict[CallSiteKey, _CallSite], window: in
 def _of(call_sites: dict[CallSiteKey, _CallSite], process: ProcessRecord, call_site: str) -> _CallSite:
     """Return the sum that a process's call site counts in, and count the process there."""
     key = process.process.host, process.process.program, call_site
-    found = call_sites.get(key)
-    if found is None:
-        found = call_sites[key] = _CallSite()
+    call_site_sum = call_sites.get(key)
+    if call_site_sum is None:
+        call_site_sum = call_sites[key] = _CallSite()
     if not process.lost:
-        found.processes.add(process.instance)
-    found.reported = max(found.reported, process.reported)
-    return found
+        call_site_sum.processes.add(process.instance)
+    call_site_sum.reported = max(call_site_sum.reported, process.reported)
+    return call_site_sum
 
 
 def _summed(sources: Sources, process: ProcessRecord) -> HoldSums:
@@ -192,8 +203,8 @@ def _add_reported(
     `own`: whether the profiles are those of the process, and not those of its program.
     """
     seen = 0
-    names = None if own else _summed(sources, process).names
-    labels = sources.contents.settings.site_labels
+    sums_of_program, labels = _summed(sources, process), sources.contents.settings.site_labels
+    names = None if own else sums_of_program.names
     for reported in process.sites.values():
         for name, record in reported.items():
             seen += 1
@@ -207,7 +218,10 @@ def _add_reported(
             if record.share < 1.0:
                 sums.estimated = True
             if own and record.profile is not None:
-                sums.profile = added(sums.profile or NO_PROFILE, record.profile, labels)
+                profile = record.profile
+                if name in sums_of_program.names:
+                    profile = relabelled(profile, sums_of_program.labels_of(name, labels))
+                sums.profile = added(sums.profile or NO_PROFILE, profile)
     return seen
 
 

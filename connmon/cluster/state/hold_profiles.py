@@ -80,6 +80,15 @@ def added(a: HoldProfile, b: HoldProfile, labels: int = MOST_LABELS) -> HoldProf
     )
 
 
+def relabelled(profile: HoldProfile, labels: Labels) -> HoldProfile:
+    """Return the profile by the labels that have a place; the rest as `OTHER_LABELS`."""
+    where: dict[str, int] = {}
+    for label, ms in profile.where.items():
+        own = labels.shown(label)
+        where[own] = min(where.get(own, 0) + ms, LARGEST)
+    return HoldProfile(profile.holds, profile.held_ms, profile.waited_ms, profile.caused_ms, where)
+
+
 def excess(a: HoldProfile, b: HoldProfile) -> HoldProfile:
     """Return by how much each count of `a` is above that of `b`."""
     before = b.where
@@ -112,11 +121,38 @@ def is_nothing(profile: HoldProfile) -> bool:
 # --- Sums -------------------------------------------------------------------------------------
 
 
+class Labels:
+    """The labels of one call site in all databases: none that has a place ever loses it.
+
+    Two of the `most` places are kept for the database and all others.
+    """
+
+    __slots__ = ("_most", "names")
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.names: set[str] = set()
+        """Those that have a place, but for these two."""
+
+    def __repr__(self) -> str:
+        return f"<Labels: {len(self.names)} of {self._most}>"
+
+    def shown(self, label: str) -> str:
+        """Return the label that this one counts as by now."""
+        return label if label == IN_DATABASE or label in self.names else OTHER_LABELS
+
+    def place(self, label: str) -> str:
+        """Return the same, and give the label a place if there is one."""
+        if len(self.names) < self._most - 2 and label not in (IN_DATABASE, OTHER_LABELS):
+            self.names.add(label)
+        return self.shown(label)
+
+
 class HoldSum(Struct, array_like=True, gc=False):
     """The sum of one call site in one database. It refers to plain values only."""
 
     since: float
-    """When it was first seen, by the replica's clock."""
+    """Since when it counts, by the replica's clock."""
     window: int
     """The window in which it last grew."""
     holds: int = 0
@@ -126,7 +162,7 @@ class HoldSum(Struct, array_like=True, gc=False):
     known_ms: int = 0
     """The sum over `where`."""
     unknown_ms: int = 0
-    """The most that `held_ms` has ever been above `known_ms`: as a counter has to, it never goes back."""
+    """The most that `settled_ms` has been above `known_ms` at a turn of the window; see `unknown`."""
     where: dict[str, int] = {}
     mark: HoldProfile = NO_PROFILE
     """Its profile before that window."""
@@ -134,6 +170,8 @@ class HoldSum(Struct, array_like=True, gc=False):
     """Its profile before the window before that one."""
     stack: tuple[str, ...] = ()
     """The one reported last."""
+    estimated: bool = False
+    """Whether some of it is estimated from a sample of the checkouts."""
 
     def profile(self) -> HoldProfile:
         return HoldProfile(
@@ -158,8 +196,20 @@ class HoldSum(Struct, array_like=True, gc=False):
             return 0
         return max(0, self.held_ms - (self.mark if passed else self.mark_before).held_ms)
 
+    def settled_ms(self, window: int) -> int:
+        """Return `held_ms` of what is not recent."""
+        passed = window - self.window
+        if passed > 1:
+            return self.held_ms
+        return (self.mark if passed == 1 else self.mark_before).held_ms
+
+    def unknown(self, window: int) -> int:
+        """Return of how much it was not known one to two minutes later where it went; never goes back."""
+        return max(self.unknown_ms, self.settled_ms(window) - self.known_ms)
+
     def turn(self, window: int) -> None:
         """Begin another window, in which it grows now."""
+        self.unknown_ms = self.unknown(window)
         profile = self.profile()
         self.mark_before = self.mark if window == self.window + 1 else profile
         self.mark, self.window = profile, window
@@ -198,20 +248,20 @@ class HoldSum(Struct, array_like=True, gc=False):
         self.waited_ms = waited = self.waited_ms + waited
         self.caused_ms = caused = self.caused_ms + caused
         self.known_ms = known = self.known_ms + known
-        if held - known > self.unknown_ms:
-            self.unknown_ms = held - known
         if holds + held + waited + caused + known > LARGEST:
             self._bound()
         return True
 
-    def add(self, more: HoldProfile, window: int, labels: int, *, recent: bool) -> None:
-        """Add this; `labels` is how many it may have. `recent`: whether it has just happened."""
-        if recent and window != self.window:
+    def add(self, more: HoldProfile, window: int, labels: Labels, *, recent: bool) -> None:
+        """Add this; `labels` are those of its call site. `recent`: whether it has just happened."""
+        if not recent:
+            self.unknown_ms = self.unknown(window)
+        elif window != self.window:
             self.turn(window)
         folded: dict[str, int] = {}
         for label, ms in more.where.items():
             if ms:
-                own = self._label(label, labels)
+                own = labels.place(label)
                 self.where[own] = self.where.get(own, 0) + ms
                 folded[own] = folded.get(own, 0) + ms
         self.holds += more.holds
@@ -223,18 +273,10 @@ class HoldSum(Struct, array_like=True, gc=False):
         if not recent:
             past = msgspec.structs.replace(more, where=folded)
             self.mark, self.mark_before = added(self.mark, past), added(self.mark_before, past)
-
-    def _label(self, label: str, labels: int) -> str:
-        """Return the label that this one counts as: two places are kept for the database and all others."""
-        where = self.where
-        if label in where or label == IN_DATABASE:
-            return label
-        taken = len(where) - (IN_DATABASE in where) - (OTHER_LABELS in where)
-        return label if taken < labels - 2 else OTHER_LABELS
+            self.unknown_ms = self.unknown(window)
 
     def _bound(self) -> None:
         """Keep every count within what readers accept."""
-        self.unknown_ms = min(max(self.unknown_ms, self.held_ms - self.known_ms), LARGEST)
         # A label is at most the sum over labels.
         if (
             self.held_ms > LARGEST
@@ -267,9 +309,10 @@ def stack_weight(stack: tuple[str, ...]) -> int:
 class HoldSums:
     """The sums of one program on one host, by database and call site, in the order they were first seen."""
 
-    __slots__ = ("by_database", "names", "number", "weight")
+    __slots__ = ("_labels", "by_database", "names", "number", "weight")
 
     def __init__(self, by_database: Mapping[RowKey, dict[str, HoldSum]] | None = None) -> None:
+        self._labels: dict[str, Labels] = {}
         self.by_database: dict[RowKey, dict[str, HoldSum]] = dict(by_database or {})
         self.names = {call_site for sums in self.by_database.values() for call_site in sums}
         """The call sites that have a sum."""
@@ -288,6 +331,17 @@ class HoldSums:
         """Return the sum; None: there is none."""
         sums = self.by_database.get(database)
         return None if sums is None else sums.get(call_site)
+
+    def labels_of(self, call_site: str, most: int) -> Labels:
+        """Return the labels of one call site; so many have a place if none had one before."""
+        labels = self._labels.get(call_site)
+        if labels is None:
+            labels = self._labels[call_site] = Labels(most)
+            for sums in self.by_database.values():
+                if call_site in sums:
+                    labels.names.update(sums[call_site].where)
+            labels.names -= {IN_DATABASE, OTHER_LABELS}
+        return labels
 
     def put(self, database: RowKey, call_site: str, hold_sum: HoldSum) -> None:
         """Add a sum that is new here."""

@@ -42,7 +42,7 @@ from connmon.cluster.state.records import (
 from connmon.cluster.state.reported import Connections, Pools, rate
 from connmon.cluster.state.reported_call_sites import Counting, ReportedCallSites, counted_profiles
 from connmon.cluster.state.settings import ANSWERS, SETTINGS, AnswerSettings, Limits, StateSettings
-from connmon.cluster.state.times import WINDOW_SECONDS, added_times, packed, unpacked
+from connmon.cluster.state.times import added_times, packed, unpacked
 from connmon.cluster.state.weights import (
     BARE_CONNECTION_WEIGHT,
     LARGEST_POOL_WEIGHT,
@@ -197,7 +197,7 @@ class StateMachine:
         Return how its call sites are to be taken.
         """
         contents = self.contents
-        counting: Counting = "past"
+        counting = Counting("past", contents.now.clock)
         ended = contents.ended.remove(process.instance)
         if ended is not None:
             counting = self._call_sites.come_back(process, ended)
@@ -242,9 +242,10 @@ class StateMachine:
                 sequence=process.sequence,
                 at=contents.now.clock,
                 version=contents.now.version,
+                reported=process.reported,
                 totals=tuple(totals.items()),
                 times=tuple([packed(times[key]) for key in totals]),
-                profiles=profiles if len(profiles) <= contents.room.spare else None,
+                profiles=profiles if not profiles or len(profiles) <= contents.room.spare else None,
             )
         )
 
@@ -278,7 +279,7 @@ class StateMachine:
                 span = report.interval
             else:  # the reports between were lost, and with them their intervals
                 span = max(report.interval, now.clock - process.reported)
-            counting: Counting = "recent" if span <= WINDOW_SECONDS else "past"
+            counting = Counting.of(now.clock, now.clock - span)
         elif report.full and report.process is not None and self.contents.places() > 0:
             process = ProcessRecord(
                 instance=report.instance,
@@ -289,8 +290,9 @@ class StateMachine:
                 version=now.version,
             )
             counting, span = self._admit(process), 0.0
-            if report.sequence == 1:
-                counting = "recent"
+            age = report.process.started
+            if report.sequence == 1 and age is not None:  # all that it counts has happened since its start
+                counting = Counting.of(now.clock, now.clock - age)
         else:
             return self._keep_out(report)
         self._take(process, report, span, counting)

@@ -284,6 +284,8 @@ class EndedRecord(Struct, array_like=True, frozen=True):
     """One for each of `totals`."""
     profiles: PackedProfiles | None = NO_PROFILES_PACKED
     """What the sums of hold profiles have of it. None: there was no room to remember that."""
+    reported: float = float("-inf")
+    """When it last reported."""
 
 
 class BootRecord(Struct, array_like=True, frozen=True):

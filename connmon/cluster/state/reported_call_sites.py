@@ -10,7 +10,9 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, NamedTuple
+
+import msgspec
 
 from connmon.cluster.state.contents import Contents
 from connmon.cluster.state.hold_profiles import (
@@ -41,11 +43,21 @@ from connmon.cluster.state.weights import (
 )
 from connmon.protocol.reports import HoldProfile, Report, SiteReport
 from connmon.protocol.rows import RowKey
-from connmon.protocol.values import OTHER_LABELS
+from connmon.protocol.values import LARGEST, OTHER_LABELS
 
-Counting: TypeAlias = Literal["recent", "past", "known"]
-"""What a report's increases are: they have just happened, or happened at an unknown time, or may be in the
-sums already."""
+
+class Counting(NamedTuple):
+    """How to take what a report's call sites count beyond what is known."""
+
+    when: Literal["recent", "past", "known"]
+    """It has happened within the length of a window, or at an unknown time, or may be in the sums already."""
+    since: float
+    """It has happened since then, by the replica's clock; where `when` is not recent, now."""
+
+    @classmethod
+    def of(cls, clock: float, since: float) -> Counting:
+        """Return how to take what has happened since a time."""
+        return cls("recent", since) if clock - since <= WINDOW_SECONDS else cls("past", clock)
 
 
 #: Databases of which the surplus of one call site is kept apart.
@@ -94,12 +106,15 @@ class ReportedCallSites:
         group = self._groups.by_key.get(process.program_key)
         # A younger group has never had the process.
         if group is None or group.born > ended.version:
-            return "past"
+            return Counting("past", self._now.clock)
         if ended.profiles is None:
-            return "known"
-        process.surplus = unpacked_profiles(ended.profiles)
+            return Counting("known", self._now.clock)
+        try:
+            process.surplus = unpacked_profiles(ended.profiles)
+        except (msgspec.MsgspecError, ValueError):  # nothing here makes such ones; applying must not raise
+            return Counting("known", self._now.clock)
         self._room.weight += surpluses_weight(process)
-        return "recent" if self._now.clock - ended.at <= WINDOW_SECONDS else "past"
+        return Counting.of(self._now.clock, ended.reported)
 
     # --- what the sums have of a process beyond its records
 
@@ -155,13 +170,21 @@ class ReportedCallSites:
 
     # --- sums
 
-    def add(self, sums: HoldSums, key: SiteKey, more: HoldProfile, *, recent: bool) -> None:
-        """Add an increase to the sum of this database and call site."""
+    def add(self, sums: HoldSums, key: SiteKey, more: HoldProfile, recent_since: float | None) -> HoldSum:
+        """Add an increase to the sum of this database and call site; return the sum.
+
+        `recent_since`: since when it has happened, by the replica's clock; None: it is long past.
+        """
         hold_sum = self._sum_at(sums, key)
         name = key if sums.at(*key) is hold_sum else other_name(sums, key[0])
         before = sum_weight(name[1], hold_sum)
-        hold_sum.add(more, window_of(self._now.clock), self._settings.site_labels, recent=recent)
+        recent = recent_since is not None
+        labels = sums.labels_of(name[1], self._settings.site_labels)
+        hold_sum.add(more, window_of(self._now.clock), labels, recent=recent)
+        if recent_since is not None and recent_since < hold_sum.since:
+            hold_sum.since = recent_since
         self._weigh(sums, sum_weight(name[1], hold_sum) - before)
+        return hold_sum
 
     def _sum_at(self, sums: HoldSums, key: SiteKey) -> HoldSum:
         hold_sum = sums.at(*key)
@@ -203,7 +226,7 @@ class ReportedCallSites:
             return None
         where = {label: ms for label, ms in profile.where.items() if label in old.where}
         rest = sum(profile.where.values()) - sum(where.values())
-        where[OTHER_LABELS] = where.get(OTHER_LABELS, 0) + rest
+        where[OTHER_LABELS] = min(where.get(OTHER_LABELS, 0) + rest, LARGEST)
         return HoldProfile(
             holds=profile.holds,
             held_ms=profile.held_ms,
@@ -245,7 +268,7 @@ class _Taking:
     def take_all(self, reported: tuple[SiteReport, ...]) -> None:
         """Take the call sites of the report. Written for speed: almost all are known, and grow."""
         process, window, sites = self._process, self._window, self._process.sites
-        quick = self._counting == "recent" and not process.surplus
+        quick = self._counting.when == "recent" and not process.surplus
         number = -1
         database: RowKey | None = None
         call_sites: dict[str, CallSiteRecord] | None = None
@@ -265,13 +288,16 @@ class _Taking:
                 call_sites = None
                 continue
             old = known.profile
-            if not (
+            if (
                 quick
                 and profile is not None
                 and old is not None
                 and (hold_sum := sums.get(name)) is not None
                 and hold_sum.grow(old, profile, window)
             ):
+                if report.share < 1.0:
+                    hold_sum.estimated = True
+            else:
                 profile = self._count(report, database, old)
                 sums = self._sums.by_database.get(database, {})
             call_sites[name] = CallSiteRecord.of(report, profile)
@@ -326,9 +352,12 @@ class _Taking:
         again = old is None and (self._report.full or not self._had_room)
         if process.surplus and (again or _takes_over(process, report.pool)):
             more = owner.use_surplus(process, key, more)
-        if self._counting != "known" and (not is_nothing(more) or old is None):
-            recent = self._counting == "recent" and (old is not None or (new and self._is_young(report)))
-            owner.add(self._sums, key, more, recent=recent)
+        when, since = self._counting
+        if when != "known" and (not is_nothing(more) or old is None):
+            recent = when == "recent" and (old is not None or (new and self._is_young(report)))
+            hold_sum = owner.add(self._sums, key, more, since if recent else None)
+            if report.share < 1.0:
+                hold_sum.estimated = True
         return profile
 
     def _is_young(self, report: SiteReport) -> bool:

@@ -175,6 +175,7 @@ def test_nodes_with_a_secret() -> None:
         ("node2", {}, "two nodes were started under one name"),
         ("node9", {}, "'node9' is not in this node's config; its nodes are: node1, node2, node3"),
         ("node1", {"cluster": "node1=x:1"}, "the config files differ"),
+        ("node1", {"cluster": "node1=x:1 (rules f0192881)"}, "the config files differ"),
         ("node1", {"service": "other"}, "service 'other' is not served here"),
         ("node1", {"version": 99}, "protocol version 99"),
         ("node1", {}, "two nodes under one name"),
@@ -195,6 +196,21 @@ def test_who_does_not_belong_is_refused(
 
     with_trio(body)
     assert reason in caplog.text
+
+
+def test_a_node_whose_state_has_no_profiles_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    """It would drop them from the reports that it takes: no group has nodes of both versions."""
+
+    async def body(trio: Trio) -> None:
+        nodes, _, _ = cluster_text(trio.service).rpartition(" (rules ")
+        earlier = hello(trio, "node1", cluster=f"{nodes} (rules f0192881)")
+        (refuse,) = await exchange(trio, "node2", earlier)
+        assert isinstance(refuse, Refuse)
+        assert "the versions of connmon differ too much for one group" in refuse.reason
+        assert refuse.reason.endswith("here; upgrade the older ones")
+
+    with_trio(body)
+    assert "upgrade the older ones" in caplog.text
 
 
 @pytest.mark.slow

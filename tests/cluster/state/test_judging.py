@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import msgspec
@@ -11,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connmon.cluster.state.answer_frames import About
-from connmon.cluster.state.judging import Judge
 from connmon.cluster.state.machine import StateMachine
 from connmon.cluster.state.settings import AnswerSettings, Limits
 from connmon.protocol import histogram
@@ -531,26 +529,11 @@ def crowd(processes: int, sites: int) -> Group:
     return group
 
 
-def test_many_processes_do_not_block_the_node(capsys: pytest.CaptureFixture[str]) -> None:
-    """Rows by call site of 3,000 processes come in pieces, each in under 100 ms; verdicts cost little."""
+def test_many_processes_do_not_block_the_node() -> None:
+    """Rows by call site of 3,000 processes come in pieces: other clients have their turn between them."""
     group = crowd(3_000, 20)
-    judge: Judge = group.state.judge
-    began = time.perf_counter()
-    for record in group.state.processes.values():
-        judge.of_process(record)
-    judged = time.perf_counter() - began
-    took = []
-    frames = group.state.rows(Query("site"), ABOUT)
-    number = 0
-    while True:
-        began = time.perf_counter()
-        frame = next(frames, None)
-        took.append(time.perf_counter() - began)
-        if frame is None:
-            break
-        number += len(frame.rows)
-    with capsys.disabled():
-        print(f"\n3,000 processes, 6,000 pools judged in {judged * 1000:.0f} ms; ", end="")
-        print(f"60,000 call sites in {sum(took) * 1000:.0f} ms, longest piece {max(took) * 1000:.0f} ms")
-    assert number == 350 * 20
-    assert sorted(took)[-2] < 0.1  # the longest may be the machine's
+    frames = list(group.state.rows(Query("site"), ABOUT))
+    assert sum([len(frame.rows) for frame in frames]) == 350 * 20
+    looked_at = 3_000 * (20 + 2)  # call sites and connections that are held
+    assert len(frames) >= looked_at // (group.state.answering.piece_records + 22) + 4
+    assert max([len(frame.rows) for frame in frames]) <= group.state.answering.frame_rows
