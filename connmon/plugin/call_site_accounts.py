@@ -351,13 +351,15 @@ class Taken(NamedTuple):
 class CallSites:
     """The call sites that check connections out of one pool."""
 
-    __slots__ = ("_by_code", "_room", "_seen", "accounts", "noted", "other")
+    __slots__ = ("_by_code", "_by_text", "_room", "_seen", "accounts", "noted", "other")
 
     def __init__(self, room: CallSiteRoom) -> None:
         self._room = room
         self.accounts: dict[tuple[int, int], CallSiteAccount] = {}
         """By id of the code object, which is kept, and line: comparing code objects is slow."""
         self._by_code: dict[int, list[CallSiteAccount]] = {}
+        self._by_text: dict[tuple[str, str, int], CallSiteAccount] = {}
+        """By file, function and line: those that are reported one by one."""
         self._seen: dict[int, tuple[CodeType, dict[CallSiteAccount, float]]] = {}
         """By id of the code object: the call sites of noted holds whose holders were seen in that function,
         each with the number of checkouts that it stands for."""
@@ -372,13 +374,17 @@ class CallSites:
         account = self.accounts.get(key)
         if account is None:
             room = self._room
-            own = room.left > 0
-            account = CallSiteAccount(code, number, None if own else self.other)
+            # Functions that were made twice, by a module that was loaded again, have one text in reports.
+            text = code.co_filename, code.co_name, number
+            same = self._by_text.get(text)
+            own = same is None and room.left > 0
+            account = CallSiteAccount(code, number, None if own else same or self.other)
             if len(self.accounts) < room.kept_per_pool:
                 self.accounts[key] = account
                 self._by_code.setdefault(id(code), []).append(account)
                 if own:
                     room.left -= 1
+                    self._by_text[text] = account
             else:
                 account.counts = self.other
         return account
@@ -452,14 +458,14 @@ class CallSites:
             assert account.code is not None
             self._room.left += 1
             heir = heirs.of(account.code, account.number)
-            if heir.counts is not heir and heir in heirs.accounts.values():  # there is room for it now
+            if heir.counts is heirs.other and heir in heirs.accounts.values():  # there is room for it now
                 heir.counts = heir
                 self._room.left -= 1
             heir_of[account] = heir.counts
         for account, heir in heir_of.items():
             heir.absorb(account)
         heirs.noted += self.noted
-        self.accounts, self._by_code, self._seen = {}, {}, {}
+        self.accounts, self._by_code, self._by_text, self._seen = {}, {}, {}, {}
         return heir_of
 
 

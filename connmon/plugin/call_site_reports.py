@@ -74,6 +74,8 @@ class CallSiteReports:
         self._text = text
         self._settings = settings
         self._others: list[_Others] = []
+        self._places_of_others: dict[str, None] = {}
+        """The places of these that have an entry of their own."""
         self._now = 0.0
         self._all = self._changed = False
         self._changes = 0
@@ -152,7 +154,7 @@ class CallSiteReports:
                 usual=usual_hold([part.account for part in others]),
             ),
             min([part.share for part in others], default=1.0),
-            added_profiles([part.profile for part in others]),
+            added_profiles([part.profile for part in others], self._places_of_others),
         )
         if not self._is_due(room.other, facts):
             return []
@@ -167,8 +169,10 @@ class CallSiteReports:
             due = False
         else:
             self._changes += 1
+            # Where nothing but time has passed, that can wait.
+            happened = facts._replace(profile=reported.profile) != reported
             few = max(self._changes, self._changes_before) <= self._settings.few
-            interval_over = few or passed >= self._settings.interval_seconds
+            interval_over = (few and happened) or passed >= self._settings.interval_seconds
             due = self._changed or interval_over or facts.waiting > 0 or reported.waiting != facts.waiting
         if due:
             account.reported, account.reported_at = facts, self._now

@@ -148,7 +148,8 @@ class HoldLooks:
 
     def _held(self, accounts: Sequence[PoolAccount]) -> tuple[list[tuple[Entry, float]], float]:
         """Return held connections, each with when its hold began, and how many each of them stands for."""
-        entries = [entry for account in accounts for entry in list(account.entries.values())]
+        looked_at = [account for account in accounts if account.looks]
+        entries = [entry for account in looked_at for entry in list(account.entries.values())]
         weight = 1.0
         most = self._settings.connections
         if len(entries) > most:
@@ -188,7 +189,8 @@ class HoldLooks:
             sampling = account.sampling
             if sampling is not None and sampling.mean > 1:  # else there is nothing to be identified
                 account.call_sites.seen_in(holders.application(look), noted, entry.noted.checkouts)
-            self._keep_stack(account, noted, look, now)
+            if noted.counts is noted:
+                self._keep_stack(account, noted, look, now)
             return {noted.counts: 1.0}
         application = holders.application(look)
         taken = account.call_sites.taken_in(application)

@@ -49,7 +49,7 @@ class ProfileSettings:
     """The most holders in one look; each stands for several where more connections are held."""
     connections: int = 400
     """The most connections among which a look searches for held ones."""
-    places: int = 8
+    places: int = 7
     """The most places of one call site that are kept apart; further ones are summed up."""
     late_seconds: float = 0.0
     """A look that comes later than this had to wait for the interpreter lock."""
@@ -136,6 +136,11 @@ class Split(Generic[K]):
             if weight > 0.0:
                 self._extra[key] = self._extra.get(key, 0.0) + amount * (weight / whole)
         return True
+
+    @property
+    def pending(self) -> bool:
+        """Whether a rest waits to be estimated."""
+        return self._since is not None
 
     def overdue(self, rest: float, now: float, patience_seconds: float) -> bool:
         """Return whether a rest (of a unit or more) has been there for so long."""
@@ -328,7 +333,7 @@ class PoolProfile(Generic[K]):
 
     __slots__ = (
         "_caused_weights", "_old_estimated_ms", "_old_looks", "_old_unknown", "_old_weights", "_owed_ms",
-        "_sample", "_settings", "caused", "held", "holds", "places", "waited",
+        "_patience_seconds", "_sample", "_settings", "caused", "held", "holds", "places", "waited",
     )  # fmt: skip
 
     def __init__(self, settings: ProfileSettings = ProfileSettings()) -> None:  # it is immutable
@@ -344,6 +349,7 @@ class PoolProfile(Generic[K]):
         self.places: dict[K, Places] = {}
         self._old_weights: dict[K, float] = {}
         """Looks at holds that are not noted and older than `YOUNG_SECONDS`."""
+        self._patience_seconds = settings.patience_seconds
         self._old_unknown = 0.0
         """The same of holds that could not be identified."""
         self._old_looks = 0.0
@@ -359,6 +365,11 @@ class PoolProfile(Generic[K]):
 
     def __repr__(self) -> str:
         return f"<PoolProfile: {self.held.whole} ms at {len(self.held.parts)} call sites>"
+
+    @property
+    def pending(self) -> bool:
+        """Whether some of what was counted is not split yet."""
+        return any(split.pending for split in (self.held, self.holds, self.waited, self.caused))
 
     def places_of(self, call_site: K) -> Places:
         """Return where the holders of this call site are."""
@@ -395,8 +406,14 @@ class PoolProfile(Generic[K]):
         counted: Mapping[K, Counted],
         samples: Mapping[K, Sample],
         other: K,
+        *,
+        final: bool = False,
     ) -> None:
-        """Split what the pool has counted until now. `other` gets what nothing is known of."""
+        """Split what the pool has counted until now. `other` gets what nothing is known of.
+
+        `final`: nothing will become known of it later.
+        """
+        self._patience_seconds = 0.0 if final else self._settings.patience_seconds
         for call_site, sample in samples.items():
             known = self._sample.get(call_site, Sample())
             self._sample[call_site] = Sample._make(map(sum, zip(known, sample, strict=True)))
@@ -499,7 +516,7 @@ class PoolProfile(Generic[K]):
 
     def _estimate_overdue(self, split: Split[K], rest: float, now: float, other: K) -> None:
         """Split a rest that nothing has been known of for long as all time so far."""
-        if split.overdue(rest, now, self._settings.patience_seconds):
+        if split.overdue(rest, now, self._patience_seconds):
             past = {call_site: float(part) for call_site, part in self.held.parts.items()}
             split.estimate(rest, past if any(past.values()) else {other: 1.0})
 
@@ -545,13 +562,22 @@ class PoolProfile(Generic[K]):
 SUMMED_PLACES: Final = 8
 
 
-def added_profiles(profiles: Sequence[HoldProfile], places: int = SUMMED_PLACES) -> HoldProfile:
-    """Return the sum, with at most so many places and one for all others."""
+def added_profiles(
+    profiles: Sequence[HoldProfile], known: dict[str, None], places: int = SUMMED_PLACES
+) -> HoldProfile:
+    """Return the sum, with at most so many places and one for all others.
+
+    `known`: the places that have an entry of their own. The first ones to be seen are added; they keep it, so
+    that no sum goes back.
+    """
     where: dict[str, int] = {}
     for profile in profiles:
         for place, ms in profile.where.items():
-            if place not in where and len(where) >= places:
-                place = OTHER_PLACES
+            if place not in known:
+                if len(known) < places:
+                    known[place] = None
+                else:
+                    place = OTHER_PLACES
             where[place] = where.get(place, 0) + ms
     return HoldProfile(
         holds=sum([profile.holds for profile in profiles]),

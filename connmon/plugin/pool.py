@@ -61,7 +61,8 @@ def instrument(
     account.long_hold_seconds = None if tracing.trace == "off" else tracing.held
     account.current_holder = holder.holder_source(bool(getattr(pool, "_is_asyncio", False)))
     account.shares_threads = bool(getattr(pool, "_is_asyncio", False)) or unpatched.patched()
-    account.measures_cpu = info.dialect != "sqlite"
+    account.looks = tracing.profile_hz > 0.0
+    account.measures_cpu = account.looks and info.dialect != "sqlite"
     account.find_call_site = holder.call_site
     if tracing.trace == "all":
         account.sampling = Sampling(SamplingSettings(checkouts_per_second=inf))
@@ -145,10 +146,10 @@ def _checkin_listener(account: PoolAccount) -> Checkin:
                 entry.holds.append(held)
                 entry.checkins = count = entry.checkouts
                 entry.since = 0.0
-                if entry.noted_at == count:
-                    entry.end_noted(held)
                 live.checked_out -= 1
                 process.checked_out -= 1
+                if entry.noted_at == count:
+                    entry.end_noted(held)
                 if not count & UNCOUNTED and len(entry.holds) >= UNCOUNTED:
                     account.count_times(entry)
             else:

@@ -332,6 +332,8 @@ class PoolAccount:
         """By wait: its call site, where it was noted."""
         self.shares_threads = False
         """Whether its holders are tasks or greenlets, several of which share a thread."""
+        self.looks = True
+        """Whether its holders are looked at."""
         self.measures_cpu = True
         """Whether what holders compute is outside the database; SQLite computes in the holder's thread."""
         self.time = PoolTime(process.settings.profile)
@@ -638,13 +640,13 @@ class PoolAccount:
         self.time.end(held_seconds, beyond)
         return self._gauges(connections, held, detached), plus(self.ended, totals), longest_since
 
-    def settle_time(self, totals: Totals, now: float, cpu_scale: float) -> None:
+    def settle_time(self, totals: Totals, now: float, cpu_scale: float = 1.0, *, final: bool = False) -> None:
         """Split the time that `count` has just counted over the call sites and places.
 
-        `cpu_scale`: see `hold_looks.ComputedTime`.
+        `cpu_scale`: see `hold_looks.ComputedTime`. `final`: nothing will become known of it later.
         """
         waits, wait_call_sites = self.waits.copy(), self.wait_call_sites.copy()
-        self.time.settle(now, totals, self.call_sites, waits, wait_call_sites, cpu_scale)
+        self.time.settle(now, totals, self.call_sites, waits, wait_call_sites, cpu_scale, final)
 
     def _gauges(self, connections: int, held: int, detached: int) -> Gauges:
         size, max_overflow = self.info.pool_size, self.info.max_overflow

@@ -25,8 +25,8 @@ class PoolTime:
     """The time that one pool's connections are held, as last counted."""
 
     __slots__ = (
-        "_present", "_present_of", "_present_unnoted", "_unnoted", "_unnoted_before", "held", "profile",
-        "unidentified",
+        "_present", "_present_of", "_present_unnoted", "_settled", "_unnoted", "_unnoted_before", "held",
+        "profile", "unidentified",
     )  # fmt: skip
 
     def __init__(self, settings: ProfileSettings) -> None:
@@ -39,6 +39,8 @@ class PoolTime:
         """Seconds of each present hold."""
         self._present_of: dict[CallSiteAccount, list[float]] = {}
         """The same of noted ones, by call site."""
+        self._settled: tuple[int, ...] | None = None
+        """What was split last."""
         self._present_unnoted = 0
         """Present holds whose call site was not noted."""
         self._unnoted = self._unnoted_before = (0, 0)
@@ -77,12 +79,17 @@ class PoolTime:
         waits: Mapping[object, float],
         wait_call_sites: Mapping[object, CallSiteAccount],
         cpu_scale: float,
+        final: bool,
     ) -> None:
         """Split everything counted until now over the call sites and places.
 
         `waits`: when each present wait began, and `wait_call_sites` where, as far as that was noted.
-        `cpu_scale`: see `hold_looks.ComputedTime`.
+        `cpu_scale`: see `hold_looks.ComputedTime`. `final`: nothing will become known of it later.
         """
+        counts = totals.hold_ms, totals.checkins, totals.wait_ms, call_sites.noted
+        if counts == self._settled and not (self._present or waits or final or self.profile.pending):
+            return
+        self._settled = counts
         waiting: dict[CallSiteAccount, float] = {}
         present_waits = 0.0
         for wait, began in waits.items():
@@ -112,6 +119,7 @@ class PoolTime:
             counted,
             samples,
             call_sites.other,
+            final=final,
         )
 
     def _is_sampled(self, unnoted_checkouts: int) -> bool:

@@ -140,10 +140,10 @@ def _return_method(do_return: Callable[[Any, Any], None]) -> Callable[[Any, Any]
                     entry.holds.append(held)
                     entry.checkins = count = entry.checkouts
                     entry.since = 0.0
-                    if entry.noted_at == count:
-                        entry.end_noted(held)
                     account.live.checked_out -= 1
                     account.process_live.checked_out -= 1
+                    if entry.noted_at == count:
+                        entry.end_noted(held)
                     if not count & UNCOUNTED and len(entry.holds) >= UNCOUNTED:
                         account.count_times(entry)
                 else:

@@ -181,12 +181,13 @@ def test_late_looks_because_of_others_count() -> None:
 @given(st.lists(st.sampled_from([f"package{number}" for number in range(40)]), min_size=1, max_size=200))
 def test_places_are_bounded(seen: list[str]) -> None:
     """However many places there are, few are kept apart, and the sum is right."""
-    settings = ProfileSettings(places=8)
+    settings = ProfileSettings(places=7)
     places = Places(settings)
     for number, place in enumerate(seen):
-        places.see(place, 1.0, AT_ONCE)
+        places.see(place, 1.0, PREEMPTED if number % 3 else AT_ONCE)
+        places.compute(0.5, 1.0)
         places.settle(1_000 * (number + 1))
-    assert len(places.split.parts) <= settings.places + 1
+    assert len(places.split.parts) <= 9
     assert sum(places.split.parts.values()) == 1_000 * len(seen)
     if len(set(seen)) > settings.places + 1:
         assert OTHER_PLACES in places.split.parts
@@ -258,6 +259,6 @@ def test_sums_of_profiles() -> None:
     """The sum has the sum of each figure, and at most so many places."""
     one = HoldProfile(holds=1, held_ms=2, waited_ms=3, caused_ms=4, where={"database": 1, "requests": 1})
     two = HoldProfile(holds=10, held_ms=20, waited_ms=30, caused_ms=40, where={"boto3": 5, "database": 7})
-    assert added_profiles([one, two], places=2) == HoldProfile(
+    assert added_profiles([one, two], {}, places=2) == HoldProfile(
         holds=11, held_ms=22, waited_ms=33, caused_ms=44, where={"database": 8, "requests": 1, "(other)": 5}
     )
