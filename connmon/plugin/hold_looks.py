@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
@@ -44,7 +44,7 @@ class _Holding(NamedTuple):
             holder=self.holder,
             code=None if self.noted is None else self.noted.code,
             since=self.since,
-            newest=self.since >= newest[_identity(self.holder)],
+            newest=not newest or self.since >= newest[_identity(self.holder)],
         )
 
 
@@ -237,8 +237,10 @@ def _holding(entry: Entry, since: float) -> _Holding:
     return _Holding(entry=entry, since=since, holder=entry.holder, noted=noted)
 
 
-def _newest(held: Iterable[tuple[Entry, float]]) -> dict[int, float]:
-    """Return when each holder took the newest connection that it has."""
+def _newest(held: Sequence[tuple[Entry, float]]) -> Mapping[int, float]:
+    """Return when each holder with several connections took the newest one that it has."""
+    if len({_identity(entry.holder) for entry, _ in held}) == len(held):  # as mostly
+        return {}
     return {_identity(entry.holder): since for entry, since in sorted(held, key=_since)}
 
 

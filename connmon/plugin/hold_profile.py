@@ -45,7 +45,7 @@ _AT_REST: Final = frozenset({"waiting", "event loop", "other connection", "elsew
 class ProfileSettings:
     """How much is looked at, and how the looks are judged."""
 
-    holders: int = 10
+    holders: int = 6
     """The most holders in one look; each stands for several where more connections are held."""
     connections: int = 400
     """The most connections among which a look searches for held ones."""

@@ -16,6 +16,7 @@ Rules:
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import sys
@@ -223,11 +224,7 @@ def stack_texts(look: Look) -> tuple[str, ...]:
 
 def frame_text(code: CodeType, number: int) -> str:
     """Return "file.py:412 function", the file relative to the directory that it was imported from."""
-    path = code.co_filename
-    roots = [root for root in sys.path if root and path.startswith(os.path.join(root, ""))]
-    if roots:
-        path = path[len(os.path.join(max(roots, key=len), "")) :]
-    function = code.co_name
+    path, function = _path(code.co_filename, tuple(sys.path)), code.co_name
     if function in ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"):  # name the function around it
         names = getattr(code, "co_qualname", function).split(".")
         function = next((name for name in reversed(names) if not name.startswith("<")), function)
@@ -236,6 +233,15 @@ def frame_text(code: CodeType, number: int) -> str:
     if len(path) > room:  # its end says more
         path = "..." + path[3 - room :]
     return _text(path + suffix)
+
+
+@functools.lru_cache(maxsize=1_000)
+def _path(path: str, directories: tuple[str, ...]) -> str:
+    """Return a file's path below the longest of these directories that it is in."""
+    roots = [
+        os.path.join(root, "") for root in directories if root and path.startswith(os.path.join(root, ""))
+    ]
+    return path[max(map(len, roots)) :] if roots else path
 
 
 def _text(text: str) -> str:

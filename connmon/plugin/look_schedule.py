@@ -7,6 +7,9 @@
    other turns that this has changed. For `idle_seconds` after that was last seen, looks go on: to stop at the
    first look that sees nobody, and to start at a turn that sees somebody, would see long holds more often
    than their share.
+4. Looks take at most `cpu_part` of a core on average (ten times as much for ten times as many): where one
+   takes long, as with very many threads, there are fewer. How long they take changes slowly, so that the
+   moments stay independent of what they meet.
 
 Times are seconds of one monotonic clock, which is passed in.
 """
@@ -23,6 +26,10 @@ class LookScheduleSettings:
 
     idle_seconds: float = 2.0
     """So long looks go on while nothing is checked out and nobody waits."""
+    cpu_part: float = 0.0025
+    """The part of a core that ten looks a second may take."""
+    smoothing: float = 0.05
+    """The weight of one look in the average of what looks take."""
     shortest_seconds: float = 0.001
     """The least time between two looks: what `poll` can wait."""
 
@@ -30,7 +37,7 @@ class LookScheduleSettings:
 class LookSchedule:
     """The next look at the holders of one ledger."""
 
-    __slots__ = ("_busy_at", "_random", "_settings", "due")
+    __slots__ = ("_busy_at", "_cpu_seconds", "_random", "_settings", "due")
 
     def __init__(
         self,
@@ -41,6 +48,8 @@ class LookSchedule:
         self._random = random_numbers
         self._settings = settings
         self._busy_at = 0.0
+        self._cpu_seconds = 0.0
+        """What a look takes on average. 0.0: none was taken yet."""
         self.due: float | None = None
         """When the next look is due. None: none is planned."""
 
@@ -64,8 +73,20 @@ class LookSchedule:
         if looks_per_second <= 0.0:
             self.due = None
         else:
-            seconds = self._random.expovariate(looks_per_second)
+            seconds = self._random.expovariate(self._affordable(looks_per_second))
             self.due = now + max(self._settings.shortest_seconds, seconds)
+
+    def took(self, cpu_seconds: float) -> None:
+        """Note how long a look has computed."""
+        before = self._cpu_seconds or cpu_seconds
+        self._cpu_seconds = before + self._settings.smoothing * (cpu_seconds - before)
+
+    def _affordable(self, looks_per_second: float) -> float:
+        """Return how many of so many looks per second do not take too much."""
+        if self._cpu_seconds <= 0.0:
+            return looks_per_second
+        budget = self._settings.cpu_part * max(1.0, looks_per_second / 10.0)
+        return min(looks_per_second, budget / self._cpu_seconds)
 
     def put_off(self, now: float, seconds: float) -> None:
         """Have no look before that."""

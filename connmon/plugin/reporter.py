@@ -433,7 +433,10 @@ class Reporter:
     def _look(self, ledger: Ledger, schedule: LookSchedule, now: float, late: float) -> None:
         """Look where the holders of this ledger's connections are."""
         try:
+            _, began = _thread_cpu()
             ledger.look(now, late, process_time())
+            _, ended = _thread_cpu()
+            schedule.took(ended - began)
         except Exception as error:
             if interrupted(error):
                 raise

@@ -394,7 +394,7 @@ def lend(
 
 def _lendable(hold: Held, look: Look) -> bool:
     left = look.returned and look.where != IN_DATABASE
-    return _ident(hold.holder) is not None and (left or (hold.code is None and look.where is None))
+    return (left or (hold.code is None and look.where is None)) and _ident(hold.holder) is not None
 
 
 def threads_of(holders: Iterable[Holder]) -> set[int]:

@@ -105,3 +105,29 @@ def test_repr() -> None:
     assert repr(plan) == "<LookSchedule: no look planned>"
     plan.put_off(1.0, 0.25)
     assert repr(plan) == "<LookSchedule: due at 1.250>"
+
+
+def test_looks_that_take_long_are_fewer() -> None:
+    """A look of 10 ms would take a tenth of a core ten times a second: then there is one in four seconds."""
+    schedule = LookSchedule(random.Random(1))
+    for _ in range(200):
+        schedule.took(0.010)
+    waits = []
+    for number in range(2_000):
+        schedule.plan(float(number), 10.0)
+        assert schedule.due is not None
+        waits.append(schedule.due - number)
+    assert sum(waits) / len(waits) == pytest.approx(4.0, rel=0.1)
+
+
+@pytest.mark.parametrize("looks_per_second", [2.0, 10.0, 100.0])
+def test_looks_that_take_little_are_as_many_as_wanted(looks_per_second: float) -> None:
+    """A quick look does not change how often they come, and more looks may take more."""
+    schedule = LookSchedule(random.Random(1))
+    schedule.took(0.0002)
+    waits = []
+    for number in range(2_000):
+        schedule.plan(float(number), looks_per_second)
+        assert schedule.due is not None
+        waits.append(schedule.due - number)
+    assert sum(waits) / len(waits) == pytest.approx(1.0 / looks_per_second, rel=0.1)
