@@ -75,7 +75,7 @@ class CallSiteReports:
         self._settings = settings
         self._others: list[_Others] = []
         self._places_of_others: dict[str, None] = {}
-        """The places of these that have an entry of their own."""
+        """Their places that have an entry of their own."""
         self._now = 0.0
         self._all = self._changed = False
         self._changes = 0

@@ -26,7 +26,9 @@ class LookScheduleSettings:
 
     idle_seconds: float = 2.0
     """So long looks go on while nothing is checked out and nobody waits."""
-    cpu_part: float = 0.0025
+    usual_cpu_seconds: float = 0.0002
+    """What a look is taken to compute before any was taken."""
+    cpu_part: float = 0.002
     """The part of a core that ten looks a second may take."""
     smoothing: float = 0.05
     """The weight of one look in the average of what looks take."""
@@ -78,8 +80,10 @@ class LookSchedule:
 
     def took(self, cpu_seconds: float) -> None:
         """Note how long a look has computed."""
-        before = self._cpu_seconds or cpu_seconds
-        self._cpu_seconds = before + self._settings.smoothing * (cpu_seconds - before)
+        # The first looks read the code of all functions that they meet: they say little of those to come.
+        before = self._cpu_seconds or self._settings.usual_cpu_seconds
+        usual = min(cpu_seconds, 4.0 * before)
+        self._cpu_seconds = before + self._settings.smoothing * (usual - before)
 
     def _affordable(self, looks_per_second: float) -> float:
         """Return how many of so many looks per second do not take too much."""
