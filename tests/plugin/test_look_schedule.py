@@ -108,7 +108,7 @@ def test_repr() -> None:
 
 
 def test_looks_that_take_long_are_fewer() -> None:
-    """A look of 10 ms would take a tenth of a core ten times a second: then there is one in four seconds."""
+    """A look of 10 ms would take a tenth of a core ten times a second: then there is one in five seconds."""
     schedule = LookSchedule(random.Random(1))
     for _ in range(200):
         schedule.took(0.010)
@@ -117,7 +117,7 @@ def test_looks_that_take_long_are_fewer() -> None:
         schedule.plan(float(number), 10.0)
         assert schedule.due is not None
         waits.append(schedule.due - number)
-    assert sum(waits) / len(waits) == pytest.approx(4.0, rel=0.1)
+    assert sum(waits) / len(waits) == pytest.approx(5.0, rel=0.1)
 
 
 @pytest.mark.parametrize("looks_per_second", [2.0, 10.0, 100.0])
