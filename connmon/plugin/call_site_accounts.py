@@ -95,6 +95,11 @@ class Held(NamedTuple):
     """Whether the holder has taken no other connection since that it still holds."""
 
 
+def identity(holder: Any) -> int:
+    """Return what tells holders apart. (The hash of a dead weak reference is an error.)"""
+    return holder if isinstance(holder, int) else id(holder)
+
+
 class Look(NamedTuple):
     """Where the holder of one connection is."""
 

@@ -23,7 +23,7 @@ from collections.abc import Collection, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
-from connmon.plugin.call_site_accounts import CallSiteAccount, Held, Look
+from connmon.plugin.call_site_accounts import CallSiteAccount, Held, Look, identity
 from connmon.plugin.hold_profile import YOUNG_SECONDS, Lateness, ProfileSettings
 from connmon.plugin.holder_checks import Holders
 from connmon.plugin.pool_account import Entry, PoolAccount
@@ -44,7 +44,7 @@ class _Holding(NamedTuple):
             holder=self.holder,
             code=None if self.noted is None else self.noted.code,
             since=self.since,
-            newest=not newest or self.since >= newest[_identity(self.holder)],
+            newest=not newest or self.since >= newest[identity(self.holder)],
         )
 
 
@@ -227,11 +227,6 @@ class HoldLooks:
         return True
 
 
-def _identity(holder: Any) -> int:
-    """Return what tells holders apart. (The hash of a dead weak reference is an error.)"""
-    return holder if isinstance(holder, int) else id(holder)
-
-
 def _holding(entry: Entry, since: float) -> _Holding:
     noted = entry.call_site if entry.noted_at == entry.checkouts else None
     return _Holding(entry=entry, since=since, holder=entry.holder, noted=noted)
@@ -239,9 +234,9 @@ def _holding(entry: Entry, since: float) -> _Holding:
 
 def _newest(held: Sequence[tuple[Entry, float]]) -> Mapping[int, float]:
     """Return when each holder with several connections took the newest one that it has."""
-    if len({_identity(entry.holder) for entry, _ in held}) == len(held):  # as mostly
+    if len({identity(entry.holder) for entry, _ in held}) == len(held):  # as mostly
         return {}
-    return {_identity(entry.holder): since for entry, since in sorted(held, key=_since)}
+    return {identity(entry.holder): since for entry, since in sorted(held, key=_since)}
 
 
 _since = itemgetter(1)

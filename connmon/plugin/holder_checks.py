@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import Any, Final, Protocol
 
-from connmon.plugin.call_site_accounts import CallSite, CallSiteAccount, Held, Look, Whereabouts
+from connmon.plugin.call_site_accounts import CallSite, CallSiteAccount, Held, Look, Whereabouts, identity
 from connmon.plugin.pool_account import Entry, PoolAccount
 from connmon.protocol.values import OTHER_CALL_SITES
 
@@ -122,14 +122,14 @@ class HolderChecks:
             for entry in list(account.entries.values()):
                 since = entry.since
                 if since and not entry.closed:
-                    holder = _identity(entry.holder)
+                    holder = identity(entry.holder)
                     self._latest[holder] = max(since, self._latest.get(holder, 0.0))
                     ident = getattr(entry.holder, "ident", None)
                     if isinstance(ident, int):  # an ended thread's may be another thread's by now
                         by_thread.append((since, entry.number, -1 if entry.holder.ended else ident))
                 call_site = entry.call_site
                 if call_site is not None:
-                    taker = _identity(entry.holder), call_site
+                    taker = identity(entry.holder), call_site
                     self._taken[taker] = max(entry.noted_since, self._taken.get(taker, 0.0))
         return by_thread
 
@@ -167,7 +167,7 @@ class HolderChecks:
     ) -> Whereabouts:
         if entry.number in self._lent:
             return Whereabouts("database", None, ())
-        holder = _identity(entry.holder)
+        holder = identity(entry.holder)
         mine = since >= self._latest.get(holder, 0.0)
         whereabouts = holders.whereabouts(entry.holder, None if call_site is None else call_site.code, mine)
         retaken = since < self._taken.get((holder, entry.call_site), 0.0)
@@ -187,8 +187,3 @@ class HolderChecks:
                 else OTHER_CALL_SITES
             )
         return account.text
-
-
-def _identity(holder: Any) -> object:
-    """Return what tells holders apart. (The hash of a dead weak reference is an error.)"""
-    return holder if isinstance(holder, int) else id(holder)

@@ -31,7 +31,7 @@ from typing import Any, Final
 from connmon.interrupts import interrupted
 from connmon.plugin import call_site, called
 from connmon.plugin.call_site import FrameKinds, Place
-from connmon.plugin.call_site_accounts import Held, Look
+from connmon.plugin.call_site_accounts import Held, Look, identity
 from connmon.plugin.stacks import Holder, Stack, ThreadMark, line_of
 from connmon.protocol.values import IN_DATABASE
 
@@ -200,13 +200,13 @@ def looks(held: Sequence[Held], stacks: Sequence[Stack], codes: Codes) -> list[L
     """Return where the holder of each connection is, from the stack of each. Raises nothing."""
     newest: dict[int, float] = {}
     for hold in held:
-        key = _identity(hold.holder)
+        key = identity(hold.holder)
         newest[key] = max(hold.since, newest.get(key, 0.0))
     found = []
     for hold, stack in zip(held, stacks, strict=True):
         try:
             found.append(
-                _look(hold, stack, codes, mine=hold.newest and hold.since >= newest[_identity(hold.holder)])
+                _look(hold, stack, codes, mine=hold.newest and hold.since >= newest[identity(hold.holder)])
             )
         except Exception as error:
             if interrupted(error):
@@ -407,8 +407,3 @@ def _ident(holder: Holder) -> int | None:
     if isinstance(holder, ThreadMark):
         return -1 if holder.ended else holder.ident
     return holder if isinstance(holder, int) else None
-
-
-def _identity(holder: Holder) -> int:
-    """Return what tells holders apart. (The hash of a dead weak reference is an error.)"""
-    return holder if isinstance(holder, int) else id(holder)
