@@ -48,6 +48,10 @@ class SamplingSettings:
     """The least time between two doublings of the pause, when too many are noted."""
     shorter_after_seconds: float = 1.0
     """The least time between two halvings, when too few are."""
+    curious_seconds: float = 30.0
+    """For so long more is noted after a look at a hold whose call site is not known."""
+    curious_factor: float = 3.0
+    """Meanwhile so many times as many checkouts may be noted."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,8 @@ class Sampling:
     """Which checkouts of a process have their call site noted."""
 
     __slots__ = (
-        "_at", "_changed", "_left", "_random", "_settings", "_waits_at", "_waits_left", "mean", "rate",
+        "_at", "_changed", "_curious_until", "_left", "_random", "_settings", "_waits_at", "_waits_left",
+        "mean", "rate",
     )  # fmt: skip
 
     def __init__(self, settings: SamplingSettings = SamplingSettings()) -> None:  # immutable
@@ -127,7 +132,7 @@ class Sampling:
         """A connection has every so-many-th checkout noted, on average."""
         self._left = self.rate
         """How many more may be noted now: a token bucket."""
-        self._at = self._changed = 0.0
+        self._at = self._changed = self._curious_until = 0.0
         self._waits_left, self._waits_at = self.rate, 0.0
         """The same for waits. Of their own: waits are not thinned out, and would leave no room for holds."""
         self._random = random.Random()  # so that the application's own random numbers stay as they are
@@ -140,6 +145,8 @@ class Sampling:
         rate = self.rate
         if rate == inf:
             return True
+        if now < self._curious_until:
+            rate *= self._settings.curious_factor
         left = min(rate, self._left + (now - self._at) * rate) if self._at else rate
         self._at = now
         if left < 1.0:
@@ -166,6 +173,15 @@ class Sampling:
         self._waits_at = now
         self._waits_left = left - 1.0 if left >= 1.0 else left
         return left >= 1.0
+
+    def be_curious(self, now: float) -> bool:
+        """Have more checkouts noted for a while; return whether this begins now.
+
+        A call site with few, long holds is known only when one of its checkouts was noted.
+        """
+        begins = now >= self._curious_until
+        self._curious_until = now + self._settings.curious_seconds
+        return begins and self.mean > 1
 
     def pause(self) -> int:
         """Return after how many checkouts of a connection the next one is noted.

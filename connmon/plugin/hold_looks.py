@@ -186,8 +186,7 @@ class HoldLooks:
         account, holders = entry.pool, self._holders
         assert holders is not None
         if noted is not None:
-            sampling = account.sampling
-            if sampling is not None and sampling.mean > 1:  # else there is nothing to be identified
+            if account.time.sampled:  # else there is nothing to be identified
                 account.call_sites.seen_in(holders.application(look), noted, entry.noted.checkouts)
             if noted.counts is noted:
                 self._keep_stack(account, noted, look, now)
@@ -199,6 +198,9 @@ class HoldLooks:
             account.time.profile.see_old(parts, weight)
             if not taken.sure:
                 account.time.unidentified.keep(now, look.where, application, weight, lateness)
+                if account.sampling is not None and account.sampling.be_curious(now):
+                    for other in list(account.entries.values()):
+                        other.note_at = 0
         return parts
 
     def _keep_stack(self, account: PoolAccount, call_site: CallSiteAccount, look: Look, now: float) -> None:

@@ -49,6 +49,11 @@ class PoolTime:
     def __repr__(self) -> str:
         return f"<PoolTime {self.held.seconds:.1f} s: {self.profile!r}>"
 
+    @property
+    def sampled(self) -> bool:
+        """Whether some checkouts, or present holds, were not noted, as last counted."""
+        return any(self._unnoted)
+
     def begin(self) -> None:
         """Begin to count the present holds."""
         self._present, self._present_of, self._present_unnoted = [], {}, 0

@@ -117,6 +117,22 @@ def test_each_is_noted_again_once_there_are_few() -> None:
     assert traffic.sampling.pause() == 1
 
 
+def test_more_is_noted_for_a_while() -> None:
+    """After a look at a hold whose call site is not known, three times as many checkouts are noted."""
+
+    def noted(curious: bool) -> int:
+        sampling = Sampling(SamplingSettings(checkouts_per_second=100.0))
+        for number in range(10_000):
+            sampling.due(1000.0 + number / 1000)
+        if curious:
+            assert sampling.be_curious(1010.0)
+            assert not sampling.be_curious(1010.0)
+        return sum(sampling.due(1010.0 + number / 1000) for number in range(20_000))
+
+    assert noted(curious=False) == pytest.approx(2_000, rel=0.05)
+    assert noted(curious=True) == pytest.approx(6_000, rel=0.05)
+
+
 def test_all() -> None:
     """With connmon_trace=all there is no limit, not even within one moment."""
     traffic = Traffic(3, SamplingSettings(checkouts_per_second=math.inf))
