@@ -30,7 +30,7 @@ from operator import attrgetter
 from types import CodeType
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from connmon.plugin.hold_profile import YOUNG_SECONDS, Counted, Sample
+from connmon.plugin.hold_profile import YOUNG_SECONDS, Counted, Sample, old_seconds
 from connmon.protocol import histogram
 from connmon.protocol.reports import SITES_REPORTED
 from connmon.protocol.values import OTHER_CALL_SITES, HolderIn
@@ -147,7 +147,7 @@ class Sampling:
             return True
         if now < self._curious_until:
             rate *= self._settings.curious_factor
-        left = min(rate, self._left + (now - self._at) * rate) if self._at else rate
+        left = _refilled(self._left, self._at, now, rate)
         self._at = now
         if left < 1.0:
             self._left = left
@@ -169,7 +169,7 @@ class Sampling:
         rate = self.rate
         if rate == inf:
             return True
-        left = min(rate, self._waits_left + (now - self._waits_at) * rate) if self._waits_at else rate
+        left = _refilled(self._waits_left, self._waits_at, now, rate)
         self._waits_at = now
         self._waits_left = left - 1.0 if left >= 1.0 else left
         return left >= 1.0
@@ -199,6 +199,11 @@ class Sampling:
         if self.mean > 1 and per_second < 0.9 * self.rate:
             self.mean, self._changed = 1, now
         return self.mean == 1
+
+
+def _refilled(left: float, at: float, now: float, rate: float) -> float:
+    """Return what a token bucket has now that had so much then; one that was never used is full."""
+    return min(rate, left + (now - at) * rate) if at else rate
 
 
 class HoldFigures(NamedTuple):
@@ -246,7 +251,7 @@ class CallSiteAccount:
         """Of these, what each hold lasted beyond `YOUNG_SECONDS`."""
         self.waited_seconds = 0.0
         self.cpu_seconds = self.cpu_held_seconds = 0.0
-        """How long holders computed in so many seconds held, since `take_sample`."""
+        """How long holders computed in so many seconds held, since `take_cpu`."""
         self._sample = Sample()
         self._latest: Counter[int] = Counter()
         self._before: Counter[int] = Counter()
@@ -260,12 +265,7 @@ class CallSiteAccount:
         place = OTHER_CALL_SITES if self.code is None else f"{self.code.co_filename}:{self.number}"
         return f"<CallSiteAccount {place}: {self.ended} holds>"
 
-    def count(self) -> HoldFigures:
-        """Count the holds and waits that have ended, and return `figures`. One thread at a time."""
-        self.count_ended()
-        return self.figures()
-
-    def count_ended(self) -> None:
+    def count(self) -> None:
         """Count the holds and waits that have ended. One thread at a time."""
         holds = self.holds[:]
         del self.holds[: len(holds)]
@@ -282,7 +282,7 @@ class CallSiteAccount:
         seconds = [hold.seconds for hold in holds]
         self.ended += len(holds)
         self.seconds += sum(seconds)
-        self.old_seconds += sum([held - YOUNG_SECONDS for held in seconds if held > YOUNG_SECONDS])
+        self.old_seconds += old_seconds(seconds)
         unnoted = young = old = 0.0
         for held, checkouts, cpu_seconds in holds:
             if cpu_seconds is not None:
@@ -291,7 +291,7 @@ class CallSiteAccount:
             if checkouts > 1:
                 unnoted += checkouts - 1
                 young += (checkouts - 1) * min(held, YOUNG_SECONDS)
-                old += (checkouts - 1) * max(0.0, held - YOUNG_SECONDS)
+                old += (checkouts - 1) * old_seconds([held])
         if unnoted:
             sample = self._sample
             self._sample = sample._replace(
@@ -329,8 +329,8 @@ class CallSiteAccount:
 
     def absorb(self, closed: CallSiteAccount) -> None:
         """Add what the same call site has counted in a pool that is gone. One thread at a time."""
-        closed.count_ended()
-        self.count_ended()
+        closed.count()
+        self.count()
         self.ended += closed.ended
         self.seconds += closed.seconds
         self.old_seconds += closed.old_seconds

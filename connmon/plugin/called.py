@@ -56,11 +56,9 @@ class Calls(NamedTuple):
     called: Mapping[int, Name]
     awaited: Mapping[int, Name]
     """What returned the object that is awaited."""
-    waiting: frozenset[int]
-    """All places where it awaits, whatever it is."""
 
 
-NOTHING: Final = Calls({}, {}, frozenset())
+NOTHING: Final = Calls({}, {})
 
 
 def calls(code: CodeType) -> Calls:
@@ -145,7 +143,6 @@ class _Pass:
         """Local variables, by number, that an import sets; None where something else does too."""
         self._called: dict[int, Name] = {}
         self._awaited: dict[int, Name] = {}
-        self._waiting: set[int] = set()
         self._last = ""
 
     def over(self, code: CodeType) -> Calls:
@@ -163,7 +160,7 @@ class _Pass:
             self._last = instruction.opname
             if instruction.opname.startswith(_ENDS):
                 self._reached = False
-        return Calls(self._called, self._awaited, frozenset(self._waiting))
+        return Calls(self._called, self._awaited)
 
     def _jump(self, instruction: _Instruction, target: int) -> None:
         stack: Symbols = []
@@ -263,7 +260,6 @@ class _Pass:
         # A suspended frame stands at YIELD_VALUE; in Python 3.10 at the instruction before YIELD_FROM, since
         # 3.13 at the one after YIELD_VALUE.
         offsets = [offset - 2, offset] if name == "YIELD_FROM" else [offset, offset + 2]
-        self._waiting.update(offsets)
         if isinstance(awaited, Result):
             self._awaited.update(dict.fromkeys(offsets, awaited.of))
         if name == "YIELD_FROM":

@@ -23,7 +23,7 @@ Times are seconds of one monotonic clock, which is passed in.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, NamedTuple, TypeVar
 
@@ -75,6 +75,11 @@ class ProfileSettings:
     """CPU clocks run at most by this factor too slowly."""
     least_cpu: float = 0.02
     """Holders that compute for a smaller part of their time are taken to compute not at all."""
+
+
+def old_seconds(holds: Iterable[float]) -> float:
+    """Return what these holds, in seconds, lasted beyond `YOUNG_SECONDS` of each."""
+    return sum([held - YOUNG_SECONDS for held in holds if held > YOUNG_SECONDS])
 
 
 K = TypeVar("K", bound=Hashable)

@@ -330,7 +330,7 @@ class Ledger:
         for account in self._accounts():
             account.fold()
             for call_site in account.call_sites.counting():
-                call_site.count_ended()
+                call_site.count()
             gauges, totals, held_since = account.count(now)
             account.settle(gauges, totals, now)
             account.settle_time(totals, now, self._looks.cpu_scale, final=self._ending)
@@ -519,7 +519,7 @@ class Ledger:
             self._moved.pop(account.number, None)
             remains = self._remains_of(account)
             for call_site in account.call_sites.counting():
-                call_site.count_ended()
+                call_site.count()
             _, totals, _ = account.count()
             account.settle_time(totals, self.process.clock(), final=True)
             remains.ended = plus(remains.ended, totals)

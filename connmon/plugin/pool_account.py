@@ -44,7 +44,8 @@ from connmon.plugin.call_site_accounts import (
     Whereabouts,
 )
 from connmon.plugin.describe import Location
-from connmon.plugin.pool_time import PoolTime, old_seconds
+from connmon.plugin.hold_profile import old_seconds
+from connmon.plugin.pool_time import PoolTime
 from connmon.plugin.process_account import LiveCounts, ProcessAccount
 from connmon.protocol.histogram import BOUNDS, ordered
 from connmon.protocol.reports import PoolInfo
@@ -541,7 +542,7 @@ class PoolAccount:
         """Count the holds of a call site before they pile up."""
         if lock := self.process.fold_lock.acquire():
             try:
-                account.count_ended()
+                account.count()
             finally:
                 lock.release()
 

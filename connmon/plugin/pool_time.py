@@ -11,14 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from connmon.plugin.call_site_accounts import CallSiteAccount, CallSites
-from connmon.plugin.hold_profile import YOUNG_SECONDS, HeldTime, PoolProfile, PoolTotals, ProfileSettings
+from connmon.plugin.hold_profile import HeldTime, PoolProfile, PoolTotals, ProfileSettings, old_seconds
 from connmon.plugin.unidentified_looks import UnidentifiedLooks
 from connmon.protocol.values import Totals
-
-
-def old_seconds(holds: list[float]) -> float:
-    """Return what these holds, in seconds, lasted beyond `YOUNG_SECONDS` of each."""
-    return sum([held - YOUNG_SECONDS for held in holds if held > YOUNG_SECONDS])
 
 
 class PoolTime:

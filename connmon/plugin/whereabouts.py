@@ -31,7 +31,7 @@ from typing import Any, Final
 from connmon.interrupts import interrupted
 from connmon.plugin import call_site, called
 from connmon.plugin.call_site import FrameKinds, Place
-from connmon.plugin.call_site_accounts import Held, Look, identity
+from connmon.plugin.call_site_accounts import Held, Look
 from connmon.plugin.stacks import Holder, Stack, ThreadMark, line_of
 from connmon.protocol.values import IN_DATABASE
 
@@ -198,16 +198,10 @@ def _sanitized(label: str) -> str:
 
 def looks(held: Sequence[Held], stacks: Sequence[Stack], codes: Codes) -> list[Look]:
     """Return where the holder of each connection is, from the stack of each. Raises nothing."""
-    newest: dict[int, float] = {}
-    for hold in held:
-        key = identity(hold.holder)
-        newest[key] = max(hold.since, newest.get(key, 0.0))
     found = []
     for hold, stack in zip(held, stacks, strict=True):
         try:
-            found.append(
-                _look(hold, stack, codes, mine=hold.newest and hold.since >= newest[identity(hold.holder)])
-            )
+            found.append(_look(hold, stack, codes))
         except Exception as error:
             if interrupted(error):
                 raise
@@ -215,12 +209,12 @@ def looks(held: Sequence[Held], stacks: Sequence[Stack], codes: Codes) -> list[L
     return found
 
 
-def _look(hold: Held, stack: Stack, codes: Codes, *, mine: bool) -> Look:
+def _look(hold: Held, stack: Stack, codes: Codes) -> Look:
     if not stack.frames:
         return Look(ENDED if stack.ended else None, returned=bool(stack.ended))
     kinds, at = _inner_kinds(hold.code, stack, codes)
     returned = hold.code is not None and not _is_on(hold.code, stack)
-    where = _where(stack, codes, kinds, at, mine=mine, returned=returned)
+    where = _where(stack, codes, kinds, at, mine=hold.newest, returned=returned)
     return Look(where, stack.frames, at, returned)
 
 

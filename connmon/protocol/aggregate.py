@@ -23,7 +23,16 @@ from math import fsum
 from typing import Any, Final, NamedTuple
 
 from connmon.protocol.rows import Figures
-from connmon.protocol.values import LARGEST, LARGEST_RATE, Gauges, RowState, Totals, Vector, saturated
+from connmon.protocol.values import (
+    LARGEST,
+    LARGEST_RATE,
+    Gauges,
+    RowState,
+    Totals,
+    Vector,
+    largest_first,
+    saturated,
+)
 
 # --- Combinations -----------------------------------------------------------------------------
 
@@ -99,7 +108,7 @@ def mappings_total(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
     for mapping in values:
         for key, value in mapping.items():
             sums[key] = sums.get(key, 0.0) + value
-    return dict(sorted(sums.items(), key=lambda entry: (-entry[1], entry[0])))
+    return dict(largest_first(sums))
 
 
 def shares_total(values: Sequence[tuple[float | None, Mapping[str, float]]]) -> dict[str, float]:

@@ -53,7 +53,7 @@ from connmon.protocol.rows import (
     Verdict,
 )
 from connmon.protocol.text import short_age
-from connmon.protocol.values import IN_DATABASE, LOST, VerdictWord, Where
+from connmon.protocol.values import IN_DATABASE, LOST, VerdictWord, Where, largest_first
 
 #: No age is longer than this, whatever a peer reports.
 LONGEST_SECONDS: Final = 1e12
@@ -234,15 +234,16 @@ def _database_share(where: Where) -> float | None:
 def _shares(where: Where) -> dict[str, float]:
     """Return the parts of the time looked at, the largest first."""
     looked_ms = sum(where.values())
-    return {label: _four_figures(ms / looked_ms) for label, ms in _largest_first(where)}
+    return {label: _four_figures(ms / looked_ms) for label, ms in _without_zeros(where)}
 
 
 def _where_seconds(where: Where) -> dict[str, float]:
-    return {label: _seconds_of(ms) for label, ms in _largest_first(where)}
+    return {label: _seconds_of(ms) for label, ms in _without_zeros(where)}
 
 
-def _largest_first(where: Where) -> list[tuple[str, int]]:
-    return sorted([entry for entry in where.items() if entry[1]], key=lambda entry: (-entry[1], entry[0]))
+def _without_zeros(where: Where) -> list[tuple[str, int]]:
+    """Return the places in which there was any time, the largest first."""
+    return largest_first({label: ms for label, ms in where.items() if ms})
 
 
 def aged_row(source: Row, row: JsonRow, process: ProcessFields | None, clock: float) -> JsonRow:

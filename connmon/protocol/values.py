@@ -173,3 +173,12 @@ def saturated(vector: Vector) -> Vector:
     if max(vector) <= LARGEST and min(vector) >= 0:
         return vector
     return type(vector)(*[max(0, min(count, LARGEST)) for count in vector])
+
+
+Key = TypeVar("Key", bound=str)
+Amount = TypeVar("Amount", int, float)
+
+
+def largest_first(amounts: Mapping[Key, Amount]) -> list[tuple[Key, Amount]]:
+    """Return the entries, the largest first; equal ones by their keys."""
+    return sorted(amounts.items(), key=lambda entry: (-entry[1], entry[0]))

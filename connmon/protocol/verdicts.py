@@ -52,6 +52,7 @@ from connmon.protocol.values import (
     OTHER_LABELS,
     HolderIn,
     VerdictWord,
+    largest_first,
 )
 
 Stuck: TypeAlias = Literal["LEAK", "BLOCKED"]
@@ -475,7 +476,7 @@ def _call_sites(holds: Sequence[Hold]) -> str:
     """Return the call sites that hold most, each with its number of holds and where most holders are."""
     counts = Counter([hold.call_site for hold in holds if hold.call_site])
     texts = []
-    for site, count in sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))[:NAMED_CALL_SITES]:
+    for site, count in largest_first(counts)[:NAMED_CALL_SITES]:
         of_site = [hold for hold in holds if hold.call_site == site]
         texts.append(f"{_short(site)} ({', '.join(filter(None, [str(count), _holder_places(of_site)]))})")
     more = len(counts) - len(texts)
@@ -486,7 +487,7 @@ def _holder_places(holds: Sequence[Hold]) -> str:
     """Return where the holders are, the most frequent place first."""
     counts = Counter([hold.holder_in for hold in holds if hold.holder_in is not None])
     texts = []
-    for place, count in sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])):
+    for place, count in largest_first(counts):
         text = HOLDER_WORDS[place].brief
         if place in ("application", "waiting"):
             sites = Counter([h.holder_site for h in holds if h.holder_in == place and h.holder_site])

@@ -12,12 +12,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from connmon.protocol.reports import HoldProfile
 from connmon.protocol.text import printable, short_duration
-from connmon.protocol.values import IN_DATABASE
+from connmon.protocol.values import IN_DATABASE, largest_first
 from connmon.reader.cells import mean, percent
 from connmon.reader.formats import TableColumn, as_json_line, table_lines
 from connmon.reader.profile import MeasuredProfile, SiteTime, database_share, total_of, unknown_ms
@@ -152,7 +152,7 @@ def _where_else(profile: HoldProfile, places_named: int) -> str:
     unknown = unknown_ms(profile)
     if not looked_ms:
         return UNKNOWN if unknown else ""
-    places = [entry for entry in _largest_first(profile.where) if entry[0] != IN_DATABASE and entry[1]]
+    places = [entry for entry in largest_first(profile.where) if entry[0] != IN_DATABASE and entry[1]]
     named = [(label, ms) for label, ms in places[: places_named or 1] if round(100.0 * ms / looked_ms)]
     parts = [f"{printable(label)} {percent(ms / looked_ms)}" for label, ms in named]
     rest = places[len(named) :]
@@ -165,16 +165,12 @@ def _where_else(profile: HoldProfile, places_named: int) -> str:
     return ", ".join(parts)
 
 
-def _largest_first(where: Mapping[str, int]) -> list[tuple[str, int]]:
-    return sorted(where.items(), key=lambda entry: (-entry[1], entry[0]))
-
-
 # --- Stacks -------------------------------------------------------------------------------------
 
 
 def _places(profile: HoldProfile) -> Iterator[tuple[str, int]]:
     """Yield each place and its milliseconds, the most first; together all that was held."""
-    yield from _largest_first(profile.where)
+    yield from largest_first(profile.where)
     yield UNKNOWN, unknown_ms(profile)
 
 

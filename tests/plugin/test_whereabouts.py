@@ -422,7 +422,7 @@ def test_threads_and_servers(driver: str, mariadb: Server, postgresql: Server) -
 
     with busy(queries) as (thread,):
         wait_for(lambda: thread.where() == "database", 30)
-        older, newer = thread.held(1.0), thread.held(2.0)
+        older, newer = thread.held(1.0)._replace(newest=False), thread.held(2.0)
 
         def of_both() -> list[str | None]:
             return [look.where for look in holder.look([older, newer])]
@@ -469,7 +469,8 @@ def test_connection_in_another_thread(tmp_path: Path) -> None:
 
     try:
         with busy(queries, idle) as (worker, taken_by):
-            older, newer = (Held(taken_by.mark, taker.__code__, since) for since in (1.0, 2.0))
+            newer = Held(taken_by.mark, taker.__code__, 2.0)
+            older = newer._replace(since=1.0, newest=False)
             wait_for(lambda: holder.look([older, newer])[1].where == "database", 30)
             assert holder.look([older, newer])[0].where != "database"
             looks = holder.look([older, newer], other_holders=[worker.mark.ident])
