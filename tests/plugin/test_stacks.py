@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import queue
+import sys
 import threading
 import time
 import weakref
@@ -216,3 +218,25 @@ def test_an_older_hold_of_a_thread_at_work_is_elsewhere() -> None:
     finally:
         work.put(None)
         thread.join()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_no_garbage_is_collected_while_frames_are_read(enabled: bool) -> None:
+    """Python 3.11 would crash where a collection lets a frame end whose object is being made. Afterwards the
+    collector is as the application has it.
+    """
+    seen = []
+
+    def collects() -> None:
+        seen.append(gc.isenabled())
+
+    assert gc.isenabled()
+    try:
+        if not enabled:
+            gc.disable()
+        stacks.read([collects])
+        assert seen == [enabled and sys.version_info[:2] != (3, 11)]
+        stacks.read_threads()
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()
