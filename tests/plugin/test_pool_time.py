@@ -235,6 +235,24 @@ def test_a_pool_without_looks(looks: bool) -> None:
     assert program.holders.asked == looks
 
 
+def test_a_holder_of_several_connections() -> None:
+    """A look knows which connection of a holder is the newest, also if some holders have only one."""
+    program = Program()
+    account = program.pool(few(100.0))
+    asked: dict[int, bool] = {}
+
+    def look(held: Sequence[Held], other_holders: Iterable[Any]) -> list[Look]:
+        asked.update({round(hold.since): hold.newest for hold in held})
+        return [Look(None) for _ in held]
+
+    setattr(program.holders, "look", look)  # noqa: B010  # mypy lets no method be assigned to
+    for holder in (1, 1, 2):
+        program.check_out(account, function("f")).holder = holder
+        program.now += 1.0
+    program.ledger.look(program.now, 0.0)
+    assert asked == {100: False, 101: True, 102: True}
+
+
 def test_time_alone_is_no_news() -> None:
     """A call site that holds on, and nothing else, is reported at the interval, not each time."""
     program = Program()

@@ -209,7 +209,7 @@ def test_an_older_hold_of_a_thread_at_work_is_elsewhere() -> None:
     thread.start()
     try:
         wait_for(lambda: bool(marks), what="the thread to begin")
-        left = Held(marks[0], take_connection(), 1.0)
+        left = Held(marks[0], take_connection(), 1.0, newest=False)
         own = Held(marks[0], request.__code__, 2.0)
         wait_for(
             lambda: [look.where for look in holder.look([left, own])] == ["elsewhere", "queue.get"],
