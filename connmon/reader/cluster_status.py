@@ -29,8 +29,12 @@ class StatusSettings:
     """For all nodes together; the start of the process is not included."""
     first_answer_seconds: float = 0.8
     """After this, digests are asked for without the nodes that have not answered."""
-    versions_ahead: tuple[int, ...] = (1, 4, 12, 30)
-    """By attempt: how far ahead of the most advanced node the version of the digests is."""
+    versions_ahead: tuple[int, ...] = (1, 1, 4, 12, 30)
+    """By attempt: how far ahead of the most advanced node the version of the digests is.
+
+    An idle group makes two versions a second, and a node waits a second for one: more than one ahead may not
+    come in time there, so the first miss is followed by another attempt at the next version.
+    """
 
 
 DEFAULTS: Final = StatusSettings()

@@ -340,6 +340,39 @@ def test_digests_are_of_one_version() -> None:
     assert digest == (f"digest {slow.asked[-1]}", slow.asked[-1])
 
 
+class Idle(Fake):
+    """A node of a group without load: a version every 0.3 s, each waited for up to 0.6 s."""
+
+    began = 0.0
+    """When the group's version was 900, in seconds of the monotonic clock."""
+
+    def __init__(self, name: str, late: float = 0.0) -> None:
+        super().__init__(name)
+        self._late = late
+        """How long the first question for a digest takes to arrive, in seconds."""
+
+    def answer(self, query: StatusQuery) -> NodeStatus:
+        if query.digest_at is not None:
+            time.sleep(self._late)
+            self._late = 0.0
+            ahead = max(0.0, (query.digest_at - 900) * 0.3 - (time.monotonic() - self.began))
+            time.sleep(min(ahead, 0.6))
+        self._version = 900 + int((time.monotonic() - self.began) / 0.3)
+        passed = query.digest_at is not None and query.digest_at != self._version
+        return super().answer(StatusQuery(None) if passed else query)
+
+
+@pytest.mark.slow
+def test_an_idle_group_compares_after_a_miss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A question that came too late for one node is asked again at a version that comes in time."""
+    monkeypatch.setattr(Idle, "began", time.monotonic())
+    with group(Idle("node1"), Idle("node2", late=0.65), Idle("node3")) as service:
+        judged = cluster_status.ask(service, digests=True)
+    assert judged.exit_code == HEALTHY
+    (digest,) = {(node["digest"], node["digest_version"]) for node in judged.document["nodes"]}
+    assert None not in digest
+
+
 def test_without_quorum_each_digest_is_of_what_the_node_has() -> None:
     """In a group that stands still each node is asked for its current version."""
     still: dict[str, Any] = {"quorum": False, "leader": None, "role": "candidate"}
