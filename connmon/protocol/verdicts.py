@@ -127,6 +127,8 @@ class TopCallSite(NamedTuple):
     """The part of its time in which the holders were in the database, 0 to 1."""
     label: str | None
     """Where else they were most. None: nowhere, or that has no name."""
+    database: str | None = None
+    """The database's name. None: the program holds time in no other one."""
 
 
 class PoolFacts(NamedTuple):
@@ -160,11 +162,14 @@ class PoolFacts(NamedTuple):
     """Of its program and database, in the last one to two minutes. None: unknown, or there is none."""
 
 
-def top_call_site(program: str, held_ms: int, call_site: str, profile: HoldProfile) -> TopCallSite | None:
+def top_call_site(
+    program: str, held_ms: int, call_site: str, profile: HoldProfile, database: str | None = None
+) -> TopCallSite | None:
     """Return what the reason of SATURATED says of the call site that takes most time; None: nothing.
 
     `held_ms` is how long the program's connections to the database were held, all call sites together;
-    `profile` has the same time of this call site alone.
+    `profile` has the same time of this call site alone. `database`: its name, if the program holds time in
+    others too.
     """
     known_ms = sum(profile.where.values())
     if (
@@ -182,6 +187,7 @@ def top_call_site(program: str, held_ms: int, call_site: str, profile: HoldProfi
         share=min(1.0, profile.held_ms / held_ms) if held_ms else 1.0,
         in_database=profile.where.get(IN_DATABASE, 0) / known_ms,
         label=None if label == OTHER_LABELS else label,
+        database=database,
     )
 
 
@@ -461,7 +467,8 @@ def _saturation(facts: PoolFacts, leaked: Sequence[Hold], blocked: int, threshol
 
 
 def _time_spent(top: TopCallSite) -> str:
-    text = f"{_percent(top.share)} of {_short(top.program)}'s pool time is {_short(top.call_site)}, "
+    within = "" if top.database is None else f" in {_short(top.database)}"
+    text = f"{_percent(top.share)} of {_short(top.program)}'s pool time{within} is {_short(top.call_site)}, "
     if top.in_database >= 0.5:
         return f"{text}{_percent(top.in_database)} of it in the database"
     text += f"{_percent(1.0 - top.in_database)} of it outside the database"

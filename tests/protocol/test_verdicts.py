@@ -391,6 +391,16 @@ def test_a_full_pool_says_where_the_time_goes() -> None:
     assert inside is None  # where it was is known of too little
 
 
+def test_time_in_one_of_several_databases_names_it() -> None:
+    """Where the program's time is not all in the pool's database, the reason says whose part it is of."""
+    spent = top(71_000, 100_000, {"database": 88, "requests": 70_000})
+    assert spent is not None
+    (verdict,) = judge(full(WELL._replace(top=spent._replace(database="billing.db"))))
+    assert "71 % of shop-api's pool time in billing.db is orders.py:88 checkout, 100 % of it outside" in (
+        verdict.reason
+    )
+
+
 def test_little_time_is_not_quoted() -> None:
     """Below 30 % or 5 s, of all other call sites, or where mostly nobody looked, nothing is said."""
     known = {"database": 1_000, "requests": 9_000}
@@ -442,6 +452,7 @@ FACTS = st.builds(
         st.builds(
             TopCallSite, st.text(st.characters(exclude_categories=["C", "Z"])), st.just("a.py:1 f"),
             st.floats(0.0, 1.0), st.floats(0.0, 1.0), st.sampled_from([None, "requests", "own code"]),
+            st.sampled_from([None, "billing.db"]),
         ),
     ),
 )  # fmt: skip

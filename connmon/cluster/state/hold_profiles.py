@@ -362,7 +362,12 @@ def top_of(program: str, sums: HoldSums, database: RowKey, window: int) -> TopCa
         return None
     unknown = sums.by_database.get(UNKNOWN_DATABASE, {}).values()
     held_ms = sum(times.values()) + sum([one.recent_ms(window) for one in unknown])
-    return top_call_site(program, held_ms, top, sums.by_database[database][top].recent(window))
+    others = [held for key, held in sums.by_database.items() if key not in (database, UNKNOWN_DATABASE)]
+    shared = any(one.recent_ms(window) for held in others for one in held.values())
+    # SQLite and sockets have a whole path here; the reason has the pool's URL besides.
+    name = str(database[4] or database[2] or "").rpartition("/")[2] or "this database"
+    profile = sums.by_database[database][top].recent(window)
+    return top_call_site(program, held_ms, top, profile, name if shared else None)
 
 
 def recent_seconds(since: float, window: int, reported: float | None) -> float:

@@ -452,6 +452,22 @@ def test_every_row_of_a_full_pool_quotes_the_profile(group: Group) -> None:
         assert reasons and all(text in reason for reason in reasons), by
 
 
+def test_a_quote_is_of_the_pools_database(group: Group) -> None:
+    """The share is of the time in the full pool's database, which is named once there is time in another."""
+    full_pool, nova = judged_pool(out=15, waiting=2, wait=1.0, held=0.5), pool(2, database="nova")
+    own = site(71_000, {"requests": 71_000})
+    group.say(full("a", 1, full_pool, nova, sites=(own, site(0, of=2, name="b.py:2 g"))))
+
+    def reason() -> str:
+        (verdict,) = group.pool("a").figures.verdicts
+        return verdict.reason
+
+    assert f"100 % of nova-api's pool time is {SITE}" in reason()
+    group.say(change("a", 2, full_pool, sites=(own, site(29_000, of=2, name="b.py:2 g"))))
+    assert f"100 % of nova-api's pool time in shop is {SITE}" in reason()
+    assert row(group).share == 0.71
+
+
 def metrics_page(group: Group, most: int) -> str:
     top = TopCallSites(most, window_of(group.state.clock))
     for key, one in group.state.groups.items():
