@@ -18,7 +18,7 @@ from connmon.console.rows import CallSiteRow, TableRow, WaitRow, fields
 from connmon.protocol.document import JsonCallSite, JsonConnection
 from connmon.protocol.text import HOLDER_WORDS
 from connmon.protocol.text import short_duration as duration
-from connmon.reader.cells import mean, percent
+from connmon.reader.cells import ESTIMATED, mean, percent
 
 #: More lines than all fields of a row need.
 MOST_LINES: Final = 10_000
@@ -112,8 +112,6 @@ def _time(site: JsonCallSite, width: int) -> list[Line]:
     return lines
 
 
-#: What "~" in front of a call site's figures means.
-ESTIMATED: Final = "~ holds and seconds are estimated: only a sample of the checkouts is noted"
 #: Terminal columns of the name of a place, and of its bar.
 PLACE_WIDTH: Final = 24
 BAR_WIDTH: Final = 20

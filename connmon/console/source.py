@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from operator import is_
+from operator import attrgetter, is_
 from typing import Final, NamedTuple, TypeAlias
 
 from msgspec import structs
@@ -71,7 +71,6 @@ class Source:
         self._settings = settings
         self._connects: dict[RowKey, deque[tuple[float, int]]] = {}
         """The last reports of each row: when, and the connects so far."""
-        self._sites: list[JsonCallSite] = []
         self._call_sites: dict[Key, CallSiteRow] = {}
         """The rows of the last call: a row of which nothing has changed stays the same object."""
         self._keyed_call_sites: list[KeyedRow] = []
@@ -153,7 +152,8 @@ class Source:
     def _with_waiters(self, rows: Sequence[tuple[Key, JsonRow]]) -> list[KeyedRow]:
         """Return call sites with how many wait for a connection in the same program on the same host."""
         sites = [row for _, row in rows if isinstance(row, JsonCallSite)]
-        if len(sites) == len(self._sites) and all(map(is_, sites, self._sites)):
+        known = self._call_sites.values()
+        if len(sites) == len(known) and all(map(is_, sites, map(attrgetter("site"), known))):
             return self._keyed_call_sites
         waiting: dict[Key, int] = {}
         for site in sites:
@@ -167,7 +167,7 @@ class Source:
             if row is None or row.site is not site or row.waiting_in_program != waiters:
                 row = CallSiteRow(site=site, waiting_in_program=waiters)
             call_sites[key] = row
-        self._sites, self._call_sites = sites, call_sites
+        self._call_sites = call_sites
         self._keyed_call_sites = [*call_sites.items()]
         return self._keyed_call_sites
 

@@ -14,13 +14,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from connmon.plugin.call_site_accounts import CallSiteAccount, CallSiteRoom, HoldFigures, usual_hold
 from connmon.plugin.hold_profile import Places, added_profiles
 from connmon.plugin.pool_account import PoolAccount
 from connmon.plugin.pool_sums import age
-from connmon.protocol.reports import HoldProfile, SiteReport
+from connmon.protocol.reports import NO_PROFILE, HoldProfile, SiteReport
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class CallSiteReports:
     ) -> None:
         other = account.call_sites.other
         profile = account.time.profile.of(other)
-        if profile != _NO_PROFILE or other.ended or other in held or waiting[other]:
+        if profile != NO_PROFILE or other.ended or other in held or waiting[other]:
             self._others.append(
                 _Others(
                     account=other,
@@ -203,9 +203,6 @@ class CallSiteReports:
             profile=facts.profile,
             stack=stack,
         )
-
-
-_NO_PROFILE: Final = HoldProfile()
 
 
 def _facts(

@@ -174,6 +174,23 @@ class HoldProfile(Struct, frozen=True, array_like=True, gc=False):
     """`held_ms` by where the holders were, as far as somebody looked; the rest is not known."""
 
 
+NO_PROFILE: Final = HoldProfile()
+
+
+def excess(a: HoldProfile, b: HoldProfile) -> HoldProfile:
+    """Return by how much each count of `a` is above that of `b`."""
+    before = b.where
+    return HoldProfile(
+        holds=max(a.holds - b.holds, 0),
+        held_ms=max(a.held_ms - b.held_ms, 0),
+        waited_ms=max(a.waited_ms - b.waited_ms, 0),
+        caused_ms=max(a.caused_ms - b.caused_ms, 0),
+        where={
+            label: ms - before.get(label, 0) for label, ms in a.where.items() if ms > before.get(label, 0)
+        },
+    )
+
+
 class SiteReport(Struct, frozen=True, array_like=True):
     """One call site that takes connections from one pool; its counts are absolute.
 

@@ -18,10 +18,12 @@ from connmon.protocol.values import IN_DATABASE
 
 #: Places below this share are not worth a word next to larger ones.
 _LEAST_SHARE: Final = 0.005
-#: A place, as `places` writes it.
+#: A place, as `other_places` writes it.
 _PLACE: Final = re.compile(r"(.*) (<?\d+ ?%)")
 #: Marks where a name was cut off.
 _CUT: Final = "~"
+#: What "~" in front of a call site's figures means.
+ESTIMATED: Final = "~ holds and seconds are estimated: only a sample of the checkouts is noted"
 
 
 def cell_width(text: str) -> int:
@@ -57,21 +59,19 @@ def mean(value: float | None) -> str:
     return "<0.01" if 0.0 < value < 0.005 else f"{value:.2f}" if value else "0"
 
 
-def places(
-    shares: Mapping[str, float], unit: str = " %", cleaned: Callable[[str], str] = printable
-) -> list[str]:
-    """Return each place with its share, the largest first; `cleaned` sanitizes a foreign text."""
-    return [f"{cleaned(label)} {percent(share, unit)}" for label, share in shares.items()]
-
-
 def other_places(
     shares: Mapping[str, float], unit: str = " %", cleaned: Callable[[str], str] = printable
 ) -> str:
-    """Return the places besides the database, as `places` does; "" for none, "-" where nobody has looked."""
-    others = {
-        label: share for label, share in shares.items() if label != IN_DATABASE and share >= _LEAST_SHARE
-    }
-    return ", ".join(places(others, unit, cleaned)) if shares else "-"
+    """Return each place besides the database with its share, the largest first.
+
+    "" for none, "-" where nobody has looked. `cleaned` sanitizes a foreign text.
+    """
+    others = [
+        f"{cleaned(label)} {percent(share, unit)}"
+        for label, share in shares.items()
+        if label != IN_DATABASE and share >= _LEAST_SHARE
+    ]
+    return ", ".join(others) if shares else "-"
 
 
 def shortened_places(text: str, cells: int) -> str:

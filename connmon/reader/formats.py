@@ -42,7 +42,7 @@ from connmon.protocol.document import (
 from connmon.protocol.text import csv_cell, printable, short_age, short_duration, shortened
 from connmon.protocol.values import Grouping
 from connmon.protocol.verdicts import rank
-from connmon.reader.cells import cell_width, cut, mean, other_places, percent, shortened_places
+from connmon.reader.cells import ESTIMATED, cell_width, cut, mean, other_places, percent, shortened_places
 
 # --- JSON and CSV -------------------------------------------------------------------------------
 
@@ -310,7 +310,7 @@ def _legend(rows: Iterable[JsonRow], width: int | None) -> list[str]:
     """Return a line that says what "~" means, where it stands."""
     if not any(isinstance(row, JsonCallSite) and row.estimated for row in rows):
         return []
-    return ["", cut("~ holds and seconds are estimated: only a sample of the checkouts is noted", width)]
+    return ["", cut(ESTIMATED, width)]
 
 
 def _has_left_out(row: JsonRow) -> bool:

@@ -16,14 +16,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
-from typing import Final
+
+from msgspec.structs import replace
 
 from connmon.errors import ConnmonError
-from connmon.protocol.reports import HoldProfile
+from connmon.protocol.reports import NO_PROFILE, HoldProfile, excess
 from connmon.protocol.rows import RowKey, SiteRow
 from connmon.protocol.values import IN_DATABASE
-
-_NOTHING: Final = HoldProfile()
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def profile_between(before: SiteTotals, after: SiteTotals, seconds: float) -> Me
     for row in after.rows:
         if row.profile is not None:
             earlier_row = earlier.get(row.key)
-            since = _NOTHING if earlier_row is None or earlier_row.profile is None else earlier_row.profile
+            since = NO_PROFILE if earlier_row is None or earlier_row.profile is None else earlier_row.profile
             site_seconds = _between_reports(earlier_row, row) or seconds
             sites.append(_site_time(row, site_seconds, _difference(since, row.profile)))
     return _sorted_profile(after, seconds, sites)
@@ -133,19 +132,13 @@ def _site_time(row: SiteRow, seconds: float, profile: HoldProfile) -> SiteTime:
         program=row.program,
         call_site=row.call_site,
         seconds=seconds,
-        profile=HoldProfile(
-            holds=profile.holds,
-            held_ms=profile.held_ms,
-            waited_ms=profile.waited_ms,
-            caused_ms=profile.caused_ms,
-            where=where,
-        ),
+        profile=replace(profile, where=where),
         estimated=row.estimated,
     )
 
 
 def _sorted_profile(totals: SiteTotals, seconds: float, sites: Iterable[SiteTime]) -> MeasuredProfile:
-    active = [site for site in sites if site.profile != _NOTHING]
+    active = [site for site in sites if site.profile != NO_PROFILE]
     active.sort(key=attrgetter("program", "host", "call_site"))
     active.sort(key=attrgetter("mean_held"), reverse=True)
     having = {(row.host, row.program) for row in totals.rows if row.profile is not None}
@@ -163,13 +156,7 @@ def _between_reports(before: SiteRow | None, after: SiteRow) -> float:
 def _difference(before: HoldProfile, after: HoldProfile) -> HoldProfile:
     if after.held_ms < before.held_ms or after.holds < before.holds:  # it was forgotten, and has come back
         return after
-    return HoldProfile(
-        holds=after.holds - before.holds,
-        held_ms=after.held_ms - before.held_ms,
-        waited_ms=max(0, after.waited_ms - before.waited_ms),
-        caused_ms=max(0, after.caused_ms - before.caused_ms),
-        where={label: max(0, ms - before.where.get(label, 0)) for label, ms in after.where.items()},
-    )
+    return excess(after, before)
 
 
 def fitted(where: Mapping[str, int], held_ms: int) -> dict[str, int]:

@@ -18,12 +18,13 @@ import pytest
 
 from connmon.commands import cli
 from connmon.protocol.frames import Ack, ClientSide, Hello, NodeSide, Welcome, frame
-from connmon.protocol.queries import NodeStatus, Query
+from connmon.protocol.queries import Query
 from connmon.protocol.reports import PoolInfo, PoolReport, Process, Report, SiteReport
 from connmon.protocol.rows import Rows, SiteRow
 from connmon.protocol.values import Gauges, Peaks, Totals
 from tests.commands.test_cli import command, config, environment, run, without_reader
 from tests.reader.test_client import Manner, nobody, rows, serving
+from tests.reader.test_cluster_status import status
 from tests.reader.test_profile import hold_profile, site_row
 from tests.support.nodes import running_node
 
@@ -57,17 +58,9 @@ def answering(
                     asked()
                     sock.sendall(frame(left.pop(0) if len(left) > 1 else left[0]))
                 else:
-                    sock.sendall(frame(status(name, software)))
+                    sock.sendall(frame(status(name, software=software)))
 
     return behave
-
-
-def status(name: str, software: str) -> NodeStatus:
-    return NodeStatus(
-        service="default", node=name, software=software, role="leader", leader=name, term=1, applied=7,
-        lag=0, quorum=True, stale=0.1, processes=1, consoles=1, uptime=5.0, linked=(), unlinked=(),
-        epoch="e1", version=7,
-    )  # fmt: skip
 
 
 def shop(held_ms: int, **changes: Any) -> SiteRow:

@@ -22,6 +22,7 @@ from connmon.reader.profile import (
     total_of,
     unknown_ms,
 )
+from tests.support import json_rows
 
 
 def hold_profile(
@@ -39,12 +40,8 @@ def hold_profile(
 
 def site_row(call_site: str = "shop.py:12 order", **changes: Any) -> SiteRow:
     """Return a row with a profile of what these changes say; `seconds` is what `recent` covers."""
-    given: dict[str, Any] = {
-        "host": "web1", "program": "shop", "call_site": call_site, "processes": 1, "held": 0,
-        "in_database": 0, "held_since": None, "waiting": 0, "holds": 0, "hold_ms": 0, "usual": None,
-        "estimated": False, "reported": 100.0,
-    }  # fmt: skip
-    return SiteRow(**{**given, **changes})
+    given = {"host": "web1", "program": "shop", "call_site": call_site, "reported": 100.0}
+    return json_rows.site_row(**(given | changes))
 
 
 def totals(*rows: SiteRow, node: str = "node1", epoch: str = "e1", version: int = 7) -> SiteTotals:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from heapq import heappush, heappushpop
 from typing import Final, NamedTuple
 
-from connmon.cluster.export.prometheus import head, label, printable
+from connmon.cluster.export.prometheus import head, label, printable, slices
 from connmon.cluster.state.hold_profiles import HoldSum, HoldSums
 
 UNKNOWN: Final = "unknown"
@@ -79,19 +79,17 @@ class TopCallSites:
         if not self._most:
             return
         yield head(NAME, HELP, "counter")
-        text: list[str] = []
-        for number, call_site in enumerate(sorted(self._top, reverse=True), 1):
-            labels = f"{call_site.program},site={label(call_site.name)}"
-            text += [
-                f"{NAME}{{{labels},where={label(where)}}} {ms / 1000}\n"
-                for where, ms in self._places(call_site.sums).items()
-            ]
-            if number % PIECE_CALL_SITES == 0:
-                yield "".join(text)
-                text = []
-        yield "".join(text)
+        for some in slices(sorted(self._top, reverse=True), PIECE_CALL_SITES):
+            yield "".join(map(self._samples, some))
         left_out = self._number - len(self._top)
         yield f"{head(LEFT_OUT_NAME, LEFT_OUT_HELP, 'gauge')}{LEFT_OUT_NAME} {left_out}\n"
+
+    def _samples(self, call_site: _Candidate) -> str:
+        labels = f"{call_site.program},site={label(call_site.name)}"
+        places = self._places(call_site.sums)
+        return "".join(
+            [f"{NAME}{{{labels},where={label(where)}}} {ms / 1000}\n" for where, ms in places.items()]
+        )
 
     def _places(self, sums: list[HoldSum]) -> dict[str, int]:
         """Return milliseconds by where the holders were, as that is written, of one call site."""

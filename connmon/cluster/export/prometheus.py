@@ -17,7 +17,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import Final, Literal, NamedTuple, get_args
+from typing import Final, Literal, NamedTuple, TypeVar, get_args
 
 from connmon.protocol.document import FigureFields
 from connmon.protocol.histogram import BOUNDS
@@ -28,6 +28,8 @@ from connmon.protocol.values import Buckets, Times, Totals, VerdictWord
 #: Rows whose histograms are written in one piece, and whose gauges and counters.
 HISTOGRAM_ROWS: Final = 250
 FIGURE_ROWS: Final = 1000
+
+_T = TypeVar("_T")
 
 
 class _Row(NamedTuple):
@@ -192,7 +194,8 @@ def head(name: str, help: str, kind: str) -> str:
     return f"# HELP {name} {help}\n# TYPE {name} {kind}\n"
 
 
-def _slices(rows: Sequence[_Row], size: int) -> Iterator[Sequence[_Row]]:
+def slices(rows: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
+    """Yield the rows, so many at a time."""
     for at in range(0, len(rows), size):
         yield rows[at : at + size]
 
@@ -201,14 +204,14 @@ def _figures(name: str, family: _Family, rows: Sequence[_Row]) -> Iterator[str]:
     yield head(name, family.help, family.kind)
     for value_of, own_label in family.samples:
         begin, end = f"{name}{{", f",{own_label}}} " if own_label else "} "
-        for some in _slices(rows, FIGURE_ROWS):
+        for some in slices(rows, FIGURE_ROWS):
             values = [(row.labels, value_of(row)) for row in some]
             yield "".join([f"{begin}{labels}{end}{value}\n" for labels, value in values if value is not None])
 
 
 def _verdicts(name: str, rows: Sequence[_Row]) -> Iterator[str]:
     yield head(name, VERDICT.help, VERDICT.kind)
-    for some in _slices(rows, FIGURE_ROWS):
+    for some in slices(rows, FIGURE_ROWS):
         yield "".join(
             [f"{name}{{{row.labels},verdict={label(word)}}} 1\n" for row in some for word in row.verdicts]
         )
@@ -285,7 +288,7 @@ def _histograms(name: str, timed: _Timed, rows: Sequence[_Row]) -> Iterator[str]
     ends = [f',le="{bound}"}} ' for bound in timed.bounds]
     # The bucket here of each bucket that reports count by; the last takes what took longer.
     coarse = [bisect_left(timed.bounds, bound) for bound in BOUNDS] + [len(timed.bounds)]
-    for some in _slices(rows, HISTOGRAM_ROWS):
+    for some in slices(rows, HISTOGRAM_ROWS):
         lines: list[str] = []
         for row in some:
             buckets = timed.buckets(row.times)

@@ -20,7 +20,6 @@ from connmon.cluster.state.answer_frames import About, Sources, header, unchange
 from connmon.cluster.state.answers import selects
 from connmon.cluster.state.groups import Group
 from connmon.cluster.state.hold_profiles import (
-    NO_PROFILE,
     HoldSums,
     added,
     recent_seconds,
@@ -30,7 +29,7 @@ from connmon.cluster.state.hold_profiles import (
 from connmon.cluster.state.judging import name_of_pool
 from connmon.cluster.state.records import ProcessRecord
 from connmon.protocol.queries import Query
-from connmon.protocol.reports import HoldProfile
+from connmon.protocol.reports import NO_PROFILE, HoldProfile
 from connmon.protocol.rows import Row, Rows, SiteRow, Verdict
 from connmon.protocol.values import LARGEST, OTHER_CALL_SITES
 from connmon.protocol.verdicts import Stuck, call_site_reason, quoted

@@ -17,16 +17,16 @@ from typing import Final, TypeAlias
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from connmon.cluster.state.times import WINDOW_SECONDS
-from connmon.protocol.reports import HoldProfile
+from connmon.protocol.reports import NO_PROFILE, HoldProfile, excess
 from connmon.protocol.rows import RowKey
 from connmon.protocol.values import IN_DATABASE, LARGEST, OTHER_CALL_SITES, OTHER_LABELS
 from connmon.protocol.verdicts import TopCallSite, top_call_site
 
 #: The database of what is reported of several pools.
 UNKNOWN_DATABASE: Final[RowKey] = ()
-NO_PROFILE: Final = HoldProfile()
 #: No profile may have more: the bound of `Where`.
 MOST_LABELS: Final = 16
 
@@ -54,20 +54,20 @@ def unpacked_profiles(data: PackedProfiles) -> Profiles:
 # --- Arithmetic -------------------------------------------------------------------------------
 
 
-def fewer_labels(where: dict[str, int], most: int) -> dict[str, int]:
-    """Return at most so many labels: the database's and the largest ones, the rest as `OTHER_LABELS`."""
-    if len(where) <= most:
+def fewer_labels(where: dict[str, int]) -> dict[str, int]:
+    """Return at most `MOST_LABELS`: the database's and the largest ones, the rest as `OTHER_LABELS`."""
+    if len(where) <= MOST_LABELS:
         return where
     named = [label for label in where if label not in (IN_DATABASE, OTHER_LABELS)]
     named.sort(key=lambda label: (-where[label], label))
-    kept = {IN_DATABASE, *named[: most - 2]}
+    kept = {IN_DATABASE, *named[: MOST_LABELS - 2]}
     fewer = {label: ms for label, ms in where.items() if label in kept}
     fewer[OTHER_LABELS] = min(sum(where.values()) - sum(fewer.values()), LARGEST)
     return fewer
 
 
-def added(a: HoldProfile, b: HoldProfile, labels: int = MOST_LABELS) -> HoldProfile:
-    """Return the sum, with at most so many labels and no count above `LARGEST`."""
+def added(a: HoldProfile, b: HoldProfile) -> HoldProfile:
+    """Return the sum, with at most `MOST_LABELS` and no count above `LARGEST`."""
     where = dict(a.where)
     for label, ms in b.where.items():
         where[label] = min(where.get(label, 0) + ms, LARGEST)
@@ -76,7 +76,7 @@ def added(a: HoldProfile, b: HoldProfile, labels: int = MOST_LABELS) -> HoldProf
         held_ms=min(a.held_ms + b.held_ms, LARGEST),
         waited_ms=min(a.waited_ms + b.waited_ms, LARGEST),
         caused_ms=min(a.caused_ms + b.caused_ms, LARGEST),
-        where=fewer_labels(where, labels),
+        where=fewer_labels(where),
     )
 
 
@@ -86,21 +86,7 @@ def relabelled(profile: HoldProfile, labels: Labels) -> HoldProfile:
     for label, ms in profile.where.items():
         own = labels.shown(label)
         where[own] = min(where.get(own, 0) + ms, LARGEST)
-    return HoldProfile(profile.holds, profile.held_ms, profile.waited_ms, profile.caused_ms, where)
-
-
-def excess(a: HoldProfile, b: HoldProfile) -> HoldProfile:
-    """Return by how much each count of `a` is above that of `b`."""
-    before = b.where
-    return HoldProfile(
-        holds=max(a.holds - b.holds, 0),
-        held_ms=max(a.held_ms - b.held_ms, 0),
-        waited_ms=max(a.waited_ms - b.waited_ms, 0),
-        caused_ms=max(a.caused_ms - b.caused_ms, 0),
-        where={
-            label: ms - before.get(label, 0) for label, ms in a.where.items() if ms > before.get(label, 0)
-        },
-    )
+    return replace(profile, where=where)
 
 
 def highest(a: HoldProfile, b: HoldProfile) -> HoldProfile:
@@ -191,10 +177,7 @@ class HoldSum(Struct, array_like=True, gc=False):
 
     def recent_ms(self, window: int) -> int:
         """Return `held_ms` of `recent`, which takes longer."""
-        passed = window - self.window
-        if passed > 1:
-            return 0
-        return max(0, self.held_ms - (self.mark if passed else self.mark_before).held_ms)
+        return max(0, self.held_ms - self.settled_ms(window))
 
     def settled_ms(self, window: int) -> int:
         """Return `held_ms` of what is not recent."""
@@ -271,7 +254,7 @@ class HoldSum(Struct, array_like=True, gc=False):
         self.known_ms += sum(folded.values())
         self._bound()
         if not recent:
-            past = msgspec.structs.replace(more, where=folded)
+            past = replace(more, where=folded)
             self.mark, self.mark_before = added(self.mark, past), added(self.mark_before, past)
             self.unknown_ms = self.unknown(window)
 

@@ -13,17 +13,16 @@ from __future__ import annotations
 from typing import Final, Literal, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from connmon.cluster.state.contents import Contents
 from connmon.cluster.state.hold_profiles import (
-    MOST_LABELS,
     UNKNOWN_DATABASE,
     HoldSum,
     HoldSums,
     Profiles,
     SiteKey,
     added,
-    excess,
     fewer_labels,
     highest,
     is_nothing,
@@ -38,10 +37,9 @@ from connmon.cluster.state.weights import (
     call_site_weight,
     call_sites_weight,
     profile_weight,
-    surplus_weight,
     surpluses_weight,
 )
-from connmon.protocol.reports import HoldProfile, Report, SiteReport
+from connmon.protocol.reports import HoldProfile, Report, SiteReport, excess
 from connmon.protocol.rows import RowKey
 from connmon.protocol.values import LARGEST, OTHER_LABELS
 
@@ -143,8 +141,8 @@ class ReportedCallSites:
             database = next(iter(of_name))
         known = of_name.get(database)
         of_name[database] = profile if known is None else added(known, profile)
-        self._room.weight += surplus_weight(name, of_name[database]) - (
-            0 if known is None else surplus_weight(name, known)
+        self._room.weight += call_site_weight(name, of_name[database]) - (
+            0 if known is None else call_site_weight(name, known)
         )
 
     def use_surplus(self, process: ProcessRecord, key: SiteKey, more: HoldProfile) -> HoldProfile:
@@ -156,12 +154,12 @@ class ReportedCallSites:
         # The database of a pool can become known between.
         for one in sorted(of_name, key=lambda other: other != database):
             known = of_name.pop(one)
-            self._room.weight -= surplus_weight(name, known)
+            self._room.weight -= call_site_weight(name, known)
             left, more = excess(known, more), excess(more, known)
             more, left = _without_folded(more, left)
             if not is_nothing(left):
                 of_name[one] = left
-                self._room.weight += surplus_weight(name, left)
+                self._room.weight += call_site_weight(name, left)
             if is_nothing(more):
                 break
         if not of_name:
@@ -175,32 +173,32 @@ class ReportedCallSites:
 
         `recent_since`: since when it has happened, by the replica's clock; None: it is long past.
         """
-        hold_sum = self._sum_at(sums, key)
-        name = key if sums.at(*key) is hold_sum else other_name(sums, key[0])
-        before = sum_weight(name[1], hold_sum)
+        (_, name), hold_sum = self._sum_at(sums, key)
+        before = sum_weight(name, hold_sum)
         recent = recent_since is not None
-        labels = sums.labels_of(name[1], self._settings.site_labels)
+        labels = sums.labels_of(name, self._settings.site_labels)
         hold_sum.add(more, window_of(self._now.clock), labels, recent=recent)
         if recent_since is not None and recent_since < hold_sum.since:
             hold_sum.since = recent_since
-        self._weigh(sums, sum_weight(name[1], hold_sum) - before)
+        self._weigh(sums, sum_weight(name, hold_sum) - before)
         return hold_sum
 
-    def _sum_at(self, sums: HoldSums, key: SiteKey) -> HoldSum:
+    def _sum_at(self, sums: HoldSums, key: SiteKey) -> tuple[SiteKey, HoldSum]:
+        """Return the sum that counts this database and call site, and its key: perhaps that of all others."""
         hold_sum = sums.at(*key)
         if hold_sum is not None:
-            return hold_sum
+            return key, hold_sum
         hold_sum = HoldSum(since=self._now.clock, window=window_of(self._now.clock))
         fits = sums.number < self._settings.program_call_sites - 1
         if not fits or sum_weight(key[1], hold_sum) > self._room.spare:
             key = other_name(sums, key[0])
             known = sums.at(*key)
             if known is not None:
-                return known
+                return key, known
         before = sums.weight
         sums.put(*key, hold_sum)
         self._room.weight += sums.weight - before
-        return hold_sum
+        return key, hold_sum
 
     def _weigh(self, sums: HoldSums, more: int) -> None:
         sums.weight += more
@@ -227,13 +225,7 @@ class ReportedCallSites:
         where = {label: ms for label, ms in profile.where.items() if label in old.where}
         rest = sum(profile.where.values()) - sum(where.values())
         where[OTHER_LABELS] = min(where.get(OTHER_LABELS, 0) + rest, LARGEST)
-        return HoldProfile(
-            holds=profile.holds,
-            held_ms=profile.held_ms,
-            waited_ms=profile.waited_ms,
-            caused_ms=profile.caused_ms,
-            where=fewer_labels(where, MOST_LABELS),
-        )
+        return replace(profile, where=fewer_labels(where))
 
 
 class _Taking:
@@ -385,10 +377,7 @@ def _without_folded(more: HoldProfile, left: HoldProfile) -> tuple[HoldProfile, 
         taken = min(ms, folded)
         labels[label], folded = ms - taken, folded - taken
     where[OTHER_LABELS] = folded
-    return (
-        HoldProfile(more.holds, more.held_ms, more.waited_ms, more.caused_ms, where),
-        HoldProfile(left.holds, left.held_ms, left.waited_ms, left.caused_ms, labels),
-    )
+    return replace(more, where=where), replace(left, where=labels)
 
 
 def counted_profiles(process: ProcessRecord) -> Profiles:

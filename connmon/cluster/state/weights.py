@@ -66,16 +66,11 @@ def call_sites_weight(process: ProcessRecord) -> int:
     )
 
 
-def surplus_weight(call_site: str, profile: HoldProfile) -> int:
-    """Return the weight of the surplus of a call site in one database."""
-    return call_site_weight(call_site, profile)
-
-
 def surpluses_weight(process: ProcessRecord) -> int:
     """Return the weight of all that the sums have of a process beyond its call sites."""
     return sum(
         [
-            surplus_weight(call_site, profile)
+            call_site_weight(call_site, profile)
             for call_site, of_name in process.surplus.items()
             for profile in of_name.values()
         ]

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connmon.cluster.export.call_site_metrics import TopCallSites
-from connmon.cluster.state.hold_profiles import HoldSum, Labels, added, excess, highest
+from connmon.cluster.state.hold_profiles import HoldSum, Labels, added, highest
 from connmon.cluster.state.machine import StateMachine
 from connmon.cluster.state.settings import Limits
 from connmon.cluster.state.times import window_of
 from connmon.protocol.batch import Departure
 from connmon.protocol.queries import Query
-from connmon.protocol.reports import HoldProfile, PoolReport, Process, Report, SiteReport
+from connmon.protocol.reports import HoldProfile, PoolReport, Process, Report, SiteReport, excess
 from connmon.protocol.rows import SiteRow
 from connmon.protocol.values import LARGEST, Gauges, Peaks, Totals
 from tests.cluster.export.test_node_metrics import samples
