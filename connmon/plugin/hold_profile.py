@@ -516,8 +516,8 @@ class PoolProfile(Generic[K]):
                 for call_site, held_ms in self.held.parts.items()
             }
             rest -= rest if caused.estimate(rest, self._caused_weights or held_since) else 0.0
-            self._estimate_overdue(caused, rest, now, other)
-            caused.settle(totals.waited_ms, {})
+        self._estimate_overdue(caused, rest, now, other)
+        caused.settle(totals.waited_ms, {})
 
     def _estimate_overdue(self, split: Split[K], rest: float, now: float, other: K) -> None:
         """Split a rest that nothing has been known of for long as all time so far."""

@@ -255,6 +255,17 @@ def test_a_closed_pools_profile_goes_to_its_heir() -> None:
     assert heir.held.parts == {"b": 3_000}
 
 
+def test_waits_that_nobody_caused_are_settled_once() -> None:
+    """Waits of a pool that holds nothing go to all others after a while; then nothing is pending."""
+    profile: PoolProfile[str] = PoolProfile()
+    settled(profile, 1.0, {}, HeldTime(), waited_ms=1_000)
+    assert profile.pending
+    for now in (13.0, 14.0):
+        settled(profile, now, {}, HeldTime(), waited_ms=1_000)
+    assert profile.caused.parts == {"(other)": 1_000}
+    assert not profile.pending
+
+
 def test_sums_of_profiles() -> None:
     """The sum has the sum of each figure, and at most so many places."""
     one = HoldProfile(holds=1, held_ms=2, waited_ms=3, caused_ms=4, where={"database": 1, "requests": 1})
