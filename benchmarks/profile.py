@@ -26,7 +26,6 @@ import contextlib
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -43,9 +42,10 @@ from typing import Any, Final
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import profile_cost
+from simulated import free_ports, launched
 from sqlalchemy import make_url
 
-from connmon.config import UrlOptions, load
+from connmon.config import load
 from connmon.errors import ConnmonError
 from connmon.protocol.document import cells
 from connmon.protocol.snapshot import Snapshot
@@ -62,7 +62,6 @@ PATCHED: Final = {
     "gevent": ("-c", f"import gevent.monkey; gevent.monkey.patch_all(); {_RUN}"),
     "eventlet": ("-c", f"import eventlet; eventlet.monkey_patch(); {_RUN}"),
 }
-LAUNCH: Final = str(ROOT / "tests" / "support" / "launch.py")
 SHARE_POINTS: Final = 3.0
 SPLIT_POINTS: Final = 5.0
 #: The part of the held seconds by which the application's clock may differ, and seconds for each hold.
@@ -141,14 +140,14 @@ class Nodes:
         directory.mkdir()
         self._directory = directory
         self.names = [f"node{number}" for number in range(1, count + 1)]
-        ports = _free_ports(count)
+        free = free_ports(2 * count)
+        ports, self.metrics = free[:count], free[count:]
         lines = "".join(
             f"    {name} hostname={HOST}:{port} bind={HOST}:{port}\n"
             for name, port in zip(self.names, ports, strict=True)
         )
         self.config = directory / "connmon.cfg"
         self.address = f"{HOST}:{ports[0]}"
-        self.metrics = _free_ports(count)
         text = "[connmon_service_default]\nname: default\n"
         self.config.write_text(f"{text}\nnodes:\n{lines}")
         for name, port in zip(self.names, self.metrics, strict=True):
@@ -177,10 +176,9 @@ class Nodes:
             "--config", str(self._directory / f"{name}.cfg"),
         ]  # fmt: skip
         with self._log(name).open("wb") as log:
-            self._processes[name] = subprocess.Popen(
-                [sys.executable, "-I", "-S", LAUNCH, "SIGKILL", "", *command],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT,
-            )  # fmt: skip
+            self._processes[name] = launched(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT
+            )
 
     def ready(self, names: Sequence[str]) -> None:
         limit = time.monotonic() + WAIT
@@ -208,12 +206,6 @@ class Nodes:
     def snapshot(self, by: Grouping) -> Snapshot:
         """Return a snapshot of any node, without a process for it."""
         return read_once(load(str(self.config)).service("default").nodes, "default", by)
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.create_server((HOST, 0))) for _ in range(count)]
-        return [probe.getsockname()[1] for probe in probes]
 
 
 class _Sleepy(BaseHTTPRequestHandler):
@@ -294,9 +286,8 @@ class Worker:
         self, name: str, kind: Kind, url: str, nodes: Nodes, http: str, directory: Path, seconds: float,
         hz: float,
     ) -> None:  # fmt: skip
-        query = {"plugin": "connmon", "connmon_config": str(nodes.config), "connmon_program": name}
-        if "profile" in UrlOptions.__dataclass_fields__:
-            query["connmon_profile"] = f"{hz:g}"
+        query = {"plugin": "connmon", "connmon_config": str(nodes.config), "connmon_program": name,
+                 "connmon_profile": f"{hz:g}"}  # fmt: skip
         watched = make_url(url).update_query_dict(query)
         self.name, self.kind, self.nodes = name, kind, nodes
         options = {
@@ -478,7 +469,6 @@ def judge_split(outcome: Outcome, looks: float, wider: float, elapsed: float) ->
         everything[0].update(real)
         everything[1].update(seen)
         sites.append((name, real, seen, site["held"]))
-    own = sum(site["held"] for site in outcome.books.values()) or 1.0
     known = sum(everything[1].values())
     seconds = sum(row["hold_seconds_total"] for row in outcome.rows) or 1.0
     yield f"  known of {100 * known / seconds:.1f} % of the time"
@@ -489,7 +479,6 @@ def judge_split(outcome: Outcome, looks: float, wider: float, elapsed: float) ->
         part = real["database"] / max(1e-9, sum(real.values()))
         error = 300 * math.sqrt(max(0.01, part * (1 - part)) / count)
         yield from _split(outcome, name, real, seen, max(SPLIT_POINTS * wider, error))
-    del own
 
 
 def _split(

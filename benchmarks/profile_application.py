@@ -12,7 +12,6 @@ import asyncio
 import heapq
 import importlib
 import importlib.util
-import itertools
 import json
 import os
 import queue
@@ -596,8 +595,7 @@ def _be_worker(scenario: Scenario, functions: dict[str, Any], number: int) -> No
         rng = random.Random(number)
         seconds = scenario.options.seconds * (0.4 if number == 1 else 2.0 if number == 0 else 1.0)
         end = scenario.deadline - scenario.options.seconds + seconds
-        rounds = itertools.count()
-        while time.monotonic() < end and next(rounds) >= 0:
+        while time.monotonic() < end:
             drawn = [(DATABASE, rng.uniform(0.0, 0.1)), ("time.sleep", rng.uniform(0.0, 0.1))]
             scenario.doing.visit(functions["worker"], engine, "worker", drawn)
         code = 0

@@ -32,8 +32,9 @@ import psycopg
 import psycopg.conninfo
 import pymysql
 from names import end
-from overhead import HOST, LAUNCH, _port, connmond
+from overhead import HOST, _port, connmond
 from services import SERVICES, environment
+from simulated import launched
 from sqlalchemy import make_url
 
 from tests.support.servers import MariaDB, PostgreSQL
@@ -65,9 +66,9 @@ class Bench:
     def start(self, name: str, *command: object, env: Mapping[str, str] | None = None) -> None:
         """Start a command; its output is in a file of this name. It ends with this process."""
         with (self.directory / f"{name}.log").open("wb") as output:
-            launch = [sys.executable, "-I", "-S", LAUNCH, "SIGKILL", "", *map(str, command)]
-            process = subprocess.Popen(
-                launch, cwd=self.directory, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            process = launched(
+                [*map(str, command)], cwd=self.directory,
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 env={**os.environ, "CONNMON_CONFIG": str(self.config), **(env or {})},
             )  # fmt: skip
         self.stack.callback(end, process)

@@ -277,12 +277,18 @@ def _longest(names: Iterable[str], path: str, by_path: Iterable[str] = ()) -> in
     return max(lengths or (len(name) for name in by_path if _below(name, path)), default=0)
 
 
+def below(path: str, directories: Iterable[Any]) -> str | None:
+    """Return the path below the longest of these directories that it is in. None: it is in none."""
+    roots = [os.path.join(root, "") for root in directories if root and isinstance(root, str)]
+    longest = max((len(root) for root in roots if path.startswith(root)), default=0)
+    return path[longest:] if longest else None
+
+
 def _below(name: str, path: str) -> bool:
     """Return whether the file has this name below the directory that it is imported from."""
-    roots = [root for root in sys.path if root and path.startswith(os.path.join(root, ""))]
-    if not roots:
+    relative = below(path, sys.path)
+    if relative is None:
         return False
-    relative = path[len(os.path.join(max(roots, key=len), "")) :]
     return (os.path.splitext(relative)[0].replace(_SEP, ".") + ".").startswith(f"{name}.")
 
 

@@ -99,7 +99,10 @@ class CallSiteReports:
         pool is; among the others they would have to be taken back then.
         """
         call_sites, profile = account.call_sites, account.time.profile
-        held = _present_holds(account) if call_sites.accounts else {}
+        held = {
+            call_site: _PresentHolds(len(since), min(since))
+            for call_site, since in account.time.present_of.items()
+        }
         waiting = Counter(list(account.wait_call_sites.values()))
         share = call_sites.share(checkouts)
         self._add_others(account, held, waiting, share)
@@ -212,14 +215,3 @@ def _facts(
     return _Facts(
         held=number, held_since=since, waiting=waiting, figures=figures, share=share, profile=profile
     )
-
-
-def _present_holds(account: PoolAccount) -> dict[CallSiteAccount, _PresentHolds]:
-    """Return what each call site holds now, where that is noted."""
-    held: dict[CallSiteAccount, _PresentHolds] = {}
-    for entry in list(account.entries.values()):
-        since, call_site = entry.since, entry.call_site
-        if since and call_site is not None and entry.noted_at == entry.checkouts and not entry.closed:
-            number, first = held.get(call_site.counts, (0, since))
-            held[call_site.counts] = _PresentHolds(number + 1, min(first, since))
-    return held

@@ -199,8 +199,7 @@ class HoldLooks:
             if not taken.sure:
                 account.time.unidentified.keep(now, look.where, application, weight, lateness)
                 if account.sampling is not None and account.sampling.be_curious(now):
-                    for other in list(account.entries.values()):
-                        other.note_at = 0
+                    account.note_next()
         return parts
 
     def _keep_stack(self, account: PoolAccount, call_site: CallSiteAccount, look: Look, now: float) -> None:

@@ -28,17 +28,22 @@ from dataclasses import dataclass
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from connmon.protocol.reports import HoldProfile
-from connmon.protocol.values import IN_DATABASE
+from connmon.protocol.values import (
+    COMPUTING,
+    ELSEWHERE,
+    ENDED,
+    EVENT_LOOP,
+    IN_DATABASE,
+    OTHER_CONNECTION,
+    OTHER_LABELS,
+    WAITING,
+)
 
 #: The part of each hold that noted holds tell of; looks tell of the rest.
 YOUNG_SECONDS: Final = 0.1
 
-#: Where a holder computed, as its thread's CPU clock says, but no look has met it there.
-COMPUTING: Final = "computing"
-#: Stands for places without an entry of their own.
-OTHER_PLACES: Final = "(other)"
 #: Places at which a holder does not compute.
-_AT_REST: Final = frozenset({"waiting", "event loop", "other connection", "elsewhere", "ended"})
+_AT_REST: Final = frozenset({WAITING, EVENT_LOOP, OTHER_CONNECTION, ELSEWHERE, ENDED})
 
 
 @dataclass(frozen=True)
@@ -221,7 +226,7 @@ class Places:
         known = looks.get(place)
         if known is None:
             if len(looks) >= most or (len(self.split.parts) >= most and place not in self.split.parts):
-                place = OTHER_PLACES
+                place = OTHER_LABELS
             known = looks.setdefault(place, [0.0, 0.0, 0.0])
         known[2 if lateness.preempted else 1 if lateness.late else 0] += weight
 
@@ -282,7 +287,7 @@ class Places:
         known = self.split.parts
         room = max(0, self._settings.places - len(known))
         new_places = [place for place in closed.split.parts if place not in known]
-        self.split.absorb(closed.split, dict.fromkeys(new_places[room:], OTHER_PLACES))
+        self.split.absorb(closed.split, dict.fromkeys(new_places[room:], OTHER_LABELS))
         self.compute(closed._cpu, closed._cpu_held)
         if self.stack_at is None or (closed.stack_at is not None and closed.stack_at > self.stack_at):
             self.stack, self.stack_at, self.stack_reported = closed.stack, closed.stack_at, False
@@ -427,8 +432,7 @@ class PoolProfile(Generic[K]):
         self._settle_holds(now, totals, counted, other)
         self._settle_waits(now, totals, counted, other, before)
         for call_site, held_ms in self.held.parts.items():
-            if held_ms != before.get(call_site) or call_site in self.places:
-                self.places_of(call_site).settle(held_ms)
+            self.places_of(call_site).settle(held_ms)
         self._fade()
 
     def _settle_held(self, now: float, totals: PoolTotals, counted: Mapping[K, Counted], other: K) -> None:
@@ -582,7 +586,7 @@ def added_profiles(
                 if len(known) < places:
                     known[place] = None
                 else:
-                    place = OTHER_PLACES
+                    place = OTHER_LABELS
             where[place] = where.get(place, 0) + ms
     return HoldProfile(
         holds=sum([profile.holds for profile in profiles]),

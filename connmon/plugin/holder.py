@@ -238,10 +238,7 @@ def frame_text(code: CodeType, number: int) -> str:
 @functools.lru_cache(maxsize=1_000)
 def _path(path: str, directories: tuple[str, ...]) -> str:
     """Return a file's path below the longest of these directories that it is in."""
-    roots = [
-        os.path.join(root, "") for root in directories if root and path.startswith(os.path.join(root, ""))
-    ]
-    return path[max(map(len, roots)) :] if roots else path
+    return frames.below(path, directories) or path
 
 
 def _text(text: str) -> str:

@@ -24,7 +24,7 @@ from connmon.plugin.hold_looks import HoldLooks
 from connmon.plugin.holder_checks import NOT_CHECKED, HolderChecks, HolderCheckSettings, Holders
 from connmon.plugin.pool_account import Entry, PoolAccount, highest, within_peaks
 from connmon.plugin.pool_sums import OTHERS, PoolFigures, PoolSum, age
-from connmon.plugin.process_account import AccountSettings, Lock, ProcessAccount
+from connmon.plugin.process_account import AccountSettings, Lock, ProcessAccount, unknown_cpu
 from connmon.protocol.reports import (
     CONNECTIONS_REPORTED,
     POOLS_REPORTED,
@@ -100,7 +100,7 @@ class Ledger:
         clock: Callable[[], float],
         holders: Holders | None = None,
         settings: LedgerSettings = LedgerSettings(),  # it is immutable
-        thread_cpu: Callable[[], tuple[int, float]] | None = None,
+        thread_cpu: Callable[[], tuple[int, float]] = unknown_cpu,
     ) -> None:
         """`make_lock` makes a lock of the native kind; `holders` knows who has a connection.
 
@@ -109,10 +109,7 @@ class Ledger:
         """
         self.instance = instance
         self.settings = settings
-        if thread_cpu is None:
-            self.process = ProcessAccount(make_lock, clock, settings.accounts)
-        else:
-            self.process = ProcessAccount(make_lock, clock, settings.accounts, thread_cpu)
+        self.process = ProcessAccount(make_lock, clock, settings.accounts, thread_cpu)
         self.pools: dict[int, PoolAccount] = {}
         self.remains: dict[RowKey, PoolAccount] = {}
         """By database: the totals of its closed pools, which must not go missing there."""
@@ -329,8 +326,6 @@ class Ledger:
         counted = []
         for account in self._accounts():
             account.fold()
-            for call_site in account.call_sites.counting():
-                call_site.count()
             gauges, totals, held_since = account.count(now)
             account.settle(gauges, totals, now)
             account.settle_time(totals, now, self._looks.cpu_scale, final=self._ending)
@@ -501,8 +496,7 @@ class Ledger:
             return
         for account in list(self.pools.values()):
             if account.sampling is self.sampling:
-                for entry in list(account.entries.values()):
-                    entry.note_at = 0
+                account.note_next()
 
     def _retire(self) -> None:
         """Move the totals of pools that are gone to the remains of the same database."""
@@ -518,8 +512,6 @@ class Ledger:
             self._leave_sum(account.number)
             self._moved.pop(account.number, None)
             remains = self._remains_of(account)
-            for call_site in account.call_sites.counting():
-                call_site.count()
             _, totals, _ = account.count()
             account.settle_time(totals, self.process.clock(), final=True)
             remains.ended = plus(remains.ended, totals)

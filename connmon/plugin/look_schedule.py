@@ -50,8 +50,8 @@ class LookSchedule:
         self._random = random_numbers
         self._settings = settings
         self._busy_at = 0.0
-        self._cpu_seconds = 0.0
-        """What a look takes on average. 0.0: none was taken yet."""
+        self._cpu_seconds = settings.usual_cpu_seconds
+        """What a look takes on average."""
         self.due: float | None = None
         """When the next look is due. None: none is planned."""
 
@@ -81,14 +81,12 @@ class LookSchedule:
     def took(self, cpu_seconds: float) -> None:
         """Note how long a look has computed."""
         # The first looks read the code of all functions that they meet: they say little of those to come.
-        before = self._cpu_seconds or self._settings.usual_cpu_seconds
+        before = self._cpu_seconds
         usual = min(cpu_seconds, 4.0 * before)
         self._cpu_seconds = before + self._settings.smoothing * (usual - before)
 
     def _affordable(self, looks_per_second: float) -> float:
         """Return how many of so many looks per second do not take too much."""
-        if self._cpu_seconds <= 0.0:
-            return looks_per_second
         budget = self._settings.cpu_part * max(1.0, looks_per_second / 10.0)
         return min(looks_per_second, budget / self._cpu_seconds)
 

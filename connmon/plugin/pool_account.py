@@ -467,6 +467,11 @@ class PoolAccount:
                 let_go(error)
                 raise
 
+    def note_next(self) -> None:
+        """Have the next checkout of each connection noted."""
+        for entry in list(self.entries.values()):
+            entry.note_at = 0
+
     def note_wait(self, wait: object, now: float) -> None:
         """Note the call site that waits, if the sample has room for it. Raises nothing of its own."""
         try:
@@ -598,6 +603,9 @@ class PoolAccount:
 
         How long connections were held is in `time` then: until now, where that is given.
         """
+        # Call sites come first: a hold that ends meanwhile is in the totals then, else they would have more.
+        for counting in self.call_sites.counting():
+            counting.count()
         connects = closes = checkouts = checkins = connections = held = detached = invalidations = 0
         longest_since: float | None = None
         held_seconds, connect_seconds = self.ended_held_seconds, self.ended_connect_seconds
@@ -624,7 +632,7 @@ class PoolAccount:
                 detached += entry.detached
                 if since:
                     call_site = entry.call_site if entry.noted_at == entry_checkouts else None
-                    self.time.add_present(now - since, None if call_site is None else call_site.counts)
+                    self.time.add_present(now, since, None if call_site is None else call_site.counts)
                     if longest_since is None or since < longest_since:
                         longest_since = since
         totals = Totals(

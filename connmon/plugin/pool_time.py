@@ -20,7 +20,7 @@ class PoolTime:
     """The time that one pool's connections are held, as last counted."""
 
     __slots__ = (
-        "_present", "_present_of", "_present_unnoted", "_settled", "_unnoted", "_unnoted_before", "held",
+        "_present", "_present_unnoted", "_settled", "_unnoted", "_unnoted_before", "held", "present_of",
         "profile", "unidentified",
     )  # fmt: skip
 
@@ -32,8 +32,8 @@ class PoolTime:
         self.held = HeldTime()
         self._present: list[float] = []
         """Seconds of each present hold."""
-        self._present_of: dict[CallSiteAccount, list[float]] = {}
-        """The same of noted ones, by call site."""
+        self.present_of: dict[CallSiteAccount, list[float]] = {}
+        """By call site: since when each of its noted present holds goes on."""
         self._settled: tuple[int, ...] | None = None
         """What was split last."""
         self._present_unnoted = 0
@@ -51,16 +51,15 @@ class PoolTime:
 
     def begin(self) -> None:
         """Begin to count the present holds."""
-        self._present, self._present_of, self._present_unnoted = [], {}, 0
+        self._present, self.present_of, self._present_unnoted = [], {}, 0
 
-    def add_present(self, seconds: float, call_site: CallSiteAccount | None) -> None:
-        """Count a present hold that has lasted for so long. `call_site`: None where it was not noted."""
-        seconds = max(0.0, seconds)
-        self._present.append(seconds)
+    def add_present(self, now: float, since: float, call_site: CallSiteAccount | None) -> None:
+        """Count a hold that goes on since then. `call_site`: None where it was not noted."""
+        self._present.append(max(0.0, now - since))
         if call_site is None:
             self._present_unnoted += 1
         else:
-            self._present_of.setdefault(call_site, []).append(seconds)
+            self.present_of.setdefault(call_site, []).append(since)
 
     def end(self, ended_seconds: float, ended_old_seconds: float) -> None:
         """Note the time of the ended holds; of these, what each lasted beyond `YOUNG_SECONDS`."""
@@ -98,7 +97,7 @@ class PoolTime:
                 waiting[call_site] = waiting.get(call_site, 0.0) + now - began
         counted, samples = {}, {}
         for call_site in call_sites.counting():
-            present = self._present_of.get(call_site, [])
+            present = [max(0.0, now - since) for since in self.present_of.get(call_site, ())]
             counted[call_site] = call_site.counted(
                 sum(present), old_seconds(present), waiting.get(call_site, 0.0)
             )

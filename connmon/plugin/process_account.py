@@ -120,7 +120,7 @@ class FoldLock:
         self._failed_attempts, self.current = 0, self._make_lock()
 
 
-def _unknown_cpu() -> tuple[int, float]:
+def unknown_cpu() -> tuple[int, float]:
     return 0, 0.0
 
 
@@ -132,7 +132,7 @@ class ProcessAccount:
         make_lock: Callable[[], Lock],
         clock: Callable[[], float],
         settings: AccountSettings = AccountSettings(),  # it is immutable
-        thread_cpu: Callable[[], tuple[int, float]] = _unknown_cpu,
+        thread_cpu: Callable[[], tuple[int, float]] = unknown_cpu,
     ) -> None:
         self.settings = settings
         self.clock = clock

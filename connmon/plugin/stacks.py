@@ -390,6 +390,6 @@ def line_of(code: CodeType, offset: int) -> int:
     return code.co_firstlineno
 
 
-def places(stack: Stack, most: int = FRAMES_READ) -> list[Place]:
+def places(stack: Stack) -> list[Place]:
     """Return code objects and lines of a stack's innermost frames."""
-    return [(code, line_of(code, offset)) for code, offset in stack.frames[:most]]
+    return [(code, line_of(code, offset)) for code, offset in stack.frames[:FRAMES_READ]]

@@ -33,14 +33,16 @@ from connmon.plugin import call_site, called
 from connmon.plugin.call_site import FrameKinds, Place
 from connmon.plugin.call_site_accounts import Held, Look
 from connmon.plugin.stacks import Holder, Stack, ThreadMark, line_of
-from connmon.protocol.values import IN_DATABASE
+from connmon.protocol.values import (
+    ELSEWHERE,
+    ENDED,
+    EVENT_LOOP,
+    IN_DATABASE,
+    OTHER_CONNECTION,
+    OWN_CODE,
+    WAITING,
+)
 
-WAITING: Final = "waiting"
-OTHER_CONNECTION: Final = "other connection"
-EVENT_LOOP: Final = "event loop"
-ELSEWHERE: Final = "elsewhere"
-ENDED: Final = "ended"
-OWN_CODE: Final = "own code"
 #: A task awaits something whose maker is not known.
 FUTURE: Final = "asyncio.Future"
 
@@ -173,9 +175,7 @@ def _relative(path: str, directories: Sequence[Any]) -> str:
         _, found, below = path.rpartition(mark)
         if found:
             return below
-    roots = [os.path.join(root, "") for root in directories if root and isinstance(root, str)]
-    longest = max((len(root) for root in roots if path.startswith(root)), default=0)
-    return path[longest:] if longest else os.path.basename(path)
+    return call_site.below(path, directories) or os.path.basename(path)
 
 
 def _top(module: str) -> str:

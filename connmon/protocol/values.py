@@ -62,6 +62,13 @@ later. `ended`: as in `HolderIn`. `(other)`: labels without an entry of their ow
 package that the application has called, such as `requests`, or a function of Python's library: `time.sleep`.
 """
 IN_DATABASE: Final = "database"
+WAITING: Final = "waiting"
+OWN_CODE: Final = "own code"
+COMPUTING: Final = "computing"
+EVENT_LOOP: Final = "event loop"
+OTHER_CONNECTION: Final = "other connection"
+ELSEWHERE: Final = "elsewhere"
+ENDED: Final = "ended"
 #: Stands for all labels without an entry of their own.
 OTHER_LABELS: Final = "(other)"
 

@@ -7,8 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connmon.plugin.hold_profile import (
-    COMPUTING,
-    OTHER_PLACES,
     Counted,
     HeldTime,
     Lateness,
@@ -22,6 +20,7 @@ from connmon.plugin.hold_profile import (
     apportion,
 )
 from connmon.protocol.reports import HoldProfile
+from connmon.protocol.values import COMPUTING, OTHER_LABELS
 
 AT_ONCE = Lateness(late=False, preempted=False)
 LATE = Lateness(late=True, preempted=False)
@@ -190,7 +189,7 @@ def test_places_are_bounded(seen: list[str]) -> None:
     assert len(places.split.parts) <= 9
     assert sum(places.split.parts.values()) == 1_000 * len(seen)
     if len(set(seen)) > settings.places + 1:
-        assert OTHER_PLACES in places.split.parts
+        assert OTHER_LABELS in places.split.parts
 
 
 @given(
@@ -262,7 +261,7 @@ def test_waits_that_nobody_caused_are_settled_once() -> None:
     assert profile.pending
     for now in (13.0, 14.0):
         settled(profile, now, {}, HeldTime(), waited_ms=1_000)
-    assert profile.caused.parts == {"(other)": 1_000}
+    assert profile.caused.parts == {OTHER_LABELS: 1_000}
     assert not profile.pending
 
 

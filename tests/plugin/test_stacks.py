@@ -77,6 +77,21 @@ async def with_a_limit(event: asyncio.Event) -> None:
     await asyncio.wait_for(innermost(event), 60)
 
 
+def functions_while_waiting(function: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> list[str]:
+    """Return the functions on the stack of a task of this function while it waits for the event."""
+
+    async def main() -> list[str]:
+        event = asyncio.Event()
+        task = asyncio.ensure_future(function(event))
+        await asyncio.sleep(0.05)
+        names = functions(task)
+        event.set()
+        await task
+        return names
+
+    return asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     "function",
     [direct, in_a_generator, in_a_generator_that_is_closed, in_a_shielded_task, in_a_task, with_a_limit],
@@ -86,16 +101,7 @@ def test_a_stack_goes_on_behind_what_a_task_awaits(
 ) -> None:
     """The stack goes through generators and tasks that the task awaits, down to where it really waits."""
 
-    async def main() -> list[str]:
-        event = asyncio.Event()
-        task = asyncio.ensure_future(function(event))
-        await asyncio.sleep(0.01)
-        names = functions(task)
-        event.set()
-        await task
-        return names
-
-    names = asyncio.run(main())
+    names = functions_while_waiting(function)
     assert names[:2] == ["wait", "innermost"]
     assert names[-1] == function.__name__
 
@@ -106,16 +112,8 @@ def test_tasks_that_await_each_other_are_followed_only_so_far() -> None:
     async def chain(depth: int, event: asyncio.Event) -> None:
         await (asyncio.ensure_future(chain(depth - 1, event)) if depth else innermost(event))
 
-    async def main() -> list[str]:
-        event = asyncio.Event()
-        task = asyncio.ensure_future(chain(stacks.TASKS_FOLLOWED + 6, event))
-        await asyncio.sleep(0.05)
-        names = functions(task)
-        event.set()
-        await task
-        return names
-
-    assert asyncio.run(main()) == ["chain"] * (stacks.TASKS_FOLLOWED + 1)
+    names = functions_while_waiting(lambda event: chain(stacks.TASKS_FOLLOWED + 6, event))
+    assert names == ["chain"] * (stacks.TASKS_FOLLOWED + 1)
 
 
 def test_a_task_that_awaits_several_is_where_it_awaits_them() -> None:
@@ -124,16 +122,7 @@ def test_a_task_that_awaits_several_is_where_it_awaits_them() -> None:
     async def both(event: asyncio.Event) -> None:
         await asyncio.gather(innermost(event), innermost(event))
 
-    async def main() -> list[str]:
-        event = asyncio.Event()
-        task = asyncio.ensure_future(both(event))
-        await asyncio.sleep(0.01)
-        names = functions(task)
-        event.set()
-        await task
-        return names
-
-    assert asyncio.run(main()) == ["both"]
+    assert functions_while_waiting(both) == ["both"]
 
 
 def take_connection() -> CodeType:
